@@ -1,0 +1,323 @@
+"""`Letter`: names, arguments, defaults.
+
+Lives here: the public face and the one attribute that holds all state of a process. Never here: encoding, queueing,
+sending, forks; each has its room.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import _lifecycle
+from ._delivery import Delivery
+from ._event import Encoder, Unencodable
+from ._mail import post_mail
+from ._sender import Sender
+from ._settings import DEFAULT_BASE_URL, Settings, seconds
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+    from datetime import date, datetime
+    from types import TracebackType
+    from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple, Type, Union
+    from uuid import UUID
+
+    Timestamp = Union[datetime, date, str, None]
+    MessageId = Union[str, UUID, None]
+
+
+class Letter:
+    """A client of letter.app's ingestion API.
+
+    `identify`, `group` and `track` queue an event and return in microseconds; a background thread of this process, started
+    at the first event, delivers batches. All methods may be called from any thread, from signal handlers and
+    from `on_error`. After a fork the parent's waiting events stay the parent's, and the child's client starts empty.
+    A client can be pickled: the other side gets one with the same options, the key included.
+
+    Args:
+        api_key: The API key. None reads the variable ``LETTER_API_KEY``.
+        base_url: Where the API is. When not given, the variable ``LETTER_BASE_URL``, else letter.app.
+        flush_at: Events at which a batch leaves without waiting longer. One request carries at most 100.
+        flush_interval: Seconds that an event waits for company.
+        max_retries: Tries after the first, for requests that met a 429, a 5xx or no answer.
+        timeout: Seconds that one request may take as a whole.
+        on_error: Called with a `LetterError` for each event or batch that is lost, on whichever thread found out,
+            outside of all locks. May call the client. The default prints one line to stderr.
+        max_queue_bytes: Bound of the queue in bytes of encoded events.
+        max_queue_events: Bound of the queue in events.
+        overflow: What gives way at a bound: ``"drop_newest"``, ``"drop_oldest"``, or ``"block"``, which makes the
+            call wait up to `timeout` seconds (never in a thread that runs an asyncio loop) and then drops the newest.
+        max_batch_bytes: Bound of one request's body, and so of one event.
+        exit_timeout: Seconds that one `flush`, one `close` or the end of the process may take.
+        before_send: Gets each event as a dict in the wire's form; returns it, changed or not, or None to drop it.
+            Runs in the call.
+        enabled: False makes every call do nothing, without a key too.
+        ssl_context: An `ssl.SSLContext`, or a function that makes one in the process that uses it (needed for a client
+            that is pickled, and under gevent). The default verifies against the system's certificates.
+        exit_signals: Signals on which to send what waits before doing what the signal did before; main thread only.
+
+    Raises:
+        LetterError: An option is missing or wrong.
+    """
+
+    def __init__(
+        self,
+        api_key: Optional[str] = None,
+        base_url: str = DEFAULT_BASE_URL,
+        flush_at: int = 50,
+        flush_interval: float = 0.1,
+        max_retries: int = 3,
+        timeout: float = 10.0,
+        on_error: Optional[Callable[[LetterError], object]] = None,
+        *,
+        max_queue_bytes: int = 4_194_304,
+        max_queue_events: int = 10_000,
+        overflow: str = "drop_newest",
+        max_batch_bytes: int = 500_000,
+        exit_timeout: float = 5.0,
+        before_send: Optional[Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]] = None,
+        enabled: bool = True,
+        ssl_context: Union[ssl.SSLContext, Callable[[], ssl.SSLContext], None] = None,
+        exit_signals: Iterable[int] = (),
+    ) -> None:
+        self._open(
+            Settings(
+                api_key=api_key,
+                base_url=base_url,
+                flush_at=flush_at,
+                flush_interval=flush_interval,
+                max_retries=max_retries,
+                timeout=timeout,
+                on_error=on_error,
+                max_queue_bytes=max_queue_bytes,
+                max_queue_events=max_queue_events,
+                overflow=overflow,
+                max_batch_bytes=max_batch_bytes,
+                exit_timeout=exit_timeout,
+                before_send=before_send,
+                enabled=enabled,
+                ssl_context=ssl_context,
+                exit_signals=exit_signals,
+            )
+        )
+
+    def _open(self, settings: Settings) -> None:
+        self._settings = settings
+        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send)
+        # All state of a process. In a forked child `_here` replaces it whole.
+        self._delivery: Delivery = Sender(settings)
+        if settings.exit_signals:
+            _lifecycle.end_on(settings.exit_signals)
+
+    def _here(self) -> Delivery:
+        """The delivery of this process, which a fork may just have made. Takes no lock."""
+        delivery = self._delivery
+        if delivery.pid != os.getpid():
+            delivery = self._delivery = delivery.for_child()
+        return delivery
+
+    # Events. They return in microseconds and raise only for arguments that can never be right.
+
+    def identify(
+        self,
+        user_id: str,
+        email: Optional[str] = None,
+        traits: Optional[Mapping[str, Any]] = None,
+        timezone: Optional[str] = None,
+        timestamp: Timestamp = None,
+        message_id: MessageId = None,
+    ) -> None:
+        """Queue what is known of a user. See `track` for what is the same: time, identity, errors, blocking."""
+        if self._settings.enabled:
+            try:
+                event = self._encoder.identify(user_id, email, traits, timezone, timestamp, message_id)
+            except Unencodable as problem:
+                self._refuse(problem, type="identify", userId=user_id, email=email, traits=traits, timezone=timezone)
+            else:
+                self._put(event)
+
+    def group(
+        self,
+        user_id: str,
+        account_id: str,
+        name: Optional[str] = None,
+        traits: Optional[Mapping[str, Any]] = None,
+        timestamp: Timestamp = None,
+        message_id: MessageId = None,
+    ) -> None:
+        """Queue that a user belongs to an account. See `track` for what is the same."""
+        if self._settings.enabled:
+            try:
+                event = self._encoder.group(user_id, account_id, name, traits, timestamp, message_id)
+            except Unencodable as problem:
+                self._refuse(problem, type="group", userId=user_id, accountId=account_id, name=name, traits=traits)
+            else:
+                self._put(event)
+
+    def track(
+        self,
+        user_id: str,
+        event: str,
+        properties: Optional[Mapping[str, Any]] = None,
+        timestamp: Timestamp = None,
+        message_id: MessageId = None,
+    ) -> None:
+        """Queue something that a user did.
+
+        The event is encoded in the call, so later changes to ``properties`` do not matter. A value in it that JSON
+        cannot carry costs this event alone: it is reported to `on_error` with the path of the value, and the call
+        returns.
+
+        Args:
+            timestamp: When it happened; the moment of the call if None. A naive datetime is local time.
+            message_id: What the API tells repeated deliveries by; a random UUID if None.
+
+        Raises:
+            LetterError: ``user_id`` or ``event`` is missing, or an argument has a wrong type.
+
+        Does no I/O and takes one short lock. It waits only with ``overflow="block"`` at a full queue, while the
+        process is ending, and where no thread can run (uWSGI without threads).
+        """
+        if self._settings.enabled:
+            try:
+                data = self._encoder.track(user_id, event, properties, timestamp, message_id)
+            except Unencodable as problem:
+                self._refuse(problem, type="track", userId=user_id, event=event, properties=properties)
+            else:
+                self._put(data)
+
+    def _put(self, event: Optional[bytes]) -> None:
+        delivery = self._delivery
+        if delivery.pid != os.getpid():
+            delivery = self._here()
+        if event is not None:
+            delivery.put(event)
+        else:
+            delivery.refuse("filtered")  # by the application's own before_send
+
+    def _refuse(self, problem: Unencodable, **event: Any) -> None:
+        given = {name: value for name, value in event.items() if value is not None}
+        error = LetterError(f"{event['type']}: {problem}; the event is lost", cause="invalid", events=[given])
+        self._here().refuse("invalid", error)
+
+    # Emails.
+
+    def send(
+        self,
+        to: str,
+        subject: str,
+        html: Optional[str] = None,
+        text: Optional[str] = None,
+        from_email: Optional[str] = None,
+        from_name: Optional[str] = None,
+        reply_to: Optional[str] = None,
+        headers: Optional[Mapping[str, str]] = None,
+        tag: Optional[str] = None,
+        metadata: Optional[Mapping[str, Any]] = None,
+        idempotency_key: Optional[str] = None,
+    ) -> Dict[str, Any]:
+        """Send one transactional email now, and return the API's answer (``id``, ``messageId``, ``status``, ``replayed``).
+
+        Not queued: it blocks for up to `timeout` seconds a try, and for the waits between tries. Only a call with an
+        ``idempotency_key`` is tried again. After `close` it still works. With ``enabled=False`` it returns ``{}``.
+
+        Raises:
+            LetterError: An argument is missing or is not JSON, the API refused (``status``, ``code``), or no answer came.
+        """
+        if not self._settings.enabled:
+            return {}
+        return post_mail(
+            self._settings,
+            to=to,
+            subject=subject,
+            html=html,
+            text=text,
+            from_email=from_email,
+            from_name=from_name,
+            reply_to=reply_to,
+            headers=headers,
+            tag=tag,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+
+    # Settling.
+
+    def flush(self, timeout: Optional[float] = None) -> bool:
+        """Send what this process has queued, and wait for it: at most ``timeout`` seconds, `exit_timeout` if None.
+
+        Returns True when all that was queued before the call is settled: delivered, or reported as lost. False when time ran
+        out (what is left goes on waiting), and in `on_error` on the sender's own thread, which cannot wait for itself.
+        After it an idle client has no thread, so a fork that follows finds the process single-threaded.
+        """
+        return self._here().flush(self._seconds(timeout))
+
+    def close(self, timeout: Optional[float] = None) -> bool:
+        """Refuse further events in this process, settle what waits, end the thread. May be called again.
+
+        Blocks for at most ``timeout`` seconds, `exit_timeout` if None. What is not delivered by then is given up and
+        reported; the answer is then False.
+        """
+        return self._here().close(self._seconds(timeout))
+
+    async def aflush(self, timeout: Optional[float] = None) -> bool:
+        """`flush` for asyncio: waits on a thread of the loop's default executor, so the loop goes on."""
+        return await _in_thread(self.flush, timeout)
+
+    async def aclose(self, timeout: Optional[float] = None) -> bool:
+        """`close` for asyncio: waits on a thread of the loop's default executor, so the loop goes on."""
+        return await _in_thread(self.close, timeout)
+
+    def stats(self) -> Dict[str, Any]:
+        """Counters of this process's client: a dict that balances, accepted = delivered + lost + waiting.
+
+        ``accepted``: events whose call returned. ``delivered``; ``retried``: events in repeated requests; ``lost``: a dict by
+        cause (docs/guarantees.md names them); ``waiting`` and ``waiting_bytes``: in the queue or on the wire; ``pid``;
+        ``mode``: ``"thread"``, or ``"inline"`` where the calls send. A forked child counts from zero.
+        """
+        return self._here().stats()
+
+    def _seconds(self, timeout: Optional[float]) -> float:
+        if timeout is None:
+            return self._settings.exit_timeout
+        return seconds("timeout", timeout)
+
+    # Python's own.
+
+    def __enter__(self) -> Letter:
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Letter:
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        lost = sum(stats["lost"].values())
+        return f"<Letter waiting={stats['waiting']:,} delivered={stats['delivered']:,} lost={lost:,} pid={stats['pid']}>"
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return (_unpickled, (self._settings,))
+
+
+def _unpickled(settings: Settings) -> Letter:
+    letter = Letter.__new__(Letter)
+    letter._open(settings)
+    return letter
+
+
+async def _in_thread(wait: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
+    import asyncio
+
+    return await asyncio.get_running_loop().run_in_executor(None, wait, timeout)

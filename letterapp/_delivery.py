@@ -1,0 +1,94 @@
+"""The contract between the client and what carries its events.
+
+Lives here: the verbs, their guarantees in words, and how a report reaches the application. Never here: any way of
+carrying. The client knows no more of a carrier than this, so no flag tells two carriers apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Optional
+
+
+class Delivery(ABC):
+    """Carries the events of one client in one process.
+
+    It is made without starting anything. It belongs to the process ``pid``; in a forked child it is dead weight, of
+    which only `abandon` and `for_child` may be called.
+    """
+
+    pid: int
+    exit_timeout: float  # seconds that the end of the process may take for it
+
+    @abstractmethod
+    def put(self, event: bytes) -> None:
+        """Accept an encoded event, or report and count it as lost. Microseconds; never raises for want of room."""
+
+    @abstractmethod
+    def refuse(self, cause: str, error: Optional[LetterError] = None) -> None:
+        """Count an event that was not queued as lost for ``cause``; report it, unless the application wished it away."""
+
+    @abstractmethod
+    def flush(self, timeout: float) -> bool:
+        """Send all that was accepted before this call; True when it is settled, False when ``timeout`` passed before."""
+
+    @abstractmethod
+    def close(self, timeout: float) -> bool:
+        """Refuse further events, settle what waits, give up what is left at ``timeout``. True when all was settled."""
+
+    @abstractmethod
+    def hasten(self) -> None:
+        """The process is ending: start sending what waits. Does not wait, so that many clients can share one deadline."""
+
+    @abstractmethod
+    def end(self, deadline: float, final: bool) -> None:
+        """Wait until all is settled or the monotonic ``deadline`` has come.
+
+        From then on each `put` returns when its event is settled, because no thread can be relied on any more.
+        ``final``: the process is sure to end, so what is not settled in time is reported as lost.
+        """
+
+    @abstractmethod
+    def is_interrupted(self) -> bool:
+        """True in a signal handler that interrupted this very object, which must return before anything can be sent."""
+
+    @abstractmethod
+    def stats(self) -> Dict[str, Any]:
+        """Counters that balance at any moment: accepted = delivered + lost + waiting."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """In a forked child: drop what was inherited. Takes no lock and speaks to nobody. Called in the fork hook."""
+
+    @abstractmethod
+    def for_child(self) -> Delivery:
+        """The carrier of this process, a descendant of ``pid``: made by whichever thread asks first, empty."""
+
+
+class Reporter:
+    """Hands errors to the application's ``on_error``, or prints a line to stderr. It cannot fail, and takes no lock."""
+
+    def __init__(self, on_error: Optional[Callable[[LetterError], object]]) -> None:
+        self._on_error = on_error
+
+    def __call__(self, error: LetterError) -> None:
+        try:
+            if self._on_error is not None:
+                self._on_error(error)
+            else:
+                _print(f"letterapp: {error}")
+        except Exception as failure:
+            _print(f"letterapp: on_error raised {failure!r} for: {error}")
+
+
+def _print(line: str) -> None:
+    try:
+        sys.stderr.write(line.replace("\n", " ") + "\n")
+    except Exception:
+        pass  # stderr is closed, or None, or cannot write this text: there is nowhere left to say so

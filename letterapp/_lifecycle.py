@@ -1,0 +1,187 @@
+"""Forks and ends: how this process came to be, how it will go, and who must be told.
+
+Lives here: the one fork hook, the exit paths of plain processes, multiprocessing, Celery and signals, and what uWSGI
+needs knowing. Never here: sending; a delivery is asked to end, how it does that is its own affair.
+
+Nothing is imported for this: a server is recognised by the modules that it has loaded itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from weakref import ref
+
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
+
+    from ._delivery import Delivery
+
+# The deliveries of this process and, until a fork's child has dropped them, of its parent. Weak: a client that is
+# thrown away stays only as long as its thread has something to send. No lock: each use is one operation on a set.
+_deliveries: Set[ref[Delivery]] = set()
+_kept: Set[Delivery] = set()  # those that wait without a thread, which nothing else may keep alive
+
+# Process ids rather than flags, because a flag that a parent has set is wrong in its children.
+_hooked = False
+_armed_pid = 0
+_ended_pid = 0
+
+
+def watch(delivery: Delivery) -> None:
+    """See to it that ``delivery`` is told of this process's forks and of its end. Cheap; starts nothing."""
+    global _hooked
+    _deliveries.add(ref(delivery, _deliveries.discard))
+    if not _hooked:
+        _hooked = True
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(after_in_child=_in_child)
+    _arm()
+    if _ended_pid == delivery.pid:  # made by an exit callback that ran after ours
+        delivery.end(time.monotonic() + delivery.exit_timeout, final=True)
+
+
+def keep(delivery: Delivery) -> None:
+    """Hold on to a delivery that has no thread, until the process ends."""
+    _kept.add(delivery)
+
+
+def _alive() -> List[Delivery]:
+    return [delivery for delivery in (known() for known in list(_deliveries)) if delivery is not None]
+
+
+def _in_child() -> None:
+    # The fork hook. No lock, no thread, no log, no new object of consequence: gevent patches after this, and another
+    # library's hook may not have run yet. The child's own delivery is made at its first use.
+    _kept.clear()
+    for delivery in _alive():
+        delivery.abandon()
+
+
+# Ends.
+
+
+def _arm() -> None:
+    """Register with whatever will announce this process's end. Once per process."""
+    global _armed_pid
+    pid = os.getpid()
+    if _armed_pid == pid:
+        return
+    _armed_pid = pid
+    atexit.register(end_of_process)
+    _arm_multiprocessing()
+    signals = sys.modules.get("celery.signals")
+    if signals is not None:
+        # A prefork child of Celery leaves by `os._exit`, past `atexit` and every `Finalize`.
+        signals.worker_process_shutdown.connect(end_of_process, weak=False, dispatch_uid="letterapp")
+
+
+def _arm_multiprocessing() -> None:
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is None or process is None:
+        return
+    if process.parent_process() is not None:
+        # A multiprocessing child: `atexit` does not run there before 3.13.
+        util.Finalize(None, end_of_process, exitpriority=100)
+    # What a spawned child registered while it imported the main module is cleared before its job begins
+    # (`BaseProcess._bootstrap`); this is called right after that.
+    util.register_after_fork(_arm_again, _arm_again)
+
+
+def _arm_again(_: object) -> None:
+    global _armed_pid
+    _armed_pid = 0
+    _arm()
+
+
+def end_of_process(*_: object, **__: object) -> None:
+    """Settle what this process's clients still hold, all within one budget. Called by whatever announces the end."""
+    global _ended_pid
+    _ended_pid = os.getpid()
+    _end(final=True)
+
+
+def _end(final: bool) -> None:
+    started = time.monotonic()
+    pid = os.getpid()
+    mine = [delivery for delivery in _alive() if delivery.pid == pid]
+    for delivery in mine:
+        delivery.hasten()
+    for delivery in mine:
+        delivery.end(started + delivery.exit_timeout, final)
+
+
+# Signals, where the application asked for it.
+
+_previous: Dict[int, Any] = {}  # what handled each signal before
+
+
+def end_on(signals: Iterable[int]) -> None:
+    """Have ``signals`` send what waits before they do what they did. Main thread only; `LetterError` elsewhere."""
+    import signal
+
+    for number in signals:
+        handler = signal.getsignal(number)
+        if handler is _on_signal:
+            continue
+        if handler is None:
+            raise LetterError(f"exit_signals: {signal.Signals(number).name} is handled outside of Python here")
+        try:
+            signal.signal(number, _on_signal)
+        except ValueError:
+            raise LetterError("exit_signals: only the main thread can install signal handlers") from None
+        _previous[number] = handler
+
+
+def _on_signal(number: int, frame: Any) -> None:
+    import signal
+
+    pid = os.getpid()
+    if any(delivery.is_interrupted() for delivery in _alive() if delivery.pid == pid):
+        # The handler runs in the middle of a `put`. Nothing can be sent before that returns, so come again: the
+        # interpreter runs at least one instruction of the interrupted code between two signals.
+        os.kill(pid, number)
+        return
+    previous = _previous[number]
+    _end(final=previous is signal.SIG_DFL)
+    if callable(previous):
+        previous(number, frame)
+    elif previous == signal.SIG_DFL:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(pid, number)
+
+
+# uWSGI, which forks without Python's hooks and may not let threads run.
+
+
+def threads_run() -> bool:
+    """False where a thread would be started but never get a turn."""
+    uwsgi = _uwsgi()
+    if uwsgi is None:
+        return True
+    if is_before_workers():
+        return False  # once the import is over, the master's loop holds the GIL for ever
+    return _version(uwsgi) >= (2, 0, 27) or "enable-threads" in uwsgi.opt or "threads" in uwsgi.opt
+
+
+def is_before_workers() -> bool:
+    """True while uWSGI imports the application before its workers exist: the last chance to send from this process."""
+    uwsgi = _uwsgi()
+    return uwsgi is not None and uwsgi.worker_id() == 0 and not uwsgi.mule_id()
+
+
+def _uwsgi() -> Any:
+    module: Any = sys.modules.get("uwsgi")
+    return module if hasattr(module, "worker_id") and hasattr(module, "opt") else None
+
+
+def _version(uwsgi: Any) -> Tuple[int, ...]:
+    text = uwsgi.version.decode("ascii", "replace")
+    numbers = text.split("-")[0].split(".")
+    return tuple(int(number) for number in numbers if number.isdigit())

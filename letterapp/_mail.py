@@ -1,0 +1,74 @@
+"""One transactional email: posted at once, on the caller's thread.
+
+Lives here: the request of `Letter.send`, its checks and its retries. Never here: anything queued.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ._event import to_json
+from ._retry import Again, Delivered, GiveUp, judge
+from ._transport import Transport, Unreachable
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict
+
+    from ._settings import Settings
+
+_NAMES = {
+    "from_email": "from",
+    "from_name": "fromName",
+    "reply_to": "replyTo",
+    "idempotency_key": "idempotencyKey",
+}
+
+
+def post_mail(settings: Settings, **fields: Any) -> Dict[str, Any]:
+    """Send the email that ``fields`` (arguments of `Letter.send`) describe; return the API's answer.
+
+    Only a mail with an idempotency key is tried again: without one, a second try could send a second mail.
+    """
+    for name in ("to", "subject"):
+        if not fields[name]:
+            raise LetterError(f"{name} is required")
+    if not (fields["html"] or fields["text"]):
+        raise LetterError("html or text is required")
+    body = to_json("send", {_NAMES.get(name, name): value for name, value in fields.items() if value is not None})
+    retries = settings.max_retries if fields["idempotency_key"] else 0
+    transport = Transport(settings)  # of its own: a kept connection may need a second try, which is not always allowed
+    try:
+        return _post(transport, settings.timeout, body, retries)
+    finally:
+        transport.close()
+
+
+def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> Dict[str, Any]:
+    attempt = 0
+    while True:
+        try:
+            outcome: Any = transport.post("/v1/send", body, timeout)
+        except Unreachable as problem:
+            outcome = problem
+        jitter = int.from_bytes(os.urandom(2), "big") / 65536
+        verdict = judge(outcome, attempt, retries, 1, time.time(), jitter)
+        if isinstance(verdict, Delivered):
+            return _answer(outcome.body)
+        if isinstance(verdict, GiveUp):
+            raise verdict.error
+        assert isinstance(verdict, Again)
+        time.sleep(verdict.seconds)
+        attempt += 1
+
+
+def _answer(body: str) -> Dict[str, Any]:
+    from json import loads
+
+    try:
+        answer = loads(body or "{}")
+    except ValueError:
+        answer = {}
+    return answer if isinstance(answer, dict) else {}

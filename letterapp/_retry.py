@@ -1,0 +1,135 @@
+"""What an answer means: delivered, again in some seconds, split, or give up because.
+
+Lives here: the rules of DESIGN's wire for one request's outcome. Pure: the attempt, the moment and the jitter are handed
+in; no clock, no sleep, no socket. Never here: sending, queues.
+"""
+
+from __future__ import annotations
+
+from ._transport import Answer, Unreachable
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional, Union
+
+BACKOFF = 0.25  # seconds before the first retry, doubled for each further one
+LONGEST_BACKOFF = 30.0  # seconds; a client that comes back later than this is not noticed to be alive
+DEFAULT_RETRY_AFTER = 1.0  # seconds, for a 429 that names none
+LONGEST_RETRY_AFTER = 300.0  # seconds; beyond this an answer is a mistake, or the queue overflows first
+JITTER = 0.25  # of the wait, so that the workers of one server do not come back together
+
+
+class Delivered:
+    """The API has it."""
+
+
+class Again:
+    """Send the same once more, ``seconds`` from now."""
+
+    def __init__(self, seconds: float, problem: str) -> None:
+        self.seconds = seconds
+        self.problem = problem
+
+
+class Split:
+    """Send it as two."""
+
+
+class GiveUp:
+    """Do not try again."""
+
+    def __init__(self, cause: str, error: LetterError) -> None:
+        self.cause = cause
+        self.error = error
+
+
+if TYPE_CHECKING:
+    Outcome = Union[Answer, Unreachable]
+    Verdict = Union[Delivered, Again, Split, GiveUp]
+
+
+def judge(outcome: Outcome, attempt: int, max_retries: int, items: int, now: float, jitter: float) -> Verdict:
+    """The verdict on one request.
+
+    Args:
+        attempt: 0 for the first try.
+        items: events in the request.
+        now: seconds since the epoch, for a `Retry-After` that is a date.
+        jitter: from 0 to 1.
+    """
+    if isinstance(outcome, Unreachable):
+        error = LetterError(f"the API could not be reached: {outcome}")
+        return _again_or_not(error, backoff(attempt, jitter), attempt, max_retries)
+    status = outcome.status
+    if 200 <= status < 300:
+        return Delivered()
+    error = _error(outcome)
+    if status == 429:
+        wait = retry_after(outcome.retry_after, now) * (1 + JITTER * jitter)
+        return _again_or_not(error, wait, attempt, max_retries)
+    if status >= 500 or status < 200:
+        return _again_or_not(error, backoff(attempt, jitter), attempt, max_retries)
+    if status == 413 and items > 1:
+        return Split()
+    return GiveUp("rejected", error)
+
+
+def backoff(attempt: int, jitter: float) -> float:
+    """Seconds to wait after the failed ``attempt`` (0 for the first)."""
+    return min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(attempt, 30)) * (1 + JITTER * jitter)
+
+
+def retry_after(header: Optional[str], now: float) -> float:
+    """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3): a number or a date; clamped, and 1 where it makes no sense."""
+    if header is None:
+        return DEFAULT_RETRY_AFTER
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = _seconds_until(header, now)
+    if seconds != seconds:  # nan
+        return DEFAULT_RETRY_AFTER
+    return max(0.0, min(seconds, LONGEST_RETRY_AFTER))
+
+
+def _seconds_until(date: str, now: float) -> float:
+    from email.utils import mktime_tz, parsedate_tz
+
+    parsed = parsedate_tz(date)
+    if parsed is None:
+        return DEFAULT_RETRY_AFTER
+    try:
+        return mktime_tz(parsed) - now
+    except (OverflowError, ValueError):
+        return DEFAULT_RETRY_AFTER
+
+
+def _again_or_not(error: LetterError, wait: float, attempt: int, max_retries: int) -> Verdict:
+    if attempt < max_retries:
+        return Again(wait, str(error))
+    return GiveUp("undeliverable", error)
+
+
+def _error(answer: Answer) -> LetterError:
+    if 300 <= answer.status < 400:
+        return LetterError(
+            f"the API answered {answer.status}, a redirect to {answer.location or 'nowhere'}: "
+            "it is not followed with the key; set base_url to the final address",
+            answer.status,
+            answer.body,
+        )
+    named = _named(answer.body)
+    said = named.get("message") or answer.body.strip()[:200] or "no explanation"
+    return LetterError(f"the API answered {answer.status}: {said}", answer.status, answer.body, named.get("code"), named.get("reason"))
+
+
+def _named(body: str) -> Dict[str, Any]:
+    # A gateway in between may answer with anything; only texts inside an object are believed.
+    from json import loads
+
+    try:
+        error = loads(body).get("error")
+        return {name: error[name] for name in ("code", "message", "reason") if isinstance(error.get(name), str)}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return {}

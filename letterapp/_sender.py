@@ -1,0 +1,419 @@
+"""The sender of one process: takes batches from the outbox, posts them, obeys the verdict, stops when told.
+
+    any thread                               the sender's thread, or a caller's where no thread can run
+    ----------                               ----------------------------------------------------------
+    put ---> outbox ---- take -----------> step ---> transport.post ---> judge
+               ^                             |                             |
+               +---------- settle -----------+------- delivered, lost -----+
+                                             +------- again: `_not_before`
+                                             +------- split: halve
+
+Lives here: `Sender`, its thread and who waits for whom. Never here: what an event is, HTTP, what an answer means, how a
+process ends.
+
+The thread starts at the first event and leaves when it has been idle for a while, so an idle parent forks without
+threads. Between two tries nothing is held on a stack: the batch stays in the outbox, the attempt and the moment of the
+next are fields, so the turns of one batch may be taken by different threads.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+import threading
+import time
+
+from . import _lifecycle
+from ._bell import Bell
+from ._delivery import Delivery, Reporter
+from ._outbox import CLOSED, FULL, WAKE, Outbox
+from ._retry import Again, Delivered, Split, judge
+from ._settings import MAX_ITEMS
+from ._transport import Transport, Unreachable
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Union
+
+    from ._settings import Settings
+    from ._transport import Answer
+
+IDLE = 5.0  # seconds without an event after which the thread leaves; starting it again costs some 50 us
+BURST = 1.0  # seconds after which drops are reported though the queue is still full
+FOREVER = float("inf")
+_HEAD, _TAIL = b'{"batch":[', b"]}"
+
+
+class Sender(Delivery):
+    """Delivers the events of this process itself, on one thread of its own."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.pid = os.getpid()
+        self.exit_timeout = settings.exit_timeout
+        self._settings = settings
+        self._clock = clock
+        self._outbox = Outbox(
+            settings.max_queue_events,
+            settings.max_queue_bytes,
+            settings.flush_at,
+            settings.overflow == "drop_oldest",
+            clock,
+        )
+        self._transport = Transport(settings)
+        self._report = Reporter(settings.on_error)
+        self._bell = Bell()  # wakes whoever sends
+        self._progress = Bell()  # wakes those who wait until something is settled
+        self._successors: Dict[int, Sender] = {}
+
+        # Held by whoever takes a turn, over the request on the wire: the outbox has one batch in hand and the
+        # transport one connection. Others wait for it only with a deadline, and never its owner.
+        self._turn = threading.Lock()
+        self._turn_owner = 0  # thread ident; read by a thread only to find out whether it is its own
+        self._attempt = 0  # of the batch in hand
+        self._not_before = 0.0  # the moment of its next try
+
+        self._resting = False  # the thread should leave as soon as nothing waits
+        self._inline = False  # no thread runs: callers take the turns
+        self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
+        self._final = False  # it is sure to end
+        _lifecycle.watch(self)
+
+    # Called by any thread.
+
+    def put(self, event: bytes) -> None:
+        answer = self._outbox.put(event)
+        if answer:
+            self._follow(answer, event)
+
+    def refuse(self, cause: str, error: Optional[LetterError] = None) -> None:
+        self._outbox.refuse(cause)
+        if error is not None:
+            self._report(error)
+
+    def flush(self, timeout: float) -> bool:
+        deadline = self._clock() + timeout
+        settled = self._await(self._outbox.hurry(), deadline)
+        if settled:
+            self._rest(deadline)
+        return settled
+
+    def close(self, timeout: float) -> bool:
+        deadline = self._clock() + timeout
+        self._outbox.close()
+        settled = self._drain(deadline)
+        if self._may_wait():
+            if not settled:
+                self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
+            self._rest(deadline)
+            if not self._outbox.attended and self._turn.acquire(False):
+                self._transport.close()
+                self._turn.release()
+        return settled
+
+    def stats(self) -> Dict[str, Any]:
+        return {"pid": self.pid, "mode": "inline" if self._inline else "thread", **self._outbox.counts()}
+
+    # The end of the process.
+
+    def hasten(self) -> None:
+        self._not_before = 0.0
+        self._outbox.hurry()
+        self._bell.ring()
+
+    def end(self, deadline: float, final: bool) -> None:
+        self._final = final
+        self._outbox.be_prompt()
+        settled = self._drain(deadline)
+        if final and not settled and self._may_wait():
+            self._give_up("exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take")
+        self._budget = max(0.0, deadline - self._clock())
+
+    def is_interrupted(self) -> bool:
+        return self._outbox.held_by_this_thread()
+
+    # Forks.
+
+    def abandon(self) -> None:
+        self.pid = 0  # nobody's, should the system give the number to a descendant
+        self._transport.abandon()
+
+    def for_child(self) -> Sender:
+        # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
+        child = self._successors.setdefault(os.getpid(), Sender(self._settings, self._clock))
+        if self._outbox.closed:
+            child._outbox.close()
+        if self.pid:
+            self.abandon()  # no hook was called: uWSGI
+        return child
+
+    # What `put` does beyond queueing. Runs in the caller.
+
+    def _follow(self, answer: int, event: bytes) -> None:
+        if answer == WAKE:
+            self._wake()
+            if self._budget is not FOREVER:
+                self._settle_now()
+        elif answer == FULL:
+            self._overflow(event)
+        elif answer == CLOSED:
+            self.refuse("closed", LetterError("the client is closed: the event was not accepted", cause="closed", events=[event]))
+
+    def _wake(self) -> None:
+        """See to it that somebody looks at the outbox."""
+        if not self._outbox.attend():
+            self._bell.ring()
+        elif not self._start():
+            self._outbox.desert()
+            self._go_inline()
+
+    def _start(self) -> bool:
+        # Not `threading.Thread`: its `start` waits for the new thread inside locks, where a signal handler or a
+        # `__del__` that calls `track` would stand still.
+        if not _lifecycle.threads_run():
+            return False
+        self._resting = False
+        try:
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:
+            return False  # the interpreter is shutting down (3.12), or the system has no thread left
+        self._inline = False
+        return True
+
+    def _go_inline(self) -> None:
+        if not self._inline:
+            self._inline = True
+            self._outbox.be_prompt()
+            _lifecycle.keep(self)
+            if self._budget is FOREVER and not _lifecycle.is_before_workers():
+                _warn_inline()
+        if not self._may_wait():
+            return
+        if _lifecycle.is_before_workers():
+            self._send_before_workers()
+        elif self._outbox.due(self._clock(), self._settings.flush_interval) <= 0 and self._not_before <= self._clock():
+            self._take_turn(self._settings.timeout)
+
+    def _send_before_workers(self) -> None:
+        if not self._drain(self._clock() + self.exit_timeout):
+            self._give_up(
+                "undeliverable",
+                f"not delivered within {self.exit_timeout:g} s while uWSGI imported the application, "
+                "and its master can send nothing later",
+            )
+
+    def _overflow(self, event: bytes) -> None:
+        if self._settings.overflow == "block" and len(event) <= self._settings.max_queue_bytes and self._may_block():
+            if self._put_when_there_is_room(event):
+                return
+        if self._outbox.drop(event):
+            self._wake()  # it reports the burst when it is over
+
+    def _put_when_there_is_room(self, event: bytes) -> bool:
+        deadline = self._clock() + self._settings.timeout
+        while True:
+            with self._progress.sleeper() as sleeper:
+                answer = self._outbox.put(event)
+                if answer != FULL:
+                    if answer:
+                        self._follow(answer, event)
+                    return True
+                left = deadline - self._clock()
+                if left <= 0:
+                    return False
+                self._wait_or_work(sleeper, left)
+
+    def _may_block(self) -> bool:
+        if not self._may_wait():
+            return False
+        asyncio = sys.modules.get("asyncio")
+        return asyncio is None or asyncio._get_running_loop() is None  # a call never blocks an event loop
+
+    # Waiting for settlement. Runs in the caller.
+
+    def _may_wait(self) -> bool:
+        """False in a callback on the sender's own turn and in a handler that interrupted the outbox."""
+        return self._turn_owner != _thread.get_ident() and not self._outbox.held_by_this_thread()
+
+    def _await(self, target: int, deadline: float) -> bool:
+        """Wait until ``target`` events have been settled; False when ``deadline`` has come, or waiting is impossible."""
+        if self._outbox.has_settled(target):
+            return True
+        if not self._may_wait():
+            return False
+        self._wake()
+        while True:
+            with self._progress.sleeper() as sleeper:
+                if self._outbox.has_settled(target):
+                    return True
+                left = deadline - self._clock()
+                if left <= 0:
+                    return False
+                self._wait_or_work(sleeper, left)
+
+    def _wait_or_work(self, sleeper: Any, seconds: float) -> None:
+        """Wait for the thread's progress or, where there is no thread, take a turn."""
+        if self._outbox.attended:
+            sleeper.wait(seconds)
+            return
+        with self._bell.sleeper() as pause:
+            wait = self._take_turn(seconds)
+            pause.wait(min(wait, seconds))
+
+    def _drain(self, deadline: float) -> bool:
+        self._not_before = 0.0  # a batch that waits for its next try gets it now: there may be no later
+        while True:
+            target = self._outbox.hurry()
+            if self._outbox.has_settled(target):
+                return True
+            if not self._await(target, deadline):
+                return False
+
+    def _settle_now(self) -> None:
+        """The process is ending: return only when what waits is settled, or its budget is spent."""
+        if not self._may_wait():
+            return
+        started = self._clock()
+        settled = self._await(self._outbox.hurry(), started + self._budget)
+        self._budget = max(0.0, self._budget - (self._clock() - started))
+        if self._final and not settled:
+            self._give_up("exit", "the time that the end of the process may take was spent")
+
+    def _rest(self, deadline: float) -> None:
+        """Have an idle thread leave, so that a fork that follows finds none."""
+        self._resting = True
+        self._bell.ring()
+        while self._outbox.attended and self._outbox.is_empty() and self._may_wait():
+            with self._progress.sleeper() as sleeper:
+                left = deadline - self._clock()
+                if not self._outbox.attended or left <= 0:
+                    return
+                sleeper.wait(left)
+
+    def _give_up(self, cause: str, why: str) -> None:
+        events = self._outbox.abandon(cause)
+        self._progress.ring()
+        if events:
+            self._report(LetterError(f"{_events(len(events))} given up: {why}", cause=cause, events=events))
+
+    # Runs on the sender's thread, or in a caller that has the turn.
+
+    def _run(self) -> None:
+        left = False
+        try:
+            while self.pid == os.getpid():  # a callback of ours may have forked: the child is not the sender's
+                with self._bell.sleeper() as sleeper:
+                    wait = self._take_turn(FOREVER)
+                    if wait < FOREVER:
+                        sleeper.wait(wait)
+                    elif self._resting or self._outbox.closed or not sleeper.wait(IDLE):
+                        left = self._outbox.leave()
+                        if left:
+                            return
+        finally:
+            if self.pid == os.getpid():
+                if not left:
+                    self._outbox.desert()
+                self._progress.ring()
+
+    def _take_turn(self, patience: float) -> float:
+        """Do one `step` unless another thread has the turn for all of ``patience`` seconds; return what it returned."""
+        if not self._turn.acquire(True, min(patience, threading.TIMEOUT_MAX)):
+            return 0.0
+        self._turn_owner = _thread.get_ident()
+        try:
+            return self.step(patience)
+        finally:
+            if self.pid == os.getpid():
+                self._turn_owner = 0
+                self._turn.release()
+
+    def step(self, patience: float = FOREVER) -> float:
+        """One turn: send the next batch if it is due, waiting at most ``patience`` seconds for the answer.
+
+        Returns the seconds until a turn has something to do: 0 for at once, infinity when nothing waits.
+        """
+        now = self._clock()
+        burst, until_burst = self._outbox.end_burst(now, BURST)
+        if burst is not None:
+            self._report_burst(burst)
+        wait = max(self._outbox.due(now, self._settings.flush_interval), self._not_before - now)
+        if wait > 0:
+            return min(wait, until_burst)
+        batch = self._outbox.take(MAX_ITEMS, self._settings.max_batch_bytes - len(_HEAD) - len(_TAIL) + 1)
+        if not batch:
+            return until_burst
+        outcome = self._post(batch, min(patience, self._settings.timeout))
+        self._obey(outcome, batch)
+        return 0.0
+
+    def _post(self, batch: List[bytes], timeout: float) -> Union[Answer, Unreachable]:
+        try:
+            return self._transport.post("/v1/batch", _HEAD + b",".join(batch) + _TAIL, max(0.001, timeout))
+        except Unreachable as problem:
+            return problem
+        except Exception as surprise:  # a fault of ours must cost tries, not the thread
+            return Unreachable(repr(surprise))
+
+    def _obey(self, outcome: Union[Answer, Unreachable], batch: List[bytes]) -> None:
+        jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
+        verdict = judge(outcome, self._attempt, self._settings.max_retries, len(batch), time.time(), jitter)
+        if isinstance(verdict, Again):
+            if self._outbox.retry():
+                self._attempt += 1
+                self._not_before = self._clock() + verdict.seconds
+            return
+        self._attempt = 0
+        if isinstance(verdict, Split):
+            self._outbox.halve()
+            return
+        if isinstance(verdict, Delivered):
+            self._outbox.settle()
+            self._progress.ring()
+            return
+        lost = self._outbox.settle(verdict.cause)
+        self._progress.ring()
+        if lost:
+            error = verdict.error
+            self._report(
+                LetterError(
+                    f"{_events(len(lost))} lost: {error}",
+                    error.status,
+                    error.body,
+                    error.code,
+                    error.reason,
+                    cause=verdict.cause,
+                    events=lost,
+                )
+            )
+
+    def _report_burst(self, burst: Any) -> None:
+        settings = self._settings
+        self._report(
+            LetterError(
+                f"{_events(burst.lost)} dropped ({settings.overflow}): the queue is full "
+                f"({settings.max_queue_events:,} events or {settings.max_queue_bytes:,} bytes)",
+                cause="overflow",
+                lost=burst.lost,
+                events=burst.sample,
+            )
+        )
+
+
+def _events(count: int) -> str:
+    return "1 event" if count == 1 else f"{count:,} events"
+
+
+def _warn_inline() -> None:
+    import warnings
+
+    try:
+        warnings.warn(
+            "letterapp: no thread can run in this process, so events are sent by the calls themselves. "
+            "Under uWSGI start it with --enable-threads.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    except RuntimeWarning:
+        pass  # `-W error` must not reach a request handler

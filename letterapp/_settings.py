@@ -1,0 +1,199 @@
+"""Every option of a client: checked once, frozen, passed down whole.
+
+Lives here: the meaning, unit and bounds of each option, and what the environment supplies. The defaults stand once, in
+the signature of `Letter`. Never here: what is done with an option.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+    from typing import Any, Callable, Dict, Iterable, Optional, Tuple, Union
+
+    Event = Dict[str, Any]
+
+MAX_ITEMS = 100  # items in one request: the API's limit
+_FOREVER = 1e9  # seconds; what a lock can wait for ends a little above, and nan compares false
+OVERFLOW = ("drop_newest", "drop_oldest", "block")
+
+
+class _Default(str):
+    """A default that can be told from the same text given by the caller, who then means it (the environment yields)."""
+
+
+DEFAULT_BASE_URL = _Default("https://api.letter.app")
+
+
+class Settings:
+    """The options of one client. Immutable, picklable where the callables in it are; any thread may read it."""
+
+    api_key: str
+    base_url: str  # without a slash at its end
+    secure: bool  # https
+    host: str
+    port: int
+    path: str  # of base_url: "" or "/prefix"
+    flush_at: int  # events that wait before a batch leaves early
+    flush_interval: float  # seconds the oldest event waits for company
+    max_retries: int  # tries after the first
+    timeout: float  # seconds for one request as a whole
+    on_error: Optional[Callable[[LetterError], object]]
+    max_queue_bytes: int  # encoded events, waiting or on the wire
+    max_queue_events: int
+    overflow: str
+    max_batch_bytes: int  # body of one request, so of one event too
+    exit_timeout: float  # seconds for one flush, close or end of the process
+    before_send: Optional[Callable[[Event], Optional[Event]]]
+    enabled: bool
+    ssl_context: Union[ssl.SSLContext, Callable[[], ssl.SSLContext], None]
+    exit_signals: Tuple[int, ...]
+
+    def __init__(
+        self,
+        *,
+        api_key: Optional[str],
+        base_url: str,
+        enabled: bool,
+        overflow: str,
+        exit_signals: Iterable[int],
+        ssl_context: Any,
+        on_error: Any,
+        before_send: Any,
+        **numbers: Any,
+    ) -> None:
+        checked = self.__dict__
+        checked["enabled"] = _flag("enabled", enabled)
+        checked["api_key"] = _key(api_key, required=enabled)
+        checked.update(_address(base_url))
+        for name, check in _NUMBERS.items():
+            checked[name] = check(name, numbers.pop(name))
+        if numbers:
+            raise TypeError(f"unknown options: {', '.join(numbers)}")
+        if overflow not in OVERFLOW:
+            raise LetterError(f"overflow must be one of {', '.join(OVERFLOW)}, not {overflow!r}")
+        checked["overflow"] = overflow
+        checked["on_error"] = _callable("on_error", on_error)
+        checked["before_send"] = _callable("before_send", before_send)
+        checked["ssl_context"] = _context(ssl_context)
+        checked["exit_signals"] = _signals(exit_signals)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings are frozen: make a new Letter to change {name}")
+
+    __delattr__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Settings {self.base_url} flush_at={self.flush_at}>"  # the key never shows
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _key(api_key: Optional[str], required: bool) -> str:
+    if api_key is None:
+        api_key = os.environ.get("LETTER_API_KEY")
+    if api_key is None and not required:
+        return ""
+    if not isinstance(api_key, str) or not api_key:
+        raise LetterError("api_key is required: pass it, or set LETTER_API_KEY")
+    if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise LetterError("api_key holds a line break, a space or another character that no HTTP header can carry")
+    return api_key
+
+
+def _address(base_url: str) -> Dict[str, Any]:
+    if isinstance(base_url, _Default) or not base_url:
+        base_url = os.environ.get("LETTER_BASE_URL") or str(DEFAULT_BASE_URL)
+    from urllib.parse import urlsplit  # not at import, to keep that cheap
+
+    wrong = LetterError(f"base_url must be http(s)://host[:port][/path], not {base_url!r}")
+    if not isinstance(base_url, str) or not base_url.isprintable() or " " in base_url:
+        raise wrong
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
+        raise wrong
+    secure = parts.scheme == "https"
+    path = parts.path.rstrip("/")
+    if not path.isascii():
+        raise wrong
+    return {
+        "base_url": f"{parts.scheme}://{parts.netloc}{path}",
+        "secure": secure,
+        "host": parts.hostname,
+        "port": port or (443 if secure else 80),
+        "path": path,
+    }
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise LetterError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def _callable(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise LetterError(f"{name} must be a function or None, not {value!r}")
+    return value
+
+
+def _context(value: Any) -> Any:
+    if value is None or callable(value) or hasattr(value, "wrap_socket"):
+        return value
+    raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that makes one, not {value!r}")
+
+
+def _signals(value: Iterable[int]) -> Tuple[int, ...]:
+    import signal
+
+    try:
+        return tuple(signal.Signals(number) for number in value)
+    except (TypeError, ValueError):
+        raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {value!r}") from None
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise LetterError(f"{name} must be a whole number, {least} or more, not {value!r}")
+    return value
+
+
+def _from(least: int) -> Callable[[str, Any], int]:
+    return lambda name, value: _count(name, value, least)
+
+
+def seconds(name: str, value: Any) -> float:
+    """Check a length of time that a caller gave."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _FOREVER:
+        raise LetterError(f"{name} must be seconds, 0 or more, not {value!r}")
+    return float(value)
+
+
+def _some_seconds(name: str, value: Any) -> float:
+    if not seconds(name, value):
+        raise LetterError(f"{name} must be more than 0 seconds: a request needs time")
+    return float(value)
+
+
+_NUMBERS: Dict[str, Callable[[str, Any], Any]] = {
+    "flush_at": _from(1),
+    "flush_interval": seconds,
+    "max_retries": _from(0),
+    "timeout": _some_seconds,
+    "max_queue_bytes": _from(1),
+    "max_queue_events": _from(1),
+    "max_batch_bytes": _from(1000),
+    "exit_timeout": seconds,
+}

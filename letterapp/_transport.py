@@ -1,0 +1,282 @@
+"""One kept-alive connection to the API: post a body, get an answer or a mapped error.
+
+Lives here: HTTP, TLS, proxies, time-outs of one request, and what becomes of a connection after a fork. Never here:
+whether to try again, queues, threads. Used by one thread at a time; `abandon` alone may be called in a forked child.
+
+`ssl`, `http.client` and `urllib.request` are imported at the first request, by whichever thread sends it, so importing
+the package stays cheap and gevent may patch before.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+
+from ._version import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import http.client
+    import socket
+    import ssl
+    from typing import Any, Dict, Optional, Tuple
+
+    from ._settings import Settings
+
+MAX_ANSWER = 65_536  # bytes of an answer's body that are read; what the API says fits many times over
+
+
+class Answer:
+    """An HTTP answer, its body read up to `MAX_ANSWER`."""
+
+    def __init__(
+        self, status: int, body: str = "", retry_after: Optional[str] = None, location: Optional[str] = None
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+        self.location = location
+
+
+class Unreachable(Exception):
+    """No whole answer came: refused, reset, timed out, cut short, garbage. The text says which."""
+
+
+class Transport:
+    """Posts to the API over one connection, opened when needed and kept."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection: Optional[http.client.HTTPConnection] = None
+        self._line: Optional[_Line] = None  # the socket under it
+        self._prefix = settings.path  # what stands before the path in the request line
+        self._headers: Dict[str, str] = {
+            "Authorization": f"Bearer {settings.api_key}",
+            "Content-Type": "application/json",
+            "User-Agent": f"letterapp-python/{__version__}",
+        }
+        self._proxy_headers: Dict[str, str] = {}
+        self._context: Optional[ssl.SSLContext] = None
+        self._context_type: Optional[type] = None
+
+    def post(self, path: str, body: bytes, timeout: float) -> Answer:
+        """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
+
+        ``timeout`` bounds the request as a whole, in seconds (looking up the host's name excepted: the system allows
+        no bound there). A kept connection that turns out to be closed by the server is replaced at once, once: every
+        body posted over a kept connection is safe to send twice.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            if self._line is not None and self._line.is_stale():
+                self.close()
+            kept = self._line is not None
+            try:
+                return self._exchange(path, body, deadline)
+            except OSError as error:
+                if not kept or _is_timeout(error):
+                    raise
+                self.close()
+                return self._exchange(path, body, deadline)
+        except Exception as error:
+            self.close()
+            raise Unreachable(_reason(error, timeout)) from error
+        except BaseException:
+            self.close()  # a KeyboardInterrupt in the middle: the connection's state is unknown
+            raise
+
+    def close(self) -> None:
+        """Close the connection, if there is one. The next `post` opens another."""
+        line, self._line, self._connection = self._line, None, None
+        if line is not None:
+            line.hang_up()
+
+    def abandon(self) -> None:
+        """In a forked child: give back its copy of the parent's descriptor, without a word to the peer."""
+        line, self._line, self._connection = self._line, None, None
+        if line is not None:
+            line.abandon()
+
+    def _exchange(self, path: str, body: bytes, deadline: float) -> Answer:
+        import http.client
+
+        connection, line = self._opened(deadline)
+        line.deadline = deadline
+        connection.request("POST", self._prefix + path, body, {**self._headers, **self._proxy_headers})
+        response = connection.getresponse()
+        if response.status < 200:
+            raise http.client.BadStatusLine(f"status {response.status}")
+        data = response.read(MAX_ANSWER + 1)
+        if response.length and len(data) <= MAX_ANSWER:
+            raise http.client.IncompleteRead(data, response.length)
+        headers = response.headers
+        if response.will_close or not response.isclosed():
+            self.close()  # the server closes, or there is more to read than is worth reading
+        return Answer(
+            response.status, data.decode("utf-8", "replace"), headers.get("Retry-After"), headers.get("Location")
+        )
+
+    def _opened(self, deadline: float) -> Tuple[http.client.HTTPConnection, _Line]:
+        if self._connection is None or self._line is None:
+            connection = self._new_connection(max(0.001, deadline - time.monotonic()))
+            connection.connect()
+            # From here on every wait ends at the request's own deadline.
+            line = connection.sock = _Line(connection.sock)
+            self._connection, self._line = connection, line
+        return self._connection, self._line
+
+    def _new_connection(self, timeout: float) -> http.client.HTTPConnection:
+        import http.client
+
+        settings = self._settings
+        proxy = _proxy(settings.secure, settings.host, settings.port)
+        host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
+        if settings.secure:
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, port, timeout=timeout, context=self._tls()
+            )
+            if proxy:
+                connection.set_tunnel(settings.host, settings.port, proxy.headers)
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout)
+            if proxy:
+                name = f"[{settings.host}]" if ":" in settings.host else settings.host
+                self._prefix = f"http://{name}:{settings.port}{settings.path}"
+                self._proxy_headers = proxy.headers
+            else:
+                self._prefix, self._proxy_headers = settings.path, {}
+        return connection
+
+    def _tls(self) -> ssl.SSLContext:
+        import ssl
+
+        given = self._settings.ssl_context
+        if given is not None and not callable(given):
+            return given
+        # gevent replaces the class, and a context of the class before fails at every request after that.
+        if self._context is None or self._context_type is not ssl.SSLContext:
+            self._context = given() if given is not None else ssl.create_default_context()
+            self._context_type = ssl.SSLContext
+        return self._context
+
+
+class _Line:
+    """A connected socket, as `http.client` uses one, whose every wait ends at one ``deadline``.
+
+    A socket's own time-out starts anew with each byte that trickles in.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._inode = os.fstat(sock.fileno()).st_ino
+        self.deadline = 0.0
+
+    # What `http.client` calls.
+
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._armed().send(rest) :]
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self))
+
+    def close(self) -> None:
+        """Without effect: `http.client` lets go of the socket while the answer is still to be read."""
+
+    # What the transport and the reader call.
+
+    def receive_into(self, buffer: Any) -> int:
+        return self._armed().recv_into(buffer)
+
+    def is_stale(self) -> bool:
+        """True when the server closed the idle connection, or spoke out of turn."""
+        import select
+
+        try:
+            if hasattr(select, "poll"):  # `select.select` fails above descriptor 1023
+                poll = select.poll()
+                poll.register(self._sock, select.POLLIN)
+                return bool(poll.poll(0))
+            return bool(select.select([self._sock], [], [], 0)[0])
+        except (OSError, ValueError):
+            return True
+
+    def hang_up(self) -> None:
+        try:
+            self._sock.close()
+        except OSError:
+            pass  # it is gone, which is what was wanted
+
+    def abandon(self) -> None:
+        # Only this process's copy of the descriptor goes; `shutdown` or TLS's farewell would end the parent's
+        # connection. And only if the number is still this socket: daemons and workers close what they inherited, and
+        # the number may be a log file by now.
+        descriptor = self._sock.detach()
+        try:
+            if os.fstat(descriptor).st_ino == self._inode:
+                os.close(descriptor)
+        except OSError:
+            pass  # closed by somebody before
+
+    def _armed(self) -> socket.socket:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            import socket
+
+            raise socket.timeout("timed out")
+        self._sock.settimeout(left)
+        return self._sock
+
+
+class _Reader(io.RawIOBase):
+    """The reading end of a line. Closing it leaves the line open, for the next request."""
+
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._line.receive_into(buffer)
+
+
+class _Proxy:
+    def __init__(self, host: str, port: int, headers: Dict[str, str]) -> None:
+        self.host = host
+        self.port = port
+        self.headers = headers
+
+
+def _proxy(secure: bool, host: str, port: int) -> Optional[_Proxy]:
+    """The proxy that the environment names for this host, by urllib's conventions (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
+    from urllib.parse import unquote, urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    url = getproxies().get("https" if secure else "http")
+    if not url or proxy_bypass(f"{host}:{port}"):
+        return None
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError(f"the proxy {parts.scheme}://{parts.hostname} is not spoken to: only http:// proxies are")
+    headers = {}
+    if parts.username is not None:
+        from base64 import b64encode
+
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Proxy-Authorization"] = "Basic " + b64encode(pair.encode()).decode()
+    return _Proxy(parts.hostname, parts.port or 80, headers)
+
+
+def _is_timeout(error: OSError) -> bool:
+    import socket
+
+    return isinstance(error, socket.timeout)
+
+
+def _reason(error: Exception, timeout: float) -> str:
+    if isinstance(error, OSError) and _is_timeout(error):
+        return f"no answer within {timeout:g} s"
+    return f"{error} ({type(error).__name__})" if str(error) else type(error).__name__

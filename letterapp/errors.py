@@ -1,0 +1,82 @@
+"""The one error a caller may see.
+
+Lives here: `LetterError`, what it carries, how it is pickled. Never here: when it is raised (the rooms decide), text of
+a particular failure.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+
+class LetterError(Exception):
+    """A call was wrong, a request failed, or events were given up.
+
+    Raised by constructors, by calls with a wrong argument and by `Letter.send`; handed to ``on_error`` for everything
+    that happens to an event after its call returned. It can be pickled and sent to another process.
+
+    Attributes:
+        status: HTTP status of the API's answer, or None when there was none.
+        body: text of the answer (at most 64 KiB), or None.
+        code: ``error.code`` of the API's answer, or None.
+        reason: ``error.reason`` of the API's answer, or None.
+        cause: why events were given up, one of the keys of ``Letter.stats()["lost"]``, or None.
+        lost: how many events this report stands for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: Optional[int] = None,
+        body: Optional[str] = None,
+        code: Optional[str] = None,
+        reason: Optional[str] = None,
+        *,
+        cause: Optional[str] = None,
+        lost: int = 0,
+        events: Sequence[Union[bytes, Dict[str, Any]]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
+        self.code = code
+        self.reason = reason
+        self.cause = cause
+        self.lost = lost or len(events)
+        self._events = tuple(events)
+
+    @property
+    def events(self) -> List[Dict[str, Any]]:
+        """The events that were given up, as dicts in the wire's form, so that an application can keep them.
+
+        A report of a full queue carries the first 100 of its burst. An event that could not be encoded stands here
+        as the arguments it was called with. Decoded anew at each access; safe from any thread.
+        """
+        from json import loads  # not at import: it costs more than the whole package
+
+        return [loads(event) if isinstance(event, bytes) else event for event in self._events]
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return (_rebuild, (str(self), {**self.__dict__, "_events": tuple(filter(_is_picklable, self._events))}))
+
+
+def _rebuild(message: str, state: Dict[str, Any]) -> LetterError:
+    error = LetterError(message)
+    error.__dict__.update(state)
+    return error
+
+
+def _is_picklable(event: Union[bytes, Dict[str, Any]]) -> bool:
+    # An event that was refused may hold anything the application put there, a lock or a socket too. The report of it
+    # must cross to another process all the same; what cannot cross stays behind.
+    if isinstance(event, bytes):
+        return True
+    from pickle import dumps
+
+    try:
+        dumps(event)
+    except Exception:  # whatever a foreign __reduce__ raises
+        return False
+    return True

@@ -1,0 +1,392 @@
+"""An ingestion server for tests: it speaks the wire, keeps what came, and misbehaves when told.
+
+    from letterapp.testing import IngestionServer
+
+    with IngestionServer() as api:
+        letter = Letter("key", api.url)
+        letter.track("user_42", "Order Completed")
+        letter.close()
+        assert [item["event"] for item in api.events] == ["Order Completed"]
+
+Lives here: the server's side of the protocol, its checks, its faults. Imports nothing of the client, so the two cannot
+share a bug. With pytest the fixture `letter_api` hands out a started server.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple, Type
+
+import ssl
+from collections import deque
+
+MAX_ITEMS = 100
+_REQUIRED = {"identify": ("traits",), "group": ("accountId", "traits"), "track": ("event", "properties")}
+_KINDS = {"traits": dict, "properties": dict}
+
+
+class Request:
+    """One request as it came. ``connection`` is the client's address, so equal for requests over one connection."""
+
+    def __init__(self, method: str, path: str, headers: Dict[str, str], body: bytes, connection: Tuple[str, int]) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers  # names in lower case
+        self.body = body
+        self.connection = connection
+        self.at = time.monotonic()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+# A fault answers in the API's place. It gets the connection's handler, and returns True when the request's events are to
+# be kept all the same. The connection is closed after it unless it answered properly.
+Fault = Callable[["_Handler"], bool]
+
+
+def status(code: int, body: bytes = b"{}", headers: Optional[Dict[str, str]] = None, stored: bool = False) -> Fault:
+    """Answer with this status."""
+
+    def answer(handler: _Handler) -> bool:
+        handler.answer(code, body, headers or {})
+        return stored
+
+    return answer
+
+
+def reset(stored: bool = False) -> Fault:
+    """Reset the connection (RST) without an answer."""
+
+    def answer(handler: _Handler) -> bool:
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.hang_up()
+        return stored
+
+    return answer
+
+
+def raw(data: bytes, stored: bool = False) -> Fault:
+    """Write ``data`` in the answer's place, and close: nothing, garbage, half an answer."""
+
+    def answer(handler: _Handler) -> bool:
+        handler.wfile.write(data)
+        handler.hang_up()
+        return stored
+
+    return answer
+
+
+def cut(stored: bool = False) -> Fault:
+    """Close in the middle of an answer."""
+    return raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{", stored)
+
+
+def endless(piece: bytes = b"x" * 4096, stored: bool = False) -> Fault:
+    """Answer without an end, until the client leaves."""
+
+    def answer(handler: _Handler) -> bool:
+        try:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")
+            while not handler.server.api.closing.is_set():
+                handler.wfile.write(piece)
+        except OSError:
+            pass
+        handler.hang_up()
+        return stored
+
+    return answer
+
+
+def stall(seconds: float, then: Optional[Fault] = None) -> Fault:
+    """Answer only after ``seconds``, properly or by ``then``."""
+
+    def answer(handler: _Handler) -> bool:
+        handler.server.api.closing.wait(seconds)
+        if then is not None:
+            return then(handler)
+        handler.answer(200)
+        return True
+
+    return answer
+
+
+class Hold:
+    """A fault that holds a request on the wire: ``arrived`` says that it is there, and `release` lets it go on."""
+
+    def __init__(self, then: Optional[Fault] = None, longest: float = 60.0) -> None:
+        self.arrived = threading.Event()
+        self._released = threading.Event()
+        self._then = then
+        self._longest = longest
+
+    def release(self) -> None:
+        self._released.set()
+
+    def __call__(self, handler: _Handler) -> bool:
+        self.arrived.set()
+        self._released.wait(self._longest)
+        if self._then is not None:
+            return self._then(handler)
+        handler.answer(200)
+        return True
+
+
+class IngestionServer:
+    """The API on a loopback port. Started means listening. All methods and attributes may be used from any thread.
+
+    Attributes:
+        events: every item of every batch that was kept, in the order of arrival, repeated deliveries too.
+        mails: bodies of ``/v1/send``.
+        requests: every request, refused ones too.
+        rule: called with each `Request`; returns a fault, or None to treat it properly.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        api_key: Optional[str] = None,
+        max_body: Optional[int] = None,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        on_event: Optional[Callable[[Dict[str, Any]], object]] = None,
+    ) -> None:
+        self.events: List[Dict[str, Any]] = []
+        self.mails: List[Dict[str, Any]] = []
+        self.requests: List[Request] = []
+        self.rule: Optional[Callable[[Request], Optional[Fault]]] = None
+        self.closing = threading.Event()
+        self.api_key = api_key
+        self.max_body = max_body
+        self._on_event = on_event
+        self._planned: Deque[Fault] = deque()
+        self._changed = threading.Condition()  # guards the lists and `_ids`; notified whenever something came
+        self._ids: Set[str] = set()
+        self._server = _Server(port, ssl_context, self)
+        scheme = "https" if ssl_context else "http"
+        self.port: int = self._server.server_address[1]
+        self.url = f"{scheme}://{'localhost' if ssl_context else '127.0.0.1'}:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def plan(self, *faults: Fault) -> None:
+        """Meet the next requests with ``faults``, one each, in order."""
+        self._planned.extend(faults)
+
+    def wait_for(self, count: int, timeout: float = 30.0) -> bool:
+        """Wait until ``count`` different events have been kept; False when ``timeout`` seconds passed before."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._ids) >= count, timeout)
+
+    def wait_until(self, true: Callable[[], bool], timeout: float = 30.0) -> bool:
+        """Wait until ``true()``, which is asked again whenever a request has come."""
+        with self._changed:
+            return self._changed.wait_for(true, timeout)
+
+    @property
+    def distinct(self) -> int:
+        """How many events the API would count: one for each messageId."""
+        with self._changed:
+            return len(self._ids)
+
+    def repeated(self) -> Dict[str, int]:
+        """messageIds that came more than once, and how often."""
+        with self._changed:
+            counts = Counter(item["messageId"] for item in self.events)
+        return {identity: count for identity, count in counts.items() if count > 1}
+
+    def close(self) -> None:
+        """Stop listening and drop every connection."""
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._server.drop_connections()
+        self._thread.join(10)
+
+    def drop_connections(self) -> None:
+        """Close every connection from this side, as a server does with idle ones."""
+        self._server.drop_connections()
+
+    def __enter__(self) -> IngestionServer:
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    # Called by the connections' threads.
+
+    def _note(self, request: Request) -> Optional[Fault]:
+        with self._changed:
+            self.requests.append(request)
+            self._changed.notify_all()
+            if self._planned:
+                return self._planned.popleft()
+        return self.rule(request) if self.rule is not None else None
+
+    def _keep(self, request: Request) -> None:
+        parsed = request.json
+        items = parsed["batch"] if request.path.endswith("/v1/batch") else []
+        with self._changed:
+            self.events.extend(items)
+            self._ids.update(item["messageId"] for item in items)
+            if request.path.endswith("/v1/send"):
+                self.mails.append(parsed)
+            self._changed.notify_all()
+        for item in items if self._on_event is not None else ():
+            self._on_event(item)  # type: ignore[misc]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 1024
+
+    def __init__(self, port: int, context: Optional[ssl.SSLContext], api: IngestionServer) -> None:
+        self.api = api
+        self._context = context
+        self._open: Set[socket.socket] = set()
+        self._open_lock = threading.Lock()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def get_request(self) -> Tuple[socket.socket, Any]:
+        sock, address = super().get_request()
+        if self._context is not None:
+            # The handshake happens at the first read, on the connection's own thread.
+            sock = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        with self._open_lock:
+            self._open.add(sock)
+        return sock, address
+
+    def close_request(self, request: Any) -> None:
+        with self._open_lock:
+            self._open.discard(request)
+        super().close_request(request)
+
+    def drop_connections(self) -> None:
+        with self._open_lock:
+            sockets = list(self._open)
+        for sock in sockets:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that was killed in the middle is what this server is for
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:
+        # Not of the API: how another process asks what came.
+        api = self.server.api
+        with api._changed:
+            views = {
+                "/received": lambda: {"events": api.events},
+                "/counts": lambda: {"distinct": len(api._ids), "requests": len(api.requests)},
+            }
+            view = views.get(self.path)
+            body = json.dumps(view()).encode() if view else b"{}"
+        self.answer(200 if view else 404, body)
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self.rfile.read(length)
+        if len(body) < length:
+            self.close_connection = True  # cut short by the client: no request
+            return
+        request = Request("POST", self.path, headers, body, self.client_address)
+        api = self.server.api
+        fault = api._note(request)
+        if fault is not None:
+            if fault(self):
+                api._keep(request)
+            return
+        problem = _problem(api, request)
+        if problem is not None:
+            code, text = problem
+            self.answer(code, json.dumps({"error": {"code": "invalid", "message": text, "reason": "checked"}}).encode())
+            return
+        api._keep(request)  # before the answer, so that a client that has it can rely on it
+        if request.path.endswith("/v1/send"):
+            mail = {"id": "1", "messageId": "m-1", "status": "sent", "replayed": False}
+            self.answer(200, json.dumps(mail).encode())
+        else:
+            self.answer(200)
+
+    def answer(self, code: int, body: bytes = b'{"ok":true}', headers: Optional[Dict[str, str]] = None) -> None:
+        lines = [f"HTTP/1.1 {code} Status", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        # One write: two small ones make the client wait for the network's delayed acknowledgement, 40 ms a request.
+        self.wfile.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        try:
+            self.wfile.flush()
+            self.connection.close()
+        except OSError:
+            pass
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _problem(api: IngestionServer, request: Request) -> Optional[Tuple[int, str]]:
+    if request.path.endswith("/v1/batch"):
+        check: Callable[[Any], Optional[str]] = _batch_problem
+    elif request.path.endswith("/v1/send"):
+        check = _mail_problem
+    else:
+        return 404, f"no such path: {request.path}"
+    if not request.headers.get("authorization", "").startswith("Bearer "):
+        return 401, "no key"
+    if api.api_key is not None and request.headers["authorization"] != f"Bearer {api.api_key}":
+        return 401, "wrong key"
+    if api.max_body is not None and len(request.body) > api.max_body:
+        return 413, f"more than {api.max_body} bytes"
+    try:
+        parsed = json.loads(request.body, parse_constant=_no_constant)
+    except ValueError as error:
+        return 400, f"not JSON: {error}"
+    problem = check(parsed)
+    return None if problem is None else (422, problem)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _batch_problem(parsed: Any) -> Optional[str]:
+    if not isinstance(parsed, dict) or set(parsed) != {"batch"} or not isinstance(parsed["batch"], list):
+        return "not a batch"
+    if not 1 <= len(parsed["batch"]) <= MAX_ITEMS:
+        return f"{len(parsed['batch'])} items"
+    for item in parsed["batch"]:
+        if not isinstance(item, dict) or item.get("type") not in _REQUIRED:
+            return "an item without a type"
+        for name in ("userId", "messageId", "timestamp", *_REQUIRED[item["type"]]):
+            kind = _KINDS.get(name, str)
+            if not isinstance(item.get(name), kind):
+                return f"{item['type']} without {name}"
+    return None
+
+
+def _mail_problem(parsed: Any) -> Optional[str]:
+    if not isinstance(parsed, dict) or not parsed.get("to") or not parsed.get("subject"):
+        return "to and subject are required"
+    return None if parsed.get("html") or parsed.get("text") else "html or text is required"

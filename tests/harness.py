@@ -1,0 +1,190 @@
+"""Running real programs and real servers against the ingestion server.
+
+Lives here: starting, waiting with a deadline, signalling by process id, and leaving nothing behind. Never here: any
+knowledge of what is right.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+DEADLINE = 60.0  # seconds: far above what anything here takes, so that a busy machine does not turn a test red
+
+# What every program begins with. `work(n)` tracks n events that carry who tracked them.
+PRELUDE = """
+import os, sys, signal, time, threading
+from letterapp import Letter, LetterError
+
+API = os.environ["TEST_API"]
+
+def work(letter, count, who="program", start=0):
+    for serial in range(start, start + count):
+        letter.track(who, "Worked", {"serial": serial, "pid": os.getpid()})
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def environment(api_url: str, **more: str) -> Dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LETTER_", "COV_", "PYTEST"))}
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        env.pop(name, None)
+    path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH", "")]))
+    return {**env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TEST_API": api_url, **more}
+
+
+class Finished:
+    def __init__(self, code: int, output: str, seconds: float) -> None:
+        self.code = code
+        self.output = output  # stdout and stderr as they came
+        self.seconds = seconds
+
+    def __repr__(self) -> str:
+        return f"<exit {self.code} after {self.seconds:.1f} s>\n{self.output}"
+
+
+class Program:
+    """A process group of its own. Ended, reaped and searched for left-behind children when the ``with`` is left."""
+
+    def __init__(self, command: Sequence[str], env: Dict[str, str], cwd: Path) -> None:
+        self._output = tempfile.TemporaryFile()
+        self._started = time.monotonic()
+        self.process = subprocess.Popen(
+            command, env=env, cwd=str(cwd), stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+
+    @property
+    def output(self) -> str:
+        return os.pread(self._output.fileno(), 10_000_000, 0).decode("utf-8", "replace")
+
+    def descendants(self) -> List[psutil.Process]:
+        try:
+            return psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def signal(self, number: int, pid: Optional[int] = None) -> None:
+        os.kill(pid or self.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        os.killpg(self.pid, number)
+
+    def finish(self, timeout: float = DEADLINE) -> Finished:
+        """Wait for the end. A program that hangs is an error that shows what it printed."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s; it printed:\n{self.output}") from None
+        return Finished(code, self.output, time.monotonic() - self._started)
+
+    def left_behind(self, timeout: float = 10.0) -> List[str]:
+        """Processes of the group that outlive the program by more than ``timeout`` seconds."""
+        return eventually(lambda: _group(self.pid), lambda rest: not rest, timeout)
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.process.poll() is None or _group(self.pid):
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait(10)
+        self._output.close()
+
+
+def _group(pgid: int) -> List[str]:
+    found = []
+    for process in psutil.process_iter(["pid", "status", "cmdline"]):
+        try:
+            if os.getpgid(process.pid) == pgid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {process.info['cmdline']}")
+        except (ProcessLookupError, PermissionError):
+            pass
+    return found
+
+
+def start(code: str, api_url: str, tmp_path: Path, *arguments: str, python: str = sys.executable, **env: str) -> Program:
+    """Start ``code`` as a script of its own, after `PRELUDE`."""
+    script = tmp_path / "program.py"
+    script.write_text(PRELUDE + textwrap.dedent(code))
+    return Program([python, str(script), *arguments], environment(api_url, **env), tmp_path)
+
+
+def run(code: str, api_url: str, tmp_path: Path, *arguments: str, **env: str) -> Finished:
+    """Run ``code`` as a script to its end, and see that it left no process behind."""
+    with start(code, api_url, tmp_path, *arguments, **env) as program:
+        finished = program.finish()
+        assert not program.left_behind(), program.left_behind()
+        return finished
+
+
+def eventually(look: Callable[[], Any], good: Callable[[Any], bool], timeout: float = DEADLINE) -> Any:
+    """Look until it is good, at most ``timeout`` seconds; return the last look. For what gives no signal of its own."""
+    deadline = time.monotonic() + timeout
+    seen = look()
+    while not good(seen) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        seen = look()
+    return seen
+
+
+def get(url: str, timeout: float = DEADLINE) -> str:
+    """GET past any proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=timeout) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+class WebServer(Program):
+    """A real application server on a free port, listening when the constructor returns."""
+
+    def __init__(self, command: Sequence[str], env: Dict[str, str], cwd: Path, port: int) -> None:
+        super().__init__(command, env, cwd)
+        self.url = f"http://127.0.0.1:{port}"
+        if not eventually(lambda: self.process.poll() is not None or _accepts(port), bool) or self.process.poll() is not None:
+            output = self.output
+            self.__exit__()
+            raise AssertionError(f"the server did not start:\n{output}")
+
+    def get(self, path: str = "/") -> str:
+        return get(self.url + path)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(1)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def whose(api: Any) -> Dict[str, List[int]]:
+    """Serials that came, by who tracked them, in the order of their first arrival; one a messageId, as the API keeps them."""
+    came: Dict[str, List[int]] = {}
+    seen = set()
+    for item in api.events:
+        if item["messageId"] not in seen:
+            seen.add(item["messageId"])
+            came.setdefault(item["userId"], []).append(item["properties"]["serial"])
+    return came

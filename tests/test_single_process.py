@@ -1,0 +1,123 @@
+"""A plain program: every event of it arrives once, however it ends."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import run, start, whose
+
+ENDS = {
+    "comes to its end": "",
+    "closes": "letter.close()",
+    "flushes": "assert letter.flush() is True",
+    "calls sys.exit": "sys.exit(0)",
+    "raises": "raise RuntimeError('on purpose')",
+    "leaves a with": "letter.__exit__(None, None, None)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+def test_every_event_of_a_script_arrives_once_when_it(end: str, letter_api: Any, tmp_path: Path) -> None:
+    finished = run(f"letter = Letter('k', API)\nwork(letter, 777)\n{end}\n", letter_api.url, tmp_path)
+    assert finished.code == (1 if "raise" in end else 0), finished
+    assert whose(letter_api) == {"program": list(range(777))}, finished
+    assert letter_api.repeated() == {}
+
+
+def test_ctrl_c_loses_nothing(letter_api: Any, tmp_path: Path) -> None:
+    code = """
+    letter = Letter('k', API, flush_interval=30, flush_at=10_000)
+    work(letter, 500)
+    print('tracked', flush=True)
+    threading.Event().wait()
+    """
+    with start(code, letter_api.url, tmp_path) as program:
+        from harness import eventually
+
+        assert eventually(lambda: program.output, lambda text: "tracked" in text)
+        program.signal(signal.SIGINT)
+        finished = program.finish()
+    assert "KeyboardInterrupt" in finished.output
+    assert whose(letter_api) == {"program": list(range(500))}
+
+
+@pytest.mark.parametrize("first", ["atexit.register(last); letter = Letter('k', API)", "letter = Letter('k', API); atexit.register(last)"])
+def test_an_event_tracked_by_an_exit_callback_arrives_on_whichever_side_of_ours_it_runs(
+    first: str, letter_api: Any, tmp_path: Path
+) -> None:
+    code = f"""
+    import atexit
+    def last():
+        work(letter, 10, start=20)
+    {first}
+    work(letter, 20)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.code == 0 and finished.output == "", finished
+    assert whose(letter_api) == {"program": list(range(30))}
+    assert letter_api.repeated() == {}
+
+
+def test_a_client_first_used_in_an_exit_callback_delivers(letter_api: Any, tmp_path: Path) -> None:
+    code = """
+    import atexit
+    atexit.register(lambda: work(Letter('k', API), 3))
+    atexit.register(lambda: work(unused, 3, start=3))
+    unused = Letter('k', API)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.output == "", finished
+    assert sorted(whose(letter_api)["program"]) == list(range(6))
+
+
+def test_events_of_a_thread_that_runs_while_the_interpreter_ends_arrive(letter_api: Any, tmp_path: Path) -> None:
+    code = """
+    letter = Letter('k', API)
+    main = threading.current_thread()
+    def on():
+        main.join()  # the interpreter has begun to end: it waits for this thread
+        work(letter, 300)
+    threading.Thread(target=on).start()
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.output == "", finished
+    assert whose(letter_api) == {"program": list(range(300))}
+
+
+def test_a_client_that_was_thrown_away_still_delivers(letter_api: Any, tmp_path: Path) -> None:
+    code = """
+    import gc
+    work(Letter('k', API, flush_interval=30), 40)
+    gc.collect()
+    """
+    run(code, letter_api.url, tmp_path)
+    assert whose(letter_api) == {"program": list(range(40))}
+
+
+def test_one_request_a_call_as_in_a_lambda_function(letter_api: Any, make: Any) -> None:
+    letter = make(flush_at=1)
+    for invocation in range(5):
+        letter.track("user", "Invoked", {"serial": invocation})
+        assert letter.flush() is True
+        assert letter_api.distinct == invocation + 1
+    assert len(letter_api.requests) == 5
+    assert len({request.connection for request in letter_api.requests}) == 1
+
+
+def test_an_end_takes_one_budget_when_the_api_is_silent(letter_api: Any, tmp_path: Path) -> None:
+    from letterapp.testing import Hold
+
+    letter_api.rule = lambda request: Hold()
+    code = """
+    clients = [Letter('k', API, exit_timeout=1.0, timeout=30) for _ in range(20)]
+    for letter in clients:
+        work(letter, 5)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    letter_api.rule = None
+    assert finished.seconds < 10  # twenty clients, one after the other, would take 20 s
+    assert finished.output.count("5 events given up") == 20, finished
