@@ -105,6 +105,8 @@ class Letter:
 
     def _open(self, settings: Settings) -> None:
         self._settings = settings
+        if settings.before_send is not None:
+            import json  # noqa: F401  # now, rather than in a call, where a fork in another thread could tear the import
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send)
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = Sender(settings)
@@ -308,6 +310,9 @@ class Letter:
         return f"<Letter waiting={stats['waiting']:,} delivered={stats['delivered']:,} lost={lost:,} pid={stats['pid']}>"
 
     def __reduce__(self) -> Tuple[Any, ...]:
+        context = self._settings.ssl_context
+        if context is not None and not callable(context):
+            raise LetterError("ssl_context=SSLContext cannot be pickled: give a function of a module that makes one")
         return (_unpickled, (self._settings,))
 
 

@@ -63,6 +63,10 @@ class Delivery(ABC):
         """Counters that balance at any moment: accepted = delivered + lost + waiting."""
 
     @abstractmethod
+    def prepare_fork(self) -> None:
+        """Before a fork, in the thread that forks: wait until nothing half done would be inherited. Short and bounded."""
+
+    @abstractmethod
     def abandon(self) -> None:
         """In a forked child: drop what was inherited. Takes no lock and speaks to nobody. Called in the fork hook."""
 

@@ -10,7 +10,9 @@ encoder. Anything nested or unusual is first copied to plain values by `_plain`,
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Mapping as _Mapping
 from os import urandom
 
 from .errors import LetterError
@@ -118,7 +120,7 @@ class Encoder:
         text = f'{head}{_object(name, properties)},"userId":{_quote(user_id)},"timestamp":{stamp},"messageId":{identity}}}'
         try:
             data = text.encode()
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError as error:  # in another argument: the properties have been looked at
             raise _surrogate(error) from None
         if self._before_send is not None:
             changed = self._change(self._before_send, data)
@@ -134,7 +136,7 @@ class Encoder:
         before_send: Callable[[Dict[str, Any]], Optional[Dict[str, Any]]], data: bytes
     ) -> Optional[bytes]:
         # The function gets what would travel, decoded again: a copy, so that nothing of the caller's can change.
-        from json import loads
+        from json import loads  # imported already, by the client's constructor
 
         try:
             item = before_send(loads(data))
@@ -213,16 +215,22 @@ def _wire_time(timestamp: Timestamp) -> str:
     return text
 
 
-def _from_date(value: object) -> Optional[str]:
-    from datetime import date, datetime, timezone
+def _class(module: str, name: str) -> Any:
+    """A class for `isinstance`, if its module is loaded: where it is not, no value can be of it.
 
-    if isinstance(value, datetime):
+    An import here could be torn by a fork in another thread, and would cost those who never use the class.
+    """
+    return getattr(sys.modules.get(module), name, ())
+
+
+def _from_date(value: Any) -> Optional[str]:
+    if isinstance(value, _class("datetime", "datetime")):
         try:
-            moment = value.astimezone(timezone.utc)
+            moment = value.astimezone(sys.modules["datetime"].timezone.utc)
         except (OverflowError, ValueError, OSError):
             raise Unencodable(f"{_short(value)} is outside the years 1 to 9999 in UTC") from None
         return moment.replace(tzinfo=None).isoformat() + "Z"
-    return value.isoformat() if isinstance(value, date) else None
+    return value.isoformat() if isinstance(value, _class("datetime", "date")) else None
 
 
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
@@ -241,7 +249,7 @@ def _new_id() -> str:
 def _wire_id(message_id: MessageId) -> str:
     if isinstance(message_id, str) and message_id:
         return message_id
-    if type(message_id).__name__ == "UUID":
+    if isinstance(message_id, _class("uuid", "UUID")):
         return str(message_id)
     raise LetterError(f"message_id must be a string that is not empty, or a UUID, not {_short(message_id)}")
 
@@ -266,7 +274,7 @@ def _object(name: str, properties: Properties) -> str:
                 return text
         except (ValueError, RuntimeError):
             pass  # nan, a lone surrogate, a huge int, a dict that another thread changes: the long way says which
-    elif not _is_mapping(properties):
+    elif not isinstance(properties, _Mapping):
         raise LetterError(f"{name} must be a dict or None, not {type(properties).__name__}: {_short(properties)}")
     try:
         return _encode(_plain(properties, MAX_DEPTH))
@@ -321,7 +329,8 @@ def _checked_text(text: str) -> str:
 
 
 def _surrogate(error: UnicodeEncodeError) -> Unencodable:
-    return Unencodable(f"a lone surrogate at character {error.start} is not text ({_short(error.object)})")
+    around = error.object[max(0, error.start - 20) : error.start + 10]
+    return Unencodable(f"a lone surrogate is not text: {around!r}")
 
 
 def _checked_float(number: float) -> float:
@@ -340,19 +349,15 @@ def _checked_int(number: int) -> int:
 
 def _unusual(value: Any, depth: int) -> Any:
     """What is neither JSON's own nor refused: subclasses, dates, ids, decimals, enums, sets, dataclasses, mappings."""
-    import decimal
-    import enum
-    import uuid
-
-    if isinstance(value, enum.Enum):
+    if isinstance(value, _class("enum", "Enum")):
         return _plain(value.value, depth - 1)
     if isinstance(value, str):
         return _checked_text(str.__str__(value))
     if isinstance(value, int):
         return _checked_int(int.__index__(value))
-    if isinstance(value, (float, decimal.Decimal)):
+    if isinstance(value, (float, _class("decimal", "Decimal"))):
         return _checked_float(float(value))
-    if isinstance(value, uuid.UUID):
+    if isinstance(value, _class("uuid", "UUID")):
         return str(value)
     day = _from_date(value)
     if day is not None:
@@ -364,7 +369,7 @@ def _unusual(value: Any, depth: int) -> Any:
     fields = getattr(type(value), "__dataclass_fields__", None)
     if fields is not None:
         return _plain({name: getattr(value, name) for name in fields}, depth)
-    if _is_mapping(value):
+    if isinstance(value, _Mapping):
         return _plain(dict(value), depth)
     raise Unencodable(f"{_short(value)} ({type(value).__name__}) is not JSON")
 
@@ -374,12 +379,6 @@ def _in_order(values: Any) -> Any:
         return sorted(values)  # so that the same set is the same text in each process
     except TypeError:
         return list(values)
-
-
-def _is_mapping(value: object) -> bool:
-    from collections.abc import Mapping
-
-    return isinstance(value, Mapping)
 
 
 def _refuse(value: object) -> NoReturn:

@@ -40,7 +40,7 @@ def watch(delivery: Delivery) -> None:
     if not _hooked:
         _hooked = True
         if hasattr(os, "register_at_fork"):  # not on Windows
-            os.register_at_fork(after_in_child=_in_child)
+            os.register_at_fork(before=_before_fork, after_in_child=_in_child)
     _arm()
     if _ended_pid == delivery.pid:  # made by an exit callback that ran after ours
         delivery.end(time.monotonic() + delivery.exit_timeout, final=True)
@@ -53,6 +53,13 @@ def keep(delivery: Delivery) -> None:
 
 def _alive() -> List[Delivery]:
     return [delivery for delivery in (known() for known in list(_deliveries)) if delivery is not None]
+
+
+def _before_fork() -> None:
+    pid = os.getpid()
+    for delivery in _alive():
+        if delivery.pid == pid:
+            delivery.prepare_fork()
 
 
 def _in_child() -> None:

@@ -30,7 +30,7 @@ from ._delivery import Delivery, Reporter
 from ._outbox import CLOSED, FULL, WAKE, Outbox
 from ._retry import Again, Delivered, Split, judge
 from ._settings import MAX_ITEMS
-from ._transport import Transport, Unreachable
+from ._transport import Transport, Unreachable, load
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ._transport import Answer
 
 IDLE = 5.0  # seconds without an event after which the thread leaves; starting it again costs some 50 us
+LONGEST_LOADING = 2.0  # seconds that a fork waits for the first request's imports, which take some 30 ms
 BURST = 1.0  # seconds after which drops are reported though the queue is still full
 FOREVER = float("inf")
 _HEAD, _TAIL = b'{"batch":[', b"]}"
@@ -71,6 +72,7 @@ class Sender(Delivery):
         # transport one connection. Others wait for it only with a deadline, and never its owner.
         self._turn = threading.Lock()
         self._turn_owner = 0  # thread ident; read by a thread only to find out whether it is its own
+        self._loading = False  # whoever has the turn imports what requests need
         self._attempt = 0  # of the batch in hand
         self._not_before = 0.0  # the moment of its next try
 
@@ -134,6 +136,13 @@ class Sender(Delivery):
         return self._outbox.held_by_this_thread()
 
     # Forks.
+
+    def prepare_fork(self) -> None:
+        if self._loading:
+            # Another thread imports; a child made now would inherit half a module and the import system's lock on it.
+            deadline = time.monotonic() + LONGEST_LOADING
+            while self._loading and time.monotonic() < deadline:
+                time.sleep(0.001)
 
     def abandon(self) -> None:
         self.pid = 0  # nobody's, should the system give the number to a descendant
@@ -350,11 +359,16 @@ class Sender(Delivery):
 
     def _post(self, batch: List[bytes], timeout: float) -> Union[Answer, Unreachable]:
         try:
+            self._loading = True
+            load()
+            self._loading = False
             return self._transport.post("/v1/batch", _HEAD + b",".join(batch) + _TAIL, max(0.001, timeout))
         except Unreachable as problem:
             return problem
         except Exception as surprise:  # a fault of ours must cost tries, not the thread
             return Unreachable(repr(surprise))
+        finally:
+            self._loading = False
 
     def _obey(self, outcome: Union[Answer, Unreachable], batch: List[bytes]) -> None:
         jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike

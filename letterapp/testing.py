@@ -90,13 +90,18 @@ def cut(stored: bool = False) -> Fault:
     return raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{", stored)
 
 
-def endless(piece: bytes = b"x" * 4096, stored: bool = False) -> Fault:
-    """Answer without an end, until the client leaves."""
+def endless(
+    piece: bytes = b"x" * 4096,
+    stored: bool = False,
+    head: bytes = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n",
+    every: float = 0.0,
+) -> Fault:
+    """Answer ``head`` and then ``piece`` without an end, until the client leaves; one each ``every`` seconds."""
 
     def answer(handler: _Handler) -> bool:
         try:
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")
-            while not handler.server.api.closing.is_set():
+            handler.wfile.write(head)
+            while not handler.server.api.closing.wait(every):
                 handler.wfile.write(piece)
         except OSError:
             pass

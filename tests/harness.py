@@ -23,6 +23,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 60.0  # seconds: far above what anything here takes, so that a busy machine does not turn a test red
 
+# From 3.12 on `os.fork` warns wherever a thread lives, and the tests fork with living threads on purpose.
+QUIET = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
+
 # What every program begins with. `work(n)` tracks n events that carry who tracked them.
 PRELUDE = """
 import os, sys, signal, time, threading
@@ -48,7 +51,7 @@ def environment(api_url: str, **more: str) -> Dict[str, str]:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         env.pop(name, None)
     path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH", "")]))
-    return {**env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TEST_API": api_url, **more}
+    return {**env, "PYTHONPATH": path, **QUIET, "PYTHONUNBUFFERED": "1", "TEST_API": api_url, **more}
 
 
 class Finished:

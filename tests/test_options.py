@@ -1,0 +1,356 @@
+"""Every option reaches its user, and a wrong one is named."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import signal
+import ssl
+import threading
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+from harness import DEADLINE, eventually
+from letterapp import Letter, LetterError
+from letterapp.testing import Hold, status
+
+
+def fill(letter: Letter, count: int, start: int = 0) -> None:
+    for serial in range(start, start + count):
+        letter.track("u", "e", {"serial": serial})
+
+
+def serials(events: List[Dict[str, Any]]) -> List[int]:
+    return [item["properties"]["serial"] for item in events]
+
+
+def test_the_documented_seven_keep_their_names_order_and_defaults() -> None:
+    parameters = list(inspect.signature(Letter).parameters.values())
+    documented = [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [name for name, _ in documented] == [
+        *("api_key", "base_url", "flush_at", "flush_interval", "max_retries", "timeout", "on_error"),
+    ]
+    assert [default for _, default in documented[1:]] == ["https://api.letter.app", 50, 0.1, 3, 10.0, None]
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[7:])
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"api_key": None}, "api_key is required"),
+        ({"api_key": ""}, "api_key is required"),
+        ({"api_key": "a\nb"}, "api_key holds a line break"),
+        ({"api_key": "a b"}, "api_key"),
+        ({"api_key": "clé"}, "api_key"),
+        ({"api_key": 5}, "api_key"),
+        ({"base_url": "ftp://host"}, "base_url"),
+        ({"base_url": "api.letter.app"}, "base_url"),
+        ({"base_url": "http://"}, "base_url"),
+        ({"base_url": "http://host:port"}, "base_url"),
+        ({"base_url": "http://host/?q"}, "base_url"),
+        ({"base_url": "http://user@host"}, "base_url"),
+        ({"base_url": "http://ho st"}, "base_url"),
+        ({"base_url": "http://[::1"}, "base_url"),
+        ({"base_url": 5}, "base_url"),
+        ({"flush_at": 0}, "flush_at"),
+        ({"flush_at": 1.5}, "flush_at"),
+        ({"flush_at": True}, "flush_at"),
+        ({"flush_interval": -1}, "flush_interval"),
+        ({"flush_interval": float("nan")}, "flush_interval"),
+        ({"flush_interval": 10**400}, "flush_interval"),
+        ({"flush_interval": "1"}, "flush_interval"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": float("inf")}, "timeout"),
+        ({"on_error": "print"}, "on_error"),
+        ({"max_queue_bytes": 0}, "max_queue_bytes"),
+        ({"max_queue_events": -5}, "max_queue_events"),
+        ({"overflow": "drop"}, "overflow must be one of drop_newest, drop_oldest, block"),
+        ({"max_batch_bytes": 10}, "max_batch_bytes"),
+        ({"exit_timeout": -1}, "exit_timeout"),
+        ({"before_send": 5}, "before_send"),
+        ({"enabled": "yes"}, "enabled"),
+        ({"ssl_context": "strict"}, "ssl_context"),
+        ({"exit_signals": ("SIGTERM",)}, "exit_signals"),
+        ({"exit_signals": 15}, "exit_signals"),
+    ],
+)
+def test_a_wrong_option_is_an_error_that_names_it_at_construction(options: Dict[str, Any], named: str) -> None:
+    with pytest.raises(LetterError, match=named):
+        Letter(**{"api_key": "k", **options})
+
+
+def test_an_unknown_option_is_python_s_own_error() -> None:
+    with pytest.raises(TypeError, match="flush_every"):
+        Letter("k", flush_every=5)  # type: ignore[call-arg]
+
+
+def test_the_key_never_shows(make: Any) -> None:
+    letter = make(api_key="secret-key")
+    assert "secret" not in repr(letter) + repr(letter._settings) + repr(letter._delivery) + str(letter.stats())
+
+
+def test_key_and_address_come_from_the_environment_when_not_given(
+    monkeypatch: pytest.MonkeyPatch, letter_api: Any
+) -> None:
+    monkeypatch.setenv("LETTER_API_KEY", "from-outside")
+    monkeypatch.setenv("LETTER_BASE_URL", letter_api.url + "/prefix/")
+    with Letter() as letter:
+        letter.track("u", "e")
+    request = letter_api.requests[0]
+    assert request.path == "/prefix/v1/batch" and request.headers["authorization"] == "Bearer from-outside"
+    with Letter("given", letter_api.url) as letter:
+        letter.track("u", "e")
+    request = letter_api.requests[1]
+    assert request.path == "/v1/batch" and request.headers["authorization"] == "Bearer given"
+
+
+def test_an_address_that_is_given_wins_even_when_it_is_the_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETTER_BASE_URL", "http://elsewhere")
+    assert Letter("k")._settings.base_url == "http://elsewhere"
+    assert Letter("k", "".join(["https://api.", "letter.app"]))._settings.base_url == "https://api.letter.app"
+
+
+def test_flush_at_sends_a_batch_before_its_interval(make: Any, letter_api: Any) -> None:
+    letter = make(flush_at=7, flush_interval=1000)
+    fill(letter, 7)
+    assert letter_api.wait_for(7)
+    assert len(letter_api.requests) == 1
+
+
+def test_flush_interval_sends_what_has_no_company(make: Any, letter_api: Any) -> None:
+    letter = make(flush_at=1000, flush_interval=0.05)
+    fill(letter, 3)
+    assert letter_api.wait_for(3)
+    assert len(letter_api.requests) == 1
+
+
+def test_timeout_reaches_the_request(make: Any, letter_api: Any, errors: List[LetterError]) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = make(timeout=0.2, max_retries=0, flush_at=1)
+    fill(letter, 1)
+    assert eventually(lambda: errors, bool)
+    assert "no answer within 0.2 s" in str(errors[0])
+    hold.release()
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+def test_max_retries_counts_the_tries_after_the_first(
+    retries: int, make: Any, letter_api: Any, errors: List[LetterError]
+) -> None:
+    letter_api.rule = lambda request: status(429, headers={"Retry-After": "0"})
+    letter = make(max_retries=retries)
+    fill(letter, 2)
+    assert letter.flush(DEADLINE)
+    assert len(letter_api.requests) == retries + 1
+    assert letter.stats()["retried"] == 2 * retries and letter.stats()["lost"] == {"undeliverable": 2}
+    assert errors[0].status == 429 and serials(errors[0].events) == [0, 1]
+
+
+def held_queue(make: Any, letter_api: Any, **options: Any) -> Any:
+    """A client with one event on the wire, held there, and nothing else."""
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = make(flush_at=1, flush_interval=0, **options)
+    fill(letter, 1)
+    assert hold.arrived.wait(DEADLINE)
+    return letter, hold
+
+
+def test_max_queue_events_bounds_the_queue_the_request_on_the_wire_included(
+    make: Any, letter_api: Any, errors: List[LetterError]
+) -> None:
+    letter, hold = held_queue(make, letter_api, max_queue_events=10)
+    fill(letter, 20, start=1)
+    assert letter.stats()["waiting"] == 10 and letter.stats()["lost"] == {"overflow": 11}
+    hold.release()
+    assert letter.flush()
+    assert serials(letter_api.events) == list(range(10))
+    assert eventually(lambda: errors, bool)
+    assert [error.lost for error in errors] == [11] and serials(errors[0].events) == list(range(10, 21))
+    assert "11 events dropped (drop_newest): the queue is full (10 events" in str(errors[0])
+
+
+def test_max_queue_bytes_bounds_the_queue(make: Any, letter_api: Any) -> None:
+    letter, hold = held_queue(make, letter_api, max_queue_bytes=2000)
+    fill(letter, 50, start=1)
+    stats = letter.stats()
+    assert 1800 < stats["waiting_bytes"] <= 2000 and stats["waiting"] + stats["lost"]["overflow"] == 51
+    hold.release()
+    assert letter.flush()
+    assert letter.stats()["waiting_bytes"] == 0
+
+
+def test_drop_oldest_keeps_the_newest_and_what_is_on_the_wire(
+    make: Any, letter_api: Any, errors: List[LetterError]
+) -> None:
+    letter, hold = held_queue(make, letter_api, max_queue_events=5, overflow="drop_oldest")
+    fill(letter, 20, start=1)
+    hold.release()
+    assert letter.flush()
+    assert serials(letter_api.events) == [0, 17, 18, 19, 20]
+    assert eventually(lambda: errors, bool)
+    assert sum(error.lost for error in errors) == 16 and letter.stats()["lost"] == {"overflow": 16}
+
+
+def test_block_waits_for_room(make: Any, letter_api: Any) -> None:
+    letter, hold = held_queue(make, letter_api, max_queue_events=5, overflow="block", timeout=DEADLINE)
+    calls = threading.Thread(target=fill, args=(letter, 20, 1))
+    calls.start()
+    assert eventually(lambda: letter.stats()["waiting"], lambda waiting: waiting == 5)
+    assert calls.is_alive()
+    hold.release()
+    calls.join(DEADLINE)
+    assert letter.flush()
+    assert serials(letter_api.events) == list(range(21)) and letter.stats()["lost"] == {}
+
+
+def test_block_waits_no_longer_than_timeout(make: Any, letter_api: Any, errors: List[LetterError]) -> None:
+    letter, hold = held_queue(make, letter_api, max_queue_events=1, overflow="block", timeout=0.2)
+    fill(letter, 1, start=1)
+    assert letter.stats()["lost"] == {"overflow": 1}
+    hold.release()
+
+
+def test_an_event_larger_than_the_queue_is_dropped_at_once(make: Any, errors: List[LetterError]) -> None:
+    for overflow in ("drop_newest", "drop_oldest", "block"):
+        letter = make(max_queue_bytes=1000, overflow=overflow, timeout=1000, flush_interval=1000)
+        fill(letter, 2)
+        letter.track("u", "large", {"blob": "x" * 2000})
+        assert letter.stats()["lost"] == {"overflow": 1} and letter.stats()["waiting"] == 2
+
+
+def test_drops_are_reported_once_a_burst(make: Any, letter_api: Any, errors: List[LetterError]) -> None:
+    letter, hold = held_queue(make, letter_api, max_queue_events=10)
+    fill(letter, 500, start=1)
+    assert eventually(lambda: errors, bool)  # after a second, though the queue is still full
+    assert errors[0].lost == 491 and len(errors[0].events) == 100
+    fill(letter, 5, start=501)
+    hold.release()
+    assert letter.flush()
+    assert eventually(lambda: len(errors), lambda count: count == 2) == 2
+    assert errors[1].lost == 5
+    assert letter.stats()["lost"] == {"overflow": 496}
+
+
+def test_max_batch_bytes_bounds_each_request_and_each_event(
+    make: Any, letter_api: Any, errors: List[LetterError]
+) -> None:
+    letter = make(max_batch_bytes=2000, flush_interval=30)
+    fill(letter, 100)
+    letter.track("u", "large", {"blob": "x" * 2000})
+    assert letter.flush()
+    assert serials(letter_api.events) == list(range(100))
+    sizes = [len(request.body) for request in letter_api.requests]
+    assert max(sizes) <= 2000 and min(sizes[:-1]) > 1700
+    assert "max_batch_bytes" in str(errors[0]) and letter.stats()["lost"] == {"invalid": 1}
+
+
+def test_exit_timeout_is_the_default_budget_of_flush_and_close(make: Any, letter_api: Any) -> None:
+    letter, hold = held_queue(make, letter_api, exit_timeout=0.1)
+    assert letter.flush() is False
+    assert letter.close() is False
+    hold.release()
+
+
+def test_before_send_may_change_and_drop(make: Any, letter_api: Any, errors: List[LetterError]) -> None:
+    def before_send(item: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+        if item["properties"]["serial"] % 2:
+            return None
+        item["properties"]["seen"] = {"by": "before_send"}
+        return item
+
+    mine = {"serial": 0, "deep": {"list": [1]}}
+    letter = make(before_send=before_send)
+    letter.track("u", "e", mine)
+    fill(letter, 3, start=1)
+    assert letter.flush()
+    assert serials(letter_api.events) == [0, 2]
+    assert letter_api.events[0]["properties"]["seen"] == {"by": "before_send"}
+    assert mine == {"serial": 0, "deep": {"list": [1]}} and errors == []
+    assert letter.stats()["lost"] == {"filtered": 2} and letter.stats()["accepted"] == 4
+
+
+@pytest.mark.parametrize(
+    "before_send, problem",
+    [
+        (lambda item: item["nothing"], "before_send raised KeyError('nothing')"),
+        (lambda item: "text", "before_send must return an event"),
+        (lambda item: {**item, "messageId": None}, "before_send must return an event"),
+        (lambda item: {**item, "properties": {"x": object}}, "properties.x: "),
+        (lambda item: {**item, "properties": {"x": "y" * 500_000}}, "max_batch_bytes"),
+    ],
+)
+def test_a_before_send_that_fails_costs_its_event_alone(
+    before_send: Any, problem: str, make: Any, letter_api: Any, errors: List[LetterError]
+) -> None:
+    letter = make(before_send=lambda item: item if item["event"] == "good" else before_send(item))
+    letter.track("u", "bad")
+    letter.track("u", "good")
+    assert letter.flush()
+    assert [item["event"] for item in letter_api.events] == ["good"]
+    assert problem in str(errors[0]) and errors[0].cause == "invalid" and len(errors) == 1
+
+
+def test_disabled_everything_is_a_no_op_without_a_key(letter_api: Any) -> None:
+    letter = Letter(enabled=False, base_url=letter_api.url)
+    letter.track("", "")
+    letter.identify("u")
+    letter.group("u", "a")
+    assert letter.send("to", "subject", text="x") == {}
+    assert letter.flush() is True and letter.close() is True
+    assert letter_api.requests == [] and letter.stats()["accepted"] == 0
+
+
+def test_ssl_context_is_used(make: Any) -> None:
+    context = ssl.create_default_context()
+    assert make(base_url="https://localhost", ssl_context=context)._delivery._transport._tls() is context
+    assert make(base_url="https://localhost", ssl_context=lambda: context)._delivery._transport._tls() is context
+
+
+def test_exit_signals_only_in_the_main_thread() -> None:
+    caught: List[LetterError] = []
+
+    def elsewhere() -> None:
+        try:
+            Letter("k", exit_signals=(signal.SIGTERM,))
+        except LetterError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert "only the main thread" in str(caught[0])
+
+
+# Pickling.
+
+
+def on_error(error: LetterError) -> None:
+    pass
+
+
+def test_a_pickled_client_is_one_with_the_same_options(letter_api: Any) -> None:
+    letter = Letter("k", letter_api.url, flush_at=3, overflow="block", on_error=on_error, exit_timeout=7)
+    letter.track("u", "stays here")
+    copy = pickle.loads(pickle.dumps(letter))
+    assert copy._settings.__dict__ == letter._settings.__dict__
+    assert copy.stats()["waiting"] == 0
+    copy.track("u", "from the copy")
+    assert copy.close()
+    assert [item["event"] for item in letter_api.events if item["event"] == "from the copy"] == ["from the copy"]
+    letter.close()
+
+
+def test_a_client_with_an_unpicklable_context_says_what_to_do(make: Any) -> None:
+    with pytest.raises(LetterError, match="ssl_context=.*function"):
+        pickle.dumps(make(ssl_context=ssl.create_default_context()))
+
+
+def test_an_error_can_be_pickled_whatever_its_events_hold() -> None:
+    error = LetterError("m", 400, "body", "code", "reason", cause="invalid", events=[b'{"a":1}', {"x": threading.Lock()}])
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == "m" and (copy.status, copy.body, copy.code, copy.reason) == (400, "body", "code", "reason")
+    assert copy.cause == "invalid" and copy.lost == 2 and copy.events == [{"a": 1}]
