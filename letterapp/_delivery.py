@@ -55,8 +55,11 @@ class Delivery(ABC):
         """
 
     @abstractmethod
-    def is_interrupted(self) -> bool:
-        """True in a signal handler that interrupted this very object, which must return before anything can be sent."""
+    def defers(self, act: Callable[[], object]) -> bool:
+        """For a signal handler: False, unless it interrupted this very object, inside which nothing can be sent.
+
+        Then True, and ``act`` is called from another thread as soon as the interrupted call has gone on.
+        """
 
     @abstractmethod
     def stats(self) -> Dict[str, Any]:

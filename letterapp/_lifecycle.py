@@ -150,11 +150,8 @@ def _on_signal(number: int, frame: Any) -> None:
     import signal
 
     pid = os.getpid()
-    if any(delivery.is_interrupted() for delivery in _alive() if delivery.pid == pid):
-        # The handler runs in the middle of a `put`. Nothing can be sent before that returns, so come again: the
-        # interpreter runs at least one instruction of the interrupted code between two signals.
-        os.kill(pid, number)
-        return
+    if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in _alive() if delivery.pid == pid):
+        return  # it came in the middle of a `put`, and comes again after it
     previous = _previous[number]
     _end(final=previous is signal.SIG_DFL)
     if callable(previous):

@@ -119,6 +119,12 @@ class Outbox:
         """True in a signal handler or callback that interrupted this very queue: waiting there would be for ever."""
         return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
+    def call_when_free(self, act: Callable[[], object]) -> None:
+        """Wait until no other thread is inside, then call ``act``."""
+        with self._lock:
+            pass
+        act()
+
     def counts(self) -> Dict[str, object]:
         with self._lock:
             self._sweep()

@@ -132,8 +132,11 @@ class Sender(Delivery):
             self._give_up("exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take")
         self._budget = max(0.0, deadline - self._clock())
 
-    def is_interrupted(self) -> bool:
-        return self._outbox.held_by_this_thread()
+    def defers(self, act: Callable[[], object]) -> bool:
+        if not self._outbox.held_by_this_thread():
+            return False
+        _thread.start_new_thread(self._outbox.call_when_free, (act,))
+        return True
 
     # Forks.
 
