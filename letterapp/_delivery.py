@@ -96,6 +96,7 @@ class Reporter:
 
 def _print(line: str) -> None:
     try:
-        sys.stderr.write(line.replace("\n", " ") + "\n")
+        # One line whatever an answer holds, and nothing in it that steers a terminal.
+        sys.stderr.write("".join(sign if sign.isprintable() else " " for sign in line) + "\n")
     except Exception:
         pass  # stderr is closed, or None, or cannot write this text: there is nowhere left to say so

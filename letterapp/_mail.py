@@ -69,6 +69,6 @@ def _answer(body: str) -> Dict[str, Any]:
 
     try:
         answer = loads(body or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = {}
     return answer if isinstance(answer, dict) else {}

@@ -176,6 +176,7 @@ class Outbox:
             keep = len(self._taken) // 2
             self._waiting.extendleft(reversed(self._taken[keep:]))
             self._taken = self._taken[:keep]
+            self._since = float("-inf")  # it was due already
 
     def retry(self) -> bool:
         """Count the batch in hand as tried again; False when it has been abandoned meanwhile."""

@@ -37,6 +37,8 @@ class Settings:
     secure: bool  # https
     host: str
     port: int
+    authority: str  # host and port, as a proxy wants them
+    host_header: str
     path: str  # of base_url: "" or "/prefix"
     flush_at: int  # events that wait before a batch leaves early
     flush_interval: float  # seconds the oldest event waits for company
@@ -128,11 +130,19 @@ def _address(base_url: str) -> Dict[str, Any]:
     path = parts.path.rstrip("/")
     if not path.isascii():
         raise wrong
+    port = port or (443 if secure else 80)
+    try:
+        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+    except UnicodeError:
+        raise wrong from None
+    name = f"[{host}]" if ":" in host else host
     return {
         "base_url": f"{parts.scheme}://{parts.netloc}{path}",
         "secure": secure,
-        "host": parts.hostname,
-        "port": port or (443 if secure else 80),
+        "host": host,
+        "port": port,
+        "authority": f"{name}:{port}",
+        "host_header": name if port == (443 if secure else 80) else f"{name}:{port}",
         "path": path,
     }
 

@@ -66,11 +66,11 @@ class Transport:
         self._line: Optional[_Line] = None  # the socket under it
         self._prefix = settings.path  # what stands before the path in the request line
         self._headers: Dict[str, str] = {
+            "Host": settings.host_header,
             "Authorization": f"Bearer {settings.api_key}",
             "Content-Type": "application/json",
             "User-Agent": f"letterapp-python/{__version__}",
         }
-        self._proxy_headers: Dict[str, str] = {}
         self._context: Optional[ssl.SSLContext] = None
         self._context_type: Optional[type] = None
 
@@ -117,8 +117,18 @@ class Transport:
 
         connection, line = self._opened(deadline)
         line.deadline = deadline
-        connection.request("POST", self._prefix + path, body, {**self._headers, **self._proxy_headers})
-        response = connection.getresponse()
+        try:
+            connection.request("POST", self._prefix + path, body, self._headers)
+        except ConnectionError as error:
+            # A server may refuse a large body before it has read it, and close; the answer is there all the same.
+            try:
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException):
+                raise error from None
+        else:
+            response = connection.getresponse()
+        if line.ended:
+            raise http.client.IncompleteRead(b"")  # in the headers, which `http.client` takes for their end
         if response.status < 200:
             raise http.client.BadStatusLine(f"status {response.status}")
         data = response.read(MAX_ANSWER + 1)
@@ -127,40 +137,33 @@ class Transport:
         headers = response.headers
         if response.will_close or not response.isclosed():
             self.close()  # the server closes, or there is more to read than is worth reading
-        return Answer(
-            response.status, data.decode("utf-8", "replace"), headers.get("Retry-After"), headers.get("Location")
-        )
+        text = data[:MAX_ANSWER].decode("utf-8", "replace")
+        return Answer(response.status, text, headers.get("Retry-After"), headers.get("Location"))
 
     def _opened(self, deadline: float) -> Tuple[http.client.HTTPConnection, _Line]:
         if self._connection is None or self._line is None:
-            connection = self._new_connection(max(0.001, deadline - time.monotonic()))
-            connection.connect()
-            # From here on every wait ends at the request's own deadline.
-            line = connection.sock = _Line(connection.sock)
-            self._connection, self._line = connection, line
+            import http.client
+            import socket
+
+            settings = self._settings
+            proxy = _proxy(settings.secure, settings.host, settings.port)
+            address = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
+            self._prefix = settings.path
+            self._headers.pop("Proxy-Authorization", None)
+            sock = socket.create_connection(address, max(0.001, deadline - time.monotonic()))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # From here on every wait ends at the request's own deadline, and a child that is forked finds the socket.
+            line = self._line = _Line(sock, deadline)
+            if settings.secure:
+                if proxy:
+                    line.ask_for_tunnel(settings.authority, proxy.headers)
+                line.secure(self._tls(), settings.host)
+            elif proxy:
+                self._prefix = f"http://{settings.authority}{settings.path}"
+                self._headers.update(proxy.headers)
+            self._connection = http.client.HTTPConnection(settings.host, settings.port)
+            self._connection.sock = line
         return self._connection, self._line
-
-    def _new_connection(self, timeout: float) -> http.client.HTTPConnection:
-        import http.client
-
-        settings = self._settings
-        proxy = _proxy(settings.secure, settings.host, settings.port)
-        host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
-        if settings.secure:
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=timeout, context=self._tls()
-            )
-            if proxy:
-                connection.set_tunnel(settings.host, settings.port, proxy.headers)
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout)
-            if proxy:
-                name = f"[{settings.host}]" if ":" in settings.host else settings.host
-                self._prefix = f"http://{name}:{settings.port}{settings.path}"
-                self._proxy_headers = proxy.headers
-            else:
-                self._prefix, self._proxy_headers = settings.path, {}
-        return connection
 
     def _tls(self) -> ssl.SSLContext:
         import ssl
@@ -181,10 +184,32 @@ class _Line:
     A socket's own time-out starts anew with each byte that trickles in.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._inode = os.fstat(sock.fileno()).st_ino
-        self.deadline = 0.0
+        self.deadline = deadline
+        self.ended = False  # the peer has closed its side
+
+    # Opening.
+
+    def ask_for_tunnel(self, authority: str, headers: Dict[str, str]) -> None:
+        """Have an HTTP proxy connect this line to ``authority`` (RFC 9110, 9.3.6)."""
+        import http.client
+
+        lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}", *(f"{name}: {headers[name]}" for name in headers)]
+        self.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
+        response = http.client.HTTPResponse(self, method="CONNECT")  # type: ignore[arg-type]
+        response.begin()
+        if response.status != 200:
+            raise OSError(f"the proxy refused: {response.status} {response.reason}")
+
+    def secure(self, context: ssl.SSLContext, host: str) -> None:
+        # In two steps, because a socket in the middle of `wrap_socket`'s own handshake is in nobody's hands, and a
+        # child forked then could not give it back.
+        secured = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
+        self._sock = secured
+        self._armed()
+        secured.do_handshake()
 
     # What `http.client` calls.
 
@@ -202,7 +227,9 @@ class _Line:
     # What the transport and the reader call.
 
     def receive_into(self, buffer: Any) -> int:
-        return self._armed().recv_into(buffer)
+        received = self._armed().recv_into(buffer)
+        self.ended = not received
+        return received
 
     def is_stale(self) -> bool:
         """True when the server closed the idle connection, or spoke out of turn."""
@@ -272,7 +299,11 @@ def _proxy(secure: bool, host: str, port: int) -> Optional[_Proxy]:
     url = getproxies().get("https" if secure else "http")
     if not url or proxy_bypass(f"{host}:{port}"):
         return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port_there = parts.port or 80
+    except ValueError:  # whose text may hold a password
+        raise ValueError("the address of the proxy in the environment cannot be read: is its password escaped?") from None
     if parts.scheme != "http" or not parts.hostname:
         raise ValueError(f"the proxy {parts.scheme}://{parts.hostname} is not spoken to: only http:// proxies are")
     headers = {}
@@ -281,7 +312,7 @@ def _proxy(secure: bool, host: str, port: int) -> Optional[_Proxy]:
 
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = "Basic " + b64encode(pair.encode()).decode()
-    return _Proxy(parts.hostname, parts.port or 80, headers)
+    return _Proxy(parts.hostname, port_there, headers)
 
 
 def _is_timeout(error: OSError) -> bool:
