@@ -147,18 +147,26 @@ def end_on(signals: Iterable[int]) -> None:
 
 
 def _on_signal(number: int, frame: Any) -> None:
-    import signal
-
     pid = os.getpid()
     if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in _alive() if delivery.pid == pid):
         return  # it came in the middle of a `put`, and comes again after it
+    gevent: Any = sys.modules.get("gevent")
+    if gevent is not None and gevent.getcurrent() is gevent.get_hub():
+        gevent.spawn(_end_by_signal, number, frame)  # every greenlet waits, and the hub must not
+    else:
+        _end_by_signal(number, frame)
+
+
+def _end_by_signal(number: int, frame: Any) -> None:
+    import signal
+
     previous = _previous[number]
     _end(final=previous is signal.SIG_DFL)
     if callable(previous):
         previous(number, frame)
     elif previous == signal.SIG_DFL:
         signal.signal(number, signal.SIG_DFL)
-        os.kill(pid, number)
+        os.kill(os.getpid(), number)
 
 
 # uWSGI, which forks without Python's hooks and may not let threads run.

@@ -77,6 +77,8 @@ class Sender(Delivery):
         self._not_before = 0.0  # the moment of its next try
 
         self._resting = False  # the thread should leave as soon as nothing waits
+        self._mine: object = None  # what the thread that may send was started with
+        self._started_by: object = None  # and the function that started it
         self._inline = False  # no thread runs: callers take the turns
         self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
         self._final = False  # it is sure to end
@@ -158,13 +160,18 @@ class Sender(Delivery):
             child._outbox.close()
         if self.pid:
             self.abandon()  # no hook was called: uWSGI
+        try:
+            _lifecycle.end_on(self._settings.exit_signals)  # gunicorn has reset them since
+        except LetterError:
+            pass  # not the main thread; what was inherited is all there is
         return child
 
     # What `put` does beyond queueing. Runs in the caller.
 
     def _follow(self, answer: int, event: bytes) -> None:
         if answer == WAKE:
-            self._wake()
+            if not self._wake():
+                self._send_inline()
             if self._budget is not FOREVER:
                 self._settle_now()
         elif answer == FULL:
@@ -172,13 +179,24 @@ class Sender(Delivery):
         elif answer == CLOSED:
             self.refuse("closed", LetterError("the client is closed: the event was not accepted", cause="closed", events=[event]))
 
-    def _wake(self) -> None:
-        """See to it that somebody looks at the outbox."""
+    def _wake(self) -> bool:
+        """See to it that the thread looks at the outbox, or a new one; False where none can run."""
         if not self._outbox.attend():
             self._bell.ring()
-        elif not self._start():
-            self._outbox.desert()
-            self._go_inline()
+            if self._started_by is _thread.start_new_thread:
+                return True
+            # gevent has patched since. Our thread is a real one, which gevent's objects do not bear: it leaves at this
+            # ring, because it is no longer `_mine`, and a greenlet takes its place.
+        if self._start():
+            return True
+        self._outbox.desert()
+        if not self._inline:
+            self._inline = True
+            self._outbox.be_prompt()
+            _lifecycle.keep(self)
+            if self._budget is FOREVER and not _lifecycle.is_before_workers():
+                _warn_inline()
+        return False
 
     def _start(self) -> bool:
         # Not `threading.Thread`: its `start` waits for the new thread inside locks, where a signal handler or a
@@ -186,20 +204,16 @@ class Sender(Delivery):
         if not _lifecycle.threads_run():
             return False
         self._resting = False
+        self._started_by = _thread.start_new_thread
+        self._mine = mine = object()
         try:
-            _thread.start_new_thread(self._run, ())
+            _thread.start_new_thread(self._run, (mine,))
         except RuntimeError:
             return False  # the interpreter is shutting down (3.12), or the system has no thread left
         self._inline = False
         return True
 
-    def _go_inline(self) -> None:
-        if not self._inline:
-            self._inline = True
-            self._outbox.be_prompt()
-            _lifecycle.keep(self)
-            if self._budget is FOREVER and not _lifecycle.is_before_workers():
-                _warn_inline()
+    def _send_inline(self) -> None:
         if not self._may_wait():
             return
         if _lifecycle.is_before_workers():
@@ -311,10 +325,11 @@ class Sender(Delivery):
 
     # Runs on the sender's thread, or in a caller that has the turn.
 
-    def _run(self) -> None:
+    def _run(self, mine: object) -> None:
         left = False
         try:
-            while self.pid == os.getpid():  # a callback of ours may have forked: the child is not the sender's
+            # A callback of ours may have forked, and the child is not the sender's; or another thread has taken over.
+            while self.pid == os.getpid() and self._mine is mine:
                 with self._bell.sleeper() as sleeper:
                     wait = self._take_turn(FOREVER)
                     if wait < FOREVER:
@@ -324,7 +339,7 @@ class Sender(Delivery):
                         if left:
                             return
         finally:
-            if self.pid == os.getpid():
+            if self.pid == os.getpid() and self._mine is mine:
                 if not left:
                     self._outbox.desert()
                 self._progress.ring()

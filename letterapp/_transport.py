@@ -187,6 +187,7 @@ class _Line:
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._inode = os.fstat(sock.fileno()).st_ino
+        self._base = _socket_class()
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
 
@@ -232,8 +233,11 @@ class _Line:
         return received
 
     def is_stale(self) -> bool:
-        """True when the server closed the idle connection, or spoke out of turn."""
+        """True when the server closed the idle connection, or spoke out of turn, or gevent patched since."""
         import select
+
+        if self._base is not _socket_class():
+            return True  # a socket of before, which would stop every greenlet while it waits
 
         try:
             if hasattr(select, "poll"):  # `select.select` fails above descriptor 1023
@@ -313,6 +317,12 @@ def _proxy(secure: bool, host: str, port: int) -> Optional[_Proxy]:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = "Basic " + b64encode(pair.encode()).decode()
     return _Proxy(parts.hostname, port_there, headers)
+
+
+def _socket_class() -> type:
+    import socket
+
+    return socket.socket
 
 
 def _is_timeout(error: OSError) -> bool:

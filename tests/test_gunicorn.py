@@ -1,0 +1,123 @@
+"""gunicorn, the real one: every class of worker, preloaded or not, however its workers end."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, List, Set
+
+import psutil
+import pytest
+
+from harness import WebServer, environment, eventually, free_port
+from webapps import ASGI, WSGI, Gate, Visitor
+
+pytest.importorskip("gunicorn")
+
+UVICORN = "uvicorn_worker.UvicornWorker" if importlib.util.find_spec("uvicorn_worker") else "uvicorn.workers.UvicornWorker"
+WORKERS = {"sync": "sync", "gthread": "gthread", "gevent": "gevent", "uvicorn worker": UVICORN}
+OWN_ASGI = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []  # gunicorn's own, since 24
+
+each_worker = pytest.mark.parametrize("worker", WORKERS.values(), ids=WORKERS.keys())
+preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
+
+
+def serve(worker: str, preload: bool, api: Any, tmp_path: Path, *options: str, **env: str) -> WebServer:
+    """Start gunicorn. An ASGI application closes its clients in its lifespan, unless ``TEST_ENDS`` says otherwise."""
+    is_asgi = worker in (UVICORN, "asgi")
+    (tmp_path / "app.py").write_text(ASGI if is_asgi else WSGI)
+    # The workers of ASGI say that they are ready in their lifespan: here it would be too early.
+    (tmp_path / "conf.py").write_text("" if is_asgi else "def post_worker_init(worker):\n    import app\n    app.ready()\n")
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-c", "conf.py", "-b", f"127.0.0.1:{port}", "-k", worker]
+    command += ["--timeout", "60", "--threads", "4", *(["--preload"] if preload else []), *options]
+    env = {"XDG_RUNTIME_DIR": str(tmp_path), "TEST_ENDS": "lifespan" if worker == UVICORN else "", **env}
+    return WebServer(command, environment(api.url, **env), tmp_path, port)
+
+
+def stop_and_check(server: WebServer, visitor: Visitor, api: Any, preload: bool) -> None:
+    if server.process.poll() is None:
+        server.signal(signal.SIGTERM)
+    finished = server.finish()
+    assert finished.code == 0, finished
+    assert not server.left_behind(), server.left_behind()
+    visitor.check(api, finished, [server.pid] if preload else visitor.ready())
+
+
+def late_requests(api: Any) -> List[int]:
+    return [item["properties"]["serial"] for item in list(api.events) if item["userId"] == "request, late"]
+
+
+def gone(pids: Set[int]) -> bool:
+    return bool(eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), bool))
+
+
+@pytest.mark.parametrize("worker", [*WORKERS.values(), *OWN_ASGI], ids=[*WORKERS, *OWN_ASGI])
+@preloaded_or_not
+def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
+    with serve(worker, preload, letter_api, tmp_path, "-w", "2") as server:
+        visitor = Visitor(server, workers=2)
+        visitor.ask_many(24)
+        assert late_requests(letter_api) == []  # they all wait in the workers, for the end
+        stop_and_check(server, visitor, letter_api, preload)
+
+
+@each_worker
+@preloaded_or_not
+def test_a_reload_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
+    with serve(worker, preload, letter_api, tmp_path, "-w", "1") as server:
+        visitor = Visitor(server, workers=1)
+        visitor.ask_many(16)
+        old = visitor.ready()
+        assert late_requests(letter_api) == []
+        server.signal(signal.SIGHUP)
+        assert gone(old), server.output
+        assert sorted(late_requests(letter_api)) == list(range(16))  # before the server stops
+        visitor.wait_until_ready(2)
+        visitor.ask_many(8)
+        stop_and_check(server, visitor, letter_api, preload)
+
+
+@each_worker
+@preloaded_or_not
+def test_recycling_workers_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
+    with serve(worker, preload, letter_api, tmp_path, "-w", "1", "--max-requests", "5") as server:
+        visitor = Visitor(server, workers=1)
+        eventually(visitor.ask, lambda _: len(set(visitor.answered.values())) >= 2)
+        answered_by = list(visitor.answered.values())
+        assert len(set(answered_by)) >= 2, server.output
+        first = {answered_by[0]}
+        assert gone(first), server.output
+        came = set(late_requests(letter_api))
+        assert {serial for serial, pid in visitor.answered.items() if pid in first} <= came
+        stop_and_check(server, visitor, letter_api, preload)
+
+
+@each_worker
+def test_requests_in_flight_when_the_server_stops_lose_nothing(worker: str, letter_api: Any, tmp_path: Path) -> None:
+    requests = 1 if worker == "sync" else 4
+    with Gate() as gate, serve(worker, True, letter_api, tmp_path, "-w", "1", **gate.environment) as server:
+        visitor = Visitor(server, workers=1)
+        with ThreadPoolExecutor(requests) as visitors:
+            answers = [visitors.submit(visitor.ask, "/gate") for _ in range(requests)]
+            gate.wait_for(requests)
+            server.signal(signal.SIGTERM)
+            assert eventually(lambda: server.output, lambda text: "Handling signal: term" in text)
+            gate.open()
+            assert None not in [answer.result() for answer in answers], server.output
+        stop_and_check(server, visitor, letter_api, preload=True)
+
+
+@pytest.mark.parametrize("worker", ["sync", "gevent", UVICORN], ids=["sync", "gevent", "uvicorn worker"])
+@preloaded_or_not
+def test_exit_signals_lose_nothing_at_a_graceful_stop(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
+    # A uvicorn worker needs them, or a lifespan; with the others they must do no harm. gunicorn gives each worker other
+    # handlers than those that a preloaded application installed in the master.
+    with serve(worker, preload, letter_api, tmp_path, "-w", "2", TEST_ENDS="exit_signals SIGTERM") as server:
+        visitor = Visitor(server, workers=2)
+        visitor.ask_many(24)
+        assert late_requests(letter_api) == []
+        stop_and_check(server, visitor, letter_api, preload)
