@@ -8,6 +8,7 @@ Nothing is imported for this: a server is recognised by the modules that it has 
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import sys
@@ -172,11 +173,33 @@ def _end_by_signal(number: int, frame: Any) -> None:
 # uWSGI, which forks without Python's hooks and may not let threads run.
 
 
-def threads_run() -> bool:
-    """False where a thread would be started but never get a turn."""
+def start_thread(run: Callable[..., object], *arguments: object) -> bool:
+    """Start a daemon thread; False where it could not be, or would never get a turn.
+
+    Not `threading.Thread`: its `start` waits for the new thread inside locks, where a signal handler or a `__del__`
+    that calls `track` would stand still.
+    """
     uwsgi = _uwsgi()
-    if uwsgi is None:
-        return True
+    if uwsgi is not None and not _threads_run(uwsgi):
+        return False
+    # uWSGI's handlers are C's own, and end the process in whichever thread the system picks: for ours, a second signal
+    # (Ctrl-C reaches a worker twice) would cut short the end that the first one began. The mask is inherited.
+    block = uwsgi is not None
+    if block:
+        import _signal
+
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, _signal.NSIG))
+    try:
+        _thread.start_new_thread(run, arguments)
+    except RuntimeError:
+        return False  # the interpreter is shutting down (3.12), or the system has no thread left
+    finally:
+        if block:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+    return True
+
+
+def _threads_run(uwsgi: Any) -> bool:
     if is_before_workers():
         return False  # once the import is over, the master's loop holds the GIL for ever
     return _version(uwsgi) >= (2, 0, 27) or "enable-threads" in uwsgi.opt or "threads" in uwsgi.opt

@@ -199,19 +199,13 @@ class Sender(Delivery):
         return False
 
     def _start(self) -> bool:
-        # Not `threading.Thread`: its `start` waits for the new thread inside locks, where a signal handler or a
-        # `__del__` that calls `track` would stand still.
-        if not _lifecycle.threads_run():
-            return False
         self._resting = False
         self._started_by = _thread.start_new_thread
         self._mine = mine = object()
-        try:
-            _thread.start_new_thread(self._run, (mine,))
-        except RuntimeError:
-            return False  # the interpreter is shutting down (3.12), or the system has no thread left
-        self._inline = False
-        return True
+        started = _lifecycle.start_thread(self._run, mine)
+        if started:
+            self._inline = False
+        return started
 
     def _send_inline(self) -> None:
         if not self._may_wait():

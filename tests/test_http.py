@@ -122,6 +122,28 @@ def test_a_connection_that_the_server_closes_under_a_request_is_replaced_without
     assert list(letter_api.repeated().values()) == ([2] if stored else [])
 
 
+def test_what_a_server_says_unasked_on_an_idle_connection_is_not_taken_for_an_answer(
+    letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+) -> None:
+    # A 408, with which some servers and balancers say goodbye to an idle client.
+    handlers: List[Any] = []
+
+    def answer(handler: Any) -> bool:
+        handlers.append(handler)
+        handler.answer(200)
+        return True
+
+    letter_api.plan(answer)
+    one = driven(max_retries=0)
+    one.track()
+    assert one.settle() == []
+    handlers[0].answer(408)
+    one.track()
+    assert one.settle() == []
+    assert (letter_api.distinct, connections(letter_api)) == (2, 2)
+    assert errors == [] and one.letter.stats()["retried"] == 0
+
+
 def test_a_replaced_connection_that_fails_too_is_a_failed_try(
     letter_api: IngestionServer, driven: Any, errors: List[LetterError]
 ) -> None:
@@ -153,7 +175,10 @@ def test_a_server_that_restarts_on_its_port_is_found_again(make: Any, errors: Li
         status(200, headers={"Connection": "close"}, stored=True),
         raw(b"HTTP/1.0 200 OK\r\n\r\n{}", stored=True),
         raw(b"HTTP/1.1 200 OK\r\n\r\n", stored=True),
-        raw(b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", stored=True),
+        raw(
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+            stored=True,
+        ),
     ],
     ids=["Connection: close", "HTTP/1.0", "no length", "chunked"],
 )
@@ -321,7 +346,13 @@ def test_a_refused_connection_is_tried_again(driven: Any, errors: List[LetterErr
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1:1", "http://[::1]:1", "http://name.invalid", "http://" + "a" * 64 + ".example", "http://a..example"],
+    [
+        "http://127.0.0.1:1",
+        "http://[::1]:1",
+        "http://name.invalid",
+        "http://" + "a" * 64 + ".example",
+        "http://a..example",
+    ],
 )
 def test_an_api_that_is_not_there_is_reported(url: str, driven: Any, errors: List[LetterError]) -> None:
     one = driven(url, max_retries=2)
@@ -356,7 +387,12 @@ def test_an_api_that_is_not_there_is_reported(url: str, driven: Any, errors: Lis
     ],
 )
 def test_a_429_is_tried_again_when_retry_after_says(
-    header: Optional[str], least: float, most: float, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    header: Optional[str],
+    least: float,
+    most: float,
+    letter_api: IngestionServer,
+    driven: Any,
+    errors: List[LetterError],
 ) -> None:
     if header == "in 200 s":
         header = formatdate(time.time() + 200, usegmt=True)
@@ -516,9 +552,7 @@ def test_a_413_is_split_down_to_single_events_and_the_order_kept(
     assert (stats["delivered"], stats["retried"], stats["waiting"]) == (13, 0, 0)
 
 
-def test_one_event_over_the_servers_limit_is_given_up_alone_and_named(
-    errors: List[LetterError], driven: Any
-) -> None:
+def test_one_event_over_the_servers_limit_is_given_up_alone_and_named(errors: List[LetterError], driven: Any) -> None:
     with IngestionServer(max_body=1000) as api:
         one = driven(api.url)
         for serial in range(9):
@@ -533,7 +567,9 @@ def test_one_event_over_the_servers_limit_is_given_up_alone_and_named(
         assert one.letter.stats()["lost"] == {"rejected": 1}
 
 
-def test_a_split_batch_has_all_its_tries_again(letter_api: IngestionServer, driven: Any, errors: List[LetterError]) -> None:
+def test_a_split_batch_has_all_its_tries_again(
+    letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+) -> None:
     letter_api.plan(status(503), status(413), status(503), PROPER, status(503), PROPER)
     one = driven(max_retries=1)
     one.track(2)
@@ -667,7 +703,9 @@ def test_close_reports_what_is_left_when_its_time_is_over(
     assert letter.close() is True  # nothing is left to settle
 
 
-def test_close_with_no_time_at_all_reports_at_once(letter_api: IngestionServer, make: Any, errors: List[LetterError]) -> None:
+def test_close_with_no_time_at_all_reports_at_once(
+    letter_api: IngestionServer, make: Any, errors: List[LetterError]
+) -> None:
     letter_api.plan(status(503))
     letter = make(flush_at=1)
     letter.track("u", "E")
@@ -682,7 +720,15 @@ def test_the_sender_goes_on_after_every_kind_of_failure(
     letter_api: IngestionServer, make: Any, errors: List[LetterError]
 ) -> None:
     letter_api.plan(
-        reset(), status(400), status(503), raw(b"garbage\r\n\r\n"), status(302), cut(), status(413), status(401), stall(0)
+        reset(),
+        status(400),
+        status(503),
+        raw(b"garbage\r\n\r\n"),
+        status(302),
+        cut(),
+        status(413),
+        status(401),
+        stall(0),
     )
     letter = make(max_retries=0)
     for serial in range(9):

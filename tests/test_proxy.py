@@ -146,7 +146,9 @@ def delivers_another(letter: Any) -> bool:
     return bool(letter.stats()["delivered"] == before + 1)
 
 
-def test_send_goes_through_the_proxy(proxy: Running, letter_api: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_goes_through_the_proxy(
+    proxy: Running, letter_api: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.address}")
     assert make().send("a@b.example", "S", text="x")["status"] == "sent"
     assert "via" in letter_api.requests[0].headers
@@ -178,7 +180,9 @@ def test_no_proxy_that_names_others_changes_nothing(
     assert "refused" in str(errors[0]).lower() and letter_api.requests == []
 
 
-def test_the_proxy_of_the_other_scheme_is_left_alone(letter_api: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_of_the_other_scheme_is_left_alone(
+    letter_api: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", NOWHERE)
     assert delivers(make(max_retries=0))
 
@@ -205,7 +209,12 @@ def test_credentials_in_the_address_are_decoded_and_believed_for_connect(
 
 @pytest.mark.parametrize("credentials", ["", "user:secret-word@"], ids=["none", "wrong"])
 def test_refused_credentials_are_reported(
-    credentials: str, guarded: Running, letter_api: Any, make: Any, errors: List[LetterError], monkeypatch: pytest.MonkeyPatch
+    credentials: str,
+    guarded: Running,
+    letter_api: Any,
+    make: Any,
+    errors: List[LetterError],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://{credentials}{guarded.address}")
     assert not delivers(make())
@@ -217,9 +226,14 @@ def test_refused_credentials_are_reported(
 
 @pytest.mark.parametrize("credentials", ["", "user:secret-word@"], ids=["none", "wrong"])
 def test_refused_credentials_are_reported_for_connect(
-    credentials: str, guarded: Running, tls_api: Any, make: Any, trusting: ssl.SSLContext, errors: List[LetterError],
+    credentials: str,
+    guarded: Running,
+    tls_api: Any,
+    make: Any,
+    trusting: ssl.SSLContext,
+    errors: List[LetterError],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://{credentials}{guarded.address}")
     assert not delivers(make(base_url=tls_api.url, ssl_context=trusting, max_retries=0))
     (error,) = errors
@@ -304,9 +318,45 @@ def trickling(head: bytes, piece: bytes, record: bytes) -> Tuple[Callable[[socke
     return script, stop
 
 
-def through(proxy_url: str, make: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+def through(
+    proxy_url: str, make: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> Any:
     monkeypatch.setenv("HTTPS_PROXY", proxy_url)
     return make(base_url="https://api.example:8443", ssl_context=trusting, max_retries=0, **options)
+
+
+def tunnel_to(port: int) -> Callable[[socket.socket], None]:
+    """A script that connects the client to ``port`` here, whatever it asked for."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            for piece in iter(lambda: source.recv(65536), b""):
+                sink.sendall(piece)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def script(sock: socket.socket) -> None:
+        with socket.create_connection(("127.0.0.1", port), DEADLINE) as other:
+            sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=pump, args=(other, sock), daemon=True)
+            back.start()
+            pump(sock, other)
+            back.join(DEADLINE)
+
+    return script
+
+
+def test_the_port_that_belongs_to_https_is_not_written_behind_the_hosts_name(
+    tls_api: Any, make: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Scripted(tunnel_to(tls_api.port)) as scripted:
+        monkeypatch.setenv("HTTPS_PROXY", scripted.url)
+        letter = make(base_url="https://localhost", ssl_context=trusting, max_retries=0)
+        assert delivers(letter)
+        tls_api.drop_connections()
+    assert scripted.heads[0].startswith(b"CONNECT localhost:443 HTTP/1.")
+    assert tls_api.requests[0].headers["host"] == "localhost"
 
 
 def test_what_connect_says(make: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +385,13 @@ def test_what_connect_says(make: Any, trusting: ssl.SSLContext, monkeypatch: pyt
     ids=["403", "504", "302", "nothing", "garbage", "garbage behind it", "cut short"],
 )
 def test_a_connect_that_fails_is_reported(
-    answer: bytes, says: Optional[str], make: Any, trusting: ssl.SSLContext, errors: List[LetterError],
+    answer: bytes,
+    says: Optional[str],
+    make: Any,
+    trusting: ssl.SSLContext,
+    errors: List[LetterError],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     with Scripted(lambda sock: sock.sendall(answer)) as scripted:
         assert not delivers(through(scripted.url, make, trusting, monkeypatch))
     (error,) = errors
@@ -356,13 +410,25 @@ def test_a_connect_that_fails_is_reported(
         (b"HTTP/1.1 200 OK\r\n\r\n", b"\x00", b"\x16\x03\x03\x10\x00\x02\x00\x0f\xfc\x03\x03"),
         (b"HTTP/1.1 407 Wait\r\nContent-Length: 99999999\r\n\r\n", b"x", b""),
     ],
-    ids=["is silent", "trickles", "has no last header", "has a line without end", "is followed by silence",
-         "is followed by a trickling handshake", "has a trickling body"],
-)  # fmt: skip
+    ids=[
+        "is silent",
+        "trickles",
+        "has no last header",
+        "has a line without end",
+        "is followed by silence",
+        "is followed by a trickling handshake",
+        "has a trickling body",
+    ],
+)
 def test_a_request_is_bounded_by_timeout_when_the_answer_to_connect(
-    head: bytes, piece: bytes, record: bytes, make: Any, trusting: ssl.SSLContext, errors: List[LetterError],
+    head: bytes,
+    piece: bytes,
+    record: bytes,
+    make: Any,
+    trusting: ssl.SSLContext,
+    errors: List[LetterError],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     script, stop = trickling(head, piece, record)
     with Scripted(script) as scripted:
         letter = through(scripted.url, make, trusting, monkeypatch, timeout=0.3)

@@ -181,8 +181,7 @@ def test_no_retry_after_breaks_the_rules(header: Optional[str]) -> None:
 
 
 WORDS = st.sampled_from(
-    ["Tue,", "Tue", "14", "Nov", "2023", "99999", "-1", "22:14:20", "22.14.20", "25:61:61", "::", "GMT", "+0100", "+99999"]
-    + ["-0000", ",", "-", ":", ".", "14-Nov-23", "0", "AM", "\x0b", "+", "1e9"]
+    "Tue, Tue 14 Nov 2023 99999 -1 22:14:20 22.14.20 25:61:61 :: GMT +0100 +99999 -0000 , - : . 14-Nov-23 0 AM + 1e9".split()
 )
 
 
@@ -204,10 +203,13 @@ def test_the_backoff_grows_to_its_bound_and_jitter_only_adds(attempt: int, jitte
 ANSWERS = st.builds(
     Answer,
     st.integers(0, 1100),
-    st.text(max_size=200) | st.recursive(
+    st.text(max_size=200)
+    | st.recursive(
         st.none() | st.text(max_size=9) | st.integers(),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["error", "code", "message", "reason"]), inner, max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["error", "code", "message", "reason"]), inner, max_size=4)
+        ),
     ).map(json.dumps),
     st.none() | st.text(max_size=40),
     st.none() | st.text(max_size=40),

@@ -57,7 +57,19 @@ def test_every_field_travels_under_its_name(letter_api: IngestionServer, make: A
 def test_the_arguments_may_be_given_by_position_as_documented(letter_api: IngestionServer, make: Any) -> None:
     make().send("to", "subject", "html", "text", "from", "name", "reply", {"h": "1"}, "tag", {"m": 1}, "key")
     (mail,) = letter_api.mails
-    assert list(mail.values()) == ["to", "subject", "html", "text", "from", "name", "reply", {"h": "1"}, "tag", {"m": 1}, "key"]
+    assert list(mail.values()) == [
+        "to",
+        "subject",
+        "html",
+        "text",
+        "from",
+        "name",
+        "reply",
+        {"h": "1"},
+        "tag",
+        {"m": 1},
+        "key",
+    ]
 
 
 @pytest.mark.parametrize("content", [{"html": "<p>Hi</p>"}, {"text": "Hi"}])
@@ -125,7 +137,9 @@ def test_a_missing_argument_raises_before_anything_is_sent(
         ({"text": "\ud800"}, "text"),
     ],
 )
-def test_what_is_not_json_raises_with_its_path(wrong: Dict[str, Any], says: str, letter_api: IngestionServer, make: Any) -> None:
+def test_what_is_not_json_raises_with_its_path(
+    wrong: Dict[str, Any], says: str, letter_api: IngestionServer, make: Any
+) -> None:
     with pytest.raises(LetterError, match=says):
         make().send(**{**MAIL, **wrong})
     assert letter_api.requests == []
@@ -180,7 +194,9 @@ def test_a_mail_with_an_idempotency_key_is_tried_again(fault: Any, letter_api: I
 
 
 @pytest.mark.parametrize("max_retries", [0, 2])
-def test_the_last_failure_is_raised_when_no_try_is_left(max_retries: int, letter_api: IngestionServer, make: Any) -> None:
+def test_the_last_failure_is_raised_when_no_try_is_left(
+    max_retries: int, letter_api: IngestionServer, make: Any
+) -> None:
     letter_api.plan(*[status(503, b'{"error": {"message": "Later."}}')] * 5)
     with pytest.raises(LetterError, match=r"^the API answered 503: Later\.$") as caught:
         make(max_retries=max_retries).send(**MAIL, idempotency_key="k")
@@ -189,7 +205,9 @@ def test_the_last_failure_is_raised_when_no_try_is_left(max_retries: int, letter
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 409, 413, 422])
-def test_another_4xx_is_raised_at_once_with_all_that_was_said(code: int, letter_api: IngestionServer, make: Any) -> None:
+def test_another_4xx_is_raised_at_once_with_all_that_was_said(
+    code: int, letter_api: IngestionServer, make: Any
+) -> None:
     body = json.dumps({"error": {"code": "suppressed", "message": "Not to them.", "reason": "bounced"}})
     letter_api.plan(status(code, body.encode()))
     with pytest.raises(LetterError) as caught:
@@ -217,7 +235,9 @@ def test_an_api_that_is_not_there_is_raised(make: Any) -> None:
     assert (caught.value.status, caught.value.body) == (None, None)
 
 
-def test_it_works_after_close_and_counts_nothing(letter_api: IngestionServer, make: Any, errors: List[LetterError]) -> None:
+def test_it_works_after_close_and_counts_nothing(
+    letter_api: IngestionServer, make: Any, errors: List[LetterError]
+) -> None:
     letter = make()
     assert letter.close() is True
     assert letter.send(**MAIL) == SENT

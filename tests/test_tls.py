@@ -53,7 +53,9 @@ def connections(api: IngestionServer) -> int:
     return len({request.connection for request in api.requests})
 
 
-def test_a_context_is_used(tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]) -> None:
+def test_a_context_is_used(
+    tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+) -> None:
     letter = make(base_url=tls_api.url, ssl_context=trusting)
     letter.track("u", "E")
     assert letter.flush(DEADLINE) is True
@@ -121,7 +123,9 @@ def refused(make: Any, errors: List[LetterError], **options: Any) -> LetterError
     return error
 
 
-def test_an_unknown_authority_is_refused_and_reported(tls_api: IngestionServer, make: Any, errors: List[LetterError]) -> None:
+def test_an_unknown_authority_is_refused_and_reported(
+    tls_api: IngestionServer, make: Any, errors: List[LetterError]
+) -> None:
     refused(make, errors, base_url=tls_api.url)
     assert tls_api.requests == []  # the key has not travelled
 

@@ -39,7 +39,13 @@ def sizes(api: Any) -> List[int]:
         (
             "identify",
             {"user_id": "u", "email": "a@b.example", "traits": {"plan": "pro"}, "timezone": "Europe/Rome"},
-            {"type": "identify", "userId": "u", "email": "a@b.example", "traits": {"plan": "pro"}, "timezone": "Europe/Rome"},
+            {
+                "type": "identify",
+                "userId": "u",
+                "email": "a@b.example",
+                "traits": {"plan": "pro"},
+                "timezone": "Europe/Rome",
+            },
         ),
         (
             "group",
@@ -58,7 +64,11 @@ def sizes(api: Any) -> List[int]:
         ),
         (
             "track",
-            {"user_id": "u", "event": "Order Completed", "properties": {"total": 12.5, "items": [{"sku": None}], "new": True}},
+            {
+                "user_id": "u",
+                "event": "Order Completed",
+                "properties": {"total": 12.5, "items": [{"sku": None}], "new": True},
+            },
             {
                 "type": "track",
                 "userId": "u",
@@ -85,19 +95,41 @@ def test_the_arguments_may_be_given_by_position_as_documented(letter_api: Any, m
     assert letter.flush() is True
     assert letter_api.events == [
         {
-            "type": "identify", "userId": "u", "email": "a@b.example", "traits": {"x": 1}, "timezone": "Asia/Tokyo",
-            "timestamp": "t", "messageId": "m1",
+            "type": "identify",
+            "userId": "u",
+            "email": "a@b.example",
+            "traits": {"x": 1},
+            "timezone": "Asia/Tokyo",
+            "timestamp": "t",
+            "messageId": "m1",
         },
         {
-            "type": "group", "userId": "u", "accountId": "a", "name": "Acme", "traits": {"x": 1},
-            "timestamp": "t", "messageId": "m2",
+            "type": "group",
+            "userId": "u",
+            "accountId": "a",
+            "name": "Acme",
+            "traits": {"x": 1},
+            "timestamp": "t",
+            "messageId": "m2",
         },
         {"type": "track", "userId": "u", "event": "E", "properties": {"x": 1}, "timestamp": "t", "messageId": "m3"},
     ]
 
 
 def test_text_of_every_script_and_every_escape_comes_through(letter_api: Any, make: Any) -> None:
-    texts = ["", "é", "漢字", "\U0001f600", '"', "\\", "\n\r\t\x00\x1f\x7f", "\u2028\u2029", "</script>", "\ufeff", "a" * 10_000]
+    texts = [
+        "",
+        "é",
+        "漢字",
+        "\U0001f600",
+        '"',
+        "\\",
+        "\n\r\t\x00\x1f\x7f",
+        "\u2028\u2029",
+        "</script>",
+        "\ufeff",
+        "a" * 10_000,
+    ]
     letter = make()
     for serial, text in enumerate(texts):
         letter.track(f"u{text}", f"E{text}", {f"k{text}": text, "serial": serial})
@@ -221,7 +253,9 @@ def test_the_order_is_kept_over_retries_and_splits(letter_api: Any, make: Any, e
     # Each request of more than 8 items is refused as too large, and some of the others are lost on the way there, or
     # on the way back after they were stored.
     letter_api.rule = lambda request: status(413) if len(request.json["batch"]) > 8 else None
-    letter_api.plan(status(503), status(413), reset(), status(413), raw(b"", stored=True), status(429, headers={"Retry-After": "0"}))
+    letter_api.plan(
+        status(503), status(413), reset(), status(413), raw(b"", stored=True), status(429, headers={"Retry-After": "0"})
+    )
     letter = make(flush_at=64, max_retries=5)
     for serial in range(200):
         letter.track("u", "E", {"serial": serial})
@@ -268,9 +302,11 @@ def local_zone(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[timede
     """Lets the process live in a zone, and says how far it is ahead of UTC."""
     monkeypatch.setenv("TZ", request.param)
     time.tzset()
-    yield {"UTC0": timedelta(0), "XXX-05:30": timedelta(hours=5, minutes=30), "YYY+03:30": -timedelta(hours=3, minutes=30)}[
-        request.param
-    ]
+    yield {
+        "UTC0": timedelta(0),
+        "XXX-05:30": timedelta(hours=5, minutes=30),
+        "YYY+03:30": -timedelta(hours=3, minutes=30),
+    }[request.param]
     monkeypatch.undo()
     time.tzset()
 
@@ -356,7 +392,11 @@ def test_a_given_identity_travels_as_it_is(letter_api: Any, make: Any) -> None:
     for identity in given:
         letter.track("u", "E", message_id=identity)
     assert letter.flush() is True
-    assert [item["messageId"] for item in letter_api.events] == ["order-17", "ü", "00000000-0000-0000-0000-000000000005"]
+    assert [item["messageId"] for item in letter_api.events] == [
+        "order-17",
+        "ü",
+        "00000000-0000-0000-0000-000000000005",
+    ]
 
 
 @pytest.mark.parametrize("identity", ["", 7, b"x", ["x"]])
