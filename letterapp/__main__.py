@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import List, Optional
 
 from ._version import __version__
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m letterapp", description="letter.app's Python client, by hand.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="fork in every way, lose nothing: ends in a ledger, exit 1 if it does not balance")
+    demo = commands.add_parser(
+        "demo", help="fork in every way, lose nothing: ends in a ledger, exit 1 if it does not balance"
+    )
     demo.add_argument("--workers", type=_positive, default=4, metavar="N", help="preload-style workers (default 4)")
     demo.add_argument("--events", type=_positive, default=500, metavar="N", help="events of each process (default 500)")
     demo.add_argument("--base-url", metavar="URL", help="a real API instead, one event a process; needs LETTER_API_KEY")

@@ -15,14 +15,13 @@ from collections import deque
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Deque, Optional, Type
 
 
 class Bell:
     """Rings for every sleeper there is. Any thread, signal handler or callback may ring; it never blocks."""
 
     def __init__(self) -> None:
-        self._sleepers: Deque[Sleeper] = deque()
+        self._sleepers: deque[Sleeper] = deque()
 
     def ring(self) -> None:
         sleepers = self._sleepers
@@ -41,7 +40,7 @@ class Bell:
 class Sleeper:
     """One thread's wait for one ring."""
 
-    def __init__(self, bed: Deque[Sleeper]) -> None:
+    def __init__(self, bed: deque[Sleeper]) -> None:
         self._bed = bed
         self._asleep = threading.Lock()
         self.wake = self._asleep.release
@@ -56,7 +55,7 @@ class Sleeper:
         return seconds > 0 and self._asleep.acquire(True, min(seconds, threading.TIMEOUT_MAX))
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             self._bed.remove(self)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import ssl
     from datetime import date, datetime
     from types import TracebackType
-    from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple, Type, Union
+    from typing import Any, Callable, Iterable, Mapping, Union
     from uuid import UUID
 
     Timestamp = Union[datetime, date, str, None]
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Letter:
     """A client of letter.app's ingestion API.
 
-    `identify`, `group` and `track` queue an event and return in microseconds; a background thread of this process, started
-    at the first event, delivers batches. All methods may be called from any thread, from signal handlers and
+    `identify`, `group` and `track` queue an event and return in microseconds; a background thread of this process,
+    started at the first event, delivers batches. All methods may be called from any thread, from signal handlers and
     from `on_error`. After a fork the parent's waiting events stay the parent's, and the child's client starts empty.
     A client can be pickled: the other side gets one with the same options, the key included.
 
@@ -64,22 +64,22 @@ class Letter:
 
     def __init__(
         self,
-        api_key: Optional[str] = None,
+        api_key: str | None = None,
         base_url: str = DEFAULT_BASE_URL,
         flush_at: int = 50,
         flush_interval: float = 0.1,
         max_retries: int = 3,
         timeout: float = 10.0,
-        on_error: Optional[Callable[[LetterError], object]] = None,
+        on_error: Callable[[LetterError], object] | None = None,
         *,
         max_queue_bytes: int = 4_194_304,
         max_queue_events: int = 10_000,
         overflow: str = "drop_newest",
         max_batch_bytes: int = 500_000,
         exit_timeout: float = 5.0,
-        before_send: Optional[Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]] = None,
+        before_send: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
         enabled: bool = True,
-        ssl_context: Union[ssl.SSLContext, Callable[[], ssl.SSLContext], None] = None,
+        ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         exit_signals: Iterable[int] = (),
     ) -> None:
         self._open(
@@ -106,7 +106,8 @@ class Letter:
     def _open(self, settings: Settings) -> None:
         self._settings = settings
         if settings.before_send is not None:
-            import json  # noqa: F401  # now, rather than in a call, where a fork in another thread could tear the import
+            # Now, rather than in a call, where a fork in another thread could tear the import.
+            import json  # noqa: F401
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send)
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = Sender(settings)
@@ -125,9 +126,9 @@ class Letter:
     def identify(
         self,
         user_id: str,
-        email: Optional[str] = None,
-        traits: Optional[Mapping[str, Any]] = None,
-        timezone: Optional[str] = None,
+        email: str | None = None,
+        traits: Mapping[str, Any] | None = None,
+        timezone: str | None = None,
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
@@ -144,8 +145,8 @@ class Letter:
         self,
         user_id: str,
         account_id: str,
-        name: Optional[str] = None,
-        traits: Optional[Mapping[str, Any]] = None,
+        name: str | None = None,
+        traits: Mapping[str, Any] | None = None,
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
@@ -162,7 +163,7 @@ class Letter:
         self,
         user_id: str,
         event: str,
-        properties: Optional[Mapping[str, Any]] = None,
+        properties: Mapping[str, Any] | None = None,
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
@@ -190,7 +191,7 @@ class Letter:
             else:
                 self._put(data)
 
-    def _put(self, event: Optional[bytes]) -> None:
+    def _put(self, event: bytes | None) -> None:
         delivery = self._delivery
         if delivery.pid != os.getpid():
             delivery = self._here()
@@ -210,23 +211,23 @@ class Letter:
         self,
         to: str,
         subject: str,
-        html: Optional[str] = None,
-        text: Optional[str] = None,
-        from_email: Optional[str] = None,
-        from_name: Optional[str] = None,
-        reply_to: Optional[str] = None,
-        headers: Optional[Mapping[str, str]] = None,
-        tag: Optional[str] = None,
-        metadata: Optional[Mapping[str, Any]] = None,
-        idempotency_key: Optional[str] = None,
-    ) -> Dict[str, Any]:
-        """Send one transactional email now, and return the API's answer (``id``, ``messageId``, ``status``, ``replayed``).
+        html: str | None = None,
+        text: str | None = None,
+        from_email: str | None = None,
+        from_name: str | None = None,
+        reply_to: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tag: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> dict[str, Any]:
+        """Send one transactional email now; return the API's answer (``id``, ``messageId``, ``status``, ``replayed``).
 
         Not queued: it blocks for up to `timeout` seconds a try, and for the waits between tries. Only a call with an
         ``idempotency_key`` is tried again. After `close` it still works. With ``enabled=False`` it returns ``{}``.
 
         Raises:
-            LetterError: An argument is missing or is not JSON, the API refused (``status``, ``code``), or no answer came.
+            LetterError: An argument is missing or not JSON, the API refused (``status``, ``code``), or no answer came.
         """
         if not self._settings.enabled:
             return {}
@@ -247,16 +248,17 @@ class Letter:
 
     # Settling.
 
-    def flush(self, timeout: Optional[float] = None) -> bool:
+    def flush(self, timeout: float | None = None) -> bool:
         """Send what this process has queued, and wait for it: at most ``timeout`` seconds, `exit_timeout` if None.
 
-        Returns True when all that was queued before the call is settled: delivered, or reported as lost. False when time ran
-        out (what is left goes on waiting), and in `on_error` on the sender's own thread, which cannot wait for itself.
+        Returns True when all that was queued before the call is settled: delivered, or reported as lost. False when
+        time ran out (what is left goes on waiting), and in `on_error` on the sender's own thread, which cannot wait
+        for itself.
         After it an idle client has no thread, so a fork that follows finds the process single-threaded.
         """
         return self._here().flush(self._seconds(timeout))
 
-    def close(self, timeout: Optional[float] = None) -> bool:
+    def close(self, timeout: float | None = None) -> bool:
         """Refuse further events in this process, settle what waits, end the thread. May be called again.
 
         Blocks for at most ``timeout`` seconds, `exit_timeout` if None. What is not delivered by then is given up and
@@ -264,24 +266,24 @@ class Letter:
         """
         return self._here().close(self._seconds(timeout))
 
-    async def aflush(self, timeout: Optional[float] = None) -> bool:
+    async def aflush(self, timeout: float | None = None) -> bool:
         """`flush` for asyncio: waits on a thread of the loop's default executor, so the loop goes on."""
         return await _in_thread(self.flush, timeout)
 
-    async def aclose(self, timeout: Optional[float] = None) -> bool:
+    async def aclose(self, timeout: float | None = None) -> bool:
         """`close` for asyncio: waits on a thread of the loop's default executor, so the loop goes on."""
         return await _in_thread(self.close, timeout)
 
-    def stats(self) -> Dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Counters of this process's client: a dict that balances, accepted = delivered + lost + waiting.
 
-        ``accepted``: events whose call returned. ``delivered``; ``retried``: events in repeated requests; ``lost``: a dict by
-        cause (docs/guarantees.md names them); ``waiting`` and ``waiting_bytes``: in the queue or on the wire; ``pid``;
-        ``mode``: ``"thread"``, or ``"inline"`` where the calls send. A forked child counts from zero.
+        ``accepted``: events whose call returned. ``delivered``; ``retried``: events in repeated requests; ``lost``: a
+        dict by cause (docs/guarantees.md names them); ``waiting`` and ``waiting_bytes``: in the queue or on the wire;
+        ``pid``; ``mode``: ``"thread"``, or ``"inline"`` where the calls send. A forked child counts from zero.
         """
         return self._here().stats()
 
-    def _seconds(self, timeout: Optional[float]) -> float:
+    def _seconds(self, timeout: float | None) -> float:
         if timeout is None:
             return self._settings.exit_timeout
         return seconds("timeout", timeout)
@@ -292,7 +294,7 @@ class Letter:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -300,16 +302,18 @@ class Letter:
         return self
 
     async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:
         stats = self.stats()
         lost = sum(stats["lost"].values())
-        return f"<Letter waiting={stats['waiting']:,} delivered={stats['delivered']:,} lost={lost:,} pid={stats['pid']}>"
+        return (
+            f"<Letter waiting={stats['waiting']:,} delivered={stats['delivered']:,} lost={lost:,} pid={stats['pid']}>"
+        )
 
-    def __reduce__(self) -> Tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         context = self._settings.ssl_context
         if context is not None and not callable(context):
             raise LetterError("ssl_context=SSLContext cannot be pickled: give a function of a module that makes one")
@@ -322,7 +326,7 @@ def _unpickled(settings: Settings) -> Letter:
     return letter
 
 
-async def _in_thread(wait: Callable[[Optional[float]], bool], timeout: Optional[float]) -> bool:
+async def _in_thread(wait: Callable[[float | None], bool], timeout: float | None) -> bool:
     import asyncio
 
     return await asyncio.get_running_loop().run_in_executor(None, wait, timeout)

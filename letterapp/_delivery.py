@@ -13,7 +13,7 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional
+    from typing import Any, Callable
 
 
 class Delivery(ABC):
@@ -31,12 +31,12 @@ class Delivery(ABC):
         """Accept an encoded event, or report and count it as lost. Microseconds; never raises for want of room."""
 
     @abstractmethod
-    def refuse(self, cause: str, error: Optional[LetterError] = None) -> None:
-        """Count an event that was not queued as lost for ``cause``; report it, unless the application wished it away."""
+    def refuse(self, cause: str, error: LetterError | None = None) -> None:
+        """Count an event that was not queued as lost for ``cause``; report it if there is an ``error``."""
 
     @abstractmethod
     def flush(self, timeout: float) -> bool:
-        """Send all that was accepted before this call; True when it is settled, False when ``timeout`` passed before."""
+        """Send what was accepted before this call; True when it is settled, False when ``timeout`` passed."""
 
     @abstractmethod
     def close(self, timeout: float) -> bool:
@@ -44,7 +44,7 @@ class Delivery(ABC):
 
     @abstractmethod
     def hasten(self) -> None:
-        """The process is ending: start sending what waits. Does not wait, so that many clients can share one deadline."""
+        """The process is ending: start sending what waits. Returns at once, so many clients can share a deadline."""
 
     @abstractmethod
     def end(self, deadline: float, final: bool) -> None:
@@ -62,12 +62,12 @@ class Delivery(ABC):
         """
 
     @abstractmethod
-    def stats(self) -> Dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Counters that balance at any moment: accepted = delivered + lost + waiting."""
 
     @abstractmethod
     def prepare_fork(self) -> None:
-        """Before a fork, in the thread that forks: wait until nothing half done would be inherited. Short and bounded."""
+        """Before a fork, in the thread that forks: wait, shortly, until nothing half done would be inherited."""
 
     @abstractmethod
     def abandon(self) -> None:
@@ -81,7 +81,7 @@ class Delivery(ABC):
 class Reporter:
     """Hands errors to the application's ``on_error``, or prints a line to stderr. It cannot fail, and takes no lock."""
 
-    def __init__(self, on_error: Optional[Callable[[LetterError], object]]) -> None:
+    def __init__(self, on_error: Callable[[LetterError], object] | None) -> None:
         self._on_error = on_error
 
     def __call__(self, error: LetterError) -> None:

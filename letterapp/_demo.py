@@ -18,7 +18,7 @@ import urllib.request
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, NamedTuple, Tuple
 
 from ._client import Letter
 from .errors import LetterError
@@ -42,7 +42,7 @@ class Book:
     def error(self, error: LetterError) -> None:
         self.write(error=str(error), pid=os.getpid())
 
-    def read(self) -> List[Dict[str, Any]]:
+    def read(self) -> list[dict[str, Any]]:
         try:
             with open(self._path) as lines:
                 return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -51,7 +51,7 @@ class Book:
 
 
 class Program:
-    """What each process works with. ``settles``: nobody else counts, so each process asks its client what it delivered."""
+    """What each process works with. ``settles``: nobody else counts, so each asks its client what it delivered."""
 
     def __init__(self, letter: Letter, book: Book, events: int, settles: bool) -> None:
         self.letter = letter
@@ -70,7 +70,7 @@ class Program:
             self.book.write(who=who, pid=pid, delivered=self.letter.stats()["delivered"] - before)
 
 
-_program: Optional[Program] = None  # what forked children inherit, like a preloaded application
+_program: Program | None = None  # what forked children inherit, like a preloaded application
 
 
 def _work(who: str) -> None:
@@ -78,7 +78,7 @@ def _work(who: str) -> None:
     _program.work(who)
 
 
-def demo(workers: int, events: int, base_url: Optional[str]) -> int:
+def demo(workers: int, events: int, base_url: str | None) -> int:
     """Run it all; 0 when the ledger balances."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +138,9 @@ def _run(program: Program, workers: int) -> None:
             pool.join()
         with ProcessPoolExecutor(POOL_SIZE, mp_context=fork) as executor:
             list(executor.map(_work, ["ProcessPoolExecutor worker"] * POOL_SIZE))
-    spawned = multiprocessing.get_context("spawn").Process(target=program.work, args=("spawned, client as an argument",))
+    spawned = multiprocessing.get_context("spawn").Process(
+        target=program.work, args=("spawned, client as an argument",)
+    )
     spawned.start()
     spawned.join()
     program.work("parent, after them")
@@ -174,7 +176,7 @@ def _forked(job: Any, argument: Any) -> int:
 class Progress:
     """A line on the terminal, renewed while the processes work; elsewhere a line every other second."""
 
-    def __init__(self, book: Book, url: Optional[str]) -> None:
+    def __init__(self, book: Book, url: str | None) -> None:
         self._book = book
         self._url = url
         self._over = threading.Event()
@@ -219,10 +221,10 @@ class Row(NamedTuple):
         return self.tracked - self.delivered
 
 
-def _rows(lines: List[Dict[str, Any]], kept: Optional[List[Dict[str, Any]]]) -> List[Row]:
-    tracked: Dict[Key, int] = defaultdict(int)
-    delivered: Dict[Key, int] = defaultdict(int)
-    twice: Dict[Key, int] = defaultdict(int)
+def _rows(lines: list[dict[str, Any]], kept: list[dict[str, Any]] | None) -> list[Row]:
+    tracked: dict[Key, int] = defaultdict(int)
+    delivered: dict[Key, int] = defaultdict(int)
+    twice: dict[Key, int] = defaultdict(int)
     for line in lines:
         if "tracked" in line:
             tracked[line["who"], line["pid"]] += line["tracked"]
@@ -238,12 +240,13 @@ def _rows(lines: List[Dict[str, Any]], kept: Optional[List[Dict[str, Any]]]) -> 
     return [Row(who, pid, tracked[who, pid], delivered[who, pid], twice[who, pid]) for who, pid in keys]
 
 
-def _close_the_books(lines: List[Dict[str, Any]], kept: Optional[List[Dict[str, Any]]], seconds: float) -> int:
+def _close_the_books(lines: list[dict[str, Any]], kept: list[dict[str, Any]] | None, seconds: float) -> int:
     rows = _rows(lines, kept)
     for line in lines:
         if "error" in line:
             print(f"pid {line['pid']}: {line['error']}")
-    total = Row("total", 0, *(sum(row[column] for row in rows) for column in (2, 3, 4)))
+    sums = (sum(row.tracked for row in rows), sum(row.delivered for row in rows), sum(row.twice for row in rows))
+    total = Row("total", 0, *sums)
     print(f"{'process':34} {'pid':>8} {'tracked':>9} {'delivered':>9} {'lost':>6} {'twice':>6}")
     for row in [*rows, total]:
         pid = row.pid or ""
@@ -251,6 +254,6 @@ def _close_the_books(lines: List[Dict[str, Any]], kept: Optional[List[Dict[str, 
     if kept is not None:
         again = len(kept) - len({item["messageId"] for item in kept})
         print(f"{again:,} events travelled again under the same id, after faults of the server; it kept each once")
-    balances = total.tracked > 0 and not any(row.lost or row.twice for row in rows)
+    balances = total.tracked > 0 and all(row.lost == 0 and row.twice == 0 for row in rows)
     print(f"{'the ledger balances' if balances else 'THE LEDGER DOES NOT BALANCE'}  ({seconds:.1f} s)")
     return 0 if balances else 1

@@ -21,14 +21,25 @@ try:
     # CPython's own encoder, held directly: `json.dumps` costs half as much again, and importing `json` costs more
     # than this whole package.
     from _json import encode_basestring as _quote
-    from _json import make_encoder as _make_encoder
+    from _json import make_encoder
 except ImportError:  # PyPy
-    _make_encoder = None
+    from json.encoder import JSONEncoder
+    from json.encoder import encode_basestring as _quote
+
+    _encode = JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+else:
+    # By position, because the C type takes no keywords alike in every version: markers (no look-out for cycles: nesting
+    # is bounded before), default, text encoder, indent, separators, sort_keys, skipkeys, allow_nan.
+    _pieces = make_encoder(None, repr, _quote, None, ":", ",", False, False, False)
+
+    def _encode(o: Any) -> str:
+        return "".join(_pieces(o, 0))
+
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import date, datetime
-    from typing import Any, Callable, Dict, Mapping, NoReturn, Optional, Tuple, Union
+    from typing import Any, Callable, Mapping, Optional, Union
     from uuid import UUID
 
     Properties = Optional[Mapping[str, Any]]
@@ -40,7 +51,7 @@ _FRAME = len(b'{"batch":[]}')  # what a request adds around a single event
 
 
 class Unencodable(Exception):
-    """A value cannot be written as JSON, or the event is too large. ``path`` says where: ``properties.cart[3].price``."""
+    """A value is not JSON, or the event is too large; ``path`` says where: ``properties.cart[3].price``."""
 
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(problem)
@@ -65,7 +76,7 @@ class Encoder:
     """
 
     def __init__(
-        self, max_batch_bytes: int, before_send: Optional[Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]]
+        self, max_batch_bytes: int, before_send: Callable[[dict[str, Any]], dict[str, Any] | None] | None
     ) -> None:
         self._max_bytes = max_batch_bytes - _FRAME
         self._before_send = before_send
@@ -73,12 +84,12 @@ class Encoder:
     def identify(
         self,
         user_id: str,
-        email: Optional[str],
+        email: str | None,
         traits: Properties,
-        timezone: Optional[str],
+        timezone: str | None,
         timestamp: Timestamp,
         message_id: MessageId,
-    ) -> Optional[bytes]:
+    ) -> bytes | None:
         text = f'{{"type":"identify",{_optional("email", email)}{_optional("timezone", timezone)}"traits":'
         return self._finish(text, "traits", traits, user_id, timestamp, message_id)
 
@@ -86,11 +97,11 @@ class Encoder:
         self,
         user_id: str,
         account_id: str,
-        name: Optional[str],
+        name: str | None,
         traits: Properties,
         timestamp: Timestamp,
         message_id: MessageId,
-    ) -> Optional[bytes]:
+    ) -> bytes | None:
         if type(account_id) is not str or not account_id:
             _wrong_text("account_id", account_id)
         text = f'{{"type":"group","accountId":{_quote(account_id)},{_optional("name", name)}"traits":'
@@ -98,7 +109,7 @@ class Encoder:
 
     def track(
         self, user_id: str, event: str, properties: Properties, timestamp: Timestamp, message_id: MessageId
-    ) -> Optional[bytes]:
+    ) -> bytes | None:
         if type(event) is not str or not event:
             _wrong_text("event", event)
         text = f'{{"type":"track","event":{_quote(event)},"properties":'
@@ -112,12 +123,14 @@ class Encoder:
         user_id: str,
         timestamp: Timestamp,
         message_id: MessageId,
-    ) -> Optional[bytes]:
+    ) -> bytes | None:
         if type(user_id) is not str or not user_id:
             _wrong_text("user_id", user_id)
         stamp = _now() if timestamp is None else _quote(_wire_time(timestamp))
         identity = _new_id() if message_id is None else _quote(_wire_id(message_id))
-        text = f'{head}{_object(name, properties)},"userId":{_quote(user_id)},"timestamp":{stamp},"messageId":{identity}}}'
+        text = (
+            f'{head}{_object(name, properties)},"userId":{_quote(user_id)},"timestamp":{stamp},"messageId":{identity}}}'
+        )
         try:
             data = text.encode()
         except UnicodeEncodeError as error:  # in another argument: the properties have been looked at
@@ -128,13 +141,13 @@ class Encoder:
                 return None
             data = changed
         if len(data) > self._max_bytes:
-            raise Unencodable(f"the event is {len(data):,} bytes, over the {self._max_bytes:,} that max_batch_bytes leaves")
+            raise Unencodable(
+                f"the event is {len(data):,} bytes, over the {self._max_bytes:,} that max_batch_bytes leaves"
+            )
         return data
 
     @staticmethod
-    def _change(
-        before_send: Callable[[Dict[str, Any]], Optional[Dict[str, Any]]], data: bytes
-    ) -> Optional[bytes]:
+    def _change(before_send: Callable[[dict[str, Any]], dict[str, Any] | None], data: bytes) -> bytes | None:
         # The function gets what would travel, decoded again: a copy, so that nothing of the caller's can change.
         from json import loads  # imported already, by the client's constructor
 
@@ -144,7 +157,9 @@ class Encoder:
             raise Unencodable(f"before_send raised {error!r}") from error
         if item is None:
             return None
-        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("type", "userId", "messageId")):
+        if not isinstance(item, dict) or not all(
+            isinstance(item.get(key), str) for key in ("type", "userId", "messageId")
+        ):
             raise Unencodable("before_send must return an event with its type, userId and messageId, or None")
         try:
             return _encode(_plain(item, MAX_DEPTH)).encode()
@@ -153,7 +168,7 @@ class Encoder:
             raise
 
 
-def to_json(name: str, fields: Dict[str, Any]) -> bytes:
+def to_json(name: str, fields: dict[str, Any]) -> bytes:
     """Encode a request that is no event; `LetterError` with the path of what cannot be written."""
     try:
         return _encode(_plain(fields, MAX_DEPTH)).encode()
@@ -169,7 +184,7 @@ def _wrong_text(name: str, value: object) -> None:
     raise LetterError(f"{name} must be a string, not {type(value).__name__}: {_short(value)}")
 
 
-def _optional(name: str, value: Optional[str]) -> str:
+def _optional(name: str, value: str | None) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -199,11 +214,11 @@ def _now() -> str:
     return f'{text}{rest // 1000:06d}Z"'
 
 
-_second: Tuple[int, str] = (0, "")
+_second: tuple[int, str] = (0, "")
 
 
 def _wire_time(timestamp: Timestamp) -> str:
-    """``timestamp`` as the wire wants it: UTC for a datetime (a naive one is local time), a date as a date, text as it is."""
+    """A datetime in UTC (a naive one is local time), a date as a date, text as it is."""
     if isinstance(timestamp, str):
         return timestamp
     try:
@@ -223,14 +238,14 @@ def _class(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, ())
 
 
-def _from_date(value: Any) -> Optional[str]:
+def _from_date(value: Any) -> str | None:
     if isinstance(value, _class("datetime", "datetime")):
         try:
             moment = value.astimezone(sys.modules["datetime"].timezone.utc)
         except (OverflowError, ValueError, OSError):
             raise Unencodable(f"{_short(value)} is outside the years 1 to 9999 in UTC") from None
-        return moment.replace(tzinfo=None).isoformat() + "Z"
-    return value.isoformat() if isinstance(value, _class("datetime", "date")) else None
+        return f"{moment.replace(tzinfo=None).isoformat()}Z"
+    return str(value.isoformat()) if isinstance(value, _class("datetime", "date")) else None
 
 
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
@@ -285,7 +300,7 @@ def _object(name: str, properties: Properties) -> str:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """Copy ``value`` to what JSON knows, or raise `Unencodable` with the path inside it. docs/configuration.md has the rules."""
+    """Copy ``value`` to what JSON knows, by the rules in docs/configuration.md, or raise `Unencodable`."""
     kind = type(value)
     if kind is str:
         return _checked_text(value)
@@ -379,21 +394,3 @@ def _in_order(values: Any) -> Any:
         return sorted(values)  # so that the same set is the same text in each process
     except TypeError:
         return list(values)
-
-
-def _refuse(value: object) -> NoReturn:
-    raise Unencodable(f"{_short(value)} is not JSON")  # not reached: `_plain` has been there
-
-
-if _make_encoder is not None:
-    # Positions, because the C type takes no keywords alike in every version: markers (no look-out for cycles: nesting
-    # is bounded before), default, text encoder, indent, separators, sort_keys, skipkeys, allow_nan.
-    _pieces = _make_encoder(None, _refuse, _quote, None, ":", ",", False, False, False)
-
-    def _encode(value: object) -> str:
-        return "".join(_pieces(value, 0))
-else:
-    from json import JSONEncoder
-    from json.encoder import py_encode_basestring as _quote
-
-    _encode = JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode

@@ -9,7 +9,7 @@ import itertools
 import json
 import sys
 import threading
-from typing import Any, Dict, Optional
+from typing import Any
 
 from .testing import Fault, IngestionServer, Request, reset, stall, status
 
@@ -48,12 +48,15 @@ class _Trouble:
     def __init__(self) -> None:
         self._count = itertools.count(1)  # `next` on it is atomic
 
-    def __call__(self, request: Request) -> Optional[Fault]:
+    def __call__(self, request: Request) -> Fault | None:
         number = next(self._count)
         return next((fault for every, fault in _TROUBLE.items() if number % every == 0), None)
 
 
-def _print(item: Dict[str, Any]) -> None:
+def _print(item: dict[str, Any]) -> None:
     what = item.get("event") or item.get("accountId") or item.get("email") or ""
     more = item.get("properties") or item.get("traits") or {}
-    print(f"{item['timestamp']}  {item['type']:8}  {item['userId']}  {what}  {json.dumps(more, ensure_ascii=False)}", flush=True)
+    print(
+        f"{item['timestamp']}  {item['type']:8}  {item['userId']}  {what}  {json.dumps(more, ensure_ascii=False)}",
+        flush=True,
+    )

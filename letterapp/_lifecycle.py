@@ -19,14 +19,14 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Set, Tuple
+    from typing import Any, Callable, Iterable
 
     from ._delivery import Delivery
 
 # The deliveries of this process and, until a fork's child has dropped them, of its parent. Weak: a client that is
 # thrown away stays only as long as its thread has something to send. No lock: each use is one operation on a set.
-_deliveries: Set[ref[Delivery]] = set()
-_kept: Set[Delivery] = set()  # those that wait without a thread, which nothing else may keep alive
+_deliveries: set[ref[Delivery]] = set()
+_kept: set[Delivery] = set()  # those that wait without a thread, which nothing else may keep alive
 
 # Process ids rather than flags, because a flag that a parent has set is wrong in its children.
 _hooked = False
@@ -52,7 +52,7 @@ def keep(delivery: Delivery) -> None:
     _kept.add(delivery)
 
 
-def _alive() -> List[Delivery]:
+def _alive() -> list[Delivery]:
     return [delivery for delivery in (known() for known in list(_deliveries)) if delivery is not None]
 
 
@@ -127,7 +127,7 @@ def _end(final: bool) -> None:
 
 # Signals, where the application asked for it.
 
-_previous: Dict[int, Any] = {}  # what handled each signal before
+_previous: dict[int, Any] = {}  # what handled each signal before
 
 
 def end_on(signals: Iterable[int]) -> None:
@@ -186,7 +186,7 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
     # (Ctrl-C reaches a worker twice) would cut short the end that the first one began. The mask is inherited.
     block = uwsgi is not None
     if block:
-        import _signal
+        import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
 
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, _signal.NSIG))
     try:
@@ -216,7 +216,7 @@ def _uwsgi() -> Any:
     return module if hasattr(module, "worker_id") and hasattr(module, "opt") else None
 
 
-def _version(uwsgi: Any) -> Tuple[int, ...]:
+def _version(uwsgi: Any) -> tuple[int, ...]:
     text = uwsgi.version.decode("ascii", "replace")
     numbers = text.split("-")[0].split(".")
     return tuple(int(number) for number in numbers if number.isdigit())

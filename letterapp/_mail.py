@@ -15,7 +15,7 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any
 
     from ._settings import Settings
 
@@ -27,7 +27,7 @@ _NAMES = {
 }
 
 
-def post_mail(settings: Settings, **fields: Any) -> Dict[str, Any]:
+def post_mail(settings: Settings, **fields: Any) -> dict[str, Any]:
     """Send the email that ``fields`` (arguments of `Letter.send`) describe; return the API's answer.
 
     Only a mail with an idempotency key is tried again: without one, a second try could send a second mail.
@@ -46,7 +46,7 @@ def post_mail(settings: Settings, **fields: Any) -> Dict[str, Any]:
         transport.close()
 
 
-def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> Dict[str, Any]:
+def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> dict[str, Any]:
     attempt = 0
     while True:
         try:
@@ -64,7 +64,7 @@ def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> Di
         attempt += 1
 
 
-def _answer(body: str) -> Dict[str, Any]:
+def _answer(body: str) -> dict[str, Any]:
     from json import loads
 
     try:

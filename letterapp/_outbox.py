@@ -14,7 +14,7 @@ from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Deque, Dict, List, Optional, Tuple
+    from typing import Callable
 
 # What `put` answers. The caller has something to do for all but the first.
 QUEUED, WAKE, FULL, CLOSED = range(4)
@@ -28,7 +28,7 @@ class Burst:
     def __init__(self, began: float) -> None:
         self.began = began
         self.lost = 0
-        self.sample: List[bytes] = []
+        self.sample: list[bytes] = []
 
     def add(self, event: bytes) -> None:
         self.lost += 1
@@ -53,12 +53,12 @@ class Outbox:
         # `put` in a thread that is inside. Such a `put` only lays its event down in `_interrupting` (the fields may be
         # half changed), and whoever comes next sweeps it in.
         self._lock = threading.RLock()
-        self._interrupting: Deque[bytes] = deque()
-        self._waiting: Deque[bytes] = deque()  # not yet in anybody's hands
-        self._taken: List[bytes] = []  # on the wire, or between two tries
+        self._interrupting: deque[bytes] = deque()
+        self._waiting: deque[bytes] = deque()  # not yet in anybody's hands
+        self._taken: list[bytes] = []  # on the wire, or between two tries
         self._bytes = 0  # of both
         self._since = 0.0  # when the oldest of `_waiting` came
-        self._burst: Optional[Burst] = None
+        self._burst: Burst | None = None
         self._settled = 0  # events that left the queue, one way or the other, since the start
         self._wanted = 0  # send without delay until `_settled` is this
         self.attended = False  # somebody has promised to look here again
@@ -66,12 +66,12 @@ class Outbox:
         self.closed = False
         self._delivered = 0
         self._retried = 0
-        self._lost: Dict[str, int] = {}
+        self._lost: dict[str, int] = {}
 
     # Called by any thread.
 
     def put(self, event: bytes) -> int:
-        """Queue ``event`` and say what is to be done: nothing (QUEUED), WAKE the sender, or it was not taken (FULL, CLOSED)."""
+        """Queue ``event``; say what is to do: nothing (QUEUED), WAKE the sender; or it was not taken (FULL, CLOSED)."""
         nested = self._lock._is_owned()  # type: ignore[attr-defined]  # what `threading.Condition` asks of it too
         with self._lock:
             if nested:
@@ -125,7 +125,7 @@ class Outbox:
             pass
         act()
 
-    def counts(self) -> Dict[str, object]:
+    def counts(self) -> dict[str, object]:
         with self._lock:
             self._sweep()
             waiting = len(self._taken) + len(self._waiting)
@@ -158,7 +158,7 @@ class Outbox:
                 return float("inf")
             return max(0.0, self._since + interval - now)
 
-    def take(self, max_items: int, max_bytes: int) -> List[bytes]:
+    def take(self, max_items: int, max_bytes: int) -> list[bytes]:
         """Hand out the batch in hand, or the next one. ``max_bytes`` counts a comma after each event."""
         with self._lock:
             if not self._taken:
@@ -184,7 +184,7 @@ class Outbox:
             self._retried += len(self._taken)
             return bool(self._taken)
 
-    def settle(self, cause: Optional[str] = None) -> List[bytes]:
+    def settle(self, cause: str | None = None) -> list[bytes]:
         """Remove the batch in hand: delivered, or lost for ``cause``. Returns it."""
         with self._lock:
             batch, self._taken = self._taken, []
@@ -195,7 +195,7 @@ class Outbox:
             self._remove(batch)
             return batch
 
-    def abandon(self, cause: str) -> List[bytes]:
+    def abandon(self, cause: str) -> list[bytes]:
         """Give up all that waits, the batch in hand too, whatever becomes of it on the wire. Returns it."""
         with self._lock:
             self._sweep()
@@ -206,7 +206,7 @@ class Outbox:
             self._remove(given_up)
             return given_up
 
-    def end_burst(self, now: float, longest: float) -> Tuple[Optional[Burst], float]:
+    def end_burst(self, now: float, longest: float) -> tuple[Burst | None, float]:
         """The burst of drops that is over, if one is, and else the seconds until it must be looked at again."""
         with self._lock:
             burst = self._burst
@@ -251,7 +251,7 @@ class Outbox:
         waiting.append(event)
         self._bytes += size
         length = len(waiting)
-        return WAKE if length == 1 or length == self._flush_at or wake else QUEUED
+        return WAKE if wake or length in (1, self._flush_at) else QUEUED
 
     def _lacks_room(self, size: int) -> bool:
         return self._bytes + size > self._max_bytes or len(self._waiting) + len(self._taken) >= self._max_events
@@ -276,7 +276,7 @@ class Outbox:
             elif answer == CLOSED:
                 self._count_lost("closed", 1)
 
-    def _remove(self, events: List[bytes]) -> None:
+    def _remove(self, events: list[bytes]) -> None:
         self._settled += len(events)
         self._bytes -= sum(map(len, events))
         if not self._waiting and not self._taken:

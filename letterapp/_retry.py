@@ -1,7 +1,7 @@
 """What an answer means: delivered, again in some seconds, split, or give up because.
 
-Lives here: the rules of DESIGN's wire for one request's outcome. Pure: the attempt, the moment and the jitter are handed
-in; no clock, no sleep, no socket. Never here: sending, queues.
+Lives here: the rules for one request's outcome. Pure: the attempt, the moment and the jitter are handed in; no clock,
+no sleep, no socket. Never here: sending, queues.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional, Union
+    from typing import Any, Union
 
 BACKOFF = 0.25  # seconds before the first retry, doubled for each further one
 LONGEST_BACKOFF = 30.0  # seconds; a client that comes back later than this is not noticed to be alive
@@ -80,17 +80,17 @@ def backoff(attempt: int, jitter: float) -> float:
     return min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(attempt, 30)) * (1 + JITTER * jitter)
 
 
-def retry_after(header: Optional[str], now: float) -> float:
-    """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3): a number or a date; clamped, and 1 where it makes no sense."""
+def retry_after(header: str | None, now: float) -> float:
+    """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), number or date; clamped, and 1 where it is neither."""
     if header is None:
         return DEFAULT_RETRY_AFTER
     try:
         seconds = float(header)
     except ValueError:
         seconds = _seconds_until(header, now)
-    if seconds != seconds:  # nan
-        return DEFAULT_RETRY_AFTER
-    return max(0.0, min(seconds, LONGEST_RETRY_AFTER))
+    if not seconds < LONGEST_RETRY_AFTER:
+        return LONGEST_RETRY_AFTER if seconds >= LONGEST_RETRY_AFTER else DEFAULT_RETRY_AFTER  # nan is neither
+    return max(0.0, seconds)
 
 
 def _seconds_until(date: str, now: float) -> float:
@@ -121,10 +121,12 @@ def _error(answer: Answer) -> LetterError:
         )
     named = _named(answer.body)
     said = named.get("message") or answer.body.strip()[:200] or "no explanation"
-    return LetterError(f"the API answered {answer.status}: {said}", answer.status, answer.body, named.get("code"), named.get("reason"))
+    return LetterError(
+        f"the API answered {answer.status}: {said}", answer.status, answer.body, named.get("code"), named.get("reason")
+    )
 
 
-def _named(body: str) -> Dict[str, Any]:
+def _named(body: str) -> dict[str, Any]:
     # A gateway in between may answer with anything; only texts inside an object are believed.
     from json import loads
 

@@ -35,7 +35,7 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Union
+    from typing import Any, Callable
 
     from ._settings import Settings
     from ._transport import Answer
@@ -66,7 +66,7 @@ class Sender(Delivery):
         self._report = Reporter(settings.on_error)
         self._bell = Bell()  # wakes whoever sends
         self._progress = Bell()  # wakes those who wait until something is settled
-        self._successors: Dict[int, Sender] = {}
+        self._successors: dict[int, Sender] = {}
 
         # Held by whoever takes a turn, over the request on the wire: the outbox has one batch in hand and the
         # transport one connection. Others wait for it only with a deadline, and never its owner.
@@ -91,7 +91,7 @@ class Sender(Delivery):
         if answer:
             self._follow(answer, event)
 
-    def refuse(self, cause: str, error: Optional[LetterError] = None) -> None:
+    def refuse(self, cause: str, error: LetterError | None = None) -> None:
         self._outbox.refuse(cause)
         if error is not None:
             self._report(error)
@@ -116,7 +116,7 @@ class Sender(Delivery):
                 self._turn.release()
         return settled
 
-    def stats(self) -> Dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         return {"pid": self.pid, "mode": "inline" if self._inline else "thread", **self._outbox.counts()}
 
     # The end of the process.
@@ -131,7 +131,9 @@ class Sender(Delivery):
         self._outbox.be_prompt()
         settled = self._drain(deadline)
         if final and not settled and self._may_wait():
-            self._give_up("exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take")
+            self._give_up(
+                "exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take"
+            )
         self._budget = max(0.0, deadline - self._clock())
 
     def defers(self, act: Callable[[], object]) -> bool:
@@ -177,7 +179,10 @@ class Sender(Delivery):
         elif answer == FULL:
             self._overflow(event)
         elif answer == CLOSED:
-            self.refuse("closed", LetterError("the client is closed: the event was not accepted", cause="closed", events=[event]))
+            self.refuse(
+                "closed",
+                LetterError("the client is closed: the event was not accepted", cause="closed", events=[event]),
+            )
 
     def _wake(self) -> bool:
         """See to it that the thread looks at the outbox, or a new one; False where none can run."""
@@ -224,9 +229,9 @@ class Sender(Delivery):
             )
 
     def _overflow(self, event: bytes) -> None:
-        if self._settings.overflow == "block" and len(event) <= self._settings.max_queue_bytes and self._may_block():
-            if self._put_when_there_is_room(event):
-                return
+        may_fit = len(event) <= self._settings.max_queue_bytes
+        if self._settings.overflow == "block" and may_fit and self._may_block() and self._put_when_there_is_room(event):
+            return
         if self._outbox.drop(event):
             self._wake()  # it reports the burst when it is over
 
@@ -257,7 +262,7 @@ class Sender(Delivery):
         return self._turn_owner != _thread.get_ident() and not self._outbox.held_by_this_thread()
 
     def _await(self, target: int, deadline: float) -> bool:
-        """Wait until ``target`` events have been settled; False when ``deadline`` has come, or waiting is impossible."""
+        """Wait until ``target`` events are settled; False when ``deadline`` has come, or waiting is impossible."""
         if self._outbox.has_settled(target):
             return True
         if not self._may_wait():
@@ -369,7 +374,7 @@ class Sender(Delivery):
         self._obey(outcome, batch)
         return 0.0
 
-    def _post(self, batch: List[bytes], timeout: float) -> Union[Answer, Unreachable]:
+    def _post(self, batch: list[bytes], timeout: float) -> Answer | Unreachable:
         try:
             self._loading = True
             load()
@@ -382,7 +387,7 @@ class Sender(Delivery):
         finally:
             self._loading = False
 
-    def _obey(self, outcome: Union[Answer, Unreachable], batch: List[bytes]) -> None:
+    def _obey(self, outcome: Answer | Unreachable, batch: list[bytes]) -> None:
         jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
         verdict = judge(outcome, self._attempt, self._settings.max_retries, len(batch), time.time(), jitter)
         if isinstance(verdict, Again):

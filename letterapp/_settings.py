@@ -13,7 +13,7 @@ from .errors import LetterError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
-    from typing import Any, Callable, Dict, Iterable, Optional, Tuple, Union
+    from typing import Any, Callable, Dict, Iterable
 
     Event = Dict[str, Any]
 
@@ -44,21 +44,21 @@ class Settings:
     flush_interval: float  # seconds the oldest event waits for company
     max_retries: int  # tries after the first
     timeout: float  # seconds for one request as a whole
-    on_error: Optional[Callable[[LetterError], object]]
+    on_error: Callable[[LetterError], object] | None
     max_queue_bytes: int  # encoded events, waiting or on the wire
     max_queue_events: int
     overflow: str
     max_batch_bytes: int  # body of one request, so of one event too
     exit_timeout: float  # seconds for one flush, close or end of the process
-    before_send: Optional[Callable[[Event], Optional[Event]]]
+    before_send: Callable[[Event], Event | None] | None
     enabled: bool
-    ssl_context: Union[ssl.SSLContext, Callable[[], ssl.SSLContext], None]
-    exit_signals: Tuple[int, ...]
+    ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
+    exit_signals: tuple[int, ...]
 
     def __init__(
         self,
         *,
-        api_key: Optional[str],
+        api_key: str | None,
         base_url: str,
         enabled: bool,
         overflow: str,
@@ -92,14 +92,14 @@ class Settings:
     def __repr__(self) -> str:
         return f"<Settings {self.base_url} flush_at={self.flush_at}>"  # the key never shows
 
-    def __getstate__(self) -> Dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
-    def __setstate__(self, state: Dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
 
-def _key(api_key: Optional[str], required: bool) -> str:
+def _key(api_key: str | None, required: bool) -> str:
     if api_key is None:
         api_key = os.environ.get("LETTER_API_KEY")
     if api_key is None and not required:
@@ -111,7 +111,7 @@ def _key(api_key: Optional[str], required: bool) -> str:
     return api_key
 
 
-def _address(base_url: str) -> Dict[str, Any]:
+def _address(base_url: str) -> dict[str, Any]:
     if isinstance(base_url, _Default) or not base_url:
         base_url = os.environ.get("LETTER_BASE_URL") or str(DEFAULT_BASE_URL)
     from urllib.parse import urlsplit  # not at import, to keep that cheap
@@ -124,7 +124,13 @@ def _address(base_url: str) -> Dict[str, Any]:
         port = parts.port
     except ValueError:
         raise wrong from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or "@" in parts.netloc
+    ):
         raise wrong
     secure = parts.scheme == "https"
     path = parts.path.rstrip("/")
@@ -165,7 +171,7 @@ def _context(value: Any) -> Any:
     raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that makes one, not {value!r}")
 
 
-def _signals(value: Iterable[int]) -> Tuple[int, ...]:
+def _signals(value: Iterable[int]) -> tuple[int, ...]:
     import signal
 
     try:
@@ -197,7 +203,7 @@ def _some_seconds(name: str, value: Any) -> float:
     return float(value)
 
 
-_NUMBERS: Dict[str, Callable[[str, Any], Any]] = {
+_NUMBERS: dict[str, Callable[[str, Any], Any]] = {
     "flush_at": _from(1),
     "flush_interval": seconds,
     "max_retries": _from(0),

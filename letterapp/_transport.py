@@ -5,7 +5,7 @@ whether to try again, queues, threads. Used by one thread at a time; `abandon` a
 
 `ssl`, `http.client` and `urllib.request` are imported at the first request, by whichever thread sends it, so importing
 the package stays cheap and gevent may patch before. All of it at once, in `load`: a fork in the middle of an import
-leaves the child a half-made module for ever, so `_lifecycle` has forks wait for that moment, and later none must follow.
+leaves the child a half-made module for ever, so `_lifecycle` has forks wait for that moment, and none must follow it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import http.client
     import socket
     import ssl
-    from typing import Any, Dict, Optional, Tuple
+    from typing import Any
 
     from ._settings import Settings
 
@@ -45,7 +45,7 @@ class Answer:
     """An HTTP answer, its body read up to `MAX_ANSWER`."""
 
     def __init__(
-        self, status: int, body: str = "", retry_after: Optional[str] = None, location: Optional[str] = None
+        self, status: int, body: str = "", retry_after: str | None = None, location: str | None = None
     ) -> None:
         self.status = status
         self.body = body
@@ -62,17 +62,17 @@ class Transport:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connection: Optional[http.client.HTTPConnection] = None
-        self._line: Optional[_Line] = None  # the socket under it
+        self._connection: http.client.HTTPConnection | None = None
+        self._line: _Line | None = None  # the socket under it
         self._prefix = settings.path  # what stands before the path in the request line
-        self._headers: Dict[str, str] = {
+        self._headers: dict[str, str] = {
             "Host": settings.host_header,
             "Authorization": f"Bearer {settings.api_key}",
             "Content-Type": "application/json",
             "User-Agent": f"letterapp-python/{__version__}",
         }
-        self._context: Optional[ssl.SSLContext] = None
-        self._context_type: Optional[type] = None
+        self._context: ssl.SSLContext | None = None
+        self._context_type: type | None = None
 
     def post(self, path: str, body: bytes, timeout: float) -> Answer:
         """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
@@ -140,7 +140,7 @@ class Transport:
         text = data[:MAX_ANSWER].decode("utf-8", "replace")
         return Answer(response.status, text, headers.get("Retry-After"), headers.get("Location"))
 
-    def _opened(self, deadline: float) -> Tuple[http.client.HTTPConnection, _Line]:
+    def _opened(self, deadline: float) -> tuple[http.client.HTTPConnection, _Line]:
         if self._connection is None or self._line is None:
             import http.client
             import socket
@@ -193,11 +193,15 @@ class _Line:
 
     # Opening.
 
-    def ask_for_tunnel(self, authority: str, headers: Dict[str, str]) -> None:
+    def ask_for_tunnel(self, authority: str, headers: dict[str, str]) -> None:
         """Have an HTTP proxy connect this line to ``authority`` (RFC 9110, 9.3.6)."""
         import http.client
 
-        lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}", *(f"{name}: {headers[name]}" for name in headers)]
+        lines = [
+            f"CONNECT {authority} HTTP/1.1",
+            f"Host: {authority}",
+            *(f"{name}: {headers[name]}" for name in headers),
+        ]
         self.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
         response = http.client.HTTPResponse(self, method="CONNECT")  # type: ignore[arg-type]
         response.begin()
@@ -289,14 +293,14 @@ class _Reader(io.RawIOBase):
 
 
 class _Proxy:
-    def __init__(self, host: str, port: int, headers: Dict[str, str]) -> None:
+    def __init__(self, host: str, port: int, headers: dict[str, str]) -> None:
         self.host = host
         self.port = port
         self.headers = headers
 
 
-def _proxy(secure: bool, host: str, port: int) -> Optional[_Proxy]:
-    """The proxy that the environment names for this host, by urllib's conventions (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
+def _proxy(secure: bool, host: str, port: int) -> _Proxy | None:
+    """The proxy that the environment names for this host, by urllib's conventions: HTTPS_PROXY, NO_PROXY, ..."""
     from urllib.parse import unquote, urlsplit
     from urllib.request import getproxies, proxy_bypass
 
@@ -307,7 +311,9 @@ def _proxy(secure: bool, host: str, port: int) -> Optional[_Proxy]:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         port_there = parts.port or 80
     except ValueError:  # whose text may hold a password
-        raise ValueError("the address of the proxy in the environment cannot be read: is its password escaped?") from None
+        raise ValueError(
+            "the address of the proxy in the environment cannot be read: is its password escaped?"
+        ) from None
     if parts.scheme != "http" or not parts.hostname:
         raise ValueError(f"the proxy {parts.scheme}://{parts.hostname} is not spoken to: only http:// proxies are")
     headers = {}

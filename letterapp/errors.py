@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+    from typing import Any, Sequence
 
 
 class LetterError(Exception):
@@ -29,14 +29,14 @@ class LetterError(Exception):
     def __init__(
         self,
         message: str,
-        status: Optional[int] = None,
-        body: Optional[str] = None,
-        code: Optional[str] = None,
-        reason: Optional[str] = None,
+        status: int | None = None,
+        body: str | None = None,
+        code: str | None = None,
+        reason: str | None = None,
         *,
-        cause: Optional[str] = None,
+        cause: str | None = None,
         lost: int = 0,
-        events: Sequence[Union[bytes, Dict[str, Any]]] = (),
+        events: Sequence[bytes | dict[str, Any]] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -48,7 +48,7 @@ class LetterError(Exception):
         self._events = tuple(events)
 
     @property
-    def events(self) -> List[Dict[str, Any]]:
+    def events(self) -> list[dict[str, Any]]:
         """The events that were given up, as dicts in the wire's form, so that an application can keep them.
 
         A report of a full queue carries the first 100 of its burst. An event that could not be encoded stands here
@@ -58,17 +58,17 @@ class LetterError(Exception):
 
         return [loads(event) if isinstance(event, bytes) else event for event in self._events]
 
-    def __reduce__(self) -> Tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (str(self), {**self.__dict__, "_events": tuple(filter(_is_picklable, self._events))}))
 
 
-def _rebuild(message: str, state: Dict[str, Any]) -> LetterError:
+def _rebuild(message: str, state: dict[str, Any]) -> LetterError:
     error = LetterError(message)
     error.__dict__.update(state)
     return error
 
 
-def _is_picklable(event: Union[bytes, Dict[str, Any]]) -> bool:
+def _is_picklable(event: bytes | dict[str, Any]) -> bool:
     # An event that was refused may hold anything the application put there, a lock or a socket too. The report of it
     # must cross to another process all the same; what cannot cross stays behind.
     if isinstance(event, bytes):

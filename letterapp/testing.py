@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple, Type
-
-import ssl
-from collections import deque
+from typing import Any, Callable
 
 MAX_ITEMS = 100
 _REQUIRED = {"identify": ("traits",), "group": ("accountId", "traits"), "track": ("event", "properties")}
@@ -35,7 +33,9 @@ _KINDS = {"traits": dict, "properties": dict}
 class Request:
     """One request as it came. ``connection`` is the client's address, so equal for requests over one connection."""
 
-    def __init__(self, method: str, path: str, headers: Dict[str, str], body: bytes, connection: Tuple[str, int]) -> None:
+    def __init__(
+        self, method: str, path: str, headers: dict[str, str], body: bytes, connection: tuple[str, int]
+    ) -> None:
         self.method = method
         self.path = path
         self.headers = headers  # names in lower case
@@ -48,12 +48,12 @@ class Request:
         return json.loads(self.body)
 
 
-# A fault answers in the API's place. It gets the connection's handler, and returns True when the request's events are to
-# be kept all the same. The connection is closed after it unless it answered properly.
+# A fault answers in the API's place. It gets the connection's handler, and returns True when the request's events are
+# to be kept all the same. The connection is closed after it unless it answered properly.
 Fault = Callable[["_Handler"], bool]
 
 
-def status(code: int, body: bytes = b"{}", headers: Optional[Dict[str, str]] = None, stored: bool = False) -> Fault:
+def status(code: int, body: bytes = b"{}", headers: dict[str, str] | None = None, stored: bool = False) -> Fault:
     """Answer with this status."""
 
     def answer(handler: _Handler) -> bool:
@@ -111,7 +111,7 @@ def endless(
     return answer
 
 
-def stall(seconds: float, then: Optional[Fault] = None) -> Fault:
+def stall(seconds: float, then: Fault | None = None) -> Fault:
     """Answer only after ``seconds``, properly or by ``then``."""
 
     def answer(handler: _Handler) -> bool:
@@ -127,7 +127,7 @@ def stall(seconds: float, then: Optional[Fault] = None) -> Fault:
 class Hold:
     """A fault that holds a request on the wire: ``arrived`` says that it is there, and `release` lets it go on."""
 
-    def __init__(self, then: Optional[Fault] = None, longest: float = 60.0) -> None:
+    def __init__(self, then: Fault | None = None, longest: float = 60.0) -> None:
         self.arrived = threading.Event()
         self._released = threading.Event()
         self._then = then
@@ -159,22 +159,22 @@ class IngestionServer:
         self,
         port: int = 0,
         *,
-        api_key: Optional[str] = None,
-        max_body: Optional[int] = None,
-        ssl_context: Optional[ssl.SSLContext] = None,
-        on_event: Optional[Callable[[Dict[str, Any]], object]] = None,
+        api_key: str | None = None,
+        max_body: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        on_event: Callable[[dict[str, Any]], object] | None = None,
     ) -> None:
-        self.events: List[Dict[str, Any]] = []
-        self.mails: List[Dict[str, Any]] = []
-        self.requests: List[Request] = []
-        self.rule: Optional[Callable[[Request], Optional[Fault]]] = None
+        self.events: list[dict[str, Any]] = []
+        self.mails: list[dict[str, Any]] = []
+        self.requests: list[Request] = []
+        self.rule: Callable[[Request], Fault | None] | None = None
         self.closing = threading.Event()
         self.api_key = api_key
         self.max_body = max_body
         self._on_event = on_event
-        self._planned: Deque[Fault] = deque()
+        self._planned: deque[Fault] = deque()
         self._changed = threading.Condition()  # guards the lists and `_ids`; notified whenever something came
-        self._ids: Set[str] = set()
+        self._ids: set[str] = set()
         self._server = _Server(port, ssl_context, self)
         scheme = "https" if ssl_context else "http"
         self.port: int = self._server.server_address[1]
@@ -202,7 +202,7 @@ class IngestionServer:
         with self._changed:
             return len(self._ids)
 
-    def repeated(self) -> Dict[str, int]:
+    def repeated(self) -> dict[str, int]:
         """messageIds that came more than once, and how often."""
         with self._changed:
             counts = Counter(item["messageId"] for item in self.events)
@@ -224,13 +224,13 @@ class IngestionServer:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
     # Called by the connections' threads.
 
-    def _note(self, request: Request) -> Optional[Fault]:
+    def _note(self, request: Request) -> Fault | None:
         with self._changed:
             self.requests.append(request)
             self._changed.notify_all()
@@ -256,14 +256,14 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 1024
 
-    def __init__(self, port: int, context: Optional[ssl.SSLContext], api: IngestionServer) -> None:
+    def __init__(self, port: int, context: ssl.SSLContext | None, api: IngestionServer) -> None:
         self.api = api
         self._context = context
-        self._open: Set[socket.socket] = set()
+        self._open: set[socket.socket] = set()
         self._open_lock = threading.Lock()
         super().__init__(("127.0.0.1", port), _Handler)
 
-    def get_request(self) -> Tuple[socket.socket, Any]:
+    def get_request(self) -> tuple[socket.socket, Any]:
         sock, address = super().get_request()
         if self._context is not None:
             # The handshake happens at the first read, on the connection's own thread.
@@ -299,13 +299,12 @@ class _Handler(BaseHTTPRequestHandler):
         # Not of the API: how another process asks what came.
         api = self.server.api
         with api._changed:
-            views = {
-                "/received": lambda: {"events": api.events},
-                "/counts": lambda: {"distinct": len(api._ids), "requests": len(api.requests)},
-            }
-            view = views.get(self.path)
-            body = json.dumps(view()).encode() if view else b"{}"
-        self.answer(200 if view else 404, body)
+            if self.path == "/received":
+                view: dict[str, Any] = {"events": api.events}
+            else:
+                view = {"distinct": len(api._ids), "requests": len(api.requests)}
+            body = json.dumps(view).encode()
+        self.answer(200 if self.path in ("/received", "/counts") else 404, body)
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
@@ -333,7 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.answer(200)
 
-    def answer(self, code: int, body: bytes = b'{"ok":true}', headers: Optional[Dict[str, str]] = None) -> None:
+    def answer(self, code: int, body: bytes = b'{"ok":true}', headers: dict[str, str] | None = None) -> None:
         lines = [f"HTTP/1.1 {code} Status", "Content-Type: application/json", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         # One write: two small ones make the client wait for the network's delayed acknowledgement, 40 ms a request.
@@ -351,9 +350,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _problem(api: IngestionServer, request: Request) -> Optional[Tuple[int, str]]:
+def _problem(api: IngestionServer, request: Request) -> tuple[int, str] | None:
     if request.path.endswith("/v1/batch"):
-        check: Callable[[Any], Optional[str]] = _batch_problem
+        check: Callable[[Any], str | None] = _batch_problem
     elif request.path.endswith("/v1/send"):
         check = _mail_problem
     else:
@@ -376,7 +375,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _batch_problem(parsed: Any) -> Optional[str]:
+def _batch_problem(parsed: Any) -> str | None:
     if not isinstance(parsed, dict) or set(parsed) != {"batch"} or not isinstance(parsed["batch"], list):
         return "not a batch"
     if not 1 <= len(parsed["batch"]) <= MAX_ITEMS:
@@ -391,7 +390,7 @@ def _batch_problem(parsed: Any) -> Optional[str]:
     return None
 
 
-def _mail_problem(parsed: Any) -> Optional[str]:
+def _mail_problem(parsed: Any) -> str | None:
     if not isinstance(parsed, dict) or not parsed.get("to") or not parsed.get("subject"):
         return "to and subject are required"
     return None if parsed.get("html") or parsed.get("text") else "html or text is required"
