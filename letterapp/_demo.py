@@ -61,7 +61,9 @@ class Program:
 
     def work(self, who: str) -> None:
         pid = os.getpid()
-        for serial in range(self.events):
+        start = _tracked.get(pid, 0)  # a pool may give one worker two jobs
+        _tracked[pid] = start + self.events
+        for serial in range(start, start + self.events):
             self.letter.track(f"user_{serial % 7}", "Demo Event", {"who": who, "pid": pid, "serial": serial})
         self.book.write(who=who, pid=pid, tracked=self.events)
         if self.settles:
@@ -70,6 +72,7 @@ class Program:
             self.book.write(who=who, pid=pid, delivered=self.letter.stats()["delivered"] - before)
 
 
+_tracked: dict[int, int] = {}  # events that a process has tracked so far, by its pid
 _program: Program | None = None  # what forked children inherit, like a preloaded application
 
 

@@ -78,7 +78,7 @@ class Sender(Delivery):
 
         self._resting = False  # the thread should leave as soon as nothing waits
         self._mine: object = None  # what the thread that may send was started with
-        self._started_by: object = None  # and the function that started it
+        self._started_by: object = _thread.start_new_thread  # and the function that started it
         self._inline = False  # no thread runs: callers take the turns
         self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
         self._final = False  # it is sure to end
