@@ -1,0 +1,223 @@
+"""The house itself: what importing costs, who may import whom, what the documents claim, and the demo."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Set
+
+import pytest
+
+import letterapp
+from harness import ROOT, environment, run
+from letterapp import Letter
+
+PACKAGE = ROOT / "letterapp"
+# From the ground up: a room may import what stands before it.
+FLOORS = [
+    ["errors", "_version", "_bell", "testing"],
+    ["_settings", "_event", "_delivery", "_outbox"],
+    ["_transport", "_lifecycle"],
+    ["_retry"],
+    ["_sender", "_mail"],
+    ["_client"],
+    ["_demo", "_inbox", "pytest_plugin"],
+    ["__main__", "__init__"],
+]
+
+
+def imports_of(room: str) -> Set[str]:
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_point_downward_only() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {room for floor in FLOORS for room in floor}
+    below: Set[str] = set()
+    for floor in FLOORS:
+        for room in floor:
+            assert imports_of(room) <= below, f"{room} imports {imports_of(room) - below}"
+        below |= set(floor)
+
+
+def test_the_test_server_imports_nothing_of_the_client() -> None:
+    assert imports_of("testing") == set() and imports_of("pytest_plugin") == {"testing"}
+
+
+def test_every_room_says_what_lives_there_and_what_never_may() -> None:
+    for path in PACKAGE.glob("_[a-z]*.py"):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert path.stem == "_version" or ("Lives here" in text and "Never here" in text), path.name
+
+
+def modules_after(code: str) -> Set[str]:
+    report = f"{code}\nimport sys; sys.stdout.write(' '.join(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", report], env=environment("http://127.0.0.1:9"), stdout=subprocess.PIPE, check=True
+    )
+    return set(done.stdout.decode().split())
+
+
+def test_importing_loads_nothing_expensive() -> None:
+    bare = modules_after("")
+    expensive = {"ssl", "http.client", "urllib.request", "json", "multiprocessing", "logging", "asyncio", "uuid", "typing"}
+    assert not (modules_after("import letterapp") - bare) & expensive
+
+
+def test_the_network_s_modules_are_loaded_by_the_first_request_and_not_by_calls() -> None:
+    code = (
+        "import letterapp\n"
+        "letter = letterapp.Letter('k', 'http://127.0.0.1:9', flush_interval=1000)\n"
+        "letter.track('u', 'e', {'a': {'b': [1]}})"
+    )
+    code += "\nimport os, sys; sys.stdout.write(' '.join(sys.modules)); sys.stdout.flush(); os._exit(0)"
+    assert not (modules_after(code) - modules_after("")) & {"ssl", "http.client", "urllib.request", "json"}
+
+
+def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(letter_api: Any, tmp_path: Path) -> None:
+    # A fork waits for `load`, and for nothing later: see docs/design.md, rule 10.
+    code = """
+    from letterapp import _transport
+    _transport.load()
+    before = set(sys.modules)
+    errors = []
+    letter = Letter('k', API, on_error=errors.append, max_retries=1)
+    for turn in range(6):
+        letter.track('u', 'e')
+        letter.flush()
+    late = Letter('k', 'https://localhost:9', on_error=errors.append, max_retries=0)
+    late.track('u', 'e')
+    late.flush()
+    print(sorted(set(sys.modules) - before), len(errors))
+    """
+    from letterapp.testing import cut, reset, status
+
+    date = {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    letter_api.plan(status(400, b'{"error":{"code":"c"}}'), reset(), status(429, headers=date), cut(), status(302))
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.output == "[] 4\n", finished
+
+
+def test_letter_has_at_most_ten_public_methods_and_each_is_documented() -> None:
+    methods = {name for name in vars(Letter) if not name.startswith("_")}
+    assert methods == {"identify", "group", "track", "send", "flush", "close", "aflush", "aclose", "stats"}
+    assert all(inspect.getdoc(getattr(Letter, name)) for name in methods)
+
+
+def test_the_documents_name_every_option_and_every_cause() -> None:
+    configuration = (ROOT / "docs" / "configuration.md").read_text()
+    for name in inspect.signature(Letter).parameters:
+        assert f"| `{name}` |" in configuration, name
+        assert f"{name}:" in (Letter.__doc__ or ""), name
+    guarantees = (ROOT / "docs" / "guarantees.md").read_text()
+    sources = "".join(path.read_text() for path in PACKAGE.glob("_*.py"))
+    for cause in set(re.findall(r'cause="(\w+)"|GiveUp\("(\w+)"|_give_up\(\s*"(\w+)"|refuse\("(\w+)"', sources)):
+        assert f"| `{''.join(cause)}` |" in guarantees, cause
+
+
+def test_the_version_stands_once() -> None:
+    assert letterapp.__version__ == "0.3.0"
+    found = [path for path in PACKAGE.glob("*.py") if "0.3.0" in path.read_text()]
+    assert [path.name for path in found] == ["_version.py"]
+    assert 'version = "0' not in (ROOT / "pyproject.toml").read_text()
+    assert "## 0.3.0" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# The demo: what it prints is a promise too.
+
+
+def demo(tmp_path: Path, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "letterapp", "demo", *arguments],
+        env=environment("", **env),
+        cwd=str(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_the_demo_s_ledger_balances(tmp_path: Path) -> None:
+    done = demo(tmp_path, "--workers", "2", "--events", "120")
+    assert done.returncode == 0, done.stdout
+    assert "the ledger balances" in done.stdout
+    for who in ("parent", "worker 2", "grandchild of worker 1", "Pool worker", "ProcessPoolExecutor worker", "spawned"):
+        assert who in done.stdout
+    total = re.search(r"total +([\d,]+) +([\d,]+) +(\d+) +(\d+)", done.stdout)
+    assert total is not None and total.groups() == ("1,320", "1,320", "0", "0")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_the_demo_against_a_real_api_sends_one_event_a_job(letter_api: Any, tmp_path: Path) -> None:
+    done = demo(tmp_path, "--workers", "2", "--base-url", letter_api.url, LETTER_API_KEY="k")
+    assert done.returncode == 0, done.stdout
+    assert letter_api.distinct == 11 and "the ledger balances" in done.stdout
+
+
+def test_the_demo_fails_when_events_are_lost(letter_api: Any, tmp_path: Path) -> None:
+    from letterapp.testing import status
+
+    letter_api.rule = lambda request: status(400, json.dumps({"error": {"message": "never"}}).encode())
+    done = demo(tmp_path, "--workers", "1", "--base-url", letter_api.url, LETTER_API_KEY="k")
+    assert done.returncode == 1, done.stdout
+    assert "THE LEDGER DOES NOT BALANCE" in done.stdout and "never" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--workers", "0"), ("--events", "x"), ("--unknown",)])
+def test_the_demo_says_what_is_wrong_with_its_arguments(arguments: List[str], tmp_path: Path) -> None:
+    done = demo(tmp_path, *arguments)
+    assert done.returncode == 2 and "usage:" in done.stdout
+
+
+def test_the_demo_against_a_real_api_needs_a_key(tmp_path: Path) -> None:
+    done = demo(tmp_path, "--base-url", "http://127.0.0.1:9")
+    assert done.returncode == 2 and "api_key is required" in done.stdout
+
+
+def test_the_inbox_prints_what_arrives(tmp_path: Path) -> None:
+    inbox = subprocess.Popen(
+        [sys.executable, "-m", "letterapp", "inbox"],
+        env=environment(""),
+        cwd=str(tmp_path),
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+    )
+    try:
+        assert inbox.stdout is not None
+        url = re.search(r"http://\S+", inbox.stdout.readline())
+        assert url is not None
+        with Letter("k", url.group()) as letter:
+            letter.track("user_42", "Order Completed", {"amount": 5})
+        line = inbox.stdout.readline()
+        assert "user_42" in line and "Order Completed" in line and '{"amount": 5}' in line
+    finally:
+        inbox.terminate()
+        inbox.wait(30)
+        assert inbox.stdout is not None
+        inbox.stdout.close()
+
+
+def test_statistics_balance_at_any_moment(make: Any, letter_api: Any) -> None:
+    letter = make(max_queue_events=50)
+    calls = 0
+    for turn in range(40):
+        for _ in range(turn):
+            letter.track("u", "e", {"bad": object()} if calls % 7 == 0 else None)
+            calls += 1
+        stats: Dict[str, Any] = letter.stats()
+        assert stats["accepted"] == calls == stats["delivered"] + sum(stats["lost"].values()) + stats["waiting"]
+    assert letter.flush()
+    stats = letter.stats()
+    assert stats["waiting"] == stats["waiting_bytes"] == 0 and stats["pid"] == os.getpid() and stats["mode"] == "thread"
+    assert stats["accepted"] == calls == letter_api.distinct + sum(stats["lost"].values())
