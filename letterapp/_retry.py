@@ -96,12 +96,10 @@ def retry_after(header: str | None, now: float) -> float:
 def _seconds_until(date: str, now: float) -> float:
     from email.utils import mktime_tz, parsedate_tz
 
-    parsed = parsedate_tz(date)
-    if parsed is None:
-        return DEFAULT_RETRY_AFTER
     try:
-        return mktime_tz(parsed) - now
-    except (OverflowError, ValueError):
+        parsed = parsedate_tz(date)
+        return DEFAULT_RETRY_AFTER if parsed is None else mktime_tz(parsed) - now
+    except (IndexError, OverflowError, TypeError, ValueError):  # `email.utils` of older Pythons stumbles over garbage
         return DEFAULT_RETRY_AFTER
 
 

@@ -370,8 +370,10 @@ class Sender(Delivery):
         batch = self._outbox.take(MAX_ITEMS, self._settings.max_batch_bytes - len(_HEAD) - len(_TAIL) + 1)
         if not batch:
             return until_burst
-        outcome = self._post(batch, min(patience, self._settings.timeout))
-        self._obey(outcome, batch)
+        try:
+            self._obey(self._post(batch, min(patience, self._settings.timeout)), batch)
+        except Exception as surprise:  # a fault of ours costs this batch, and neither the thread nor the next one
+            self._lose("undeliverable", LetterError(f"a fault of the client's own: {surprise!r}"))
         return 0.0
 
     def _post(self, batch: list[bytes], timeout: float) -> Answer | Unreachable:
@@ -382,8 +384,6 @@ class Sender(Delivery):
             return self._transport.post("/v1/batch", _HEAD + b",".join(batch) + _TAIL, max(0.001, timeout))
         except Unreachable as problem:
             return problem
-        except Exception as surprise:  # a fault of ours must cost tries, not the thread
-            return Unreachable(repr(surprise))
         finally:
             self._loading = False
 
@@ -403,10 +403,12 @@ class Sender(Delivery):
             self._outbox.settle()
             self._progress.ring()
             return
-        lost = self._outbox.settle(verdict.cause)
+        self._lose(verdict.cause, verdict.error)
+
+    def _lose(self, cause: str, error: LetterError) -> None:
+        lost = self._outbox.settle(cause)
         self._progress.ring()
         if lost:
-            error = verdict.error
             self._report(
                 LetterError(
                     f"{_events(len(lost))} lost: {error}",
@@ -414,7 +416,7 @@ class Sender(Delivery):
                     error.body,
                     error.code,
                     error.reason,
-                    cause=verdict.cause,
+                    cause=cause,
                     events=lost,
                 )
             )

@@ -143,15 +143,15 @@ class Transport:
     def _opened(self, deadline: float) -> tuple[http.client.HTTPConnection, _Line]:
         if self._connection is None or self._line is None:
             import http.client
-            import socket
+            from socket import IPPROTO_TCP, TCP_NODELAY
 
             settings = self._settings
             proxy = _proxy(settings.secure, settings.host, settings.port)
             address = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
             self._headers.pop("Proxy-Authorization", None)
-            sock = socket.create_connection(address, max(0.001, deadline - time.monotonic()))
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = _connected(address, deadline)
+            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
             # From here on every wait ends at the request's own deadline, and a child that is forked finds the socket.
             line = self._line = _Line(sock, deadline)
             if settings.secure:
@@ -323,6 +323,27 @@ def _proxy(secure: bool, host: str, port: int) -> _Proxy | None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = "Basic " + b64encode(pair.encode()).decode()
     return _Proxy(parts.hostname, port_there, headers)
+
+
+def _connected(address: tuple[str, int], deadline: float) -> socket.socket:
+    """What `socket.create_connection` does, but with one deadline for all addresses of the host together."""
+    import socket
+
+    problem: OSError = OSError("the host has no address")
+    for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.connect(place)
+        except OSError as error:
+            sock.close()
+            problem = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise problem
 
 
 def _socket_class() -> type:

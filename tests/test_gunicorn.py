@@ -17,7 +17,7 @@ from webapps import ASGI, WSGI, Gate, Visitor
 
 pytest.importorskip("gunicorn")
 
-UVICORN = "uvicorn_worker.UvicornWorker" if importlib.util.find_spec("uvicorn_worker") else "uvicorn.workers.UvicornWorker"
+UVICORN = ("uvicorn_worker" if importlib.util.find_spec("uvicorn_worker") else "uvicorn.workers") + ".UvicornWorker"
 WORKERS = {"sync": "sync", "gthread": "gthread", "gevent": "gevent", "uvicorn worker": UVICORN}
 OWN_ASGI = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []  # gunicorn's own, since 24
 
@@ -30,7 +30,8 @@ def serve(worker: str, preload: bool, api: Any, tmp_path: Path, *options: str, *
     is_asgi = worker in (UVICORN, "asgi")
     (tmp_path / "app.py").write_text(ASGI if is_asgi else WSGI)
     # The workers of ASGI say that they are ready in their lifespan: here it would be too early.
-    (tmp_path / "conf.py").write_text("" if is_asgi else "def post_worker_init(worker):\n    import app\n    app.ready()\n")
+    hook = "" if is_asgi else "def post_worker_init(worker):\n    import app\n    app.ready()\n"
+    (tmp_path / "conf.py").write_text(hook)
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", "app:app", "-c", "conf.py", "-b", f"127.0.0.1:{port}", "-k", worker]
     command += ["--timeout", "60", "--threads", "4", *(["--preload"] if preload else []), *options]
@@ -113,7 +114,9 @@ def test_requests_in_flight_when_the_server_stops_lose_nothing(worker: str, lett
 
 @pytest.mark.parametrize("worker", ["sync", "gevent", UVICORN], ids=["sync", "gevent", "uvicorn worker"])
 @preloaded_or_not
-def test_exit_signals_lose_nothing_at_a_graceful_stop(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
+def test_exit_signals_lose_nothing_at_a_graceful_stop(
+    worker: str, preload: bool, letter_api: Any, tmp_path: Path
+) -> None:
     # A uvicorn worker needs them, or a lifespan; with the others they must do no harm. gunicorn gives each worker other
     # handlers than those that a preloaded application installed in the master.
     with serve(worker, preload, letter_api, tmp_path, "-w", "2", TEST_ENDS="exit_signals SIGTERM") as server:

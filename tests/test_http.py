@@ -376,6 +376,7 @@ def test_an_api_that_is_not_there_is_reported(url: str, driven: Any, errors: Lis
         ("", 1.0, 1.25),
         ("\x0c", 1.0, 1.25),
         ("soon", 1.0, 1.25),
+        ("Nov Tue, , Tue,", 1.0, 1.25),
         ("nan", 1.0, 1.25),
         ("-1", 0.0, 0.0),
         ("inf", 300.0, 375.0),

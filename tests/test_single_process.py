@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness import run, start, whose
+from harness import eventually, run, start, whose
 
 ENDS = {
     "comes to its end": "",
@@ -36,8 +36,6 @@ def test_ctrl_c_loses_nothing(letter_api: Any, tmp_path: Path) -> None:
     threading.Event().wait()
     """
     with start(code, letter_api.url, tmp_path) as program:
-        from harness import eventually
-
         assert eventually(lambda: program.output, lambda text: "tracked" in text)
         program.signal(signal.SIGINT)
         finished = program.finish()
@@ -106,6 +104,44 @@ def test_one_request_a_call_as_in_a_lambda_function(letter_api: Any, make: Any) 
         assert letter_api.distinct == invocation + 1
     assert len(letter_api.requests) == 5
     assert len({request.connection for request in letter_api.requests}) == 1
+
+
+def test_many_clients_settle_at_the_same_time_at_an_end(letter_api: Any, tmp_path: Path) -> None:
+    from letterapp.testing import stall
+
+    letter_api.rule = lambda request: stall(0.5)
+    code = """
+    clients = [Letter('k', API, flush_interval=1000, exit_timeout=8) for _ in range(20)]
+    for number, letter in enumerate(clients):
+        work(letter, 5, f'client {number}')
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.output == "", finished  # one after the other would take 10 s
+    assert whose(letter_api) == {f"client {number}": list(range(5)) for number in range(20)}
+
+
+def test_a_call_after_the_end_has_begun_returns_when_its_event_is_settled(make: Any, letter_api: Any) -> None:
+    import threading
+    import time
+
+    from letterapp.testing import Hold
+
+    letter = make()
+    letter._delivery.end(time.monotonic() + 60, final=True)
+    hold = Hold()
+    letter_api.plan(hold)
+    calls = [threading.Thread(target=letter.track, args=("u", f"{number}")) for number in range(3)]
+    calls[0].start()
+    assert hold.arrived.wait(60)
+    for number, call in enumerate(calls[1:], 2):  # the first of them finds an empty queue, the second does not
+        call.start()
+        assert eventually(lambda: letter.stats()["waiting"], lambda waiting: waiting == number) == number  # noqa: B023
+    calls[2].join(0.3)
+    assert all(call.is_alive() for call in calls)
+    hold.release()
+    for call in calls:
+        call.join(60)
+    assert letter.stats()["delivered"] == 3
 
 
 def test_an_end_takes_one_budget_when_the_api_is_silent(letter_api: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, List
 
+import psutil
 import pytest
 
 from harness import Finished, WebServer, environment, eventually, free_port
@@ -62,7 +63,9 @@ def test_sigterm_loses_nothing_with(ends: str, workers: int, source: str, letter
 
 
 @pytest.mark.parametrize(
-    ("source", "workers"), [(ASGI, 0), (ASGI, 2), (FASTAPI, 0)], ids=["plain, alone", "plain, two workers", "FastAPI, alone"]
+    ("source", "workers"),
+    [(ASGI, 0), (ASGI, 2), (FASTAPI, 0)],
+    ids=["plain, alone", "plain, two workers", "FastAPI, alone"],
 )
 @each_end
 def test_requests_in_flight_at_sigterm_lose_nothing_with(
@@ -111,10 +114,12 @@ def test_a_reload_of_the_workers_loses_nothing_with(ends: str, letter_api: Any, 
     with serve(ASGI, 2, ends, letter_api, tmp_path) as server:
         visitor = Visitor(server, workers=2)
         visitor.ask_many(16)
+        old = visitor.ready()
         assert late_requests(letter_api) == []
         server.signal(signal.SIGHUP)
+        assert eventually(lambda: not any(psutil.pid_exists(pid) for pid in old), bool), server.output
+        assert sorted(late_requests(letter_api)) == list(range(16))  # before the server stops
         visitor.wait_until_ready(4)
-        assert letter_api.wait_until(lambda: len(late_requests(letter_api)) == 16), server.output  # while it runs
         visitor.ask_many(8)
         server.signal(signal.SIGTERM)
         check(server, visitor, letter_api)

@@ -17,8 +17,8 @@ from harness import DEADLINE, Finished, WebServer, eventually, whose
 
 IMPORTED = 3  # events that each process tracks while it imports the application, with each client
 
-# Two clients, because a server can go wrong in two ways. `late` keeps its events until the process ends, so they show what
-# that end does; `prompt` sends each at once, so a sender of the parent was alive at a fork, with a connection open.
+# Two clients, because a server can go wrong in two ways. `late` keeps its events until the process ends, so they show
+# what that end does; `prompt` sends each at once, so the parent's sender was alive at a fork, with a connection open.
 _SHARED = f"""
 import asyncio, os, signal, socket
 from letterapp import Letter
@@ -164,7 +164,7 @@ class Visitor:
         return {int(pid) for pid in re.findall(r"ready (\d+)", self.server.output)}
 
     def ask(self, path: str = "/") -> Optional[int]:
-        """One request. Returns the process that answered; None when nobody did, as may happen while a worker is replaced."""
+        """One request. Returns the process that answered; None when nobody did, as while a worker is replaced."""
         serial = next(self._serials)
         self._asked.add(serial)
         try:
