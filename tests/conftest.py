@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Iterator, List
+from typing import Any, Iterator
 
 import pytest
 
@@ -19,15 +19,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def errors() -> List[LetterError]:
+def errors() -> list[LetterError]:
     """What `make` clients report."""
     return []
 
 
 @pytest.fixture
-def make(letter_api: Any, errors: List[LetterError]) -> Iterator[Any]:
+def make(letter_api: Any, errors: list[LetterError]) -> Iterator[Any]:
     """Makes clients of the test's server, and closes them after the test."""
-    made: List[Letter] = []
+    made: list[Letter] = []
 
     def new(**options: Any) -> Letter:
         options.setdefault("api_key", "test-key")

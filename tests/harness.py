@@ -16,7 +16,7 @@ import textwrap
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Sequence
 
 import psutil
 
@@ -46,7 +46,7 @@ def free_port() -> int:
         return port
 
 
-def environment(api_url: str, **more: str) -> Dict[str, str]:
+def environment(api_url: str, **more: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LETTER_", "COV_", "PYTEST"))}
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         env.pop(name, None)
@@ -67,11 +67,16 @@ class Finished:
 class Program:
     """A process group of its own. Ended, reaped and searched for left-behind children when the ``with`` is left."""
 
-    def __init__(self, command: Sequence[str], env: Dict[str, str], cwd: Path) -> None:
+    def __init__(self, command: Sequence[str], env: dict[str, str], cwd: Path) -> None:
         self._output = tempfile.TemporaryFile()
         self._started = time.monotonic()
         self.process = subprocess.Popen(
-            command, env=env, cwd=str(cwd), stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT,
+            command,
+            env=env,
+            cwd=str(cwd),
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         self.pid = self.process.pid
@@ -80,13 +85,13 @@ class Program:
     def output(self) -> str:
         return os.pread(self._output.fileno(), 10_000_000, 0).decode("utf-8", "replace")
 
-    def descendants(self) -> List[psutil.Process]:
+    def descendants(self) -> list[psutil.Process]:
         try:
             return psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
 
-    def signal(self, number: int, pid: Optional[int] = None) -> None:
+    def signal(self, number: int, pid: int | None = None) -> None:
         os.kill(pid or self.pid, number)
 
     def signal_group(self, number: int) -> None:
@@ -100,7 +105,7 @@ class Program:
             raise AssertionError(f"still running after {timeout} s; it printed:\n{self.output}") from None
         return Finished(code, self.output, time.monotonic() - self._started)
 
-    def left_behind(self, timeout: float = 10.0) -> List[str]:
+    def left_behind(self, timeout: float = 10.0) -> list[str]:
         """Processes of the group that outlive the program by more than ``timeout`` seconds."""
         return eventually(lambda: _group(self.pid), lambda rest: not rest, timeout)
 
@@ -117,7 +122,7 @@ class Program:
         self._output.close()
 
 
-def _group(pgid: int) -> List[str]:
+def _group(pgid: int) -> list[str]:
     found = []
     for process in psutil.process_iter(["pid", "status", "cmdline"]):
         try:
@@ -128,7 +133,9 @@ def _group(pgid: int) -> List[str]:
     return found
 
 
-def start(code: str, api_url: str, tmp_path: Path, *arguments: str, python: str = sys.executable, **env: str) -> Program:
+def start(
+    code: str, api_url: str, tmp_path: Path, *arguments: str, python: str = sys.executable, **env: str
+) -> Program:
     """Start ``code`` as a script of its own, after `PRELUDE`."""
     script = tmp_path / "program.py"
     script.write_text(PRELUDE + textwrap.dedent(code))
@@ -164,10 +171,13 @@ def get(url: str, timeout: float = DEADLINE) -> str:
 class WebServer(Program):
     """A real application server on a free port, listening when the constructor returns."""
 
-    def __init__(self, command: Sequence[str], env: Dict[str, str], cwd: Path, port: int) -> None:
+    def __init__(self, command: Sequence[str], env: dict[str, str], cwd: Path, port: int) -> None:
         super().__init__(command, env, cwd)
         self.url = f"http://127.0.0.1:{port}"
-        if not eventually(lambda: self.process.poll() is not None or _accepts(port), bool) or self.process.poll() is not None:
+        if (
+            not eventually(lambda: self.process.poll() is not None or _accepts(port), bool)
+            or self.process.poll() is not None
+        ):
             output = self.output
             self.__exit__()
             raise AssertionError(f"the server did not start:\n{output}")
@@ -182,9 +192,9 @@ def _accepts(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def whose(api: Any) -> Dict[str, List[int]]:
-    """Serials that came, by who tracked them, in the order of their first arrival; one a messageId, as the API keeps them."""
-    came: Dict[str, List[int]] = {}
+def whose(api: Any) -> dict[str, list[int]]:
+    """Serials that came, by who tracked them, in the order of arrival; one a messageId, as the API keeps them."""
+    came: dict[str, list[int]] = {}
     seen = set()
     for item in api.events:
         if item["messageId"] not in seen:

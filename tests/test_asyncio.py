@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, List
+from typing import Any
 
 from harness import DEADLINE
+
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold
 
@@ -82,7 +83,7 @@ def test_aflush_says_when_time_ran_out(letter_api: Any) -> None:
 def test_a_full_queue_never_blocks_the_loop_even_with_block(letter_api: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
-    errors: List[LetterError] = []
+    errors: list[LetterError] = []
 
     async def main() -> None:
         # With `timeout` this long the test would fail by its deadline, were the call to wait.

@@ -11,11 +11,11 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Iterator
 
 import pytest
-
 from harness import Program, environment, eventually, whose
+
 from letterapp.testing import Hold
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("celery") is None, reason="celery is not installed")
@@ -78,7 +78,7 @@ class Celery(Program):
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat", "--concurrency", "2", *flags]
         super().__init__(command, environment(api.url, TEST_JOBS=json.dumps({"tasks": tasks, "hold": hold})), cwd)
 
-    def workers(self) -> List[str]:
+    def workers(self) -> list[str]:
         """The processes that hold a task."""
         return [request.path for request in self.api.requests if request.path.startswith("/hold/")]
 
@@ -110,7 +110,7 @@ class Celery(Program):
 @pytest.fixture
 def celery(letter_api: Any, tmp_path: Path) -> Iterator[Any]:
     """Starts a worker, and ends what is left of it."""
-    running: List[Celery] = []
+    running: list[Celery] = []
 
     def work(*flags: str, **options: Any) -> Celery:
         running.append(Celery(letter_api, tmp_path, *flags, **options))

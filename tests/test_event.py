@@ -11,7 +11,7 @@ import math
 import threading
 import uuid
 from collections import OrderedDict, UserDict, namedtuple
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,10 +23,10 @@ from letterapp._event import MAX_DEPTH, Encoder, Unencodable
 ENCODER = Encoder(500_000, None)
 
 
-def encoded(properties: Any, **options: Any) -> Dict[str, Any]:
+def encoded(properties: Any, **options: Any) -> dict[str, Any]:
     data = ENCODER.track("user", "Event", properties, options.get("timestamp"), options.get("message_id"))
     assert data is not None
-    item: Dict[str, Any] = json.loads(data)
+    item: dict[str, Any] = json.loads(data)
     return item
 
 
@@ -64,7 +64,7 @@ def refusal(properties: Any) -> str:
         (lambda letter: letter.group("u", "a", name=[]), "name must be a string or None"),
     ],
 )
-def test_a_wrong_argument_raises_at_the_call_and_is_named(call: Any, name: str, make: Any, errors: List[Any]) -> None:
+def test_a_wrong_argument_raises_at_the_call_and_is_named(call: Any, name: str, make: Any, errors: list[Any]) -> None:
     letter = make()
     with pytest.raises(LetterError, match=name):
         call(letter)
@@ -79,8 +79,8 @@ def test_a_missing_argument_is_python_s_own_error(make: Any) -> None:
 # Values: the event is refused alone, with the path.
 
 
-def cycle() -> Dict[str, Any]:
-    inner: Dict[str, Any] = {}
+def cycle() -> dict[str, Any]:
+    inner: dict[str, Any] = {}
     inner["again"] = inner
     return inner
 
@@ -126,7 +126,7 @@ BAD = {
 
 @pytest.mark.parametrize("properties, problem", BAD.values(), ids=BAD.keys())
 def test_a_bad_value_is_reported_with_its_path_and_the_next_event_arrives(
-    properties: Any, problem: str, make: Any, errors: List[LetterError], letter_api: Any
+    properties: Any, problem: str, make: Any, errors: list[LetterError], letter_api: Any
 ) -> None:
     letter = make()
     letter.track("u", "before")
@@ -140,7 +140,7 @@ def test_a_bad_value_is_reported_with_its_path_and_the_next_event_arrives(
     assert letter.stats()["lost"] == {"invalid": 1} and letter.stats()["accepted"] == 3
 
 
-def test_identify_and_group_refuse_a_bad_value_alike(make: Any, errors: List[LetterError], letter_api: Any) -> None:
+def test_identify_and_group_refuse_a_bad_value_alike(make: Any, errors: list[LetterError], letter_api: Any) -> None:
     letter = make()
     letter.identify("u", traits={"age": math.nan})
     letter.group("u", "acme", traits={"size": math.inf})
@@ -183,7 +183,7 @@ class Name(str):
 @dataclasses.dataclass
 class Address:
     street: str
-    tags: List[Any]
+    tags: list[Any]
 
 
 Point = namedtuple("Point", "x y")
@@ -252,7 +252,7 @@ def test_the_message_id_is_a_random_uuid_of_version_4() -> None:
 
 def test_a_dict_that_another_thread_changes_all_the_time_never_breaks_the_call(make: Any, letter_api: Any) -> None:
     letter = make(max_queue_events=100_000)
-    shared: Dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     over = threading.Event()
 
     def change() -> None:
@@ -275,9 +275,20 @@ def test_a_dict_that_another_thread_changes_all_the_time_never_breaks_the_call(m
 # Whatever is handed in, the next event still arrives.
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters()), st.binary(max_size=5),
-    st.datetimes(), st.dates(), st.uuids(), st.decimals(), st.complex_numbers(), st.sampled_from([Colour.RED, Level.HIGH]),
-    st.just(object()), st.builds(Hostile),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters()),
+    st.binary(max_size=5),
+    st.datetimes(),
+    st.dates(),
+    st.uuids(),
+    st.decimals(),
+    st.complex_numbers(),
+    st.sampled_from([Colour.RED, Level.HIGH]),
+    st.just(object()),
+    st.builds(Hostile),
 )
 anything = st.recursive(
     scalars,
@@ -312,8 +323,8 @@ def test_whatever_is_handed_in_is_either_valid_json_or_refused(properties: Any, 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.one_of(st.dictionaries(st.text(st.characters()), anything, max_size=3), anything), max_size=4))
-def test_whatever_is_handed_in_the_next_event_still_arrives(all_of_it: List[Any]) -> None:
-    taken: List[bytes] = []
+def test_whatever_is_handed_in_the_next_event_still_arrives(all_of_it: list[Any]) -> None:
+    taken: list[bytes] = []
     letter = Letter("k", "http://127.0.0.1:9", on_error=lambda error: None)
 
     class Carrier:

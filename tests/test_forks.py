@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
-
 from harness import DEADLINE, eventually, run, start, whose
+
 from letterapp.testing import Hold
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -57,7 +57,7 @@ def program(body: str) -> str:
     return f"{FORK}\ntry:\n{lines}\nexcept Ended:\n    pass\n"
 
 
-def once(api: Any, expected: Dict[str, int]) -> None:
+def once(api: Any, expected: dict[str, int]) -> None:
     assert whose(api) == {who: list(range(count)) for who, count in expected.items()}
     assert api.repeated() == {}
 
@@ -123,7 +123,7 @@ print('child ended', flush=True)
         hold.release()
         assert running.finish().code == 0
     once(letter_api, {"parent": 10, "child": 200})
-    by_pid: Dict[int, set] = {}
+    by_pid: dict[int, set] = {}
     for request in letter_api.requests:
         for item in request.json["batch"]:
             by_pid.setdefault(item["properties"]["pid"], set()).add(request.connection)
@@ -312,7 +312,7 @@ print(*counts)
 """
     finished = run(program(body), letter_api.url, tmp_path)
     assert finished.code == 0, finished
-    counts: List[int] = [int(text) for text in finished.output.splitlines()[-1].split()]
+    counts: list[int] = [int(text) for text in finished.output.splitlines()[-1].split()]
     warm_up = {"warm up": 1} if hooks == "not called" else {}
     once(
         letter_api,

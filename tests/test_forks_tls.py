@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from harness import run, whose
+
 from letterapp.testing import IngestionServer
 
 trustme = pytest.importorskip("trustme")

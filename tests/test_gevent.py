@@ -12,11 +12,11 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Iterator
 
 import pytest
-
 from harness import PRELUDE, Program, WebServer, environment, eventually, free_port, whose
+
 from letterapp.testing import Hold, IngestionServer
 
 pytest.importorskip("gevent")
@@ -44,7 +44,7 @@ while letter.stats()["delivered"] < 5:
 """
 
 # How a program comes to its patched client.
-BEGINNINGS: Dict[str, str] = {
+BEGINNINGS: dict[str, str] = {
     "patched before": PATCH + PRELUDE + MAKE,
     "patched after it was made": PRELUDE + MAKE + PATCH,
     "patched after it was used": PRELUDE + MAKE + USE + PATCH,
@@ -60,7 +60,7 @@ each_line = pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
 class Line:
     """An ingestion server, and what a program must have in its environment to reach it."""
 
-    def __init__(self, api: IngestionServer, env: Dict[str, str]) -> None:
+    def __init__(self, api: IngestionServer, env: dict[str, str]) -> None:
         self.api = api
         self.env = environment(api.url, **env)
 
@@ -92,7 +92,7 @@ def end(program: Program) -> None:
     assert not program.left_behind(), program.left_behind()
 
 
-def tracked_before(code: str) -> Dict[str, List[int]]:
+def tracked_before(code: str) -> dict[str, list[int]]:
     return {"before the patch": list(range(5))} if "before the patch" in code else {}
 
 

@@ -7,11 +7,10 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, List, Set
+from typing import Any
 
 import psutil
 import pytest
-
 from harness import WebServer, environment, eventually, free_port
 from webapps import ASGI, WSGI, Gate, Visitor
 
@@ -48,11 +47,11 @@ def stop_and_check(server: WebServer, visitor: Visitor, api: Any, preload: bool)
     visitor.check(api, finished, [server.pid] if preload else visitor.ready())
 
 
-def late_requests(api: Any) -> List[int]:
+def late_requests(api: Any) -> list[int]:
     return [item["properties"]["serial"] for item in list(api.events) if item["userId"] == "request, late"]
 
 
-def gone(pids: Set[int]) -> bool:
+def gone(pids: set[int]) -> bool:
     return bool(eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), bool))
 
 

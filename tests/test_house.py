@@ -10,12 +10,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Set
+from typing import Any
 
 import pytest
+from harness import ROOT, environment, run
 
 import letterapp
-from harness import ROOT, environment, run
 from letterapp import Letter
 
 PACKAGE = ROOT / "letterapp"
@@ -32,7 +32,7 @@ FLOORS = [
 ]
 
 
-def imports_of(room: str) -> Set[str]:
+def imports_of(room: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
@@ -42,7 +42,7 @@ def imports_of(room: str) -> Set[str]:
 
 def test_imports_point_downward_only() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == {room for floor in FLOORS for room in floor}
-    below: Set[str] = set()
+    below: set[str] = set()
     for floor in FLOORS:
         for room in floor:
             assert imports_of(room) <= below, f"{room} imports {imports_of(room) - below}"
@@ -59,7 +59,7 @@ def test_every_room_says_what_lives_there_and_what_never_may() -> None:
         assert path.stem == "_version" or ("Lives here" in text and "Never here" in text), path.name
 
 
-def modules_after(code: str) -> Set[str]:
+def modules_after(code: str) -> set[str]:
     report = f"{code}\nimport sys; sys.stdout.write(' '.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", report], env=environment("http://127.0.0.1:9"), stdout=subprocess.PIPE, check=True
@@ -69,7 +69,17 @@ def modules_after(code: str) -> Set[str]:
 
 def test_importing_loads_nothing_expensive() -> None:
     bare = modules_after("")
-    expensive = {"ssl", "http.client", "urllib.request", "json", "multiprocessing", "logging", "asyncio", "uuid", "typing"}
+    expensive = {
+        "ssl",
+        "http.client",
+        "urllib.request",
+        "json",
+        "multiprocessing",
+        "logging",
+        "asyncio",
+        "uuid",
+        "typing",
+    }
     assert not (modules_after("import letterapp") - bare) & expensive
 
 
@@ -135,14 +145,14 @@ def test_the_version_stands_once() -> None:
 # The demo: what it prints is a promise too.
 
 
-def demo(tmp_path: Path, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+def demo(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "letterapp", "demo", *arguments],
         env=environment("", **env),
         cwd=str(tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        universal_newlines=True,
+        text=True,
         timeout=120,
     )
 
@@ -175,7 +185,7 @@ def test_the_demo_fails_when_events_are_lost(letter_api: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("arguments", [("--workers", "0"), ("--events", "x"), ("--unknown",)])
-def test_the_demo_says_what_is_wrong_with_its_arguments(arguments: List[str], tmp_path: Path) -> None:
+def test_the_demo_says_what_is_wrong_with_its_arguments(arguments: list[str], tmp_path: Path) -> None:
     done = demo(tmp_path, *arguments)
     assert done.returncode == 2 and "usage:" in done.stdout
 
@@ -215,7 +225,7 @@ def test_statistics_balance_at_any_moment(make: Any, letter_api: Any) -> None:
         for _ in range(turn):
             letter.track("u", "e", {"bad": object()} if calls % 7 == 0 else None)
             calls += 1
-        stats: Dict[str, Any] = letter.stats()
+        stats: dict[str, Any] = letter.stats()
         assert stats["accepted"] == calls == stats["delivered"] + sum(stats["lost"].values()) + stats["waiting"]
     assert letter.flush()
     stats = letter.stats()

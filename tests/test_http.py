@@ -13,7 +13,7 @@ import threading
 import time
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Iterator
 
 import pytest
 from harness import DEADLINE, Program, environment, eventually
@@ -28,7 +28,7 @@ DONE = float("inf")  # what a turn answers when nothing waits
 class Driven:
     """A client whose sender has no thread: the test takes the turns, at moments of its own."""
 
-    def __init__(self, api_url: str, errors: List[LetterError], **options: Any) -> None:
+    def __init__(self, api_url: str, errors: list[LetterError], **options: Any) -> None:
         self.now = 1000.0
         self.letter = Letter("test-key", api_url, on_error=errors.append, flush_interval=0, **options)
         self.sender = Sender(self.letter._settings, lambda: self.now)
@@ -39,7 +39,7 @@ class Driven:
         for serial in range(count):
             self.letter.track("u", "E", {"serial": serial})
 
-    def settle(self) -> List[float]:
+    def settle(self) -> list[float]:
         """Take turns until nothing waits. Returns the waits between two tries, which the clock jumped over."""
         waits = []
         while True:
@@ -57,8 +57,8 @@ class Driven:
 
 
 @pytest.fixture
-def driven(letter_api: IngestionServer, errors: List[LetterError]) -> Iterator[Callable[..., Driven]]:
-    made: List[Driven] = []
+def driven(letter_api: IngestionServer, errors: list[LetterError]) -> Iterator[Callable[..., Driven]]:
+    made: list[Driven] = []
 
     def new(base_url: str = letter_api.url, **options: Any) -> Driven:
         made.append(Driven(base_url, errors, **options))
@@ -92,7 +92,7 @@ def test_one_connection_serves_many_batches(letter_api: IngestionServer, make: A
 
 @pytest.mark.parametrize("max_retries", [0, 3])
 def test_a_connection_that_the_server_closed_while_idle_is_replaced_without_a_retry(
-    max_retries: int, letter_api: IngestionServer, make: Any, errors: List[LetterError]
+    max_retries: int, letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter = make(max_retries=max_retries)
     for _ in range(3):
@@ -107,7 +107,7 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced_without_a_re
 @pytest.mark.parametrize("stored", [False, True], ids=["before it was stored", "after it was stored"])
 @pytest.mark.parametrize("fault", [raw, reset], ids=["closed", "reset"])
 def test_a_connection_that_the_server_closes_under_a_request_is_replaced_without_a_retry(
-    fault: Any, stored: bool, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    fault: Any, stored: bool, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     # The server's idle time was over just when the request came: no look at the socket before can see that.
     letter_api.plan(PROPER, fault(b"", stored) if fault is raw else fault(stored))
@@ -123,10 +123,10 @@ def test_a_connection_that_the_server_closes_under_a_request_is_replaced_without
 
 
 def test_what_a_server_says_unasked_on_an_idle_connection_is_not_taken_for_an_answer(
-    letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     # A 408, with which some servers and balancers say goodbye to an idle client.
-    handlers: List[Any] = []
+    handlers: list[Any] = []
 
     def answer(handler: Any) -> bool:
         handlers.append(handler)
@@ -145,7 +145,7 @@ def test_what_a_server_says_unasked_on_an_idle_connection_is_not_taken_for_an_an
 
 
 def test_a_replaced_connection_that_fails_too_is_a_failed_try(
-    letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(PROPER, reset(), reset())
     one = driven(max_retries=1)
@@ -157,7 +157,7 @@ def test_a_replaced_connection_that_fails_too_is_a_failed_try(
     assert one.letter.stats()["retried"] == 1 and errors == []
 
 
-def test_a_server_that_restarts_on_its_port_is_found_again(make: Any, errors: List[LetterError]) -> None:
+def test_a_server_that_restarts_on_its_port_is_found_again(make: Any, errors: list[LetterError]) -> None:
     with IngestionServer() as before:
         letter = make(base_url=before.url, max_retries=0)
         letter.track("u", "E")
@@ -183,7 +183,7 @@ def test_a_server_that_restarts_on_its_port_is_found_again(make: Any, errors: Li
     ids=["Connection: close", "HTTP/1.0", "no length", "chunked"],
 )
 def test_an_answer_that_ends_the_connection_costs_nothing(
-    answer: Any, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    answer: Any, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(answer, answer)
     one = driven(max_retries=0)
@@ -205,7 +205,7 @@ def test_an_answer_that_ends_the_connection_costs_nothing(
     ids=["100 first", "chunked", "204", "long header"],
 )
 def test_an_unusual_but_proper_answer_is_read_and_the_connection_kept(
-    data: bytes, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    data: bytes, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     def answer(handler: Any) -> bool:
         handler.wfile.write(data)
@@ -263,7 +263,7 @@ PASSING = {
 @pytest.mark.parametrize("stored", [False, True], ids=["not stored", "stored"])
 @pytest.mark.parametrize("kind", PASSING)
 def test_tried_again_with_the_same_events_after(
-    kind: str, stored: bool, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    kind: str, stored: bool, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(PASSING[kind](stored))
     one = driven()
@@ -281,7 +281,7 @@ def test_tried_again_with_the_same_events_after(
 @pytest.mark.parametrize(
     "fault, says",
     [
-        (lambda: Hold(), "no answer within 0.3 s"),
+        (Hold, "no answer within 0.3 s"),
         (lambda: endless(b"x", every=0.01), "no answer within 0.3 s"),
         (lambda: endless(b"X: y\r\n", head=b"HTTP/1.1 200 OK\r\n", every=0.02), "no answer within 0.3 s"),
         (lambda: endless(b"HTTP/1.1 100 Continue\r\n\r\n", head=b"", every=0.01), "no answer within 0.3 s"),
@@ -290,7 +290,7 @@ def test_tried_again_with_the_same_events_after(
     ids=["silent", "body trickles", "headers trickle", "only says that it goes on", "status line trickles"],
 )
 def test_a_request_is_bounded_by_timeout_when_the_answer(
-    fault: Any, says: str, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    fault: Any, says: str, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     faults = [fault(), fault()]
     letter_api.plan(*faults)
@@ -318,7 +318,7 @@ def test_an_event_that_was_stored_after_the_client_had_lost_patience_arrives_twi
 
 
 def test_a_body_without_end_is_read_no_further_than_64_kib(
-    letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(endless(stored=True), endless(head=b"HTTP/1.1 400 Bad Request\r\nContent-Length: 99999999\r\n\r\n"))
     one = driven(max_retries=0, timeout=600)
@@ -331,7 +331,7 @@ def test_a_body_without_end_is_read_no_further_than_64_kib(
     assert error.status == 400 and error.body == "x" * 65_536
 
 
-def test_a_refused_connection_is_tried_again(driven: Any, errors: List[LetterError]) -> None:
+def test_a_refused_connection_is_tried_again(driven: Any, errors: list[LetterError]) -> None:
     with IngestionServer() as api:
         port = api.port
     one = driven(f"http://127.0.0.1:{port}")
@@ -354,7 +354,7 @@ def test_a_refused_connection_is_tried_again(driven: Any, errors: List[LetterErr
         "http://a..example",
     ],
 )
-def test_an_api_that_is_not_there_is_reported(url: str, driven: Any, errors: List[LetterError]) -> None:
+def test_an_api_that_is_not_there_is_reported(url: str, driven: Any, errors: list[LetterError]) -> None:
     one = driven(url, max_retries=2)
     one.track(5)
     waits = one.settle()
@@ -388,12 +388,12 @@ def test_an_api_that_is_not_there_is_reported(url: str, driven: Any, errors: Lis
     ],
 )
 def test_a_429_is_tried_again_when_retry_after_says(
-    header: Optional[str],
+    header: str | None,
     least: float,
     most: float,
     letter_api: IngestionServer,
     driven: Any,
-    errors: List[LetterError],
+    errors: list[LetterError],
 ) -> None:
     if header == "in 200 s":
         header = formatdate(time.time() + 200, usegmt=True)
@@ -407,7 +407,7 @@ def test_a_429_is_tried_again_when_retry_after_says(
 
 
 def test_the_waits_double_and_end_after_max_retries(
-    letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(*[status(503, b'{"error": {"code": "busy", "message": "Later.", "reason": "load"}}')] * 5)
     one = driven(max_retries=4)
@@ -430,7 +430,7 @@ def test_the_waits_double_and_end_after_max_retries(
 
 @pytest.mark.parametrize("fault", [status(503), status(429), reset(), cut()], ids=["503", "429", "reset", "cut short"])
 def test_max_retries_0_means_one_try(
-    fault: Any, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    fault: Any, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(fault)
     one = driven(max_retries=0)
@@ -446,7 +446,7 @@ def test_max_retries_0_means_one_try(
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 405, 408, 409, 410, 422, 451])
 def test_another_4xx_is_reported_at_once_with_all_that_was_said(
-    code: int, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    code: int, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     body = json.dumps({"error": {"code": "bad_thing", "message": "Ünusable.", "reason": "because"}})
     letter_api.plan(status(code, body.encode()))
@@ -477,7 +477,7 @@ def test_another_4xx_is_reported_at_once_with_all_that_was_said(
     ids=["none", "HTML", "a text", "a number", "not UTF-8", "long"],
 )
 def test_a_refusal_that_is_not_the_apis_own_is_reported_with_its_body(
-    body: bytes, text: str, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    body: bytes, text: str, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(status(403, body))
     one = driven()
@@ -488,7 +488,7 @@ def test_a_refusal_that_is_not_the_apis_own_is_reported_with_its_body(
     assert "403" in str(error) and len(str(error)) < 300
 
 
-def test_a_wrong_key_is_reported_and_never_shown(make: Any, errors: List[LetterError]) -> None:
+def test_a_wrong_key_is_reported_and_never_shown(make: Any, errors: list[LetterError]) -> None:
     with IngestionServer(api_key="right") as api:
         letter = make(base_url=api.url, api_key="wrong-and-secret")
         letter.track("u", "E")
@@ -501,7 +501,7 @@ def test_a_wrong_key_is_reported_and_never_shown(make: Any, errors: List[LetterE
 
 @pytest.mark.parametrize("code", [300, 301, 302, 303, 304, 307, 308])
 def test_a_redirect_is_never_followed_and_the_error_says_where_it_led(
-    code: int, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    code: int, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     with IngestionServer() as other:
         location = f"{other.url}/v1/batch"
@@ -528,7 +528,7 @@ def test_a_redirect_is_not_followed_by_send_either(letter_api: IngestionServer, 
 @pytest.mark.parametrize("code", [200, 201, 202, 204, 206, 299])
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"\xff\xfe", b'{"error": {"code": "x"}}', b"z" * 70_000])
 def test_any_2xx_is_success_whatever_its_body(
-    code: int, body: bytes, letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    code: int, body: bytes, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(status(code, b"" if code == 204 else body, stored=True))
     one = driven(max_retries=0)
@@ -541,7 +541,7 @@ def test_any_2xx_is_success_whatever_its_body(
 
 
 def test_a_413_is_split_down_to_single_events_and_the_order_kept(
-    letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.rule = lambda request: status(413) if len(request.json["batch"]) > 1 else None
     one = driven(max_retries=0)
@@ -553,7 +553,7 @@ def test_a_413_is_split_down_to_single_events_and_the_order_kept(
     assert (stats["delivered"], stats["retried"], stats["waiting"]) == (13, 0, 0)
 
 
-def test_one_event_over_the_servers_limit_is_given_up_alone_and_named(errors: List[LetterError], driven: Any) -> None:
+def test_one_event_over_the_servers_limit_is_given_up_alone_and_named(errors: list[LetterError], driven: Any) -> None:
     with IngestionServer(max_body=1000) as api:
         one = driven(api.url)
         for serial in range(9):
@@ -569,7 +569,7 @@ def test_one_event_over_the_servers_limit_is_given_up_alone_and_named(errors: Li
 
 
 def test_a_split_batch_has_all_its_tries_again(
-    letter_api: IngestionServer, driven: Any, errors: List[LetterError]
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(status(503), status(413), status(503), PROPER, status(503), PROPER)
     one = driven(max_retries=1)
@@ -580,7 +580,7 @@ def test_a_split_batch_has_all_its_tries_again(
 
 
 def test_the_second_half_of_a_split_batch_does_not_wait_for_company_again(
-    letter_api: IngestionServer, make: Any, errors: List[LetterError]
+    letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(status(413))
     letter = make(flush_at=8, flush_interval=600)
@@ -595,7 +595,7 @@ class Hasty:
     """A server that answers 413 to every long body when it has read the headers, and closes on the rest of it."""
 
     def __init__(self, longest: int) -> None:
-        self.kept: List[int] = []
+        self.kept: list[int] = []
         self._longest = longest
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so the client cannot be done before
@@ -637,7 +637,7 @@ class Hasty:
         self._listener.close()
 
 
-def test_a_413_from_a_server_that_does_not_read_the_rest_is_heard(driven: Any, errors: List[LetterError]) -> None:
+def test_a_413_from_a_server_that_does_not_read_the_rest_is_heard(driven: Any, errors: list[LetterError]) -> None:
     # What stands unread in the server's buffer makes its close a reset, and the client's writing fails. The answer
     # has come before that.
     api = Hasty(3_000_000)
@@ -664,7 +664,7 @@ def is_between_tries(letter: Letter) -> Any:
     "fault", [status(429, headers={"Retry-After": "300"}), status(503)], ids=["Retry-After", "back-off"]
 )
 def test_close_cuts_a_wait_between_two_tries_short(
-    fault: Any, letter_api: IngestionServer, make: Any, errors: List[LetterError], monkeypatch: pytest.MonkeyPatch
+    fault: Any, letter_api: IngestionServer, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letterapp._retry.BACKOFF", 20.0)
     letter_api.plan(fault)
@@ -686,7 +686,7 @@ def test_flush_respects_a_wait_between_two_tries(letter_api: IngestionServer, ma
 
 
 def test_close_reports_what_is_left_when_its_time_is_over(
-    letter_api: IngestionServer, make: Any, errors: List[LetterError]
+    letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     hold = Hold()
     letter_api.plan(hold)
@@ -705,7 +705,7 @@ def test_close_reports_what_is_left_when_its_time_is_over(
 
 
 def test_close_with_no_time_at_all_reports_at_once(
-    letter_api: IngestionServer, make: Any, errors: List[LetterError]
+    letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(status(503))
     letter = make(flush_at=1)
@@ -718,7 +718,7 @@ def test_close_with_no_time_at_all_reports_at_once(
 
 
 def test_the_sender_goes_on_after_every_kind_of_failure(
-    letter_api: IngestionServer, make: Any, errors: List[LetterError]
+    letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(
         reset(),
@@ -754,7 +754,7 @@ def test_on_error_may_track(letter_api: IngestionServer, make: Any) -> None:
 
 def test_flush_in_on_error_on_the_senders_thread_returns_at_once(letter_api: IngestionServer, make: Any) -> None:
     # With more events behind it, which only the thread that asks can send.
-    answers: List[bool] = []
+    answers: list[bool] = []
     hold = Hold(status(400))
     letter_api.plan(hold)
     letter: Any = make(flush_at=1, on_error=lambda error: answers.append(letter.flush(600)))
@@ -768,7 +768,7 @@ def test_flush_in_on_error_on_the_senders_thread_returns_at_once(letter_api: Ing
 
 
 def test_on_error_may_close_and_what_was_accepted_still_goes_out(letter_api: IngestionServer, make: Any) -> None:
-    answers: List[bool] = []
+    answers: list[bool] = []
     hold = Hold(status(400))
     letter_api.plan(hold)
     letter: Any = make(flush_at=1, on_error=lambda error: answers.append(letter.close(600)) if not answers else None)
@@ -872,7 +872,7 @@ HEAVY = ["ssl", "http.client", "urllib.request", "json", "multiprocessing", "log
     ],
     ids=["the package", "a client that has sent nothing yet"],
 )
-def test_nothing_heavy_is_imported_by(code: str, heavy: List[str], letter_api: IngestionServer, tmp_path: Path) -> None:
+def test_nothing_heavy_is_imported_by(code: str, heavy: list[str], letter_api: IngestionServer, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(
         f"import os, sys\nbefore = set(sys.modules)\nAPI = os.environ['TEST_API']\n{code}\n"

@@ -6,10 +6,9 @@ import multiprocessing
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import pytest
-
 from harness import run, whose
 
 METHODS = multiprocessing.get_all_start_methods()
@@ -54,7 +53,7 @@ def go(body: str, method: str, api: Any, tmp_path: Path) -> Any:
     return finished
 
 
-def once(api: Any, jobs: Dict[str, int]) -> None:
+def once(api: Any, jobs: dict[str, int]) -> None:
     expected = {"parent": list(range(50)), **{f"job {name}": list(range(count)) for name, count in jobs.items()}}
     assert whose(api) == expected
     assert api.repeated() == {}

@@ -7,11 +7,11 @@ import pickle
 import signal
 import ssl
 import threading
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import pytest
-
 from harness import DEADLINE, eventually
+
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold, status
 
@@ -21,7 +21,7 @@ def fill(letter: Letter, count: int, start: int = 0) -> None:
         letter.track("u", "e", {"serial": serial})
 
 
-def serials(events: List[Dict[str, Any]]) -> List[int]:
+def serials(events: list[dict[str, Any]]) -> list[int]:
     return [item["properties"]["serial"] for item in events]
 
 
@@ -76,7 +76,7 @@ def test_the_documented_seven_keep_their_names_order_and_defaults() -> None:
         ({"exit_signals": 15}, "exit_signals"),
     ],
 )
-def test_a_wrong_option_is_an_error_that_names_it_at_construction(options: Dict[str, Any], named: str) -> None:
+def test_a_wrong_option_is_an_error_that_names_it_at_construction(options: dict[str, Any], named: str) -> None:
     with pytest.raises(LetterError, match=named):
         Letter(**{"api_key": "k", **options})
 
@@ -126,7 +126,7 @@ def test_flush_interval_sends_what_has_no_company(make: Any, letter_api: Any) ->
     assert len(letter_api.requests) == 1
 
 
-def test_timeout_reaches_the_request(make: Any, letter_api: Any, errors: List[LetterError]) -> None:
+def test_timeout_reaches_the_request(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
     hold = Hold()
     letter_api.plan(hold)
     letter = make(timeout=0.2, max_retries=0, flush_at=1)
@@ -138,7 +138,7 @@ def test_timeout_reaches_the_request(make: Any, letter_api: Any, errors: List[Le
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
 def test_max_retries_counts_the_tries_after_the_first(
-    retries: int, make: Any, letter_api: Any, errors: List[LetterError]
+    retries: int, make: Any, letter_api: Any, errors: list[LetterError]
 ) -> None:
     letter_api.rule = lambda request: status(429, headers={"Retry-After": "0"})
     letter = make(max_retries=retries)
@@ -160,7 +160,7 @@ def held_queue(make: Any, letter_api: Any, **options: Any) -> Any:
 
 
 def test_max_queue_events_bounds_the_queue_the_request_on_the_wire_included(
-    make: Any, letter_api: Any, errors: List[LetterError]
+    make: Any, letter_api: Any, errors: list[LetterError]
 ) -> None:
     letter, hold = held_queue(make, letter_api, max_queue_events=10)
     fill(letter, 20, start=1)
@@ -184,7 +184,7 @@ def test_max_queue_bytes_bounds_the_queue(make: Any, letter_api: Any) -> None:
 
 
 def test_drop_oldest_keeps_the_newest_and_what_is_on_the_wire(
-    make: Any, letter_api: Any, errors: List[LetterError]
+    make: Any, letter_api: Any, errors: list[LetterError]
 ) -> None:
     letter, hold = held_queue(make, letter_api, max_queue_events=5, overflow="drop_oldest")
     fill(letter, 20, start=1)
@@ -207,14 +207,14 @@ def test_block_waits_for_room(make: Any, letter_api: Any) -> None:
     assert serials(letter_api.events) == list(range(21)) and letter.stats()["lost"] == {}
 
 
-def test_block_waits_no_longer_than_timeout(make: Any, letter_api: Any, errors: List[LetterError]) -> None:
+def test_block_waits_no_longer_than_timeout(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
     letter, hold = held_queue(make, letter_api, max_queue_events=1, overflow="block", timeout=0.2)
     fill(letter, 1, start=1)
     assert letter.stats()["lost"] == {"overflow": 1}
     hold.release()
 
 
-def test_an_event_larger_than_the_queue_is_dropped_at_once(make: Any, errors: List[LetterError]) -> None:
+def test_an_event_larger_than_the_queue_is_dropped_at_once(make: Any, errors: list[LetterError]) -> None:
     for overflow in ("drop_newest", "drop_oldest", "block"):
         letter = make(max_queue_bytes=1000, overflow=overflow, timeout=1000, flush_interval=1000)
         fill(letter, 2)
@@ -222,7 +222,7 @@ def test_an_event_larger_than_the_queue_is_dropped_at_once(make: Any, errors: Li
         assert letter.stats()["lost"] == {"overflow": 1} and letter.stats()["waiting"] == 2
 
 
-def test_drops_are_reported_once_a_burst(make: Any, letter_api: Any, errors: List[LetterError]) -> None:
+def test_drops_are_reported_once_a_burst(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
     letter, hold = held_queue(make, letter_api, max_queue_events=10)
     fill(letter, 500, start=1)
     assert eventually(lambda: errors, bool)  # after a second, though the queue is still full
@@ -236,7 +236,7 @@ def test_drops_are_reported_once_a_burst(make: Any, letter_api: Any, errors: Lis
 
 
 def test_max_batch_bytes_bounds_each_request_and_each_event(
-    make: Any, letter_api: Any, errors: List[LetterError]
+    make: Any, letter_api: Any, errors: list[LetterError]
 ) -> None:
     letter = make(max_batch_bytes=2000, flush_interval=30)
     fill(letter, 100)
@@ -255,8 +255,8 @@ def test_exit_timeout_is_the_default_budget_of_flush_and_close(make: Any, letter
     hold.release()
 
 
-def test_before_send_may_change_and_drop(make: Any, letter_api: Any, errors: List[LetterError]) -> None:
-    def before_send(item: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+def test_before_send_may_change_and_drop(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
+    def before_send(item: dict[str, Any]) -> dict[str, Any] | None:
         if item["properties"]["serial"] % 2:
             return None
         item["properties"]["seen"] = {"by": "before_send"}
@@ -284,7 +284,7 @@ def test_before_send_may_change_and_drop(make: Any, letter_api: Any, errors: Lis
     ],
 )
 def test_a_before_send_that_fails_costs_its_event_alone(
-    before_send: Any, problem: str, make: Any, letter_api: Any, errors: List[LetterError]
+    before_send: Any, problem: str, make: Any, letter_api: Any, errors: list[LetterError]
 ) -> None:
     letter = make(before_send=lambda item: item if item["event"] == "good" else before_send(item))
     letter.track("u", "bad")
@@ -311,7 +311,7 @@ def test_ssl_context_is_used(make: Any) -> None:
 
 
 def test_exit_signals_only_in_the_main_thread() -> None:
-    caught: List[LetterError] = []
+    caught: list[LetterError] = []
 
     def elsewhere() -> None:
         try:
@@ -345,12 +345,14 @@ def test_a_pickled_client_is_one_with_the_same_options(letter_api: Any) -> None:
 
 
 def test_a_client_with_an_unpicklable_context_says_what_to_do(make: Any) -> None:
-    with pytest.raises(LetterError, match="ssl_context=.*function"):
+    with pytest.raises(LetterError, match=r"ssl_context=.*function"):
         pickle.dumps(make(ssl_context=ssl.create_default_context()))
 
 
 def test_an_error_can_be_pickled_whatever_its_events_hold() -> None:
-    error = LetterError("m", 400, "body", "code", "reason", cause="invalid", events=[b'{"a":1}', {"x": threading.Lock()}])
+    error = LetterError(
+        "m", 400, "body", "code", "reason", cause="invalid", events=[b'{"a":1}', {"x": threading.Lock()}]
+    )
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == "m" and (copy.status, copy.body, copy.code, copy.reason) == (400, "body", "code", "reason")
     assert copy.cause == "invalid" and copy.lost == 2 and copy.events == [{"a": 1}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, List
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -92,7 +92,7 @@ class Interrupted:
 
     def __init__(self) -> None:
         self.box: Any = None
-        self.answers: List[int] = []
+        self.answers: list[int] = []
         self.times = 1
 
     def __call__(self) -> float:
@@ -140,7 +140,7 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.box = Outbox(8, 60, 3, self.drops_oldest, clock=lambda: 0.0)
         self.accepted = 0
-        self.left: List[bytes] = []
+        self.left: list[bytes] = []
 
     drops_oldest = False
 
@@ -173,7 +173,11 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def balances(self) -> None:
         counts: Any = self.box.counts()
-        assert self.accepted == counts["accepted"] == counts["delivered"] + sum(counts["lost"].values()) + counts["waiting"]
+        assert (
+            self.accepted
+            == counts["accepted"]
+            == counts["delivered"] + sum(counts["lost"].values()) + counts["waiting"]
+        )
         assert counts["waiting"] <= 8 and counts["waiting_bytes"] <= 60
         assert counts["waiting_bytes"] == sum(map(len, [*self.box._taken, *self.box._waiting]))
         assert self.left == sorted(self.left)
@@ -203,7 +207,7 @@ def test_no_ring_is_missed_between_the_look_and_the_sleep() -> None:
 def test_every_sleeper_is_woken_by_one_ring_and_none_twice_by_many_that_ring() -> None:
     bell = Bell()
     ready = threading.Barrier(9)
-    woken: List[bool] = []
+    woken: list[bool] = []
 
     def sleep() -> None:
         with bell.sleeper() as sleeper:

@@ -7,7 +7,7 @@ import socket
 import ssl
 import sys
 import threading
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator
 
 import pytest
 import trustme
@@ -119,7 +119,7 @@ def test_https_goes_through_https_proxy_by_connect(
 
 
 def test_the_certificate_is_verified_through_a_proxy_too(
-    proxy: Running, tls_api: Any, make: Any, errors: List[LetterError], monkeypatch: pytest.MonkeyPatch
+    proxy: Running, tls_api: Any, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.address}")
     letter = make(base_url=tls_api.url, max_retries=0)
@@ -172,7 +172,7 @@ def test_no_proxy_goes_past_it_over_https(
 
 @pytest.mark.parametrize("no_proxy", ["other.example", "", "127.0.0.2"])
 def test_no_proxy_that_names_others_changes_nothing(
-    no_proxy: str, letter_api: Any, make: Any, errors: List[LetterError], monkeypatch: pytest.MonkeyPatch
+    no_proxy: str, letter_api: Any, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", NOWHERE)
     monkeypatch.setenv("NO_PROXY", no_proxy)
@@ -213,7 +213,7 @@ def test_refused_credentials_are_reported(
     guarded: Running,
     letter_api: Any,
     make: Any,
-    errors: List[LetterError],
+    errors: list[LetterError],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://{credentials}{guarded.address}")
@@ -231,7 +231,7 @@ def test_refused_credentials_are_reported_for_connect(
     tls_api: Any,
     make: Any,
     trusting: ssl.SSLContext,
-    errors: List[LetterError],
+    errors: list[LetterError],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://{credentials}{guarded.address}")
@@ -248,7 +248,7 @@ def test_refused_credentials_are_reported_for_connect(
     ids=["https", "socks", "no host", "an unescaped slash in the password"],
 )
 def test_a_proxy_address_that_cannot_be_used_is_reported_without_its_password(
-    address: str, letter_api: Any, make: Any, errors: List[LetterError], monkeypatch: pytest.MonkeyPatch
+    address: str, letter_api: Any, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", address)
     assert not delivers(make(max_retries=0))
@@ -265,7 +265,7 @@ class Scripted:
     """Answers each CONNECT by ``script``, which gets the socket, and keeps what the client said."""
 
     def __init__(self, script: Callable[[socket.socket], None]) -> None:
-        self.heads: List[bytes] = []
+        self.heads: list[bytes] = []
         self._script = script
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
@@ -303,7 +303,7 @@ class Scripted:
         self._thread.join(10)
 
 
-def trickling(head: bytes, piece: bytes, record: bytes) -> Tuple[Callable[[socket.socket], None], threading.Event]:
+def trickling(head: bytes, piece: bytes, record: bytes) -> tuple[Callable[[socket.socket], None], threading.Event]:
     """A script that goes on for as long as the client listens, a piece each 20 ms."""
     stop = threading.Event()
 
@@ -386,10 +386,10 @@ def test_what_connect_says(make: Any, trusting: ssl.SSLContext, monkeypatch: pyt
 )
 def test_a_connect_that_fails_is_reported(
     answer: bytes,
-    says: Optional[str],
+    says: str | None,
     make: Any,
     trusting: ssl.SSLContext,
-    errors: List[LetterError],
+    errors: list[LetterError],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Scripted(lambda sock: sock.sendall(answer)) as scripted:
@@ -426,7 +426,7 @@ def test_a_request_is_bounded_by_timeout_when_the_answer_to_connect(
     record: bytes,
     make: Any,
     trusting: ssl.SSLContext,
-    errors: List[LetterError],
+    errors: list[LetterError],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script, stop = trickling(head, piece, record)

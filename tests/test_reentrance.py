@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 import pytest
-
 from harness import DEADLINE, eventually, run, start, whose
+
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold, status
 
@@ -67,7 +67,7 @@ def test_a_destructor_that_tracks_whenever_the_collector_runs(letter_api: Any, t
 
 
 def test_on_error_may_track_flush_and_close_on_the_senders_thread(letter_api: Any) -> None:
-    answers: List[Any] = []
+    answers: list[Any] = []
 
     def on_error(error: LetterError) -> None:
         letter.track("u", "from on_error")
@@ -84,7 +84,7 @@ def test_on_error_may_track_flush_and_close_on_the_senders_thread(letter_api: An
 
 
 def test_on_error_may_flush_in_the_caller_of_a_refused_event(make: Any, letter_api: Any) -> None:
-    answers: List[bool] = []
+    answers: list[bool] = []
     letter = make(on_error=lambda error: answers.append(letter.flush()), flush_interval=30)
     letter.track("u", "good")
     letter.track("u", "bad", {"x": object()})
@@ -106,7 +106,7 @@ def test_an_on_error_that_raises_is_reported_and_survived(
     assert "on_error raised RuntimeError('of my own')" in capfd.readouterr().err
 
 
-def test_a_call_after_close_is_reported_and_counted_and_never_raises(make: Any, errors: List[LetterError]) -> None:
+def test_a_call_after_close_is_reported_and_counted_and_never_raises(make: Any, errors: list[LetterError]) -> None:
     letter = make()
     letter.close()
     letter.track("u", "late")
@@ -152,7 +152,8 @@ def test_with_exit_signals_what_waits_is_sent_and_the_signal_still_ends_the_proc
 @pytest.mark.parametrize("attempt", range(4))
 def test_the_signal_may_come_in_the_middle_of_any_call(attempt: int, letter_api: Any, tmp_path: Path) -> None:
     code = """
-    letter = Letter('k', API, max_queue_events=10**6, max_queue_bytes=10**9, exit_signals=(signal.SIGTERM,), exit_timeout=40)
+    large = {'max_queue_events': 10**6, 'max_queue_bytes': 10**9}
+    letter = Letter('k', API, exit_signals=(signal.SIGTERM,), exit_timeout=40, **large)
     book = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
     serial = 0
     print('tracking', flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from email.utils import formatdate
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -170,18 +170,43 @@ def test_a_body_that_is_not_the_apis_explains_nothing_and_breaks_nothing(status:
         ("Fri, 99 Foo 2023 99:99:99 GMT", DEFAULT_RETRY_AFTER),
     ],
 )
-def test_retry_after_is_read_as(header: Optional[str], seconds: float) -> None:
+def test_retry_after_is_read_as(header: str | None, seconds: float) -> None:
     assert retry_after(header, NOW) == seconds
 
 
 @same
 @given(st.none() | st.text(max_size=60) | st.floats().map(str) | st.integers().map(str))
-def test_no_retry_after_breaks_the_rules(header: Optional[str]) -> None:
+def test_no_retry_after_breaks_the_rules(header: str | None) -> None:
     assert 0.0 <= retry_after(header, NOW) <= LONGEST_RETRY_AFTER
 
 
 WORDS = st.sampled_from(
-    "Tue, Tue 14 Nov 2023 99999 -1 22:14:20 22.14.20 25:61:61 :: GMT +0100 +99999 -0000 , - : . 14-Nov-23 0 AM + 1e9".split()
+    [
+        "Tue,",
+        "Tue",
+        "14",
+        "Nov",
+        "2023",
+        "99999",
+        "-1",
+        "22:14:20",
+        "22.14.20",
+        "25:61:61",
+        "::",
+        "GMT",
+        "+0100",
+        "+99999",
+        "-0000",
+        ",",
+        "-",
+        ":",
+        ".",
+        "14-Nov-23",
+        "0",
+        "AM",
+        "+",
+        "1e9",
+    ]
 )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
 from letterapp import Letter, LetterError
 from letterapp.testing import IngestionServer, cut, raw, reset, stall, status
 
-MAIL: Dict[str, Any] = {"to": "ada@example.com", "subject": "Hello", "text": "Hi."}
+MAIL: dict[str, Any] = {"to": "ada@example.com", "subject": "Hello", "text": "Hi."}
 SENT = {"id": "1", "messageId": "m-1", "status": "sent", "replayed": False}
 
 
@@ -73,7 +73,7 @@ def test_the_arguments_may_be_given_by_position_as_documented(letter_api: Ingest
 
 
 @pytest.mark.parametrize("content", [{"html": "<p>Hi</p>"}, {"text": "Hi"}])
-def test_what_was_not_given_does_not_travel(content: Dict[str, str], letter_api: IngestionServer, make: Any) -> None:
+def test_what_was_not_given_does_not_travel(content: dict[str, str], letter_api: IngestionServer, make: Any) -> None:
     make().send("ada@example.com", "Hello", **content)
     assert letter_api.mails == [{"to": "ada@example.com", "subject": "Hello", **content}]
 
@@ -102,7 +102,7 @@ def test_the_request_has_the_path_and_the_headers_of_the_api(letter_api: Ingesti
 )
 @pytest.mark.parametrize("code", [200, 202])
 def test_any_2xx_is_success_and_its_object_is_the_answer(
-    code: int, body: bytes, answer: Dict[str, Any], letter_api: IngestionServer, make: Any
+    code: int, body: bytes, answer: dict[str, Any], letter_api: IngestionServer, make: Any
 ) -> None:
     letter_api.plan(status(code, body))
     assert make().send(**MAIL) == answer
@@ -121,7 +121,7 @@ def test_any_2xx_is_success_and_its_object_is_the_answer(
     ],
 )
 def test_a_missing_argument_raises_before_anything_is_sent(
-    missing: Dict[str, Any], says: str, letter_api: IngestionServer, make: Any, errors: List[LetterError]
+    missing: dict[str, Any], says: str, letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     with pytest.raises(LetterError, match=f"^{says}$") as caught:
         make().send(**{**MAIL, **missing})
@@ -138,7 +138,7 @@ def test_a_missing_argument_raises_before_anything_is_sent(
     ],
 )
 def test_what_is_not_json_raises_with_its_path(
-    wrong: Dict[str, Any], says: str, letter_api: IngestionServer, make: Any
+    wrong: dict[str, Any], says: str, letter_api: IngestionServer, make: Any
 ) -> None:
     with pytest.raises(LetterError, match=says):
         make().send(**{**MAIL, **wrong})
@@ -158,7 +158,7 @@ PASSING = {
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 def test_a_mail_without_an_idempotency_key_is_never_sent_twice(
-    fault: Any, letter_api: IngestionServer, make: Any, errors: List[LetterError]
+    fault: Any, letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(fault)
     with pytest.raises(LetterError):
@@ -236,7 +236,7 @@ def test_an_api_that_is_not_there_is_raised(make: Any) -> None:
 
 
 def test_it_works_after_close_and_counts_nothing(
-    letter_api: IngestionServer, make: Any, errors: List[LetterError]
+    letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter = make()
     assert letter.close() is True

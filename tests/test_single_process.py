@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from harness import eventually, run, start, whose
 
 ENDS = {
@@ -43,7 +42,9 @@ def test_ctrl_c_loses_nothing(letter_api: Any, tmp_path: Path) -> None:
     assert whose(letter_api) == {"program": list(range(500))}
 
 
-@pytest.mark.parametrize("first", ["atexit.register(last); letter = Letter('k', API)", "letter = Letter('k', API); atexit.register(last)"])
+@pytest.mark.parametrize(
+    "first", ["atexit.register(last); letter = Letter('k', API)", "letter = Letter('k', API); atexit.register(last)"]
+)
 def test_an_event_tracked_by_an_exit_callback_arrives_on_whichever_side_of_ours_it_runs(
     first: str, letter_api: Any, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any, Iterator
 
 import pytest
 import trustme
@@ -54,7 +54,7 @@ def connections(api: IngestionServer) -> int:
 
 
 def test_a_context_is_used(
-    tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     letter = make(base_url=tls_api.url, ssl_context=trusting)
     letter.track("u", "E")
@@ -64,9 +64,9 @@ def test_a_context_is_used(
 
 
 def test_a_function_that_makes_a_context_is_called_at_the_first_request_and_once(
-    tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
-    calls: List[int] = []
+    calls: list[int] = []
 
     def context() -> ssl.SSLContext:
         calls.append(threading.get_ident())
@@ -84,7 +84,7 @@ def test_a_function_that_makes_a_context_is_called_at_the_first_request_and_once
 
 
 def test_a_function_that_fails_to_make_a_context_is_reported(
-    tls_api: IngestionServer, make: Any, errors: List[LetterError]
+    tls_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     def context() -> ssl.SSLContext:
         raise FileNotFoundError("no ca.pem")
@@ -97,7 +97,7 @@ def test_a_function_that_fails_to_make_a_context_is_reported(
 
 
 def test_the_default_context_believes_ssl_cert_file(
-    tls_api: IngestionServer, make: Any, ca_file: str, monkeypatch: pytest.MonkeyPatch, errors: List[LetterError]
+    tls_api: IngestionServer, make: Any, ca_file: str, monkeypatch: pytest.MonkeyPatch, errors: list[LetterError]
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", ca_file)
     letter = make(base_url=tls_api.url)
@@ -113,7 +113,7 @@ def test_send_verifies_by_the_same_rules(tls_api: IngestionServer, make: Any, tr
     assert len(tls_api.requests) == 1
 
 
-def refused(make: Any, errors: List[LetterError], **options: Any) -> LetterError:
+def refused(make: Any, errors: list[LetterError], **options: Any) -> LetterError:
     letter = make(max_retries=1, **options)
     letter.track("u", "E")
     assert letter.flush(DEADLINE) is True
@@ -124,14 +124,14 @@ def refused(make: Any, errors: List[LetterError], **options: Any) -> LetterError
 
 
 def test_an_unknown_authority_is_refused_and_reported(
-    tls_api: IngestionServer, make: Any, errors: List[LetterError]
+    tls_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     refused(make, errors, base_url=tls_api.url)
     assert tls_api.requests == []  # the key has not travelled
 
 
 def test_another_authority_than_the_trusted_one_is_refused_and_reported(
-    make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     with serving(trustme.CA(), "localhost") as api:
         refused(make, errors, base_url=api.url, ssl_context=trusting)
@@ -140,7 +140,7 @@ def test_another_authority_than_the_trusted_one_is_refused_and_reported(
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_another_name_than_the_certificates_is_refused_and_reported(
-    host: str, ca: trustme.CA, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    host: str, ca: trustme.CA, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     with serving(ca, "elsewhere.example") as api:
         error = refused(make, errors, base_url=f"https://{host}:{api.port}", ssl_context=trusting)
@@ -149,7 +149,7 @@ def test_another_name_than_the_certificates_is_refused_and_reported(
 
 
 def test_an_address_in_the_certificate_is_believed(
-    ca: trustme.CA, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    ca: trustme.CA, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     with serving(ca, "127.0.0.1") as api:
         letter = make(base_url=f"https://127.0.0.1:{api.port}", ssl_context=trusting)
@@ -159,7 +159,7 @@ def test_an_address_in_the_certificate_is_believed(
 
 
 def test_a_server_without_tls_is_reported(
-    letter_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    letter_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     letter = make(base_url=f"https://127.0.0.1:{letter_api.port}", ssl_context=trusting, max_retries=0)
     letter.track("u", "E")
@@ -169,7 +169,7 @@ def test_a_server_without_tls_is_reported(
 
 
 def test_a_server_that_never_shakes_hands_is_bounded_by_timeout(
-    make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     with socket.socket() as listener:  # the system accepts for it
         listener.bind(("127.0.0.1", 0))
@@ -183,7 +183,7 @@ def test_a_server_that_never_shakes_hands_is_bounded_by_timeout(
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_one_connection_serves_many_batches(
-    version: ssl.TLSVersion, tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    version: ssl.TLSVersion, tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     # TLS 1.3 sends tickets behind the handshake, which must not be taken for a server that hangs up.
     trusting.minimum_version = trusting.maximum_version = version
@@ -198,7 +198,7 @@ def test_one_connection_serves_many_batches(
 
 @pytest.mark.parametrize("max_retries", [0, 3])
 def test_a_connection_that_the_server_closed_is_replaced_without_a_retry(
-    max_retries: int, tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: List[LetterError]
+    max_retries: int, tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     letter = make(base_url=tls_api.url, ssl_context=trusting, max_retries=max_retries)
     for _ in range(2):
@@ -269,7 +269,7 @@ def test_a_child_never_touches_the_tls_connection_with_a_request_on_the_wire(
         hold.release()
         finished = program.finish()
     assert finished.code == 0 and finished.output == "waited\n", finished
-    who_came_over: Dict[str, Set[Any]] = {}
+    who_came_over: dict[str, set[Any]] = {}
     for request in tls_api.requests:
         (who,) = {item["userId"] for item in request.json["batch"]}
         who_came_over.setdefault(who, set()).add(request.connection)

@@ -10,11 +10,10 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 import psutil
 import pytest
-
 from harness import Finished, WebServer, environment, eventually, free_port
 from webapps import ASGI, FASTAPI, Gate, Visitor
 
@@ -45,7 +44,7 @@ def check(server: WebServer, visitor: Visitor, api: Any) -> Finished:
     return finished
 
 
-def late_requests(api: Any) -> List[int]:
+def late_requests(api: Any) -> list[int]:
     return [item["properties"]["serial"] for item in list(api.events) if item["userId"] == "request, late"]
 
 

@@ -18,12 +18,12 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Iterator, Sequence
 
 import psutil
 import pytest
-
 from harness import Program, environment, eventually, free_port, get, whose
+
 from letterapp.testing import Hold, status
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pyuwsgi") is None, reason="pyuwsgi is not installed")
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("pyuwsgi") is None, rea
 WITHOUT_THREADS = "2.0.26"  # the last version whose workers run no threads unless told to
 
 # How an application with threads is started. Each is one line of uWSGI's documentation.
-STARTS: Dict[str, Sequence[str]] = {
+STARTS: dict[str, Sequence[str]] = {
     "no flags": (),
     "enable-threads": ("--enable-threads",),
     "threads 2": ("--threads", "2"),
@@ -103,7 +103,7 @@ class Uwsgi(Program):
 
     # What uWSGI says of itself.
 
-    def workers(self) -> List[Dict[str, Any]]:
+    def workers(self) -> list[dict[str, Any]]:
         """The workers as the master's statistics server tells them, none while it does not listen."""
         if self.process.poll() is not None:
             raise AssertionError(f"uWSGI ended by itself:\n{self.output}")
@@ -112,10 +112,10 @@ class Uwsgi(Program):
                 text = b"".join(iter(lambda: sock.recv(65536), b""))
         except OSError:
             return []
-        found: List[Dict[str, Any]] = json.loads(text)["workers"] if text else []
+        found: list[dict[str, Any]] = json.loads(text)["workers"] if text else []
         return found
 
-    def become_idle(self) -> List[int]:
+    def become_idle(self) -> list[int]:
         """Wait until each worker is between two requests, which is a moment after its last answer; return their ids."""
         if not self.has_master:
             return self._fall_asleep()
@@ -125,7 +125,7 @@ class Uwsgi(Program):
         assert len(rows) == self.processes, self.output
         return [row["pid"] for row in rows]
 
-    def _fall_asleep(self) -> List[int]:
+    def _fall_asleep(self) -> list[int]:
         # Nobody tells without a master. Between the end of an answer and the wait for the next request a worker waits
         # for nothing else, so one that has answered and sleeps is idle.
         eventually(lambda: self.process.poll() is not None or "spawned uWSGI worker 1" in self.output, bool)
@@ -134,26 +134,26 @@ class Uwsgi(Program):
         assert state == psutil.STATUS_SLEEPING, state
         return [self.pid]
 
-    def be_replaced(self, old: Sequence[int]) -> List[int]:
+    def be_replaced(self, old: Sequence[int]) -> list[int]:
         """Wait until none of ``old`` is among the workers, and all are idle."""
         return eventually(self.become_idle, lambda pids: not set(pids) & set(old))
 
     # Requests.
 
-    def get(self, path: str = "/") -> Dict[str, Any]:
-        answer: Dict[str, Any] = json.loads(get(f"http://127.0.0.1:{self._port}{path}"))
+    def get(self, path: str = "/") -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(get(f"http://127.0.0.1:{self._port}{path}"))
         return answer
 
-    def track(self, count: int = 1) -> Dict[str, Any]:
+    def track(self, count: int = 1) -> dict[str, Any]:
         """One request that tracks ``count`` events with each client."""
         return self.get(f"/track?{self._take_serials(count)}")
 
-    def hold(self, hold: Hold) -> List[threading.Thread]:
+    def hold(self, hold: Hold) -> list[threading.Thread]:
         """Fill the workers with requests that track an event and stay, until one is in each.
 
         No luck is needed for it: a request that is held keeps its thread from taking the next.
         """
-        clients: List[threading.Thread] = []
+        clients: list[threading.Thread] = []
         self.api.rule = lambda request: hold if request.path.startswith("/hold/") else None
         before = len(self._held())
         while True:
@@ -173,7 +173,7 @@ class Uwsgi(Program):
             client.join(60)
             assert not client.is_alive(), self.output
 
-    def _held(self) -> List[str]:
+    def _held(self) -> list[str]:
         return [request.path for request in self.api.requests if request.path.startswith("/hold/")]
 
     def _get_or_be_cut(self, path: str) -> None:
@@ -190,7 +190,7 @@ class Uwsgi(Program):
     # What must be true of it.
 
     @property
-    def tracked(self) -> List[int]:
+    def tracked(self) -> list[int]:
         return list(range(self._serial))
 
     def quick_has_arrived(self) -> bool:
@@ -221,7 +221,7 @@ class Uwsgi(Program):
         assert self.api.repeated() == {}
 
 
-def _is_idle(worker: Dict[str, Any]) -> bool:
+def _is_idle(worker: dict[str, Any]) -> bool:
     return bool(worker["accepting"]) and worker["status"] == "idle"
 
 
@@ -240,7 +240,10 @@ def threadless(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFac
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
             done = subprocess.run(
                 [*pip, "--target", os.path.join(fresh, "it"), f"pyuwsgi=={WITHOUT_THREADS}"],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=120,
                 check=False,
             )
             if done.returncode:
@@ -256,7 +259,7 @@ def threadless(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def uwsgi(letter_api: Any, tmp_path: Path) -> Iterator[Any]:
     """Starts servers, and ends what is left of them."""
-    running: List[Uwsgi] = []
+    running: list[Uwsgi] = []
 
     def serve(*flags: str, **options: Any) -> Uwsgi:
         running.append(Uwsgi(letter_api, tmp_path, *flags, **options))

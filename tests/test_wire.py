@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from datetime import date, datetime, timedelta, timezone
-from typing import Any, Dict, Iterator, List
+from typing import Any, Iterator
 
 import pytest
 from harness import DEADLINE
@@ -24,7 +24,7 @@ def moment(text: str) -> datetime:
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
 
 
-def sizes(api: Any) -> List[int]:
+def sizes(api: Any) -> list[int]:
     return [len(request.json["batch"]) for request in api.requests]
 
 
@@ -79,7 +79,7 @@ def sizes(api: Any) -> List[int]:
     ],
 )
 def test_an_item_has_exactly_these_fields(
-    call: str, arguments: Dict[str, Any], item: Dict[str, Any], letter_api: Any, make: Any
+    call: str, arguments: dict[str, Any], item: dict[str, Any], letter_api: Any, make: Any
 ) -> None:
     letter = make()
     getattr(letter, call)(**arguments, **GIVEN)
@@ -167,7 +167,7 @@ def test_a_base_url_may_have_a_path(end: str, letter_api: Any, make: Any) -> Non
     "events, batches",
     [(1, [1]), (99, [99]), (100, [100]), (101, [100, 1]), (250, [100, 100, 50])],
 )
-def test_a_request_carries_1_to_100_items(events: int, batches: List[int], letter_api: Any, make: Any) -> None:
+def test_a_request_carries_1_to_100_items(events: int, batches: list[int], letter_api: Any, make: Any) -> None:
     letter = make(flush_at=1000, flush_interval=600)
     for serial in range(events):
         letter.track("u", "E", {"serial": serial})
@@ -221,7 +221,7 @@ def length(letter_api: Any, make: Any) -> int:
 
 @pytest.mark.parametrize("spare, batches", [(0, [3, 3, 1]), (-1, [2, 2, 2, 1]), (1, [3, 3, 1])])
 def test_a_body_is_filled_to_max_batch_bytes_and_never_beyond(
-    spare: int, batches: List[int], letter_api: Any, make: Any
+    spare: int, batches: list[int], letter_api: Any, make: Any
 ) -> None:
     filler = "x" * (1000 - length(letter_api, make))
     limit = FRAME + 3 * 1000 + 2 + spare  # three events of 1,000 bytes and two commas
@@ -234,7 +234,7 @@ def test_a_body_is_filled_to_max_batch_bytes_and_never_beyond(
 
 
 def test_an_event_as_long_as_a_body_travels_and_one_byte_more_is_refused_in_the_call(
-    letter_api: Any, make: Any, errors: List[LetterError]
+    letter_api: Any, make: Any, errors: list[LetterError]
 ) -> None:
     bare = length(letter_api, make)
     letter = make(max_batch_bytes=2000)
@@ -249,7 +249,7 @@ def test_an_event_as_long_as_a_body_travels_and_one_byte_more_is_refused_in_the_
     assert letter.stats()["lost"] == {"invalid": 1}
 
 
-def test_the_order_is_kept_over_retries_and_splits(letter_api: Any, make: Any, errors: List[LetterError]) -> None:
+def test_the_order_is_kept_over_retries_and_splits(letter_api: Any, make: Any, errors: list[LetterError]) -> None:
     # Each request of more than 8 items is refused as too large, and some of the others are lost on the way there, or
     # on the way back after they were stored.
     letter_api.rule = lambda request: status(413) if len(request.json["batch"]) > 8 else None

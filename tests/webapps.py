@@ -11,7 +11,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from itertools import count
-from typing import Any, Dict, Iterable, List, Optional, Set
+from typing import Any, Iterable
 
 from harness import DEADLINE, Finished, WebServer, eventually, whose
 
@@ -126,7 +126,7 @@ class Gate:
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(DEADLINE)
-        self._waiting: List[socket.socket] = []
+        self._waiting: list[socket.socket] = []
         self.environment = {"TEST_GATE": str(self._listener.getsockname()[1])}
 
     def wait_for(self, requests: int) -> None:
@@ -150,9 +150,9 @@ class Visitor:
 
     def __init__(self, server: WebServer, workers: int) -> None:
         self.server = server
-        self.answered: Dict[int, int] = {}  # serial of the request, and the process that answered
-        self._asked: Set[int] = set()
-        self._gated: Set[int] = set()
+        self.answered: dict[int, int] = {}  # serial of the request, and the process that answered
+        self._asked: set[int] = set()
+        self._gated: set[int] = set()
         self._serials = count()
         self.wait_until_ready(workers)
 
@@ -160,10 +160,10 @@ class Visitor:
         """Wait until ``workers`` processes have been ready to be stopped: before that a server has no handlers yet."""
         assert len(eventually(self.ready, lambda ready: len(ready) >= workers)) >= workers, self.server.output
 
-    def ready(self) -> Set[int]:
+    def ready(self) -> set[int]:
         return {int(pid) for pid in re.findall(r"ready (\d+)", self.server.output)}
 
-    def ask(self, path: str = "/") -> Optional[int]:
+    def ask(self, path: str = "/") -> int | None:
         """One request. Returns the process that answered; None when nobody did, as while a worker is replaced."""
         serial = next(self._serials)
         self._asked.add(serial)
