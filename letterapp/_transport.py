@@ -107,10 +107,12 @@ class Transport:
             line.hang_up()
 
     def abandon(self) -> None:
-        """In a forked child: give back its copy of the parent's descriptor, without a word to the peer."""
-        line, self._line, self._connection = self._line, None, None
-        if line is not None:
-            line.abandon()
+        """In a forked child: give back its copy of the parent's descriptor, without a word to the peer.
+
+        The objects stay: to free them would have a child that never uses the client copy the pages they lie in.
+        """
+        if self._line is not None:
+            self._line.abandon()
 
     def _exchange(self, path: str, body: bytes, deadline: float) -> Answer:
         import http.client
@@ -262,7 +264,7 @@ class _Line:
         # Only this process's copy of the descriptor goes; `shutdown` or TLS's farewell would end the parent's
         # connection. And only if the number is still this socket: daemons and workers close what they inherited, and
         # the number may be a log file by now.
-        descriptor = self._sock.detach()
+        descriptor = self._sock.detach()  # -1 the second time
         try:
             if os.fstat(descriptor).st_ino == self._inode:
                 os.close(descriptor)
