@@ -1,0 +1,103 @@
+"""The clients that are measured, each with a virtual environment of its own, all with one Python.
+
+Lives here: their names, requirements and environments. How each is called stands in `inside/clients.py`. Never here:
+figures.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SELF, FLOOR = "this client", "floor"
+_CLEARED = ("PYTHON", "LETTER_", "POSTHOG_", "SEGMENT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "VIRTUAL_ENV")
+
+
+class _Known(NamedTuple):
+    requirement: str
+    version: str  # the default; "" for the newest
+    marker: str  # stands once in the JSON of each event
+
+
+KNOWN = {
+    "letterapp": _Known("letterapp", "0.2.0", '"messageId"'),
+    "posthog": _Known("posthog", "", '"distinct_id"'),
+    "segment": _Known("segment-analytics-python", "", '"messageId"'),
+}
+
+
+class Peer(NamedTuple):
+    """A column: one client, ready to be run."""
+
+    column: str
+    client: str  # its function in inside/clients.py
+    module: str  # what its users import; "" for the floor
+    marker: str
+    python: str
+    version: str
+    env: dict[str, str]
+
+
+class Environments:
+    """Makes the virtual environments, in ``cache``, each once; delete a folder there to have it made anew."""
+
+    def __init__(self, python: str, cache: Path, progress: Callable[[str], None]) -> None:
+        self._python = python
+        self._cache = cache
+        self._progress = progress
+        self.python_version = _output(python, "import platform; print(platform.python_version())")
+
+    def this_client(self) -> Peer:
+        python = self._environment(None)
+        env = {**_clean(), "PYTHONPATH": str(CHECKOUT)}
+        version = _output(python, "import letterapp; print(letterapp.__version__)", env)
+        return Peer(SELF, "letterapp", "letterapp", KNOWN["letterapp"].marker, python, version, env)
+
+    def floor(self) -> Peer:
+        return Peer(FLOOR, "floor", "", "", self._environment(None), self.python_version, _clean())
+
+    def peer(self, name: str) -> Peer:
+        """The client called ``name``, ``NAME`` or ``NAME==VERSION``."""
+        plain, _, version = name.partition("==")
+        if plain not in KNOWN or not re.fullmatch(r"[\w.]*", version):
+            raise ValueError(f"unknown peer {name!r}: one of {', '.join(KNOWN)}, or NAME==VERSION")
+        known = KNOWN[plain]
+        version = version or known.version
+        python = self._environment(f"{known.requirement}=={version}" if version else known.requirement)
+        found = _output(python, f"from importlib.metadata import version; print(version({known.requirement!r}))")
+        column = f"letterapp {found}" if plain == "letterapp" else plain
+        module = {"segment": "segment.analytics"}.get(plain, plain)
+        return Peer(column, plain, module, known.marker, python, found, _clean())
+
+    def _environment(self, requirement: str | None) -> str:
+        folder = self._cache / f"py{self.python_version}-{requirement or 'bare'}"
+        python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        done = folder / "done"  # written last, so an installation that was broken off is begun again
+        if not done.exists():
+            self._progress(f"installing {requirement or 'a bare environment'} for Python {self.python_version}")
+            _run([self._python, "-m", "venv", "--clear", str(folder)])
+            if requirement:
+                _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement])
+            done.touch()
+        return str(python)
+
+
+def _clean() -> dict[str, str]:
+    """The environment without what would steer a client or an interpreter."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_CLEARED)}
+    return {**kept, "NO_PROXY": "*", "no_proxy": "*"}
+
+
+def _output(python: str, code: str, env: dict[str, str] | None = None) -> str:
+    return _run([python, "-c", code], env or _clean()).strip()
+
+
+def _run(command: list[str], env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=env or _clean(), check=False)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-500:]}")
+    return done.stdout
