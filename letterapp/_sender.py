@@ -30,7 +30,7 @@ from ._delivery import Delivery, Reporter
 from ._outbox import CLOSED, FULL, WAKE, Outbox
 from ._retry import Again, Delivered, Split, judge
 from ._settings import MAX_ITEMS
-from ._transport import Transport, Unreachable, load
+from ._transport import Transport, Unreachable
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -146,7 +146,7 @@ class Sender(Delivery):
 
     def prepare_fork(self) -> None:
         if self._loading:
-            # Another thread imports; a child made now would inherit half a module and the import system's lock on it.
+            # Another thread imports, or makes a TLS context: a child made now would inherit half a module, and locks.
             deadline = time.monotonic() + LONGEST_LOADING
             while self._loading and time.monotonic() < deadline:
                 time.sleep(0.001)
@@ -379,7 +379,7 @@ class Sender(Delivery):
     def _post(self, batch: list[bytes], timeout: float) -> Answer | Unreachable:
         try:
             self._loading = True
-            load()
+            self._transport.prepare()
             self._loading = False
             return self._transport.post("/v1/batch", _HEAD + b",".join(batch) + _TAIL, max(0.001, timeout))
         except Unreachable as problem:

@@ -74,6 +74,18 @@ class Transport:
         self._context: ssl.SSLContext | None = None
         self._context_type: type | None = None
 
+    def prepare(self) -> None:
+        """Do what the first request does once and a fork must not fall into: the imports, and the TLS context.
+
+        A child forked while another thread is inside OpenSSL's set-up inherits locks that nobody will open.
+        """
+        load()
+        if self._settings.secure:
+            try:
+                self._tls()
+            except Exception:
+                pass  # `post` meets it again, and says what it is
+
     def post(self, path: str, body: bytes, timeout: float) -> Answer:
         """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
 

@@ -94,7 +94,7 @@ def test_the_network_s_modules_are_loaded_by_the_first_request_and_not_by_calls(
 
 
 def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(letter_api: Any, tmp_path: Path) -> None:
-    # A fork waits for `load`, and for nothing later: see docs/design.md, rule 10.
+    # A fork waits for `prepare`, and for nothing later: see docs/design.md, rule 10.
     code = """
     from letterapp import _transport
     _transport.load()
