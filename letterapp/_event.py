@@ -22,7 +22,7 @@ try:
 
     _random(1)  # an old kernel or a sandbox may refuse it
 except (ImportError, OSError):
-    from os import urandom as _random
+    from os import urandom as _random  # type: ignore[assignment]
 
 try:
     # CPython's own encoder, held directly: `json.dumps` costs half as much again, and importing `json` costs more
