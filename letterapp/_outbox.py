@@ -100,9 +100,9 @@ class Outbox:
             self._wanted = self._settled + len(self._taken) + len(self._waiting)
             return self._wanted
 
-    def be_prompt(self) -> None:
-        """From now on each `put` asks for attention: no thread will come by itself."""
-        self._prompt = True
+    def be_prompt(self, prompt: bool) -> None:
+        """Have each `put` ask for attention from now on, because no thread will come by itself; or no longer."""
+        self._prompt = prompt
 
     def close(self) -> None:
         """Refuse every further event; what waits is still handed out."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ._transport import Answer
 
 IDLE = 5.0  # seconds without an event after which the thread leaves; starting it again costs some 50 us
-LONGEST_LOADING = 2.0  # seconds that a fork waits for the first request's imports, which take some 30 ms
+LONGEST_FORK_WAIT = 2.0  # seconds; what a fork waits for takes some 30 ms, but for a name that is slow to look up
 BURST = 1.0  # seconds after which drops are reported though the queue is still full
 FOREVER = float("inf")
 _HEAD, _TAIL = b'{"batch":[', b"]}"
@@ -72,7 +72,6 @@ class Sender(Delivery):
         # transport one connection. Others wait for it only with a deadline, and never its owner.
         self._turn = threading.Lock()
         self._turn_owner = 0  # thread ident; read by a thread only to find out whether it is its own
-        self._loading = False  # whoever has the turn imports what requests need
         self._attempt = 0  # of the batch in hand
         self._not_before = 0.0  # the moment of its next try
 
@@ -128,7 +127,7 @@ class Sender(Delivery):
 
     def end(self, deadline: float, final: bool) -> None:
         self._final = final
-        self._outbox.be_prompt()
+        self._outbox.be_prompt(True)
         settled = self._drain(deadline)
         if final and not settled and self._may_wait():
             self._give_up(
@@ -145,10 +144,9 @@ class Sender(Delivery):
     # Forks.
 
     def prepare_fork(self) -> None:
-        if self._loading:
-            # Another thread imports, or makes a TLS context: a child made now would inherit half a module, and locks.
-            deadline = time.monotonic() + LONGEST_LOADING
-            while self._loading and time.monotonic() < deadline:
+        if self._transport.must_not_fork:
+            deadline = time.monotonic() + LONGEST_FORK_WAIT
+            while self._transport.must_not_fork and time.monotonic() < deadline:
                 time.sleep(0.001)
 
     def abandon(self) -> None:
@@ -197,7 +195,7 @@ class Sender(Delivery):
         self._outbox.desert()
         if not self._inline:
             self._inline = True
-            self._outbox.be_prompt()
+            self._outbox.be_prompt(True)
             _lifecycle.keep(self)
             if self._budget is FOREVER and not _lifecycle.is_before_workers():
                 _warn_inline()
@@ -210,6 +208,7 @@ class Sender(Delivery):
         started = _lifecycle.start_thread(self._run, mine)
         if started:
             self._inline = False
+            self._outbox.be_prompt(self._budget is not FOREVER)
         return started
 
     def _send_inline(self) -> None:
@@ -329,6 +328,9 @@ class Sender(Delivery):
         try:
             # A callback of ours may have forked, and the child is not the sender's; or another thread has taken over.
             while self.pid == os.getpid() and self._mine is mine:
+                if self._started_by is not _thread.start_new_thread:
+                    self._outbox.be_prompt(True)  # gevent has patched: the next call has a greenlet take over
+                    return
                 with self._bell.sleeper() as sleeper:
                     wait = self._take_turn(FOREVER)
                     if wait < FOREVER:
@@ -378,14 +380,10 @@ class Sender(Delivery):
 
     def _post(self, batch: list[bytes], timeout: float) -> Answer | Unreachable:
         try:
-            self._loading = True
             self._transport.prepare()
-            self._loading = False
             return self._transport.post("/v1/batch", _HEAD + b",".join(batch) + _TAIL, max(0.001, timeout))
         except Unreachable as problem:
             return problem
-        finally:
-            self._loading = False
 
     def _obey(self, outcome: Answer | Unreachable, batch: list[bytes]) -> None:
         jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike

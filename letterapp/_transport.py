@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import http.client
     import socket
     import ssl
-    from typing import Any
+    from typing import Any, Callable
 
     from ._settings import Settings
 
@@ -71,20 +71,30 @@ class Transport:
             "Content-Type": "application/json",
             "User-Agent": f"letterapp-python/{__version__}",
         }
+        self.must_not_fork = False  # read by another thread, just before it forks
         self._context: ssl.SSLContext | None = None
         self._context_type: type | None = None
 
     def prepare(self) -> None:
-        """Do what the first request does once and a fork must not fall into: the imports, and the TLS context.
-
-        A child forked while another thread is inside OpenSSL's set-up inherits locks that nobody will open.
-        """
-        load()
+        """Do what the first request does once: the imports, and the TLS context."""
+        self._undisturbed(load)
         if self._settings.secure:
             try:
-                self._tls()
+                self._undisturbed(self._tls)
             except Exception:
                 pass  # `post` meets it again, and says what it is
+
+    def _undisturbed(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``act``, which a fork in another thread should wait for (`Sender.prepare_fork`).
+
+        Imports leave half a module to a child. OpenSSL and the resolver take locks outside of the GIL, which the child
+        would find held for ever.
+        """
+        self.must_not_fork = True
+        try:
+            return act(*arguments)
+        finally:
+            self.must_not_fork = False
 
     def post(self, path: str, body: bytes, timeout: float) -> Answer:
         """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
@@ -164,14 +174,14 @@ class Transport:
             address = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
             self._headers.pop("Proxy-Authorization", None)
-            sock = _connected(address, deadline)
+            sock = _connected(self._undisturbed(_places, *address), deadline)
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
             # From here on every wait ends at the request's own deadline, and a child that is forked finds the socket.
             line = self._line = _Line(sock, deadline)
             if settings.secure:
                 if proxy:
                     line.ask_for_tunnel(settings.authority, proxy.headers)
-                line.secure(self._tls(), settings.host)
+                self._undisturbed(line.secure, self._tls(), settings.host)
             elif proxy:
                 self._prefix = f"http://{settings.authority}{settings.path}"
                 self._headers.update(proxy.headers)
@@ -339,12 +349,18 @@ def _proxy(secure: bool, host: str, port: int) -> _Proxy | None:
     return _Proxy(parts.hostname, port_there, headers)
 
 
-def _connected(address: tuple[str, int], deadline: float) -> socket.socket:
+def _places(host: str, port: int) -> list[Any]:
+    import socket
+
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _connected(places: list[Any], deadline: float) -> socket.socket:
     """What `socket.create_connection` does, but with one deadline for all addresses of the host together."""
     import socket
 
     problem: OSError = OSError("the host has no address")
-    for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+    for family, kind, protocol, _, place in places:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.settimeout(max(0.001, deadline - time.monotonic()))
