@@ -140,11 +140,12 @@ def end_on(signals: Iterable[int]) -> None:
             continue
         if handler is None:
             raise LetterError(f"exit_signals: {signal.Signals(number).name} is handled outside of Python here")
+        previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
         try:
             signal.signal(number, _on_signal)
         except ValueError:
+            _previous[number] = previous
             raise LetterError("exit_signals: only the main thread can install signal handlers") from None
-        _previous[number] = handler
 
 
 def _on_signal(number: int, frame: Any) -> None:
