@@ -152,9 +152,10 @@ def _on_signal(number: int, frame: Any) -> None:
     pid = os.getpid()
     if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in _alive() if delivery.pid == pid):
         return  # it came in the middle of a `put`, and comes again after it
-    gevent: Any = sys.modules.get("gevent")
-    if gevent is not None and gevent.getcurrent() is gevent.get_hub():
-        gevent.spawn(_end_by_signal, number, frame)  # every greenlet waits, and the hub must not
+    monkey: Any = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        # The handler runs in whatever greenlet is current, the hub or the sender's own, and neither may wait here.
+        sys.modules["gevent"].spawn(_end_by_signal, number, frame)
     else:
         _end_by_signal(number, frame)
 
