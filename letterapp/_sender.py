@@ -197,8 +197,8 @@ class Sender(Delivery):
             self._inline = True
             self._outbox.be_prompt(True)
             _lifecycle.keep(self)
-            if self._budget is FOREVER and not _lifecycle.is_before_workers():
-                _warn_inline()
+            if self._budget is FOREVER and threading.main_thread().is_alive() and not _lifecycle.is_before_workers():
+                _warn_inline()  # else it is a matter of course
         return False
 
     def _start(self) -> bool:
