@@ -30,7 +30,7 @@ MAX_ANSWER = 65_536  # bytes of an answer's body that are read; what the API say
 
 # All that a request, its answer and its failures make use of, the codec of host names included.
 _NEEDED = (
-    *("base64", "email.utils", "encodings.idna", "http.client", "json", "select", "socket", "ssl"),
+    *("base64", "calendar", "email.utils", "encodings.idna", "http.client", "json", "select", "socket", "ssl"),
     *("urllib.parse", "urllib.request"),
 )
 
