@@ -117,7 +117,7 @@ class Letter:
     def _here(self) -> Delivery:
         """The delivery of this process, which a fork may just have made. Takes no lock."""
         delivery = self._delivery
-        if delivery.pid != os.getpid():
+        if delivery.owner.pid != os.getpid():
             delivery = self._delivery = delivery.for_child()
         return delivery
 
@@ -193,7 +193,7 @@ class Letter:
 
     def _put(self, event: bytes | None) -> None:
         delivery = self._delivery
-        if delivery.pid != os.getpid():
+        if delivery.owner.pid != os.getpid():
             delivery = self._here()
         if event is not None:
             delivery.put(event)

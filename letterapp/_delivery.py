@@ -15,15 +15,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from ._forks import Process
+
 
 class Delivery(ABC):
     """Carries the events of one client in one process.
 
-    It is made without starting anything. It belongs to the process ``pid``; in a forked child it is dead weight, of
-    which only `abandon` and `for_child` may be called.
+    It is made without starting anything. It belongs to the process ``owner``; in a forked child it is dead weight, of
+    which only `for_child` may be called.
     """
 
-    pid: int
+    owner: Process
     exit_timeout: float  # seconds that the end of the process may take for it
 
     @abstractmethod
@@ -66,16 +68,8 @@ class Delivery(ABC):
         """Counters that balance at any moment: accepted = delivered + lost + waiting."""
 
     @abstractmethod
-    def prepare_fork(self) -> None:
-        """Before a fork, in the thread that forks: wait, shortly, until nothing half done would be inherited."""
-
-    @abstractmethod
-    def abandon(self) -> None:
-        """In a forked child: drop what was inherited. Takes no lock and speaks to nobody. Called in the fork hook."""
-
-    @abstractmethod
     def for_child(self) -> Delivery:
-        """The carrier of this process, a descendant of ``pid``: made by whichever thread asks first, empty."""
+        """The carrier of this process, a descendant of ``owner``: made by whichever thread asks first, empty."""
 
 
 class Reporter:

@@ -1,7 +1,7 @@
-"""Forks and ends: how this process came to be, how it will go, and who must be told.
+"""Ends: how this process will go, and who must be told.
 
-Lives here: the one fork hook, the exit paths of plain processes, multiprocessing, Celery and signals, and what uWSGI
-needs knowing. Never here: sending; a delivery is asked to end, how it does that is its own affair.
+Lives here: the exit paths of plain processes, multiprocessing, Celery and signals, and what uWSGI needs knowing.
+Never here: sending; a delivery is asked to end, how it does that is its own affair.
 
 Nothing is imported for this: a server is recognised by the modules that it has loaded itself.
 """
@@ -15,6 +15,7 @@ import sys
 import time
 from weakref import ref
 
+from . import _forks
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -23,27 +24,22 @@ if TYPE_CHECKING:
 
     from ._delivery import Delivery
 
-# The deliveries of this process and, until a fork's child has dropped them, of its parent. Weak: a client that is
-# thrown away stays only as long as its thread has something to send. No lock: each use is one operation on a set.
+# The deliveries of this process and of those that it descends from. Weak: a client that is thrown away stays only as
+# long as its thread has something to send. No lock: each use is one operation on a set.
 _deliveries: set[ref[Delivery]] = set()
 _kept: set[Delivery] = set()  # those that wait without a thread, which nothing else may keep alive
 
 # Process ids rather than flags, because a flag that a parent has set is wrong in its children.
-_hooked = False
 _armed_pid = 0
 _ended_pid = 0
 
 
 def watch(delivery: Delivery) -> None:
     """See to it that ``delivery`` is told of this process's forks and of its end. Cheap; starts nothing."""
-    global _hooked
     _deliveries.add(ref(delivery, _deliveries.discard))
-    if not _hooked:
-        _hooked = True
-        if hasattr(os, "register_at_fork"):  # not on Windows
-            os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+    _forks.watch()
     _arm()
-    if _ended_pid == delivery.pid:  # made by an exit callback that ran after ours
+    if _ended_pid == delivery.owner.pid:  # made by an exit callback that ran after ours
         delivery.end(time.monotonic() + delivery.exit_timeout, final=True)
 
 
@@ -52,23 +48,15 @@ def keep(delivery: Delivery) -> None:
     _kept.add(delivery)
 
 
-def _alive() -> list[Delivery]:
-    return [delivery for delivery in (known() for known in list(_deliveries)) if delivery is not None]
+def release(delivery: Delivery) -> None:
+    """Let go of a delivery that is its parent's."""
+    _kept.discard(delivery)
 
 
-def _before_fork() -> None:
+def _own() -> list[Delivery]:
     pid = os.getpid()
-    for delivery in _alive():
-        if delivery.pid == pid:
-            delivery.prepare_fork()
-
-
-def _in_child() -> None:
-    # The fork hook. No lock, no thread, no log, no new object of consequence: gevent patches after this, and another
-    # library's hook may not have run yet. The child's own delivery is made at its first use.
-    _kept.clear()
-    for delivery in _alive():
-        delivery.abandon()
+    alive = [known() for known in list(_deliveries)]
+    return [delivery for delivery in alive if delivery is not None and delivery.owner.pid == pid]
 
 
 # Ends.
@@ -117,8 +105,7 @@ def end_of_process(*_: object, **__: object) -> None:
 
 def _end(final: bool) -> None:
     started = time.monotonic()
-    pid = os.getpid()
-    mine = [delivery for delivery in _alive() if delivery.pid == pid]
+    mine = _own()
     for delivery in mine:
         delivery.hasten()
     for delivery in mine:
@@ -150,7 +137,7 @@ def end_on(signals: Iterable[int]) -> None:
 
 def _on_signal(number: int, frame: Any) -> None:
     pid = os.getpid()
-    if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in _alive() if delivery.pid == pid):
+    if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in _own()):
         return  # it came in the middle of a `put`, and comes again after it
     monkey: Any = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):

@@ -27,6 +27,7 @@ import time
 from . import _lifecycle
 from ._bell import Bell
 from ._delivery import Delivery, Reporter
+from ._forks import this_process
 from ._outbox import CLOSED, FULL, WAKE, Outbox
 from ._retry import Again, Delivered, Split, judge
 from ._settings import MAX_ITEMS
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from ._transport import Answer
 
 IDLE = 5.0  # seconds without an event after which the thread leaves; starting it again costs some 50 us
-LONGEST_FORK_WAIT = 2.0  # seconds; what a fork waits for takes some 30 ms, but for a name that is slow to look up
 BURST = 1.0  # seconds after which drops are reported though the queue is still full
 FOREVER = float("inf")
 _HEAD, _TAIL = b'{"batch":[', b"]}"
@@ -51,7 +51,7 @@ class Sender(Delivery):
     """Delivers the events of this process itself, on one thread of its own."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self.pid = os.getpid()
+        self.owner = this_process()
         self.exit_timeout = settings.exit_timeout
         self._settings = settings
         self._clock = clock
@@ -116,7 +116,7 @@ class Sender(Delivery):
         return settled
 
     def stats(self) -> dict[str, Any]:
-        return {"pid": self.pid, "mode": "inline" if self._inline else "thread", **self._outbox.counts()}
+        return {"pid": self.owner.pid, "mode": "inline" if self._inline else "thread", **self._outbox.counts()}
 
     # The end of the process.
 
@@ -143,23 +143,14 @@ class Sender(Delivery):
 
     # Forks.
 
-    def prepare_fork(self) -> None:
-        if self._transport.must_not_fork:
-            deadline = time.monotonic() + LONGEST_FORK_WAIT
-            while self._transport.must_not_fork and time.monotonic() < deadline:
-                time.sleep(0.001)
-
-    def abandon(self) -> None:
-        self.pid = 0  # nobody's, should the system give the number to a descendant
-        self._transport.abandon()
-
     def for_child(self) -> Sender:
         # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
         child = self._successors.setdefault(os.getpid(), Sender(self._settings, self._clock))
         if self._outbox.closed:
             child._outbox.close()
-        if self.pid:
-            self.abandon()  # no hook was called: uWSGI
+        _lifecycle.release(self)
+        if self.owner.pid:
+            self._transport.abandon()  # no hook was called: uWSGI
         try:
             _lifecycle.end_on(self._settings.exit_signals)  # gunicorn has reset them since
         except LetterError:
@@ -327,7 +318,7 @@ class Sender(Delivery):
         left = False
         try:
             # A callback of ours may have forked, and the child is not the sender's; or another thread has taken over.
-            while self.pid == os.getpid() and self._mine is mine:
+            while self.owner.pid == os.getpid() and self._mine is mine:
                 if self._started_by is not _thread.start_new_thread:
                     self._outbox.be_prompt(True)  # gevent has patched: the next call has a greenlet take over
                     return
@@ -340,7 +331,7 @@ class Sender(Delivery):
                         if left:
                             return
         finally:
-            if self.pid == os.getpid() and self._mine is mine:
+            if self.owner.pid == os.getpid() and self._mine is mine:
                 if not left:
                     self._outbox.desert()
                 self._progress.ring()
@@ -353,7 +344,7 @@ class Sender(Delivery):
         try:
             return self.step(patience)
         finally:
-            if self.pid == os.getpid():
+            if self.owner.pid == os.getpid():
                 self._turn_owner = 0
                 self._turn.release()
 

@@ -14,6 +14,7 @@ import io
 import os
 import time
 
+from ._forks import inherits, undisturbed
 from ._version import __version__
 
 TYPE_CHECKING = False
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import http.client
     import socket
     import ssl
-    from typing import Any, Callable
+    from typing import Any
 
     from ._settings import Settings
 
@@ -71,30 +72,17 @@ class Transport:
             "Content-Type": "application/json",
             "User-Agent": f"letterapp-python/{__version__}",
         }
-        self.must_not_fork = False  # read by another thread, just before it forks
         self._context: ssl.SSLContext | None = None
         self._context_type: type | None = None
 
     def prepare(self) -> None:
         """Do what the first request does once: the imports, and the TLS context."""
-        self._undisturbed(load)
+        undisturbed(load)
         if self._settings.secure:
             try:
-                self._undisturbed(self._tls)
+                undisturbed(self._tls)
             except Exception:
                 pass  # `post` meets it again, and says what it is
-
-    def _undisturbed(self, act: Callable[..., Any], *arguments: Any) -> Any:
-        """Call ``act``, which a fork in another thread should wait for (`Sender.prepare_fork`).
-
-        Imports leave half a module to a child. OpenSSL and the resolver take locks outside of the GIL, which the child
-        would find held for ever.
-        """
-        self.must_not_fork = True
-        try:
-            return act(*arguments)
-        finally:
-            self.must_not_fork = False
 
     def post(self, path: str, body: bytes, timeout: float) -> Answer:
         """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
@@ -174,14 +162,14 @@ class Transport:
             address = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
             self._headers.pop("Proxy-Authorization", None)
-            sock = _connected(self._undisturbed(_places, *address), deadline)
+            sock = _connected(undisturbed(_places, *address), deadline)
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
             # From here on every wait ends at the request's own deadline, and a child that is forked finds the socket.
             line = self._line = _Line(sock, deadline)
             if settings.secure:
                 if proxy:
                     line.ask_for_tunnel(settings.authority, proxy.headers)
-                self._undisturbed(line.secure, self._tls(), settings.host)
+                undisturbed(line.secure, self._tls(), settings.host)
             elif proxy:
                 self._prefix = f"http://{settings.authority}{settings.path}"
                 self._headers.update(proxy.headers)
@@ -212,6 +200,7 @@ class _Line:
         self._sock = sock
         self._inode = os.fstat(sock.fileno()).st_ino
         self._base = _socket_class()
+        inherits(self)
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
 

@@ -238,6 +238,26 @@ class IngestionServer:
                 return self._planned.popleft()
         return self.rule(request) if self.rule is not None else None
 
+    def _problem(self, request: Request) -> tuple[int, str] | None:
+        if request.path.endswith("/v1/batch"):
+            check: Callable[[Any], str | None] = _batch_problem
+        elif request.path.endswith("/v1/send"):
+            check = _mail_problem
+        else:
+            return 404, f"no such path: {request.path}"
+        if not request.headers.get("authorization", "").startswith("Bearer "):
+            return 401, "no key"
+        if self.api_key is not None and request.headers["authorization"] != f"Bearer {self.api_key}":
+            return 401, "wrong key"
+        if self.max_body is not None and len(request.body) > self.max_body:
+            return 413, f"more than {self.max_body} bytes"
+        try:
+            parsed = json.loads(request.body, parse_constant=_no_constant)
+        except ValueError as error:
+            return 400, f"not JSON: {error}"
+        problem = check(parsed)
+        return None if problem is None else (422, problem)
+
     def _keep(self, request: Request) -> None:
         parsed = request.json
         items = parsed["batch"] if request.path.endswith("/v1/batch") else []
@@ -320,7 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault(self):
                 api._keep(request)
             return
-        problem = _problem(api, request)
+        problem = api._problem(request)
         if problem is not None:
             code, text = problem
             self.answer(code, json.dumps({"error": {"code": "invalid", "message": text, "reason": "checked"}}).encode())
@@ -348,27 +368,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-def _problem(api: IngestionServer, request: Request) -> tuple[int, str] | None:
-    if request.path.endswith("/v1/batch"):
-        check: Callable[[Any], str | None] = _batch_problem
-    elif request.path.endswith("/v1/send"):
-        check = _mail_problem
-    else:
-        return 404, f"no such path: {request.path}"
-    if not request.headers.get("authorization", "").startswith("Bearer "):
-        return 401, "no key"
-    if api.api_key is not None and request.headers["authorization"] != f"Bearer {api.api_key}":
-        return 401, "wrong key"
-    if api.max_body is not None and len(request.body) > api.max_body:
-        return 413, f"more than {api.max_body} bytes"
-    try:
-        parsed = json.loads(request.body, parse_constant=_no_constant)
-    except ValueError as error:
-        return 400, f"not JSON: {error}"
-    problem = check(parsed)
-    return None if problem is None else (422, problem)
 
 
 def _no_constant(name: str) -> None:

@@ -33,6 +33,11 @@ from letterapp import Letter, LetterError
 
 API = os.environ["TEST_API"]
 
+def stay():
+    # In pieces: a signal that comes between the last instruction and a wait is handled by Python only after the wait.
+    while True:
+        threading.Event().wait(0.1)
+
 def work(letter, count, who="program", start=0):
     for serial in range(start, start + count):
         letter.track(who, "Worked", {"serial": serial, "pid": os.getpid()})

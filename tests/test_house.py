@@ -21,7 +21,7 @@ from letterapp import Letter
 PACKAGE = ROOT / "letterapp"
 # From the ground up: a room may import what stands before it.
 FLOORS = [
-    ["errors", "_version", "_bell", "testing"],
+    ["errors", "_version", "_bell", "_forks", "testing"],
     ["_settings", "_event", "_delivery", "_outbox"],
     ["_transport", "_lifecycle"],
     ["_retry"],

@@ -124,7 +124,7 @@ def test_sigterm_without_exit_signals_loses_what_waits(letter_api: Any, tmp_path
     letter = Letter('k', API, flush_interval=1000, flush_at=1000)
     work(letter, 100)
     print('tracked', flush=True)
-    threading.Event().wait()
+    stay()
     """
     with start(code, letter_api.url, tmp_path) as program:
         assert eventually(lambda: program.output, lambda text: "tracked" in text)
@@ -140,7 +140,7 @@ def test_with_exit_signals_what_waits_is_sent_and_the_signal_still_ends_the_proc
     letter = Letter('k', API, flush_interval=1000, flush_at=1000, exit_signals=(signal.SIGTERM,))
     work(letter, 100)
     print('tracked', flush=True)
-    threading.Event().wait()
+    stay()
     """
     with start(code, letter_api.url, tmp_path) as program:
         assert eventually(lambda: program.output, lambda text: "tracked" in text)

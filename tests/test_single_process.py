@@ -32,7 +32,7 @@ def test_ctrl_c_loses_nothing(letter_api: Any, tmp_path: Path) -> None:
     letter = Letter('k', API, flush_interval=30, flush_at=10_000)
     work(letter, 500)
     print('tracked', flush=True)
-    threading.Event().wait()
+    stay()
     """
     with start(code, letter_api.url, tmp_path) as program:
         assert eventually(lambda: program.output, lambda text: "tracked" in text)
