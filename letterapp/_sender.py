@@ -113,6 +113,7 @@ class Sender(Delivery):
             if not self._outbox.attended and self._turn.acquire(False):
                 self._transport.close()
                 self._turn.release()
+            self._report_drops(0.0)
         return settled
 
     def stats(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class Sender(Delivery):
     # The end of the process.
 
     def hasten(self) -> None:
-        self._not_before = 0.0
+        self._bring_forward()
         self._outbox.hurry()
         self._bell.ring()
 
@@ -129,10 +130,13 @@ class Sender(Delivery):
         self._final = final
         self._outbox.be_prompt(True)
         settled = self._drain(deadline)
-        if final and not settled and self._may_wait():
-            self._give_up(
-                "exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take"
-            )
+        if self._may_wait():
+            if final and not settled:
+                self._give_up(
+                    "exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take"
+                )
+            self._rest(deadline)  # what is settled may still have to be reported, by a thread that the end would stop
+            self._report_drops(0.0)
         self._budget = max(0.0, deadline - self._clock())
 
     def defers(self, act: Callable[[], object]) -> bool:
@@ -276,8 +280,14 @@ class Sender(Delivery):
             wait = self._take_turn(seconds)
             pause.wait(min(wait, seconds))
 
+    def _bring_forward(self) -> None:
+        """Give a batch that waits for its next try that try now: there may be no later. So it does not count."""
+        if self._not_before > self._clock():
+            self._attempt = max(0, self._attempt - 1)
+        self._not_before = 0.0
+
     def _drain(self, deadline: float) -> bool:
-        self._not_before = 0.0  # a batch that waits for its next try gets it now: there may be no later
+        self._bring_forward()
         while True:
             target = self._outbox.hurry()
             if self._outbox.has_settled(target):
@@ -291,6 +301,8 @@ class Sender(Delivery):
             return
         started = self._clock()
         settled = self._await(self._outbox.hurry(), started + self._budget)
+        if settled:
+            self._rest(started + self._budget)
         self._budget = max(0.0, self._budget - (self._clock() - started))
         if self._final and not settled:
             self._give_up("exit", "the time that the end of the process may take was spent")
@@ -354,9 +366,7 @@ class Sender(Delivery):
         Returns the seconds until a turn has something to do: 0 for at once, infinity when nothing waits.
         """
         now = self._clock()
-        burst, until_burst = self._outbox.end_burst(now, BURST)
-        if burst is not None:
-            self._report_burst(burst)
+        until_burst = self._report_drops(BURST)
         wait = max(self._outbox.due(now, self._settings.flush_interval), self._not_before - now)
         if wait > 0:
             return min(wait, until_burst)
@@ -409,6 +419,13 @@ class Sender(Delivery):
                     events=lost,
                 )
             )
+
+    def _report_drops(self, longest: float) -> float:
+        """Report a burst of drops that is over, or that lasts ``longest``; return the seconds until another look."""
+        burst, wait = self._outbox.end_burst(self._clock(), longest)
+        if burst is not None:
+            self._report_burst(burst)
+        return wait
 
     def _report_burst(self, burst: Any) -> None:
         settings = self._settings

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from harness import eventually, run, start, whose
 
+from letterapp.testing import Hold, status
+
 ENDS = {
     "comes to its end": "",
     "closes": "letter.close()",
@@ -158,3 +160,47 @@ def test_an_end_takes_one_budget_when_the_api_is_silent(letter_api: Any, tmp_pat
     letter_api.rule = None
     assert finished.seconds < 10  # twenty clients, one after the other, would take 20 s
     assert finished.output.count("5 events given up") == 20, finished
+
+
+def test_what_is_lost_last_is_reported_before_the_process_ends(letter_api: Any, tmp_path: Path) -> None:
+    # Settled is not yet reported: `on_error` runs on the sender's thread, which the end of the interpreter stops.
+    letter_api.plan(status(401))
+    code = """
+    def on_error(error):
+        threading.Event().wait(0.2)
+        print("told of", len(error.events), flush=True)
+    letter = Letter('k', API, on_error=on_error)
+    work(letter, 10)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert (finished.code, finished.output) == (0, "told of 10\n"), finished
+
+
+@pytest.mark.parametrize("end", ["", "letter.close(timeout=0.5)"], ids=["plain end", "close"])
+def test_drops_are_reported_at_the_end_though_a_request_hangs(end: str, letter_api: Any, tmp_path: Path) -> None:
+    hold = Hold()
+    letter_api.rule = lambda request: hold
+    code = f"""
+    def on_error(error):
+        print(error.cause, error.lost, flush=True)
+    letter = Letter('k', API, on_error=on_error, flush_at=1, max_queue_events=10, exit_timeout=0.5)
+    work(letter, 30)
+    {end}
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    hold.release()
+    assert finished.code == 0, finished
+    assert sorted(finished.output.splitlines()) == [f"{'closed' if end else 'exit'} 10", "overflow 20"], finished
+
+
+def test_a_try_that_the_end_brought_forward_does_not_count(letter_api: Any, tmp_path: Path) -> None:
+    letter_api.plan(status(429, headers={"Retry-After": "60"}), status(503))
+    code = """
+    letter = Letter('k', API, max_retries=1, exit_timeout=30)
+    work(letter, 10)
+    while not letter.stats()["retried"]:
+        threading.Event().wait(0.01)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert (finished.code, finished.output) == (0, ""), finished
+    assert whose(letter_api) == {"program": list(range(10))}
