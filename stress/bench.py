@@ -2,7 +2,7 @@
 
 Lives here: the order of measurements and what each needs around it, a sink, a proxy, a look from outside. Everything is
 taken once a round, client after client, so that all share the machine's moods. Never here: limits, tables, clocks
-around a client's calls (those run in its own interpreter: `inside/measure.py`).
+around a client's calls (those run in its own interpreter: `inside/measure.py`), figures at several sizes (`curves.py`).
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
+from .curves import Curves
 from .peers import FLOOR, KNOWN, Environments, Peer
 from .programs import Failure, Program
-from .rows import MEASURES, ROWS, Samples, findings
+from .report import results
+from .rows import CURVES, MEASURES, ROWS, WORKERS, Samples, findings
 
 HERE = Path(__file__).resolve().parent
 CALLS = 20_000
 STREAM = 40_000
+NEAR = 20_000  # over TLS
 FAR = 4_000
 WAITING = 40_000
 BURST = 200
+FLOOD = 384_000  # a whole number of batches on each of the connections
 WARMING = 100  # as in inside/measure.py
 ONE_WAY = 0.010  # seconds
 IMPORTS = 10  # pairs in a round
@@ -59,7 +63,7 @@ def bench(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         rounds = _Rounds(columns, _Certificate.make(Path(folder)))
         with _progress(console) as progress:
-            task = progress.add_task("", total=options.rounds * len(wanted) * len(columns))
+            task = progress.add_task("", total=options.rounds * sum(map(rounds.steps, wanted)))
 
             def step(what: str, column: str) -> None:
                 progress.update(task, advance=1, description=f"{what}: {column}")
@@ -68,7 +72,8 @@ def bench(options: argparse.Namespace) -> int:
                 for measure in wanted:
                     rounds.take(measure, partial(step, f"round {number + 1}, {measure}"))
         try:
-            sink_speed: float | None = rounds.sink_speed()
+            sink_speed: float | None = rounds.sink_speed(1)
+            rounds.curves.compare_sink(rounds.sink_speed(max(WORKERS)), max(WORKERS))
         except Failure as failure:
             console.print(f"the sink alone: {failure}")
             sink_speed = None
@@ -80,10 +85,11 @@ def bench(options: argparse.Namespace) -> int:
         sink_speed,
         options.rounds,
         environments.python_version,
+        rounds.curves.samples,
+        rounds.curves.notes,
     )
     report.show(console, result)
-    if options.json:
-        options.json.write_text(report.as_json(result))
+    results.keep(report.as_json(result), "bench", options)
     if options.markdown:
         options.markdown.write_text(report.as_markdown(result))
     return 1 if any(finding.verdict == "MISSED" for finding in findings(result.samples)) else 0
@@ -120,8 +126,19 @@ class _Rounds:
         self.samples: Samples = {}
         self.failures: dict[str, dict[str, str]] = {}  # measure, column: the first failure
         self.event_sizes: dict[str, float] = {}  # bytes of one event on the wire
+        self.curves = Curves(columns, self._measured, self.failures)
+
+    def steps(self, measure: str) -> int:
+        """How many steps `take` will tell of."""
+        return len(self._columns) * next((len(curve.xs) for curve in CURVES if curve.measure == measure), 1)
 
     def take(self, measure: str, step: Callable[[str], None]) -> None:
+        if any(curve.measure == measure for curve in CURVES):
+            self.curves.take(measure, step)
+        else:
+            self._take_rows(measure, step)
+
+    def _take_rows(self, measure: str, step: Callable[[str], None]) -> None:
         method: Callable[[Peer], Figures | None] = getattr(self, f"_{measure}")
         watches = self._start_idling() if measure == "idle" else {}
         for peer in self._columns:
@@ -151,13 +168,16 @@ class _Rounds:
         return {"call": heard["median_us"], "tail": heard["p999_us"] / heard["median_us"]}
 
     def _stream(self, peer: Peer) -> Figures:
-        return self._streamed(peer, STREAM, "stream", far=False)
+        return self._streamed(peer, STREAM, "stream")
+
+    def _loopback_tls(self, peer: Peer) -> Figures:
+        return {"loopback_tls": self._streamed(peer, NEAR, "loopback_tls", tls=True)["loopback_tls"]}
 
     def _tls(self, peer: Peer) -> Figures:
-        return {"tls": self._streamed(peer, FAR, "tls", far=True)["tls"]}
+        return {"tls": self._streamed(peer, FAR, "tls", tls=True, far=True)["tls"]}
 
-    def _streamed(self, peer: Peer, events: int, row: str, far: bool) -> Figures:
-        with self._measured(peer, "stream", events, far=far) as (program, sink):
+    def _streamed(self, peer: Peer, events: int, row: str, tls: bool = False, far: bool = False) -> Figures:
+        with self._measured(peer, "stream", events, tls=tls, far=far) as (program, sink):
             heard = program.hear()
             if peer.column == FLOOR:
                 return {"cpu": heard["cpu_us"]}
@@ -171,7 +191,7 @@ class _Rounds:
         size = self.event_sizes.get(peer.column)
         if size is None:
             raise Failure("its events' size is not known: the row stream has to be measured too")
-        with self._measured(peer, "memory", WAITING, "--mute", expect=1) as (program, sink):
+        with self._measured(peer, "memory", WAITING, expect=1, mute=True) as (program, sink):
             program.hear()
             sink.hear()
             time.sleep(0.2)  # the client's thread goes to sleep over the answer that never comes
@@ -187,7 +207,9 @@ class _Rounds:
             raise Failure("no os.fork() on this system")
         without: list[float] = []
         used: list[float] = []
-        with self._measured(peer, "forks", 0) as (plain, _), self._measured(peer, "forks", BURST) as (program, sink):
+        with ExitStack() as running:
+            plain, _ = running.enter_context(self._measured(peer, "forks", 0, 0))
+            program, sink = running.enter_context(self._measured(peer, "forks", BURST, 1))
             plain.hear()
             program.hear()
             sink.hear()
@@ -248,31 +270,39 @@ class _Rounds:
                 program.go_on()
         return watches
 
-    def sink_speed(self) -> float:
+    def sink_speed(self, connections: int) -> float:
         """Events a second that the sink takes from a program that does nothing but send."""
-        with self._measured(self._columns[0], "flood", 10 * STREAM) as (program, sink):
+        with self._measured(self._columns[0], "flood", FLOOD, connections) as (program, sink):
             began = program.hear()["began"]
             tally = sink.hear()
         return float(tally["events"] / (tally["last"] - began))
 
     @contextmanager
     def _measured(
-        self, peer: Peer, measure: str, number: int, *sink_options: str, far: bool = False, expect: int | None = None
+        self,
+        peer: Peer,
+        measure: str,
+        *numbers: int,
+        expect: int | None = None,
+        mute: bool = False,
+        tls: bool = False,
+        far: bool = False,
     ) -> Iterator[Any]:
         """Run ``measure`` on the peer's client with a sink of its own; gives the program and the sink."""
-        expect = max(1, number) if expect is None else expect
-        tls = ["--certificate", str(self._certificate.server)] if far else []
+        expect = max(1, numbers[0]) if expect is None else expect
+        sink_options = ["--certificate", str(self._certificate.server)] if tls else []
+        sink_options += ["--mute"] if mute else []
         trust = {"SSL_CERT_FILE": str(self._certificate.bundle), "REQUESTS_CA_BUNDLE": str(self._certificate.bundle)}
         with ExitStack() as stack:
-            sink = stack.enter_context(_own("sink.py", peer.marker or "-", expect, *tls, *sink_options))
+            sink = stack.enter_context(_own("sink.py", peer.marker or "-", expect, *sink_options))
             port = sink.hear()["port"]
             if far:
                 proxy = stack.enter_context(_own("delay.py", port, ONE_WAY))
                 port = proxy.hear()["port"]
-            url = f"{'https' if far else 'http'}://127.0.0.1:{port}"
+            url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
             script = HERE / "inside" / "measure.py"
             env = {**peer.env, **trust}
-            yield stack.enter_context(Program(peer.python, script, measure, peer.client, url, number, env=env)), sink
+            yield stack.enter_context(Program(peer.python, script, measure, peer.client, url, *numbers, env=env)), sink
 
 
 def _own(script: str, *arguments: object) -> Program:

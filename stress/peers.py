@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Callable, NamedTuple
+
+from .inside.clients import MODULES
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SELF, FLOOR = "this client", "floor"
@@ -27,6 +30,7 @@ KNOWN = {
     "letterapp": _Known("letterapp", "0.2.0", '"messageId"'),
     "posthog": _Known("posthog", "", '"distinct_id"'),
     "segment": _Known("segment-analytics-python", "", '"messageId"'),
+    "rudder": _Known("rudder-sdk-python", "", '"messageId"'),
 }
 
 
@@ -45,8 +49,12 @@ class Peer(NamedTuple):
 class Environments:
     """Makes the virtual environments, in ``cache``, each once; delete a folder there to have it made anew."""
 
-    def __init__(self, python: str, cache: Path, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, python: str, cache: Path, progress: Callable[[str], None], beside: tuple[str, ...] = ()
+    ) -> None:
+        """``beside`` are requirements that each environment has besides its client."""
         self._python = python
+        self._beside = beside
         self._cache = cache
         self._progress = progress
         self.python_version = _output(python, "import platform; print(platform.python_version())")
@@ -55,7 +63,7 @@ class Environments:
         python = self._environment(None)
         env = {**_clean(), "PYTHONPATH": str(CHECKOUT)}
         version = _output(python, "import letterapp; print(letterapp.__version__)", env)
-        return Peer(SELF, "letterapp", "letterapp", KNOWN["letterapp"].marker, python, version, env)
+        return Peer(SELF, "letterapp", MODULES["letterapp"], KNOWN["letterapp"].marker, python, version, env)
 
     def floor(self) -> Peer:
         return Peer(FLOOR, "floor", "", "", self._environment(None), self.python_version, _clean())
@@ -70,20 +78,37 @@ class Environments:
         python = self._environment(f"{known.requirement}=={version}" if version else known.requirement)
         found = _output(python, f"from importlib.metadata import version; print(version({known.requirement!r}))")
         column = f"letterapp {found}" if plain == "letterapp" else plain
-        module = {"segment": "segment.analytics"}.get(plain, plain)
-        return Peer(column, plain, module, known.marker, python, found, _clean())
+        return Peer(column, plain, MODULES[plain], known.marker, python, found, _clean())
+
+    def package(self, requirement: str) -> Path:
+        """A folder with nothing but this package, for PYTHONPATH: what must not lie in any environment."""
+        folder = self._cache / f"py{self.python_version}-only-{requirement}"
+        done = folder / "done"
+        if not done.exists():
+            self._progress(f"installing {requirement} for Python {self.python_version}")
+            self._pip(self._environment(None), "--upgrade", "--target", str(folder), requirement)
+            done.touch()
+        return folder
 
     def _environment(self, requirement: str | None) -> str:
-        folder = self._cache / f"py{self.python_version}-{requirement or 'bare'}"
+        wanted = [*filter(None, [requirement]), *self._beside]
+        name = f"py{self.python_version}-{requirement or 'bare'}"
+        if self._beside:  # the name says what is in it, so that other requirements make another environment
+            name += f"-and-{zlib.crc32(' '.join(self._beside).encode()):08x}"
+        folder = self._cache / name
         python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
         done = folder / "done"  # written last, so an installation that was broken off is begun again
         if not done.exists():
-            self._progress(f"installing {requirement or 'a bare environment'} for Python {self.python_version}")
+            what = ", ".join(wanted) or "a bare environment"
+            self._progress(f"installing {what} for Python {self.python_version}")
             _run([self._python, "-m", "venv", "--clear", str(folder)])
-            if requirement:
-                _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement])
+            if wanted:
+                self._pip(str(python), *wanted)
             done.touch()
         return str(python)
+
+    def _pip(self, python: str, *arguments: str) -> None:
+        _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments])
 
 
 def _clean() -> dict[str, str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -25,25 +27,30 @@ class Program:
     def __init__(
         self,
         python: str,
-        script: Path,
         *arguments: object,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        talks: bool = True,
         patience: float = 120.0,
     ) -> None:
-        self._name = script.stem
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # read after the child's end
+        """Start it in a session of its own. One that does not talk may print what it likes on stdout."""
+        self._name = next(Path(str(each)).stem for each in arguments if not str(each).startswith("-"))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # read after the child's end
         self._process = subprocess.Popen(
-            [python, str(script), *map(str, arguments)],
+            [python, *map(str, arguments)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if talks else self._errors,
             stderr=self._errors,
             env=env,
+            cwd=cwd,
+            start_new_session=True,
             text=True,
             bufsize=1,
         )
         self._patience = patience
-        self._hung = False
-        self._watchdog = threading.Timer(patience, self._kill)
+        self.hung = False  # it had to be killed because it did not end
+        self._listening = False
+        self._watchdog = threading.Timer(patience, self._lose_patience)
         self._watchdog.daemon = True
         self._watchdog.start()
 
@@ -54,9 +61,11 @@ class Program:
     def hear(self) -> dict[str, Any]:
         """Wait for the next object."""
         assert self._process.stdout is not None
+        self._listening = True
         line = self._process.stdout.readline()
+        self._listening = False
         if not line:
-            raise Failure(self._last_words())
+            raise Failure(self.last_words())
         try:
             heard: dict[str, Any] = json.loads(line)
         except ValueError:
@@ -68,7 +77,31 @@ class Program:
         try:
             self._process.stdin.write("\n")
         except OSError:
-            raise Failure(self._last_words()) from None
+            raise Failure(self.last_words()) from None
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        os.killpg(self.pid, number)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for its end and return its status; None when it has not come, and the program had to be killed."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._process.wait()
+            return None
+
+    @property
+    def output(self) -> str:
+        """What it printed, for people: stderr, and stdout when it does not talk."""
+        return os.pread(self._errors.fileno(), 10_000_000, 0).decode(errors="replace")
 
     def end(self) -> dict[str, Any] | None:
         """Close its stdin, and return the last object that it says then, if it says one."""
@@ -83,6 +116,11 @@ class Program:
         self._process.wait()
         return json.loads(last) if last else None
 
+    def close_stdin(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
     def __enter__(self) -> Program:
         return self
 
@@ -92,25 +130,31 @@ class Program:
         self._watchdog.cancel()
         if self._process.poll() is None and kind is not None:
             self._process.kill()
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
+        self.close_stdin()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._errors.close()
 
     def _kill(self) -> None:
-        self._hung = True
+        self.hung = True
         self._process.kill()
 
-    def _last_words(self) -> str:
+    def _lose_patience(self) -> None:
+        """End it and its children: they hold the pipe too on which somebody may be listening."""
+        if self._listening or self._process.poll() is None:
+            self._kill()
+            with contextlib.suppress(OSError, AttributeError):  # no such group, no such function
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def last_words(self) -> str:
+        """Wait for its end, and say in one line what became of it."""
         status = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
-        if self._hung:
+        lines = self.output.strip().splitlines()
+        if self.hung:
             return f"no answer within {self._patience:g} s"
         return lines[-1][:200] if lines else f"{self._name} ended with status {status}"

@@ -1,6 +1,6 @@
-"""What is measured and what is allowed: the rows of the table, their limits, the sums behind a ratio.
+"""What is measured and what is allowed: the rows of the table, their limits, the curves, the sums behind a ratio.
 
-Lives here: `ROWS`, in the order of docs/benchmarks.md. Pure. Never here: measuring, printing.
+Lives here: `ROWS`, in the order of docs/benchmarks.md, and `CURVES`. Pure. Never here: measuring, printing.
 
 Each figure is taken once a round for every client. A ratio is taken within a round and the median is of those ratios,
 so that a machine that is slow for a minute is slow for both sides.
@@ -14,6 +14,7 @@ from typing import Dict, List, NamedTuple, Optional
 from .peers import FLOOR, SELF
 
 Samples = Dict[str, Dict[str, List[Optional[float]]]]  # row, column, round; None where a measurement failed
+CurveSamples = Dict[str, Dict[str, Dict[int, List[Optional[float]]]]]  # curve, column, x, round
 
 
 class Limit(NamedTuple):
@@ -45,6 +46,7 @@ ROWS = (
     Row("tail", "calls", "the same, p99.9 over its median", (Limit(100),)),
     Row("stream", "stream", "40,000 events over HTTP, events/s", (Limit(1.15, OLD, True), Limit(5, "posthog", True))),
     Row("cpu", "stream", "the same, CPU per event, us", (Limit(1.5, FLOOR),)),
+    Row("loopback_tls", "loopback_tls", "20,000 events over TLS, no delay, events/s"),
     Row("tls", "tls", "4,000 events over TLS, 20 ms away, events/s", (Limit(5, OLD, True),)),
     Row("import", "import", "import, CPU over bare Python, ms", (Limit(10), Limit(0.3, OLD))),
     Row("wakes", "idle", "idle after a burst, wake-ups/s", (Limit(0),)),
@@ -52,7 +54,27 @@ ROWS = (
     Row("fork", "fork", "fork with a used client over without", (Limit(1.1),)),
     Row("memory", "memory", "memory per waiting event over its encoded size", (Limit(1.3),)),
 )
-MEASURES = tuple(dict.fromkeys(row.measure for row in ROWS))
+
+
+class Curve(NamedTuple):
+    """A figure that is taken at each of ``xs``, for its shape. No limit: what a shape may be is for a reader to say."""
+
+    key: str
+    measure: str  # curves of one measure come from the same runs, so they share their xs
+    title: str
+    x_title: str
+    y_title: str
+    xs: tuple[int, ...]
+
+
+WORKERS, WAITING, CLIENTS = (1, 2, 4, 8, 16, 32), (0, 100, 1_000, 10_000), (1, 10, 100)
+CURVES = (
+    Curve("scale_call", "scale", "track() in forked workers, all at once", "workers", "median of a call, us", WORKERS),
+    Curve("scale_rate", "scale", "19,200 events of forked workers, delivered", "workers", "events/s in all", WORKERS),
+    Curve("fork_waiting", "fork_waiting", "fork while events wait", "events waiting", "fork and end, us", WAITING),
+    Curve("fork_clients", "fork_clients", "fork with many used clients", "clients", "fork and end, us", CLIENTS),
+)
+MEASURES = tuple(dict.fromkeys([*(row.measure for row in ROWS), *(curve.measure for curve in CURVES)]))
 
 
 class Spread(NamedTuple):

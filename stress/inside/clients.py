@@ -12,6 +12,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
+MODULES = {
+    "letterapp": "letterapp",
+    "posthog": "posthog",
+    "segment": "segment.analytics",
+    "rudder": "rudderstack.analytics",
+}
 USER, EVENT = "user_12345", "Order Completed"
 
 
@@ -46,6 +52,13 @@ def segment(url: str, room: int) -> Client:
     from segment.analytics.client import Client as Segment
 
     client = Segment("key", host=url, max_queue_size=room)
+    return Client(partial(client.track, USER, EVENT), client.shutdown)
+
+
+def rudder(url: str, room: int) -> Client:
+    from rudderstack.analytics.client import Client as Rudder
+
+    client = Rudder("key", host=url, max_queue_size=room)
     return Client(partial(client.track, USER, EVENT), client.shutdown)
 
 

@@ -1,4 +1,4 @@
-"""One measurement of one client, in the client's own interpreter: ``measure.py MEASURE CLIENT URL NUMBER``.
+"""One measurement of one client, in the client's own interpreter: ``measure.py MEASURE CLIENT URL NUMBER...``.
 
 Lives here: the clocks around a client's calls. Standard library only. Says JSON lines on stdout; where something must
 be looked at from outside it says so and waits for a line on stdin. Never here: what a figure means.
@@ -9,14 +9,20 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import time
+import traceback
 from array import array
+from functools import lru_cache, partial
+from mmap import mmap
+from typing import Callable, NamedTuple, NoReturn
 
 import clients
-from clients import properties
+from clients import MODULES, properties
 
 FORKS = 15  # in one step
+PATIENCE = 15  # seconds that a forked worker has; some clients hang there for ever
 WARMING = 100  # events before the clock starts: as many as any client's batch
 
 
@@ -78,15 +84,17 @@ def memory(name: str, url: str, number: int) -> None:
     os._exit(0)
 
 
-def forks(name: str, url: str, number: int) -> None:
-    """The time of a fork, the child's end included, for each line on stdin. ``number`` 0: everything but the client."""
+def forks(name: str, url: str, number: int, many: int) -> None:
+    """The time of a fork, the child's end included, for each line on stdin.
+
+    ``many`` clients have tracked ``number`` events each. With none, their module is imported all the same.
+    """
     _network()
-    if number:
-        client = getattr(clients, name)(url, number)
+    __import__(MODULES[name])
+    alive = [getattr(clients, name)(url, number + WARMING) for _ in range(many)]
+    for client in alive:
         for count in range(number):
             client.track(properties=properties(count))
-    else:
-        __import__({"segment": "segment.analytics"}.get(name, name))
     _say()
     while sys.stdin.readline():
         times = []
@@ -101,9 +109,70 @@ def forks(name: str, url: str, number: int) -> None:
     os._exit(0)
 
 
-def flood(name: str, url: str, number: int) -> None:
-    """No client at all: ready-made bodies of 100 events over one socket. What the sink can take."""
+def scale(name: str, url: str, number: int, workers: int, preloaded: int) -> None:
+    """``number`` events by ``workers`` forked processes that are let go together; the client is made before the fork.
+
+    Or, if not ``preloaded``, in each worker before it is let go. Says how the workers ended, too.
+    """
+    _network()
+    make: Callable[[], clients.Client] = partial(getattr(clients, name), url, number)
+    if preloaded:
+        make = lru_cache(make)  # the workers find it made
+        make()
+    else:
+        __import__(MODULES[name])
+    times = memoryview(mmap(-1, 8 * number)).cast("q")  # shared: the workers write, this process reads
+    gate, ready = _Pipe(*os.pipe()), _Pipe(*os.pipe())
+    share = number // workers
+    children = []
+    for first in range(0, share * workers, share):
+        child = os.fork()
+        if child == 0:
+            _work(make, times[first : first + share], gate, ready)
+        children.append(child)
+    os.close(ready.write)
+    while os.read(ready.read, 1):
+        pass  # to its end: each worker has closed it
+    began = time.monotonic()
+    os.close(gate.write)
+    ends = [os.waitpid(child, 0)[1] for child in children]
+    hung = ends.count(signal.SIGALRM)
+    _say(began=began, median_us=sorted(times)[number // 2] / 1e3, hung=hung, raised=len(ends) - ends.count(0) - hung)
+
+
+class _Pipe(NamedTuple):
+    read: int
+    write: int
+
+
+def _work(make: Callable[[], clients.Client], times: memoryview, gate: _Pipe, ready: _Pipe) -> NoReturn:
+    """Be a worker: wait at the gate until the parent opens it, by closing it. Never returns into the parent's code."""
+    try:
+        signal.alarm(PATIENCE)  # unhandled, so it ends a worker whatever that hangs in
+        client = make()
+        os.close(gate.write)
+        os.close(ready.read)
+        os.close(ready.write)
+        os.read(gate.read, 1)
+        signal.alarm(PATIENCE)
+        track, clock = client.track, time.perf_counter_ns
+        for count in range(len(times)):
+            given = properties(count)
+            began = clock()
+            track(properties=given)
+            times[count] = clock() - began
+        client.close()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def flood(name: str, url: str, number: int, lines: int) -> None:
+    """No client at all: ready-made bodies of 100 events over ``lines`` sockets. What the sink can take."""
     import socket
+    from contextlib import ExitStack
     from urllib.parse import urlsplit
 
     event = json.dumps(
@@ -112,11 +181,15 @@ def flood(name: str, url: str, number: int) -> None:
     body = ("[" + ",".join([event] * 100) + "]").encode()
     request = b"POST /v1/batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     where = urlsplit(url)
-    with socket.create_connection((where.hostname or "", where.port or 0)) as line:
+    with ExitStack() as stack:
+        address = where.hostname or "", where.port or 0
+        opened = [stack.enter_context(socket.create_connection(address)) for _ in range(lines)]
         began = time.monotonic()
-        for _ in range(number // 100):
-            line.sendall(request)
-            line.recv(65536)
+        for _ in range(number // 100 // lines):
+            for line in opened:
+                line.sendall(request)
+            for line in opened:
+                line.recv(65536)
     _say(began=began)
 
 
@@ -131,4 +204,4 @@ def _say(**figures: object) -> None:
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]](sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    globals()[sys.argv[1]](sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))

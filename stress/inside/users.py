@@ -1,0 +1,64 @@
+"""Each client as its users have it: the default options, and an error callback.
+
+Runs in the client's interpreter; imports nothing but the client. ``STRESS_OPTIONS`` holds more keyword arguments, as
+JSON, where a scenario is about an option. Never here: journals, clocks, and options that only a measurement needs
+(`clients.py` has those).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from functools import partial
+from typing import Any, Callable, NamedTuple
+
+USER, EVENT = "user_12345", "Order Completed"
+Tell = Callable[..., None]  # the events that are given up, and how many more are that have no name
+
+
+class Client(NamedTuple):
+    track: Callable[..., object]  # called with properties=
+    close: Callable[[], object]
+    refused: Callable[[object], bool]  # whether the call's answer says that the event was not taken
+
+
+def make(name: str, url: str, tell: Tell) -> Client:
+    """The client called ``name``; ``MODULE:NAME`` for one that lies elsewhere."""
+    module, _, function = name.rpartition(":")
+    maker = getattr(importlib.import_module(module), function) if module else globals()[function]
+    client: Client = maker(url, tell, **json.loads(os.environ.get("STRESS_OPTIONS", "{}")))
+    return client
+
+
+def letterapp(url: str, tell: Tell, **options: Any) -> Client:
+    from letterapp import Letter
+
+    def on_error(error: Any) -> None:
+        events = getattr(error, "events", ())  # 0.2.0 says nothing of the events that an error is about
+        # The report of a full queue names the first hundred and counts all: it stays small when memory is short.
+        tell(events, getattr(error, "lost", 0) - len(events))
+
+    letter = Letter("key", url, on_error=on_error, **options)
+    return Client(partial(letter.track, USER, EVENT), letter.close, lambda answer: False)
+
+
+def posthog(url: str, tell: Tell) -> Client:
+    from posthog import Posthog
+
+    client = Posthog("key", host=url, on_error=lambda error, batch: tell(batch))
+    return Client(partial(client.capture, EVENT, distinct_id=USER), client.shutdown, lambda answer: answer is None)
+
+
+def segment(url: str, tell: Tell) -> Client:
+    from segment.analytics.client import Client as Segment
+
+    client = Segment("key", host=url, on_error=lambda error, batch: tell(batch))
+    return Client(partial(client.track, USER, EVENT), client.shutdown, lambda answer: not answer[0])
+
+
+def rudder(url: str, tell: Tell) -> Client:
+    from rudderstack.analytics.client import Client as Rudder
+
+    client = Rudder("key", host=url, on_error=lambda error, batch: tell(batch))
+    return Client(partial(client.track, USER, EVENT), client.shutdown, lambda answer: not answer[0])

@@ -1,0 +1,134 @@
+"""What the pictures are drawn on: colours, letters, and SVG text that is the same for the same figures.
+
+Lives here: matplotlib's settings, the canvas that counts in pixels, the cleaning of what matplotlib writes. Never here:
+figures.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from ..peers import FLOOR, SELF
+
+# No two are the same: the page replaces each by a variable, which is another colour in the dark. Each can be read on
+# white as text, and the clients' differ in lightness too.
+COLOURS = {
+    "ink": "#1f2328",
+    "muted": "#59636e",
+    "line": "#d1d9e1",
+    "paper": "#ffffff",
+    "own": "#0a5cc3",
+    "second": "#0f7b6d",
+    "third": "#b35901",
+    "fourth": "#8a3fa1",
+    "fifth": "#6b6b02",
+    "floor": "#7d8590",
+    "balances": "#1a7f38",
+    "balances-paper": "#dafbe2",
+    "told": "#7d4e01",
+    "told-paper": "#fff1c2",
+    "red": "#b3121f",
+    "red-paper": "#ffdcd8",
+    "failed": "#57606b",
+    "failed-paper": "#eaeef3",
+    "none": "#57606c",
+    "none-paper": "#f6f8fb",
+}
+POSTER = "poster"
+_OWN_COLOURS = {SELF: "own", "posthog": "third", "segment": "fourth", "rudder": "fifth", FLOOR: "floor"}
+MARKERS = {"own": "o", "second": "s", "third": "^", "fourth": "D", "fifth": "v", "floor": "x"}
+
+# A unit is a pixel of a page that shows the picture at its own size. DejaVu comes with matplotlib, so that the
+# positions are the same on each machine.
+_SETTINGS: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 12,
+    "text.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["muted"],
+    "xtick.color": COLOURS["line"],
+    "ytick.color": COLOURS["line"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "axes.facecolor": "none",
+    "path.simplify": False,
+    "text.parse_math": False,  # a `$` is one
+}
+styled = matplotlib.rc_context(_SETTINGS)  # some settings are read when a thing is made, some when it is written
+
+
+def colours(columns: list[str]) -> dict[str, str]:
+    """A name of `COLOURS` for each column: a client has the same in all pictures."""
+    free = [name for name in MARKERS if name not in _OWN_COLOURS.values() or name == "second"]
+    others = [name for name in MARKERS if name not in ("own", "floor", "second")]
+    found: dict[str, str] = {}
+    for column in columns:
+        if column in _OWN_COLOURS:
+            found[column] = _OWN_COLOURS[column]
+        else:
+            taken = {*found.values(), *(_OWN_COLOURS[other] for other in columns if other in _OWN_COLOURS)}
+            found[column] = next((name for name in free + others if name not in taken), "floor")
+    return found
+
+
+class Canvas:
+    """A picture of so many pixels, the origin at its top left."""
+
+    def __init__(self, width: float, height: float, name: str) -> None:
+        self.width, self.height = width, height
+        self._name = name
+        self._alone = name == POSTER
+        self._figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        self._figure.patch.set_visible(self._alone)
+        self._figure.patch.set_facecolor(COLOURS["paper"])
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        bottom = self.height - top - height
+        box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        axes: Axes = self._figure.add_axes(box)
+        return axes
+
+    def sheet(self, top: float, height: float) -> Axes:
+        """Axes over the whole width that count pixels from ``top``."""
+        axes = self.axes(0, top, self.width, height)
+        axes.set_xlim(0, self.width)
+        axes.set_ylim(height, 0)
+        axes.axis("off")
+        return axes
+
+    def svg(self) -> str:
+        # Alone it has outlines for letters: an image loads no font, and those of another may be wider.
+        kind = "path" if self._alone else "none"
+        written = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": kind, "svg.hashsalt": self._name}):
+            nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+            canvas: Any = FigureCanvasSVG(self._figure)
+            canvas.print_svg(written, metadata=nothing)
+        return _cleaned(written.getvalue(), self._name, self.width, self.height)
+
+
+def _cleaned(svg: str, name: str, width: float, height: float) -> str:
+    """Smaller, and with no id that another picture of the same page has."""
+    svg = svg[svg.index("<svg") :]
+    used = dict.fromkeys(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    short = {long: f"{name[:1]}{place}" if name == POSTER else f"{name}-{place}" for place, long in enumerate(used)}
+    svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{short[match[1]]}"' if match[1] in used else "", svg)
+    svg = re.sub(r'(url\(#|href="#)([^)"]+)', lambda match: match[1] + short[match[2]], svg)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\d+\.\d{3,}", lambda match: _rounded(float(match[0])), svg)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+    head += f'width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}">'
+    return re.sub(r"<svg[^>]*>", head, svg, count=1)
+
+
+def _rounded(length: float) -> str:
+    """To hundredths of a pixel; what is less than one may be a scale of many."""
+    return f"{length:.4g}" if length < 1 else f"{length:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,89 @@
+"""``run`` and ``all``: every chosen scenario with every chosen client, one after the other, and the ledger of it.
+
+Lives here: the order, the progress, the files, the exit status. Never here: what a scenario does, how a table looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .peers import KNOWN, SELF, Environments, Peer
+from .report import results, tables
+from .scenarios import SCENARIOS, chosen
+from .stage import Scenario, perform
+
+THIS = "this"  # what this client is called on the command line
+SERVERS = ("gunicorn", "packaging", "gevent", "uvicorn", "celery", "pyuwsgi>=2.0.27; sys_platform != 'win32'")
+
+
+def list_scenarios() -> int:
+    for scenario in SCENARIOS.values():
+        print(f"{scenario.name:24} {scenario.title}")
+    return 0
+
+
+def run(patterns: list[str], options: argparse.Namespace) -> int:
+    """Play them, show the ledger, write the files. Returns 1 unless this client's ledger balances everywhere."""
+    scenarios = chosen(patterns)
+    console = Console()
+    environments = Environments(
+        options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"), beside=SERVERS
+    )
+    names = options.clients or [THIS, *KNOWN]
+    peers = [environments.this_client() if name == THIS else environments.peer(name) for name in names]
+    data: dict[str, Any] = {
+        "kind": "ledger",
+        "command": results.command(),
+        "date": results.now(),
+        "machine": results.machine(),
+        "python": environments.python_version,
+        "versions": {peer.column: peer.version for peer in peers},
+        "seed": options.seed,
+        "seconds": options.seconds,
+        "columns": [peer.column for peer in peers],
+        "scenarios": {scenario.name: scenario.title for scenario in scenarios},
+        "entries": [],
+    }
+    try:
+        _play(console, scenarios, peers, environments, options, data["entries"])
+    except KeyboardInterrupt:
+        console.print("stopped; this is what there is so far")
+    tables.show_ledger(console, data)
+    results.keep(json.dumps(data, indent=1) + "\n", "ledger", options)
+    return _status(console, data, len(scenarios))
+
+
+def _play(
+    console: Console,
+    scenarios: list[Scenario],
+    peers: list[Peer],
+    environments: Environments,
+    options: argparse.Namespace,
+    entries: list[dict[str, Any]],
+) -> None:
+    with Progress(
+        TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    ) as progress:
+        task = progress.add_task("", total=len(scenarios) * len(peers))
+        for scenario in scenarios:
+            for peer in peers:
+                progress.update(task, description=f"{scenario.name}: {peer.column}")
+                entry = perform(scenario, peer, environments, options.seconds, options.seed)
+                entries.append(entry)
+                progress.advance(task)
+                progress.console.print(tables.ledger_line(entry))
+
+
+def _status(console: Console, data: dict[str, Any], scenarios: int) -> int:
+    own = [entry for entry in data["entries"] if entry["column"] == SELF]
+    bad = [entry["scenario"] for entry in own if entry["verdict"] in ("red", "failed")]
+    if bad:
+        console.print(f"{SELF} does not balance: {', '.join(bad)}", style="red")
+    complete = SELF not in data["columns"] or len(own) == scenarios
+    return 0 if complete and not bad else 1
+

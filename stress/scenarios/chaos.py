@@ -1,0 +1,260 @@
+"""Servers, faults and signals at random, by a plan that is made from the seed before anything starts.
+
+A plan is a row of acts, each one program and what happens to it, and stands in the notes:
+``python -m stress run chaos --seconds 600 --seed S`` plays the same plan again; the machine's own timing is another.
+
+The API is never in trouble for longer than a second, nor again soon, so that no retries run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import select
+import signal
+import threading
+import time
+from typing import Any, Callable, Iterator, NamedTuple
+
+TITLES = {
+    "chaos": "--seconds of random servers, faults of the API, reloads, and stopped workers; the seed makes the plan",
+    "chaos-kills": "the same, and SIGKILL and SIGTERM of workers",
+}
+PROGRAMS = ("forks", "pool", "gunicorn sync", "gunicorn gthread", "uwsgi", "celery")
+FAULTS = ("503", "reset", "swallow", "slow", "down")
+ACT = 8.0  # seconds
+TROUBLE, CALM = 1.0, 3.0  # seconds, the most of a fault and the least between two: three retries take 1.75 s
+WORKERS = 2
+TASKS = 1_000  # more than Celery's children get done in an act
+PATIENCE = 20.0  # seconds for a program to end
+STDIN = 0
+
+
+class Step(NamedTuple):
+    at: float  # seconds after the act's begin
+    what: str  # a fault, or a signal's name
+    seconds: float  # for which it lasts; 0 for what is done at once
+    worker: int  # the signal goes to this one, counted around those that there are; -1: to their parent
+
+    def __str__(self) -> str:
+        whom = "" if self.what in FAULTS else " parent" if self.worker < 0 else f" worker {self.worker}"
+        return f"{self.at:.1f} {self.what}{whom}" + (f" for {self.seconds:.1f}" if self.seconds else "")
+
+
+class Act(NamedTuple):
+    program: str
+    seconds: float
+    steps: list[Step]
+
+    def __str__(self) -> str:
+        return f"{self.program}, {self.seconds:.1f} s: " + ", ".join(map(str, self.steps))
+
+
+# The plan: pure.
+
+
+def plan(chance: random.Random, seconds: float, kills: bool) -> list[Act]:
+    acts = []
+    order: list[str] = []
+    while seconds > 0:
+        order = order or chance.sample(PROGRAMS, len(PROGRAMS))  # each once before one comes again
+        program, length = order.pop(), min(seconds, ACT)
+        steps = sorted([*_faults(chance, length), *_signals(chance, length, _possible(program, kills))])
+        acts.append(Act(program, length, steps))
+        seconds -= length
+    return acts
+
+
+def _faults(chance: random.Random, length: float) -> Iterator[Step]:
+    at = chance.uniform(0.2, CALM)
+    while at < length:
+        lasts = chance.uniform(0.1, TROUBLE)
+        yield Step(at, chance.choice(FAULTS), lasts, -1)
+        at += lasts + chance.uniform(CALM, 2 * CALM)
+
+
+def _signals(chance: random.Random, length: float, possible: list[str]) -> Iterator[Step]:
+    at = chance.uniform(0.2, 2)
+    while at < length:
+        what = chance.choice(possible)
+        lasts = chance.uniform(0.05, 0.8) if what == "STOP" else 0.0
+        to_parent = what == "HUP" or (what == "STOP" and chance.random() < 0.2)
+        yield Step(at, what, lasts, -1 if to_parent else chance.randrange(4))
+        at += lasts + chance.uniform(0.3, 2)
+
+
+def _possible(program: str, kills: bool) -> list[str]:
+    names = ["STOP"]
+    if program.startswith(("gunicorn", "uwsgi")):
+        names.append("HUP")
+    if kills and program not in ("pool", "celery"):  # these wait for ever for what a killed worker had in its hands
+        names += ["KILL", "TERM"]
+    return names
+
+
+# The programs, in the client's interpreter. The servers' application is inside/app.py.
+
+
+def inside(program: str) -> None:
+    import desk
+
+    desk.track(10)
+    {"forks": _forks, "pool": _pool, "celery": _celery}[program]()
+    desk.track(10)
+
+
+def _forks() -> None:
+    import kills
+
+    kills.family(parent_tracks=True)
+
+
+def _pool() -> None:
+    import desk
+
+    pool = multiprocessing.get_context("fork").Pool(WORKERS, maxtasksperchild=50)
+    while not select.select([STDIN], [], [], 0)[0]:
+        pool.map(job, range(20), chunksize=1)
+        desk.track()
+    pool.close()
+    pool.join()
+
+
+def _celery() -> None:
+    import celery_workers
+
+    celery_workers.TASKS = TASKS
+    celery_workers.inside("celery-prefork")
+
+
+def job(number: int) -> None:
+    import desk
+
+    desk.track(2)
+    time.sleep(0.01)
+
+
+# What happens to them, in the harness.
+
+
+def outside(stage: Any) -> None:
+    acts = plan(stage.random, stage.seconds, stage.name == "chaos-kills")
+    for number, act in enumerate(acts, 1):
+        stage.notes.append(f"act {number}: {act}")
+    for act in acts:
+        with _playing(stage, act) as parent:
+            _perform(stage, act, parent)
+
+
+@contextlib.contextmanager
+def _playing(stage: Any, act: Act) -> Iterator[int]:
+    """The program of an act, at work."""
+    if act.program in ("forks", "pool", "celery"):
+        with _working(stage, act) as program:
+            yield program.pid
+    else:
+        with _visited(stage, act) as program:
+            yield program.pid
+    if act.program in ("forks", "pool"):
+        program.close_stdin()
+    elif act.program == "uwsgi" and program.is_running:
+        _fifo(stage).write_text("q")
+    else:
+        program.signal(signal.SIGTERM)
+    stage.finish(program, seconds=PATIENCE)
+
+
+@contextlib.contextmanager
+def _working(stage: Any, act: Act) -> Iterator[Any]:
+    from ..visits import until
+
+    (stage.folder / "queue").mkdir(exist_ok=True)
+    before = stage.calls
+    program = stage.play(act.program, patience=act.seconds + 2 * PATIENCE)
+    until(lambda: stage.calls > before + 10 or not program.is_running, PATIENCE)
+    yield program
+
+
+@contextlib.contextmanager
+def _visited(stage: Any, act: Act) -> Iterator[Any]:
+    from ..programs import Failure
+    from ..visits import AT_ONCE, Visitors, free_port
+
+    port = free_port()
+    server = stage.serve(*_command(stage, act.program, port), patience=act.seconds + 2 * PATIENCE)
+    visitors = Visitors(server, port)
+    visitors.meet(WORKERS)
+    over = threading.Event()
+
+    def visit() -> None:
+        while not over.wait(0.005):
+            with contextlib.suppress(Failure):  # no answer: all workers are stopped, or killed
+                visitors.ask(AT_ONCE)
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    try:
+        yield server
+    finally:
+        over.set()
+        thread.join()
+
+
+def _command(stage: Any, program: str, port: int) -> list[Any]:
+    address = f"127.0.0.1:{port}"
+    if program == "uwsgi":
+        flags = ["--master", "--need-app", "--processes", WORKERS, "--binary-path", stage.peer.python]
+        flags += ["--http-socket", address, "--module", "app:app", "--master-fifo", _fifo(stage)]
+        return ["-c", "from pyuwsgi import run; run()", *flags]
+    kind = program.split()[1]
+    threads = ["--threads", 4] if kind == "gthread" else []
+    return ["-m", "gunicorn", "app:app", "--preload", "-w", WORKERS, "-b", address, "-k", kind, *threads]
+
+
+def _fifo(stage: Any) -> Any:
+    return stage.folder / "fifo"
+
+
+def _perform(stage: Any, act: Act, parent: int) -> None:
+    began = time.monotonic()
+    moments: list[tuple[float, Callable[[], object]]] = [(act.seconds, lambda: None)]
+    for step in act.steps:
+        begin, end = _trouble(stage.api, step) if step.what in FAULTS else _signalling(step, parent)
+        moments += [(step.at, begin), (step.at + step.seconds, end)]
+    for at, do in sorted(moments, key=lambda moment: moment[0]):
+        time.sleep(max(0.0, began + at - time.monotonic()))
+        do()
+
+
+def _trouble(api: Any, step: Step) -> tuple[Callable[[], object], Callable[[], object]]:
+    from letterapp.testing import reset, stall, status
+
+    if step.what == "down":
+        return api.down, api.up
+    fault = {"503": status(503), "reset": reset(), "swallow": reset(stored=True), "slow": stall(0.2)}[step.what]
+
+    def rule(new: Any) -> None:
+        api.rule = new
+
+    return lambda: rule(lambda request: fault), lambda: rule(None)
+
+
+def _signalling(step: Step, parent: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Both go to the same process, which is chosen at the first; one that is gone by then misses it."""
+    import psutil
+
+    chosen: list[int] = []
+
+    def send(name: str) -> None:
+        for pid in chosen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, getattr(signal, name))
+
+    def begin() -> None:
+        workers = sorted(child.pid for child in psutil.Process(parent).children())
+        chosen.extend([parent] if step.worker < 0 else [workers[step.worker % len(workers)]] if workers else [])
+        send(f"SIG{step.what}")
+
+    return begin, lambda: send("SIGCONT") if step.what == "STOP" else None

@@ -1,0 +1,72 @@
+"""The wall clock is set while a program tracks and its client waits for the next try. No wait may depend on it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+TITLES = {"clock-jumps": "the clock goes 1 h forward and 2 h back between retries; killed 7 s after the last call"}
+USUAL = ("/usr/lib*/faketime/libfaketimeMT.so.1", "/usr/lib*/*/faketime/libfaketimeMT.so.1")
+JUMPS = ("+1h", "-1h")
+PAUSE = 0.4  # seconds between two jumps, so that each falls into a wait for a retry
+LATE = 7.0  # seconds from the last call, more than any client waits for company; what comes later is lost by the kill
+
+
+def inside() -> None:
+    import desk
+
+    # For libfaketime 0.9.10, which has `time.sleep` of Python 3.11 and later raise "invalid argument". What waits
+    # otherwise, locks and sockets, it leaves alone.
+    time.sleep = lambda seconds: select.select([], [], [], seconds)  # type: ignore[assignment]
+    desk.track_until_told()
+    desk.pause(over=True)
+
+
+def outside(stage: Any) -> None:
+    from letterapp.testing import status
+
+    clock = stage.folder / "clock"
+    _set(clock, "+0")
+    program = stage.play(env=_fake(clock))
+    stage.api.wait_for(50, 5)
+    stage.api.rule = lambda request: status(503)
+    for jump in JUMPS:
+        time.sleep(PAUSE)
+        _set(clock, jump)
+    stage.api.rule = None
+    time.sleep(PAUSE)
+    program.go_on()
+    program.hear()
+    stage.api.wait_until(lambda: len({key for _, key in stage.api.arrivals}) >= stage.calls, LATE)
+    program.signal(signal.SIGKILL)
+    stage.finish(program)
+    for left in ("faketime_shm_", "sem.faketime_sem_"):  # which libfaketime removes at a plain end only
+        Path(f"/dev/shm/{left}{program.pid}").unlink(missing_ok=True)
+
+
+def _set(clock: Path, offset: str) -> None:
+    new = clock.with_name("new")
+    new.write_text(offset)
+    os.replace(new, clock)  # at once: half a file is no time
+
+
+def _fake(clock: Path) -> dict[str, str]:
+    """The environment of a program whose wall clock, but not its monotonic one, is as the file ``clock`` says."""
+    from ..stage import Skipped
+
+    found = [each for pattern in USUAL for each in glob.glob(pattern)]
+    if not found:
+        raise Skipped("needs libfaketime: apt install libfaketime")
+    return {
+        "LD_PRELOAD": found[0],
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",  # the same, for versions before 0.9.9
+        "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # it makes Python's threads wait 20 times as long for each other
+    }

@@ -1,0 +1,86 @@
+"""The API answers slowly, wrongly, by halves or not at all. Three retries survive all of it, but for a refusal."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from functools import partial
+from typing import Any, Callable
+
+TITLES = {
+    "slow-api": "4 processes, each answer takes 0.2 s",
+    "storm-5xx": "each request is answered 500, 502 or 503 for 1 s",
+    "storm-429": "each request is answered 429, Retry-After: 1, for 1 s",
+    "resets": "one request in five is reset, unread",
+    "half-answers": "one answer in five is cut, garbage or missing, its events stored or not",
+    "swallowed": "each 4th request is stored and then reset",
+    "too-large": "500 events at once, 413 for more than 3,000 bytes",
+    "denied": "each request is answered 401: all is told",
+}
+SLOW = 0.2  # seconds
+STORM = 1.0  # seconds from the first request on
+LONGEST = 15.0  # seconds for a program that needs 3
+IN_A_ROW = 2  # requests that chance may spoil one after the other, so that bad luck outlasts no client's retries
+
+
+def inside(name: str) -> None:
+    import desk
+
+    if name == "too-large":
+        desk.track(500)  # at once, so that batches are large
+        return
+    for _ in range(200):  # 2 seconds or more, so that the storms are over before the end
+        desk.track(5)
+        time.sleep(0.01)
+
+
+def outside(stage: Any) -> None:
+    if stage.name == "too-large":
+        stage.api.max_body = 3_000
+    elif stage.name.startswith("storm"):
+        stage.api.rule = _storm(stage)
+    else:
+        faults = itertools.cycle(_faults(stage))  # so the n-th request of any client meets the same
+        stage.api.rule = lambda request: next(faults)
+    stage.finish(*[stage.play(stage.name) for _ in range(4 if stage.name == "slow-api" else 1)], seconds=LONGEST)
+
+
+def _storm(stage: Any) -> Callable[[Any], Any]:
+    from letterapp.testing import status
+
+    over: list[float] = []
+
+    def rule(request: Any) -> Any:
+        if not over:
+            over.append(time.monotonic() + STORM)
+        if time.monotonic() > over[0]:
+            return None
+        if stage.name == "storm-429":
+            return status(429, headers={"Retry-After": "1"})
+        return status(stage.random.choice((500, 502, 503)))
+
+    return rule
+
+
+def _faults(stage: Any) -> list[Any]:
+    """What becomes of one request after the other; None: it is treated well."""
+    from letterapp.testing import cut, raw, reset, stall, status
+
+    if stage.name == "resets":
+        return _one_in_five(stage.random, [reset()])
+    if stage.name == "half-answers":
+        halves = [cut, partial(raw, b"\x00 no HTTP\r\n\r\n"), partial(raw, b"")]
+        return _one_in_five(stage.random, [half(stored=stored) for half in halves for stored in (False, True)])
+    return {
+        "slow-api": [stall(SLOW)],
+        "swallowed": [None, None, None, reset(stored=True)],
+        "denied": [status(401)],
+    }[stage.name]
+
+
+def _one_in_five(chance: Any, faults: list[Any]) -> list[Any]:
+    plan: list[Any] = [None]
+    for _ in range(1_000):
+        bad = chance.random() < 0.2 and not all(plan[-IN_A_ROW:])
+        plan.append(chance.choice(faults) if bad else None)
+    return plan

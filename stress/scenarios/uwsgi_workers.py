@@ -1,0 +1,67 @@
+"""uWSGI, which forks without Python's hooks, preloaded or not, with and without threads; SIGTERM when workers are idle.
+
+Idle, because uWSGI runs no exit code at all in a worker that is busy: then no client can do anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+from ..stage import Skipped
+from ..visits import Visitors, free_port, stop, until
+
+TITLES = {
+    "uwsgi-default": "uWSGI with a master and 2 workers, preloaded, 300 requests; SIGTERM when the workers are idle",
+    "uwsgi-lazy": "the same, --lazy-apps",
+    "uwsgi-hooks": "the same, --py-call-uwsgi-fork-hooks --enable-threads",
+    "uwsgi-threads": "the same, --threads 2",
+    "uwsgi-old": "the same, uWSGI 2.0.26, where no thread runs unless asked for",
+}
+FLAGS: dict[str, list[Any]] = {
+    "uwsgi-lazy": ["--lazy-apps"],
+    "uwsgi-hooks": ["--py-call-uwsgi-fork-hooks", "--enable-threads"],
+    "uwsgi-threads": ["--threads", 2],
+}
+OLD = "pyuwsgi==2.0.26"
+WORKERS = 2
+REQUESTS = 300
+PATIENCE = 8.0  # seconds for the end; uWSGI's own mercy is 60 s
+
+
+def outside(stage: Any) -> None:
+    port, stats = free_port(), free_port()
+    server = stage.serve(
+        *("-c", "from pyuwsgi import run; run()", "--module", "app:app", "--need-app", "--die-on-term"),
+        *("--http-socket", f"127.0.0.1:{port}", "--stats", f"127.0.0.1:{stats}"),
+        *("--master", "--processes", WORKERS, *FLAGS.get(stage.name, ())),
+        env=_old(stage) if stage.name == "uwsgi-old" else {},
+    )
+    visitors = Visitors(server, port)
+    try:
+        visitors.meet(WORKERS)
+        visitors.ask(REQUESTS)
+        until(lambda: _are_idle(stats), PATIENCE)
+    finally:
+        stop(stage, server, PATIENCE)
+
+
+def _old(stage: Any) -> dict[str, str]:
+    try:
+        folder = stage.environments.package(OLD)
+    except ValueError:
+        raise Skipped(f"{OLD} cannot be installed here") from None
+    return {"PYTHONPATH": os.pathsep.join([str(folder), stage.env()["PYTHONPATH"]])}
+
+
+def _are_idle(stats: int) -> bool:
+    """Ask the master: not even an answered request says that its worker waits for the next."""
+    try:
+        with socket.create_connection(("127.0.0.1", stats), 5) as sock:
+            text = b"".join(iter(lambda: sock.recv(65536), b""))
+    except OSError:
+        return False
+    workers = json.loads(text)["workers"] if text else []
+    return bool(workers) and all(each["accepting"] and each["status"] == "idle" for each in workers)

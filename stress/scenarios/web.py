@@ -1,0 +1,67 @@
+"""gunicorn with each class of worker, and uvicorn with workers of its own: visits, and SIGTERM to the master."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import psutil
+
+from ..visits import Visitors, free_port, stop, until
+
+TITLES = {
+    "gunicorn-sync": "gunicorn --preload, 2 workers, 300 requests; SIGTERM to the master",
+    "gunicorn-gthread": "the same, with threads",
+    "gunicorn-gevent": "the same, with gevent",
+    "gunicorn-hup": "the same, with threads; HUP to the master halfway",
+    "gunicorn-recycle": "the same, each worker replaced after 20 requests",
+    "gunicorn-uvicorn": "the same, uvicorn's worker: no exit code runs; exit_signals=(SIGTERM,) where it exists",
+    "uvicorn-workers": "uvicorn --workers 2, 300 requests; SIGTERM to the master; the lifespan closes the client",
+}
+LIFE = 20  # requests
+THREADS = ("gthread", "--threads", 4)
+WORKER_CLASSES = {
+    "gunicorn-sync": ("sync",),
+    "gunicorn-gthread": THREADS,
+    "gunicorn-gevent": ("gevent",),
+    "gunicorn-hup": THREADS,
+    "gunicorn-recycle": ("sync", "--max-requests", LIFE),
+    "gunicorn-uvicorn": ("uvicorn.workers.UvicornWorker",),
+}
+WORKERS = 2
+REQUESTS = 300
+PATIENCE = 15.0  # seconds for the end; gunicorn's own is 30 s
+
+
+def outside(stage: Any) -> None:
+    port = free_port()
+    options = {"exit_signals": [signal.SIGTERM]} if stage.name == "gunicorn-uvicorn" else {}
+    # Its control socket has a thread and descriptors that come when they like, and this is about the client's.
+    (stage.folder / "gunicorn.conf.py").write_text("control_socket_disable = True")
+    server = stage.serve("-m", *_command(stage.name, port), env=stage.env(**options))
+    visitors = Visitors(server, port, *([LIFE] if stage.name == "gunicorn-recycle" else []))
+    try:
+        _visit(stage, server, visitors)
+    finally:
+        stop(stage, server, PATIENCE)
+
+
+def _command(name: str, port: int) -> list[Any]:
+    if name == "uvicorn-workers":
+        return ["uvicorn", "app:closing", "--port", port, "--workers", WORKERS, "--no-access-log"]
+    application = "app:asgi" if name == "gunicorn-uvicorn" else "app:app"
+    address = f"127.0.0.1:{port}"
+    return ["gunicorn", application, "--preload", "-w", WORKERS, "-b", address, "-k", *WORKER_CLASSES[name]]
+
+
+def _visit(stage: Any, server: Any, visitors: Visitors) -> None:
+    stage.api.wait_for(1, seconds=5.0)  # of those that the master tracked: all that it needs is open
+    workers = visitors.meet(WORKERS)
+    stage.rest(server.pid)
+    if stage.name == "gunicorn-hup":
+        visitors.ask(REQUESTS, halfway=lambda: server.signal(signal.SIGHUP))
+        until(lambda: not any(map(psutil.pid_exists, workers)), PATIENCE)
+    else:
+        visitors.ask(REQUESTS)
+    visitors.meet(WORKERS)
+    stage.rest(server.pid)

@@ -1,0 +1,203 @@
+"""The ledger of `stress`: its sums, and that each of its columns goes red when the client is broken in that way.
+
+The broken clients are this client with one fault each (stress/inside/broken.py), and the programs are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from harness import DEADLINE, ROOT
+from rich.console import Console
+
+sys.path.append(str(ROOT))  # it is no part of the wheel
+
+from stress import stage
+from stress.ledger import FAULTS, Books, balance, verdict
+from stress.peers import SELF, Environments, Peer
+from stress.scenarios import SCENARIOS
+
+ONE, OTHER = ("1", 0), ("1", 1)
+
+
+def sums(returned: list[Any], arrivals: list[Any], told: tuple[Any, ...] = ()) -> dict[str, Any]:
+    books = Books(dict.fromkeys(returned, 1500), dict.fromkeys(told, "told"), arrivals)
+    found = balance(books)._asdict()
+    assert found["calls"] == found["delivered"] + found["told"] + found["lost"]
+    return {name: value for name, value in found.items() if value and name not in ("calls", "longest_call_ms")}
+
+
+def test_what_came_once_balances() -> None:
+    assert sums([ONE, OTHER], [("a", ONE), ("b", OTHER)]) == {"delivered": 2}
+
+
+def test_a_second_delivery_under_the_same_id_is_no_fault() -> None:
+    assert sums([ONE, OTHER], [("a", ONE), ("b", OTHER), ("a", ONE)]) == {"delivered": 2}
+
+
+def test_an_event_that_did_not_come_is_lost_unless_the_program_was_told() -> None:
+    assert sums([ONE, OTHER], [("a", ONE)]) == {"delivered": 1, "lost": 1}
+    assert sums([ONE, OTHER], [("a", ONE)], told=(OTHER,)) == {"delivered": 1, "told": 1}
+    assert sums([ONE], [("a", ONE)], told=(ONE,)) == {"delivered": 1}, "given up, and came all the same"
+
+
+def test_two_ids_of_one_event_and_two_events_of_one_id() -> None:
+    assert sums([ONE], [("a", ONE), ("b", ONE)]) == {"delivered": 1, "twice": 1}
+    assert sums([ONE, OTHER], [("a", ONE), ("a", OTHER)]) == {"delivered": 2, "collided": 1}
+
+
+def test_order_is_that_of_first_arrivals_and_within_one_thread() -> None:
+    assert sums([ONE, OTHER], [("b", OTHER), ("a", ONE)]) == {"delivered": 2, "disordered": 1}
+    elsewhere = ("2", 0)
+    assert sums([OTHER, elsewhere], [("b", OTHER), ("c", elsewhere)]) == {"delivered": 2}
+
+
+def test_a_call_that_was_cut_short_is_no_fault() -> None:
+    assert sums([ONE], [("a", ONE), ("b", OTHER)]) == {"delivered": 1, "cut": 1}
+
+
+def test_every_fault_makes_the_verdict_red() -> None:
+    clean = {**dict.fromkeys(FAULTS, 0), "told": 0, "failure": None}
+    assert verdict(clean) == "balances"
+    assert verdict({**clean, "told": 1}) == "told"
+    assert verdict({**clean, "failure": "no server"}) == "failed"
+    for fault in FAULTS:
+        assert verdict({**clean, "told": 1, fault: 1}) == "red"
+
+
+@pytest.fixture
+def perform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Play a scenario with a client of stress/inside, on this interpreter."""
+    monkeypatch.setattr(stage, "PATIENCE", 20.0)
+    monkeypatch.setattr(stage, "GRACE", 1.0)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environments = Environments(sys.executable, tmp_path, print)
+
+    def perform(scenario: str, client: str) -> dict[str, Any]:
+        peer = Peer(SELF, client, "letterapp", "", sys.executable, "", env)
+        return stage.perform(SCENARIOS[scenario], peer, environments)
+
+    return perform
+
+
+def faults(entry: dict[str, Any]) -> dict[str, int]:
+    return {fault: entry[fault] for fault in FAULTS if entry[fault]}
+
+
+@pytest.mark.parametrize("scenario", ["single", "bursts", "threads"])
+def test_the_client_as_it_is_balances(scenario: str, perform: Any) -> None:
+    entry = perform(scenario, "letterapp")
+    assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
+    assert entry["delivered"] == entry["calls"] > 0
+
+
+@pytest.mark.parametrize("fault", ["lost", "twice", "collided", "disordered", "orphans"])
+def test_a_broken_client_turns_its_column_red(fault: str, perform: Any) -> None:
+    entry = perform("single", f"broken:{fault}")
+    assert (entry["verdict"], list(faults(entry))) == ("red", [fault]), entry
+
+
+def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "PATIENCE", 5.0)
+    entry = perform("single", "broken:hung")
+    assert (entry["verdict"], faults(entry)) == ("red", {"hung": 1}), entry
+
+
+@pytest.mark.parametrize("what", ["descriptors", "threads"])
+def test_a_client_that_keeps_something_of_each_burst_leaks(what: str, perform: Any) -> None:
+    entry = perform("bursts", f"broken:{what}")
+    assert (entry["verdict"], list(faults(entry))) == ("red", ["leaked"]), entry
+
+
+def test_what_the_program_was_told_is_no_loss_and_not_green(perform: Any) -> None:
+    entry = perform("single", "broken:told")
+    assert (entry["verdict"], entry["told"], faults(entry)) == ("told", 100, {}), entry
+
+
+def test_a_program_that_breaks_is_no_ledger(perform: Any) -> None:
+    entry = perform("single", "broken:failing")
+    assert entry["verdict"] == "failed"
+    assert "no client today" in entry["failure"]
+
+
+def test_the_same_seed_makes_the_same_choices(tmp_path: Path) -> None:
+    def choices(seed: int) -> list[float]:
+        peer = Peer(SELF, "letterapp", "letterapp", "", sys.executable, "", {})
+        made = stage.Stage(SCENARIOS["single"], peer, None, 1.0, seed, tmp_path)  # type: ignore[arg-type]
+        made.api.close()
+        return [made.random.random() for _ in range(3)]
+
+    assert choices(7) == choices(7) != choices(8)
+
+
+def ledger(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "ledger",
+        "command": "python -m stress run single",
+        "date": "2026-01-01T00:00:00+00:00",
+        "machine": "a machine",
+        "python": "3.11",
+        "versions": {SELF: "1"},
+        "seed": 7,
+        "seconds": 1.0,
+        "columns": [SELF],
+        "scenarios": {entry["scenario"]: SCENARIOS[entry["scenario"]].title for entry in entries},
+        "entries": list(entries),
+    }
+
+
+def test_a_report_shows_what_the_ledger_says_and_needs_nothing_else(perform: Any, tmp_path: Path) -> None:
+    report = pytest.importorskip("stress.report")
+    file = tmp_path / "ledger.json"
+    file.write_text(json.dumps(ledger(perform("single", "broken:lost"), perform("bursts", "letterapp"))))
+    html, markdown, picture = (tmp_path / name for name in ("page.html", "page.md", "picture.svg"))
+    assert report.report([file], html, markdown, picture, Console(quiet=True)) == 0
+    lines = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
+    rows = {line.split("|")[1].split()[0].strip("`:"): line for line in lines}
+    assert "100 of 5,000 lost" in rows["single"]
+    assert "✓" in rows["bursts"]
+    page = html.read_text()
+    assert "100 of 5,000 lost" in page and "seed 7" in page
+    outside = re.findall(r"(?:src|href)\s*=\s*[\"'](?!#)[^\"']*|url\((?!#)[^)]*|@import", page)
+    assert outside == []
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kind": "novel"}', '{"kind": "ledger"}'])
+def test_a_file_that_is_no_result_is_named(text: str, tmp_path: Path) -> None:
+    report = pytest.importorskip("stress.report")
+    file = tmp_path / "wrong.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"wrong\.json"):
+        report.report([file], tmp_path / "page.html", None, None, Console(quiet=True))
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "no-such"], "no scenario 'no-such'"),
+        (["run", "single", "--client", "no-such"], "unknown peer 'no-such'"),
+        (["bench", "--rows", "no-such"], "unknown measure 'no-such'"),
+        (["report", "no-such.json"], "no-such.json"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(arguments: list[str], said: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stress", *arguments, "--cache", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert said in done.stderr
+
+
+def test_every_scenario_is_listed() -> None:
+    command = [sys.executable, "-m", "stress", "list"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == list(SCENARIOS)
