@@ -3,15 +3,16 @@
 Lives here: HTTP, TLS, proxies, time-outs of one request, and what becomes of a connection after a fork. Never here:
 whether to try again, queues, threads. Used by one thread at a time; `abandon` alone may be called in a forked child.
 
-`ssl`, `http.client` and `urllib.request` are imported at the first request, by whichever thread sends it, so importing
-the package stays cheap and gevent may patch before. All of it at once, in `load`: a fork in the middle of an import
-leaves the child a half-made module for ever, so `_lifecycle` has forks wait for that moment, and none must follow it.
+`ssl`, `http.client` and the like are imported at the first request, by whichever thread sends it, so importing the
+package stays cheap and gevent may patch before. All of it at once, in `load`: a fork in the middle of an import leaves
+the child a half-made module for ever, so `_forks` has forks wait for that moment, and none must follow it.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import sys
 import time
 
 from ._forks import inherits, undisturbed
@@ -32,13 +33,13 @@ MAX_ANSWER = 65_536  # bytes of an answer's body that are read; what the API say
 # All that a request, its answer and its failures make use of, the codec of host names included.
 _NEEDED = (
     *("base64", "calendar", "email.utils", "encodings.idna", "http.client", "json", "select", "socket", "ssl"),
-    *("urllib.parse", "urllib.request"),
+    "urllib.parse",
 )
 
 
 def load() -> None:
     """Import what the first request needs. Takes some 30 ms; cheap when done."""
-    for name in _NEEDED:
+    for name in (*_NEEDED, "urllib.request") if _may_have_proxies() else _NEEDED:
         __import__(name)
 
 
@@ -158,7 +159,7 @@ class Transport:
             from socket import IPPROTO_TCP, TCP_NODELAY
 
             settings = self._settings
-            proxy = _proxy(settings.secure, settings.host, settings.port)
+            proxy = undisturbed(_proxy, settings.secure, settings.host, settings.port)
             address = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
             self._headers.pop("Proxy-Authorization", None)
@@ -314,6 +315,8 @@ class _Proxy:
 
 def _proxy(secure: bool, host: str, port: int) -> _Proxy | None:
     """The proxy that the environment names for this host, by urllib's conventions: HTTPS_PROXY, NO_PROXY, ..."""
+    if not _may_have_proxies():
+        return None
     from urllib.parse import unquote, urlsplit
     from urllib.request import getproxies, proxy_bypass
 
@@ -336,6 +339,11 @@ def _proxy(secure: bool, host: str, port: int) -> _Proxy | None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = "Basic " + b64encode(pair.encode()).decode()
     return _Proxy(parts.hostname, port_there, headers)
+
+
+def _may_have_proxies() -> bool:
+    # All that urllib looks at but on a Mac and on Windows. To import it costs each worker 10 ms and 1 MB.
+    return sys.platform in ("darwin", "win32") or any(name.lower().endswith("_proxy") for name in os.environ)
 
 
 def _places(host: str, port: int) -> list[Any]:

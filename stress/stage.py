@@ -28,6 +28,7 @@ from .watch import TOKEN, Watch, held, left_behind
 
 INSIDE = Path(__file__).resolve().parent / "inside"
 PATIENCE = 40.0  # seconds for a program from its start to its end, where a scenario says nothing else
+BRIEFLY = 0.5
 LEAVING = 1.0  # seconds for a thread that is about to end, where threads are counted
 GRACE = 5.0  # seconds that a process may outlive its parents, while it sends what it has
 
@@ -70,7 +71,7 @@ class Stage:
         self._module = scenario.module.__name__.rpartition(".")[2]
         self._journal = Path(tempfile.mkdtemp(dir=folder))
         self._programs: list[Program] = []
-        self._missing = 0
+        self._has_lost = False
         self._rested: dict[int, tuple[int, int]] = {}
 
     # What is started.
@@ -133,13 +134,13 @@ class Stage:
     def wait_for_all(self, seconds: float = 3.0) -> bool:
         """Wait until all has come whose calls returned. For a moment at which no program tracks.
 
-        Once something is missing it is not waited for again.
+        A client that lost something before gets a short wait, since it would be in vain every time.
         """
-        calls = self.calls - self._missing
-        came = self.api.wait_until(lambda: len({key for _, key in self.api.arrivals}) >= calls, seconds)
-        if not came:
-            self._missing = self.calls - len({key for _, key in self.api.arrivals})
-        return came
+        calls = self.calls
+        self._has_lost = not self.api.wait_until(
+            lambda: len({key for _, key in self.api.arrivals}) >= calls, BRIEFLY if self._has_lost else seconds
+        )
+        return not self._has_lost
 
     def rest(self, *pids: int, like: int | None = None) -> None:
         """Look at the threads and descriptors of processes that rest: growth since the first such look is a leak.

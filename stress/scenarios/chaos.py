@@ -185,7 +185,7 @@ def _visited(stage: Any, act: Act) -> Iterator[Any]:
     port = free_port()
     server = stage.serve(*_command(stage, act.program, port), patience=act.seconds + 2 * PATIENCE)
     visitors = Visitors(server, port)
-    visitors.meet(WORKERS)
+    visitors.meet(1)
     over = threading.Event()
 
     def visit() -> None:
