@@ -185,7 +185,7 @@ class Stage:
     def books(self) -> Books:
         returned: dict[Key, int] = {}
         told: dict[Key, str] = {}
-        unnamed = 0
+        unnamed = vague = 0
         for page in self._journal.iterdir():
             for line in page.read_text().splitlines():
                 words = line.split()
@@ -194,10 +194,13 @@ class Stage:
                         told[words[0], int(words[1])] = "told"
                     else:
                         unnamed += int(words[0])
+                        vague += words[0] == "0"
                     continue
                 returned[page.name, int(words[0])] = int(words[1])
                 if words[2:]:
                     told[page.name, int(words[0])] = words[2]
+        if vague:
+            self.notes.append(f"{vague} errors reached the program that name no event")
         return Books(returned, told, list(self.api.arrivals), unnamed)
 
 

@@ -52,8 +52,8 @@ class Desk:
     def tell(self, events: Any, unnamed: int = 0) -> None:
         """The client's error callback: ``events`` are those that it names as given up, ``unnamed`` those it counts."""
         lines = [f"{item['properties']['who']} {item['properties']['serial']}\n" for item in events]
-        if unnamed:
-            lines.append(f"{unnamed}\n")
+        if unnamed or not lines:
+            lines.append(f"{unnamed}\n")  # 0: an error that says nothing of events
         file = os.open(os.path.join(self.folder, f"told-{os.getpid()}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.write(file, "".join(lines).encode())
         os.close(file)

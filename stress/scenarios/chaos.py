@@ -22,13 +22,15 @@ TITLES = {
     "chaos": "--seconds of random servers, faults of the API, reloads, and stopped workers; the seed makes the plan",
     "chaos-kills": "the same, and SIGKILL and SIGTERM of workers",
 }
-PROGRAMS = ("forks", "pool", "gunicorn sync", "gunicorn gthread", "uwsgi", "celery")
+WORKING = ("forks", "pool", "celery")
+PROGRAMS = (*WORKING, "gunicorn sync", "gunicorn gthread", "uwsgi")
 FAULTS = ("503", "reset", "swallow", "slow", "down")
 ACT = 8.0  # seconds
 TROUBLE, CALM = 1.0, 3.0  # seconds, the most of a fault and the least between two: three retries take 1.75 s
 WORKERS = 2
 TASKS = 1_000  # more than Celery's children get done in an act
 PATIENCE = 20.0  # seconds for a program to end
+READY = 5.0  # seconds for a server to have all its workers
 STDIN = 0
 
 
@@ -144,46 +146,34 @@ def outside(stage: Any) -> None:
     for number, act in enumerate(acts, 1):
         stage.notes.append(f"act {number}: {act}")
     for act in acts:
-        with _playing(stage, act) as parent:
+        with (_working if act.program in WORKING else _visited)(stage, act) as parent:
             _perform(stage, act, parent)
 
 
 @contextlib.contextmanager
-def _playing(stage: Any, act: Act) -> Iterator[int]:
-    """The program of an act, at work."""
-    if act.program in ("forks", "pool", "celery"):
-        with _working(stage, act) as program:
-            yield program.pid
-    else:
-        with _visited(stage, act) as program:
-            yield program.pid
-    if act.program in ("forks", "pool"):
-        program.close_stdin()
-    elif act.program == "uwsgi" and program.is_running:
-        _fifo(stage).write_text("q")
-    else:
-        program.signal(signal.SIGTERM)
-    stage.finish(program, seconds=PATIENCE)
-
-
-@contextlib.contextmanager
-def _working(stage: Any, act: Act) -> Iterator[Any]:
+def _working(stage: Any, act: Act) -> Iterator[int]:
+    """A program that finds its own work."""
     from ..visits import until
 
     (stage.folder / "queue").mkdir(exist_ok=True)
     before = stage.calls
     program = stage.play(act.program, patience=act.seconds + 2 * PATIENCE)
     until(lambda: stage.calls > before + 10 or not program.is_running, PATIENCE)
-    yield program
+    yield program.pid
+    if act.program == "celery":
+        program.signal(signal.SIGTERM)
+    program.close_stdin()
+    stage.finish(program, seconds=PATIENCE)
 
 
 @contextlib.contextmanager
-def _visited(stage: Any, act: Act) -> Iterator[Any]:
-    from ..programs import Failure
-    from ..visits import AT_ONCE, Visitors, free_port
+def _visited(stage: Any, act: Act) -> Iterator[int]:
+    """A server, and visitors without end."""
+    from ..visits import AT_ONCE, Failure, Visitors, free_port, until
+    from .uwsgi_workers import are_idle
 
-    port = free_port()
-    server = stage.serve(*_command(stage, act.program, port), patience=act.seconds + 2 * PATIENCE)
+    port, stats = free_port(), free_port()
+    server = stage.serve(*_command(stage, act.program, port, stats), patience=act.seconds + 2 * PATIENCE)
     visitors = Visitors(server, port)
     visitors.meet(1)
     over = threading.Event()
@@ -196,25 +186,25 @@ def _visited(stage: Any, act: Act) -> Iterator[Any]:
     thread = threading.Thread(target=visit)
     thread.start()
     try:
-        yield server
+        yield server.pid
     finally:
         over.set()
         thread.join()
+    if act.program == "uwsgi":  # when it stops it forgets a worker that it is just starting, and waits for ever
+        until(lambda: are_idle(stats) or not server.is_running, READY)
+    server.signal(signal.SIGTERM)
+    stage.finish(server, seconds=PATIENCE)
 
 
-def _command(stage: Any, program: str, port: int) -> list[Any]:
+def _command(stage: Any, program: str, port: int, stats: int) -> list[Any]:
     address = f"127.0.0.1:{port}"
     if program == "uwsgi":
-        flags = ["--master", "--need-app", "--processes", WORKERS, "--binary-path", stage.peer.python]
-        flags += ["--http-socket", address, "--module", "app:app", "--master-fifo", _fifo(stage)]
+        flags = ["--master", "--need-app", "--processes", WORKERS, "--binary-path", stage.peer.python, "--die-on-term"]
+        flags += ["--http-socket", address, "--module", "app:app", "--stats", f"127.0.0.1:{stats}"]
         return ["-c", "from pyuwsgi import run; run()", *flags]
     kind = program.split()[1]
     threads = ["--threads", 4] if kind == "gthread" else []
     return ["-m", "gunicorn", "app:app", "--preload", "-w", WORKERS, "-b", address, "-k", kind, *threads]
-
-
-def _fifo(stage: Any) -> Any:
-    return stage.folder / "fifo"
 
 
 def _perform(stage: Any, act: Act, parent: int) -> None:

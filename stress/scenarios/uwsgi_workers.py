@@ -43,7 +43,7 @@ def outside(stage: Any) -> None:
     try:
         visitors.meet(WORKERS)
         visitors.ask(REQUESTS)
-        until(lambda: _are_idle(stats), PATIENCE)
+        until(lambda: are_idle(stats), PATIENCE)
     finally:
         stop(stage, server, PATIENCE)
 
@@ -56,7 +56,7 @@ def _old(stage: Any) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), stage.env()["PYTHONPATH"]])}
 
 
-def _are_idle(stats: int) -> bool:
+def are_idle(stats: int) -> bool:
     """Ask the master: not even an answered request says that its worker waits for the next."""
     try:
         with socket.create_connection(("127.0.0.1", stats), 5) as sock:
