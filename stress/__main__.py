@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ CACHE = Path.home() / ".cache" / "letterapp-stress"
 def main() -> int:
     parser = _parser()
     options = parser.parse_args()
+    # Both end what has been started. A shell gives programs in the background an ignored Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         return _command(options)
     except ImportError as missing:

@@ -70,6 +70,8 @@ def bench(options: argparse.Namespace) -> int:
 
             for number in range(options.rounds):
                 for measure in wanted:
+                    if not console.is_terminal:  # no bar is drawn there
+                        console.print(f"round {number + 1} of {options.rounds}, {measure}")
                     rounds.take(measure, partial(step, f"round {number + 1}, {measure}"))
         try:
             sink_speed: float | None = rounds.sink_speed(1)
