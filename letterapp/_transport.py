@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import http.client
     import socket
     import ssl
-    from typing import Any
+    from typing import Any, Callable
 
     from ._settings import Settings
 
@@ -118,12 +118,9 @@ class Transport:
             line.hang_up()
 
     def abandon(self) -> None:
-        """In a forked child: give back its copy of the parent's descriptor, without a word to the peer.
-
-        The objects stay: to free them would have a child that never uses the client copy the pages they lie in.
-        """
+        """In a forked child, when no hook did: give back its copy of the descriptor, without a word to the peer."""
         if self._line is not None:
-            self._line.abandon()
+            self._line.abandon_late()
 
     def _exchange(self, path: str, body: bytes, deadline: float) -> Answer:
         import http.client
@@ -131,7 +128,7 @@ class Transport:
         connection, line = self._opened(deadline)
         line.deadline = deadline
         try:
-            connection.request("POST", self._prefix + path, body, self._headers)
+            line.send(lambda: connection.request("POST", self._prefix + path, body, self._headers))
         except ConnectionError as error:
             # A server may refuse a large body before it has read it, and close; the answer is there all the same.
             try:
@@ -199,11 +196,13 @@ class _Line:
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
+        self._detach = _detach(sock)
         self._inode = os.fstat(sock.fileno()).st_ino
         self._base = _socket_class()
-        inherits(self)
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
+        self._held: list[bytes] | None = None  # what is to leave in one piece
+        inherits(self)
 
     # Opening.
 
@@ -226,13 +225,16 @@ class _Line:
         # In two steps, because a socket in the middle of `wrap_socket`'s own handshake is in nobody's hands, and a
         # child forked then could not give it back.
         secured = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
-        self._sock = secured
+        self._sock, self._detach = secured, _detach(secured)
         self._armed()
         secured.do_handshake()
 
     # What `http.client` calls.
 
     def sendall(self, data: bytes) -> None:
+        if self._held is not None:
+            self._held.append(data)
+            return
         rest = memoryview(data)
         while rest:
             rest = rest[self._armed().send(rest) :]
@@ -244,6 +246,16 @@ class _Line:
         """Without effect: `http.client` lets go of the socket while the answer is still to be read."""
 
     # What the transport and the reader call.
+
+    def send(self, request: Callable[[], object]) -> None:
+        """Send what ``request`` writes, as one piece: `http.client` writes head and body apart, a packet for each."""
+        held: list[bytes] = []
+        self._held = held
+        try:
+            request()
+        finally:
+            self._held = None
+        self.sendall(b"".join(held))
 
     def receive_into(self, buffer: Any) -> int:
         received = self._armed().recv_into(buffer)
@@ -273,10 +285,19 @@ class _Line:
             pass  # it is gone, which is what was wanted
 
     def abandon(self) -> None:
-        # Only this process's copy of the descriptor goes; `shutdown` or TLS's farewell would end the parent's
-        # connection. And only if the number is still this socket: daemons and workers close what they inherited, and
-        # the number may be a log file by now.
-        descriptor = self._sock.detach()  # -1 the second time
+        # In the fork hook. Only this process's copy of the descriptor goes; `shutdown` or TLS's farewell would end the
+        # parent's connection.
+        descriptor = self._detach()
+        if descriptor >= 0:  # -1 the second time
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # somebody else closed it
+
+    def abandon_late(self) -> None:
+        # Only if the number is still this socket: daemons and workers close what they inherited, and it may be a log
+        # file by now.
+        descriptor = self._detach()
         try:
             if os.fstat(descriptor).st_ino == self._inode:
                 os.close(descriptor)
@@ -377,6 +398,14 @@ def _socket_class() -> type:
     import socket
 
     return socket.socket
+
+
+def _detach(sock: socket.socket) -> Callable[[], int]:
+    """What takes its descriptor from ``sock``: C's own where it can be, since Python's is some pages more in a fork."""
+    import _socket
+
+    taking: Callable[[], int] = _socket.socket.detach.__get__(sock) if isinstance(sock, _socket.socket) else sock.detach
+    return taking
 
 
 def _is_timeout(error: OSError) -> bool:
