@@ -53,6 +53,8 @@ def run(patterns: list[str], options: argparse.Namespace) -> int:
         _play(console, scenarios, peers, environments, options, data["entries"])
     except KeyboardInterrupt:
         console.print("stopped; this is what there is so far")
+    if not data["entries"]:
+        return 130  # stopped at once: nothing to show, and no reason to forget the ledger before
     tables.show_ledger(console, data)
     results.keep(json.dumps(data, indent=1) + "\n", "ledger", options)
     return _status(console, data, len(scenarios))

@@ -90,6 +90,29 @@ def test_one_connection_serves_many_batches(letter_api: IngestionServer, make: A
     assert connections(letter_api) == 1
 
 
+def test_a_request_leaves_in_one_piece(make: Any) -> None:
+    # `http.client` writes head and body apart, which is two packets and wakes the server twice.
+    pieces = []
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for _ in range(20):
+                pieces.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE)
+        server = threading.Thread(target=serve)
+        server.start()
+        letter = make(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for _ in range(20):
+            letter.track("u", "E")
+            assert letter.flush(DEADLINE)
+        server.join(DEADLINE)
+    assert [piece for piece in pieces if b'{"batch":[' not in piece or not piece.endswith(b"]}")] == []
+
+
 @pytest.mark.parametrize("max_retries", [0, 3])
 def test_a_connection_that_the_server_closed_while_idle_is_replaced_without_a_retry(
     max_retries: int, letter_api: IngestionServer, make: Any, errors: list[LetterError]
