@@ -219,9 +219,13 @@ def ledger_notes(ledger: Ledger) -> Iterator[str]:
     seed = "" if ledger.seed is None else f", seed {ledger.seed}"
     seconds = "" if ledger.seconds is None else f", {ledger.seconds:g} s a scenario"
     yield f"{origin_line(ledger.origin)}{seed}{seconds}; {versions}."
-    said: dict[str, list[str]] = {}  # who and what, the scenarios: a client says the same in many
+    said: dict[tuple[str, str], dict[str, None]] = {}  # what and in which scenario, by whom
     for entry in ledger.entries.values():
         for text in [f"could not run: {entry.failure}"] * bool(entry.failure) + entry.notes:
-            said.setdefault(f"{entry.column}: {text}", []).append(entry.scenario)
-    for text, scenarios in said.items():
-        yield f"{text} ({', '.join(scenarios)})"
+            said.setdefault((text, entry.scenario), {})[entry.column] = None
+    where: dict[tuple[str, str], list[str]] = {}  # by whom and what: the scenarios
+    for (text, scenario), columns in said.items():
+        who = "every client" if len(columns) == len(ledger.columns) > 1 else ", ".join(columns)
+        where.setdefault((who, text), []).append(scenario)
+    for (who, text), scenarios in where.items():
+        yield f"{who}: {text} ({', '.join(scenarios)})"
