@@ -35,9 +35,9 @@ class Process:
 
 _process = Process()
 _hooked = False
-# No locks: each use is one operation on a set or a list.
+# No locks: each use is one operation on a set or a dict.
 _open: set[ref[Inheritable]] = set()
-_undisturbed: list[int] = []  # the process of each act that is under way
+_undisturbed: dict[object, int] = {}  # the acts that are under way, and the process of each
 
 
 def this_process() -> Process:
@@ -68,18 +68,18 @@ def undisturbed(act: Callable[..., Any], *arguments: Any) -> Any:
     Imports leave half a module to a child. OpenSSL and the resolver take locks outside of the GIL, which the child
     would find held for ever.
     """
-    mine = os.getpid()
-    _undisturbed.append(mine)
-    try:
+    mine = object()
+    try:  # around the first line too: were an entry left by a Ctrl-C, every later fork would wait its longest
+        _undisturbed[mine] = os.getpid()
         return act(*arguments)
     finally:
-        _undisturbed.remove(mine)
+        _undisturbed.pop(mine, None)
 
 
 def _before_fork() -> None:
     if _undisturbed:
         deadline = time.monotonic() + LONGEST_WAIT
-        while os.getpid() in _undisturbed and time.monotonic() < deadline:
+        while os.getpid() in _undisturbed.values() and time.monotonic() < deadline:
             time.sleep(0.001)
 
 

@@ -127,9 +127,13 @@ class Program:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watchdog.cancel()
         if self._process.poll() is None and kind is not None:
             self._process.kill()
+        self.dispose()
+
+    def dispose(self) -> None:
+        """See it to its end, and let go of all that it held here."""
+        self._watchdog.cancel()
         self.close_stdin()
         try:
             self._process.wait(10)

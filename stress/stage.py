@@ -178,6 +178,8 @@ class Stage:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
         psutil.wait_procs(orphans, 5)
+        for program in self._programs:
+            program.dispose()
         self.api.settle()
         self.api.close()
         return orphans
@@ -216,8 +218,8 @@ def perform(
             scenario.module.outside(stage)
         except (Failure, Skipped) as told:
             failure = str(told)
-        except psutil.NoSuchProcess as gone:
-            failure = f"a process was gone: {gone.pid}"
+        except Exception as surprise:  # as when a process is gone before its signal: it costs this entry, not the run
+            failure = f"the scenario broke: {surprise!r}"
         finally:
             orphans = stage.close()
             figures = watch.end()

@@ -117,6 +117,20 @@ def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(l
     assert finished.output == "[] 4\n", finished
 
 
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="proxies are settings of the system there")
+def test_urllib_request_is_loaded_for_a_proxy_alone_and_a_proxy_may_come_late(letter_api: Any, tmp_path: Path) -> None:
+    code = """
+    direct = Letter('k', API)
+    work(direct, 1)
+    direct.flush()
+    print("urllib.request" in sys.modules)
+    os.environ["HTTP_PROXY"] = API  # from now on the way to an address that is nowhere (RFC 5737)
+    work(Letter('k', 'http://192.0.2.1'), 1, "by the proxy")
+    """
+    assert run(code, letter_api.url, tmp_path).output == "False\n"
+    assert [item["userId"] for item in letter_api.events].count("by the proxy") == 1
+
+
 def test_letter_has_at_most_ten_public_methods_and_each_is_documented() -> None:
     methods = {name for name in vars(Letter) if not name.startswith("_")}
     assert methods == {"identify", "group", "track", "send", "flush", "close", "aflush", "aclose", "stats"}

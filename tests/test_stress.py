@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from rich.console import Console
 
 sys.path.append(str(ROOT))  # it is no part of the wheel
 
-from stress import stage
+from stress import run, stage
 from stress.ledger import FAULTS, Books, balance, verdict
 from stress.peers import SELF, Environments, Peer
-from stress.scenarios import SCENARIOS
+from stress.scenarios import SCENARIOS, chaos
 
 ONE, OTHER = ("1", 0), ("1", 1)
 
@@ -201,3 +202,34 @@ def test_every_scenario_is_listed() -> None:
     command = [sys.executable, "-m", "stress", "list"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE).stdout
     assert [line.split()[0] for line in listed.splitlines()] == list(SCENARIOS)
+
+
+@pytest.mark.parametrize(("client", "status"), [("letterapp", 0), ("broken:told", 0), ("broken:lost", 1)])
+def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int, perform: Any) -> None:
+    console = Console(quiet=True)
+    data = ledger(perform("single", client))
+    assert run._status(console, data, 1) == status
+    assert run._status(console, data, 2) == 1, "a scenario was not played"
+
+
+def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outside(stage: Any) -> None:
+        program = stage.play("single")
+        stage.finish(program)
+        os.kill(program.pid, 0)  # it is gone
+
+    monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
+    entry = perform("single", "letterapp")
+    assert (entry["verdict"], entry["calls"]) == ("failed", 5_000)
+    assert "ProcessLookupError" in entry["failure"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_plan_of_chaos_is_made_from_its_seed_alone_and_spares_retries(seed: int) -> None:
+    acts = chaos.plan(random.Random(seed), 60.0, kills=True)
+    assert acts == chaos.plan(random.Random(seed), 60.0, kills=True) != chaos.plan(random.Random(99), 60.0, kills=True)
+    assert {act.program for act in acts} == set(chaos.PROGRAMS), "each comes once before one comes again"
+    for act in acts:
+        troubles = [step for step in act.steps if step.what in chaos.FAULTS]
+        assert all(step.seconds <= chaos.TROUBLE for step in troubles)
+        assert all(b.at - a.at - a.seconds >= chaos.CALM for a, b in zip(troubles, troubles[1:]))
