@@ -1,7 +1,8 @@
 """One kept-alive connection to the API: post a body, get an answer or a mapped error.
 
-Lives here: HTTP, TLS, proxies, time-outs of one request, and what becomes of a connection after a fork. Never here:
-whether to try again, queues, threads. Used by one thread at a time; `abandon` alone may be called in a forked child.
+Lives here: one request and its answer, its time-out, the TLS context, and when a kept connection is replaced.
+Never here: whether to try again, queues, threads, sockets (`_line`). Used by one thread at a time; `abandon` alone may
+be called in a forked child.
 
 `ssl`, `http.client` and the like are imported at the first request, by whichever thread sends it, so importing the
 package stays cheap and gevent may patch before. All of it at once, in `load`: a fork in the middle of an import leaves
@@ -10,21 +11,17 @@ the child a half-made module for ever, so `_forks` has forks wait for that momen
 
 from __future__ import annotations
 
-import io
-import os
-import sys
 import time
 
-from ._forks import inherits, undisturbed
+from ._forks import undisturbed
 from ._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import http.client
-    import socket
     import ssl
-    from typing import Any, Callable
 
+    from ._line import Line
     from ._settings import Settings
 
 MAX_ANSWER = 65_536  # bytes of an answer's body that are read; what the API says fits many times over
@@ -39,7 +36,9 @@ _NEEDED = (
 
 def load() -> None:
     """Import what the first request needs. Takes some 30 ms; cheap when done."""
-    for name in (*_NEEDED, "urllib.request") if _may_have_proxies() else _NEEDED:
+    from . import _line, _proxy  # noqa: F401  # of `_line` the first use is later
+
+    for name in (*_NEEDED, "urllib.request") if _proxy.may_have_proxies() else _NEEDED:
         __import__(name)
 
 
@@ -65,7 +64,7 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connection: http.client.HTTPConnection | None = None
-        self._line: _Line | None = None  # the socket under it
+        self._line: Line | None = None  # the socket under it
         self._prefix = settings.path  # what stands before the path in the request line
         self._headers: dict[str, str] = {
             "Host": settings.host_header,
@@ -150,20 +149,19 @@ class Transport:
         text = data[:MAX_ANSWER].decode("utf-8", "replace")
         return Answer(response.status, text, headers.get("Retry-After"), headers.get("Location"))
 
-    def _opened(self, deadline: float) -> tuple[http.client.HTTPConnection, _Line]:
+    def _opened(self, deadline: float) -> tuple[http.client.HTTPConnection, Line]:
         if self._connection is None or self._line is None:
             import http.client
-            from socket import IPPROTO_TCP, TCP_NODELAY
+
+            from ._line import open_line
+            from ._proxy import proxy_for
 
             settings = self._settings
-            proxy = undisturbed(_proxy, settings.secure, settings.host, settings.port)
-            address = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
+            proxy = undisturbed(proxy_for, settings.secure, settings.host, settings.port)
+            host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
             self._headers.pop("Proxy-Authorization", None)
-            sock = _connected(undisturbed(_places, *address), deadline)
-            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-            # From here on every wait ends at the request's own deadline, and a child that is forked finds the socket.
-            line = self._line = _Line(sock, deadline)
+            line = self._line = open_line(host, port, deadline)
             if settings.secure:
                 if proxy:
                     line.ask_for_tunnel(settings.authority, proxy.headers)
@@ -186,226 +184,6 @@ class Transport:
             self._context = given() if given is not None else ssl.create_default_context()
             self._context_type = ssl.SSLContext
         return self._context
-
-
-class _Line:
-    """A connected socket, as `http.client` uses one, whose every wait ends at one ``deadline``.
-
-    A socket's own time-out starts anew with each byte that trickles in.
-    """
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock = sock
-        self._detach = _detach(sock)
-        self._inode = os.fstat(sock.fileno()).st_ino
-        self._base = _socket_class()
-        self.deadline = deadline
-        self.ended = False  # the peer has closed its side
-        self._held: list[bytes] | None = None  # what is to leave in one piece
-        inherits(self)
-
-    # Opening.
-
-    def ask_for_tunnel(self, authority: str, headers: dict[str, str]) -> None:
-        """Have an HTTP proxy connect this line to ``authority`` (RFC 9110, 9.3.6)."""
-        import http.client
-
-        lines = [
-            f"CONNECT {authority} HTTP/1.1",
-            f"Host: {authority}",
-            *(f"{name}: {headers[name]}" for name in headers),
-        ]
-        self.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
-        response = http.client.HTTPResponse(self, method="CONNECT")  # type: ignore[arg-type]
-        response.begin()
-        if response.status != 200:
-            raise OSError(f"the proxy refused: {response.status} {response.reason}")
-
-    def secure(self, context: ssl.SSLContext, host: str) -> None:
-        # In two steps, because a socket in the middle of `wrap_socket`'s own handshake is in nobody's hands, and a
-        # child forked then could not give it back.
-        secured = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
-        self._sock, self._detach = secured, _detach(secured)
-        self._armed()
-        secured.do_handshake()
-
-    # What `http.client` calls.
-
-    def sendall(self, data: bytes) -> None:
-        if self._held is not None:
-            self._held.append(data)
-            return
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._armed().send(rest) :]
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self))
-
-    def close(self) -> None:
-        """Without effect: `http.client` lets go of the socket while the answer is still to be read."""
-
-    # What the transport and the reader call.
-
-    def send(self, request: Callable[[], object]) -> None:
-        """Send what ``request`` writes, as one piece: `http.client` writes head and body apart, a packet for each."""
-        held: list[bytes] = []
-        self._held = held
-        try:
-            request()
-        finally:
-            self._held = None
-        self.sendall(b"".join(held))
-
-    def receive_into(self, buffer: Any) -> int:
-        received = self._armed().recv_into(buffer)
-        self.ended = not received
-        return received
-
-    def is_stale(self) -> bool:
-        """True when the server closed the idle connection, or spoke out of turn, or gevent patched since."""
-        import select
-
-        if self._base is not _socket_class():
-            return True  # a socket of before, which would stop every greenlet while it waits
-
-        try:
-            if hasattr(select, "poll"):  # `select.select` fails above descriptor 1023
-                poll = select.poll()
-                poll.register(self._sock, select.POLLIN)
-                return bool(poll.poll(0))
-            return bool(select.select([self._sock], [], [], 0)[0])
-        except (OSError, ValueError):
-            return True
-
-    def hang_up(self) -> None:
-        try:
-            self._sock.close()
-        except OSError:
-            pass  # it is gone, which is what was wanted
-
-    def abandon(self) -> None:
-        # In the fork hook. Only this process's copy of the descriptor goes; `shutdown` or TLS's farewell would end the
-        # parent's connection.
-        descriptor = self._detach()
-        if descriptor >= 0:  # -1 the second time
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # somebody else closed it
-
-    def abandon_late(self) -> None:
-        # Only if the number is still this socket: daemons and workers close what they inherited, and it may be a log
-        # file by now.
-        descriptor = self._detach()
-        try:
-            if os.fstat(descriptor).st_ino == self._inode:
-                os.close(descriptor)
-        except OSError:
-            pass  # closed by somebody before
-
-    def _armed(self) -> socket.socket:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            import socket
-
-            raise socket.timeout("timed out")
-        self._sock.settimeout(left)
-        return self._sock
-
-
-class _Reader(io.RawIOBase):
-    """The reading end of a line. Closing it leaves the line open, for the next request."""
-
-    def __init__(self, line: _Line) -> None:
-        self._line = line
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._line.receive_into(buffer)
-
-
-class _Proxy:
-    def __init__(self, host: str, port: int, headers: dict[str, str]) -> None:
-        self.host = host
-        self.port = port
-        self.headers = headers
-
-
-def _proxy(secure: bool, host: str, port: int) -> _Proxy | None:
-    """The proxy that the environment names for this host, by urllib's conventions: HTTPS_PROXY, NO_PROXY, ..."""
-    if not _may_have_proxies():
-        return None
-    from urllib.parse import unquote, urlsplit
-    from urllib.request import getproxies, proxy_bypass
-
-    url = getproxies().get("https" if secure else "http")
-    if not url or proxy_bypass(f"{host}:{port}"):
-        return None
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        port_there = parts.port or 80
-    except ValueError:  # whose text may hold a password
-        raise ValueError(
-            "the address of the proxy in the environment cannot be read: is its password escaped?"
-        ) from None
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f"the proxy {parts.scheme}://{parts.hostname} is not spoken to: only http:// proxies are")
-    headers = {}
-    if parts.username is not None:
-        from base64 import b64encode
-
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Proxy-Authorization"] = "Basic " + b64encode(pair.encode()).decode()
-    return _Proxy(parts.hostname, port_there, headers)
-
-
-def _may_have_proxies() -> bool:
-    # All that urllib looks at but on a Mac and on Windows. To import it costs each worker 10 ms and 1 MB.
-    return sys.platform in ("darwin", "win32") or any(name.lower().endswith("_proxy") for name in os.environ)
-
-
-def _places(host: str, port: int) -> list[Any]:
-    import socket
-
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-
-def _connected(places: list[Any], deadline: float) -> socket.socket:
-    """What `socket.create_connection` does, but with one deadline for all addresses of the host together."""
-    import socket
-
-    problem: OSError = OSError("the host has no address")
-    for family, kind, protocol, _, place in places:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            sock.connect(place)
-        except OSError as error:
-            sock.close()
-            problem = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise problem
-
-
-def _socket_class() -> type:
-    import socket
-
-    return socket.socket
-
-
-def _detach(sock: socket.socket) -> Callable[[], int]:
-    """What takes its descriptor from ``sock``: C's own where it can be, since Python's is some pages more in a fork."""
-    import _socket
-
-    taking: Callable[[], int] = _socket.socket.detach.__get__(sock) if isinstance(sock, _socket.socket) else sock.detach
-    return taking
 
 
 def _is_timeout(error: OSError) -> bool:

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "letterapp"
 # From the ground up: a room may import what stands before it.
 FLOORS = [
     ["errors", "_version", "_bell", "_forks", "testing"],
-    ["_settings", "_event", "_delivery", "_outbox"],
+    ["_settings", "_event", "_delivery", "_outbox", "_line", "_proxy"],
     ["_transport", "_lifecycle"],
     ["_retry"],
     ["_sender", "_mail"],
