@@ -25,6 +25,19 @@ def main(arguments: list[str] | None = None) -> int:
     inbox.add_argument("--troubled", action="store_true", help="refuse, reset and stall now and then")
     inbox.add_argument("--quiet", action="store_true", help="print the address alone, and stop when stdin closes")
 
+    relay = commands.add_parser("relay", help="one process that sends the events of many; see docs/processes.md")
+    relay.add_argument("--socket", metavar="PATH", help="where clients find it: Letter(..., relay=PATH)")
+    relay.add_argument("--group", metavar="NAME", help="a group whose users may connect too (default: this user alone)")
+    relay.add_argument(
+        "--api-key-file", metavar="FILE", help="holds the API key (default: the variable LETTER_API_KEY)"
+    )
+    relay.add_argument("--base-url", metavar="URL", help="another API than letter.app's")
+    relay.add_argument(
+        "--spool", metavar="DIR", help="keep what waits in files: nothing is lost if the relay is killed"
+    )
+    relay.add_argument("--status", action="store_true", help="print a line of JSON a relay that this key fits, and end")
+    relay.add_argument("--for-clients", action="store_true", help=argparse.SUPPRESS)  # how a client starts one
+
     options = parser.parse_args(arguments)
     if options.command == "demo":
         from ._demo import demo as run_demo
@@ -34,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         from ._inbox import inbox as run_inbox
 
         return run_inbox(options.port, options.troubled, options.quiet)
+    if options.command == "relay":
+        from ._relay_program import relay as run_relay
+
+        return run_relay(options)
     parser.print_help()
     return 2
 

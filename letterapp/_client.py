@@ -34,6 +34,7 @@ class Letter:
     `identify`, `group` and `track` queue an event and return in microseconds; a background thread of this process,
     started at the first event, delivers batches. All methods may be called from any thread, from signal handlers and
     from `on_error`. After a fork the parent's waiting events stay the parent's, and the child's client starts empty.
+    What a process leaves that is killed is delivered by another one that was forked since the client was made.
     A client can be pickled: the other side gets one with the same options, the key included.
 
     Args:
@@ -57,9 +58,18 @@ class Letter:
         ssl_context: An `ssl.SSLContext`, or a function that makes one in the process that uses it (needed for a client
             that is pickled, and under gevent). The default verifies against the system's certificates.
         exit_signals: Signals on which to send what waits before doing what the signal did before; main thread only.
+        spool: A directory, made if missing, in whose files events wait instead of in memory. What is there when all
+            processes are killed is sent when the next one starts, of this user and with this key.
+        spool_sync: True makes a call return when its event would survive a loss of power too. Milliseconds a call.
+        spool_max_bytes: Bound of this key's files in `spool`. A process that finds no room there uses memory; with
+            ``overflow="drop_oldest"`` the oldest file of an ended process gives way.
+        relay: True has all processes of this user with this key and these options hand their events to one sender
+            process, which the first of them starts (constructing then takes a fraction of a second) and which ends
+            after the last. A path is the socket of a relay that somebody else keeps (``python -m letterapp relay``).
+            What the relay does not take within a millisecond goes the process's own way.
 
     Raises:
-        LetterError: An option is missing or wrong.
+        LetterError: An option is missing or wrong, or the relay cannot be started or refuses.
     """
 
     def __init__(
@@ -81,6 +91,10 @@ class Letter:
         enabled: bool = True,
         ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         exit_signals: Iterable[int] = (),
+        spool: str | os.PathLike[str] | None = None,
+        spool_sync: bool = False,
+        spool_max_bytes: int = 268_435_456,
+        relay: bool | str | os.PathLike[str] = False,
     ) -> None:
         self._open(
             Settings(
@@ -100,6 +114,10 @@ class Letter:
                 enabled=enabled,
                 ssl_context=ssl_context,
                 exit_signals=exit_signals,
+                spool=spool,
+                spool_sync=spool_sync,
+                spool_max_bytes=spool_max_bytes,
+                relay=relay,
             )
         )
 
@@ -110,7 +128,7 @@ class Letter:
             import json  # noqa: F401
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send)
         # All state of a process. In a forked child `_here` replaces it whole.
-        self._delivery: Delivery = Sender(settings)
+        self._delivery: Delivery = _carrier(settings)
         if settings.exit_signals:
             _lifecycle.end_on(settings.exit_signals)
 
@@ -262,7 +280,7 @@ class Letter:
         """Refuse further events in this process, settle what waits, end the thread. May be called again.
 
         Blocks for at most ``timeout`` seconds, `exit_timeout` if None. What is not delivered by then is given up and
-        reported; the answer is then False.
+        reported; with a `spool` it stays there, and goes on being tried. The answer is then False.
         """
         return self._here().close(self._seconds(timeout))
 
@@ -277,9 +295,11 @@ class Letter:
     def stats(self) -> dict[str, Any]:
         """Counters of this process's client: a dict that balances, accepted = delivered + lost + waiting.
 
-        ``accepted``: events whose call returned. ``delivered``; ``retried``: events in repeated requests; ``lost``: a
-        dict by cause (docs/guarantees.md names them); ``waiting`` and ``waiting_bytes``: in the queue or on the wire;
-        ``pid``; ``mode``: ``"thread"``, or ``"inline"`` where the calls send. A forked child counts from zero.
+        ``accepted``: events whose call returned here, and those that were taken over; ``adopted``: the latter, which
+        an ended process had left; ``delivered``; ``retried``: events in repeated requests; ``lost``: a dict by cause
+        (docs/guarantees.md names them); ``waiting`` and ``waiting_bytes``: in the queue or on the wire; ``pid``;
+        ``mode``: ``"thread"``, or ``"inline"`` where the calls send; ``memory``, where events lie: ``"shared"`` with
+        the family, ``"spool"``, or ``"private"``: they go with this process. A forked child counts from zero.
         """
         return self._here().stats()
 
@@ -318,6 +338,14 @@ class Letter:
         if context is not None and not callable(context):
             raise LetterError("ssl_context=SSLContext cannot be pickled: give a function of a module that makes one")
         return (_unpickled, (self._settings,))
+
+
+def _carrier(settings: Settings) -> Delivery:
+    if not settings.relay:
+        return Sender(settings)
+    from ._relayed import RelayedSender  # with modules that nobody else needs
+
+    return RelayedSender.start(settings)
 
 
 def _unpickled(settings: Settings) -> Letter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 
+from ._handlers import pass_on
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -85,6 +86,7 @@ class Reporter:
             else:
                 _print(f"letterapp: {error}")
         except Exception as failure:
+            pass_on(failure)
             _print(f"letterapp: on_error raised {failure!r} for: {error}")
 
 
@@ -92,5 +94,5 @@ def _print(line: str) -> None:
     try:
         # One line whatever an answer holds, and nothing in it that steers a terminal.
         sys.stderr.write("".join(sign if sign.isprintable() else " " for sign in line) + "\n")
-    except Exception:
-        pass  # stderr is closed, or None, or cannot write this text: there is nowhere left to say so
+    except Exception as failure:
+        pass_on(failure)  # else stderr is closed, or None, or cannot write this text: there is nowhere left to say so

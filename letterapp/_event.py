@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping as _Mapping
 
+from ._handlers import pass_on
 from .errors import LetterError
 
 try:
@@ -161,6 +162,7 @@ class Encoder:
         try:
             item = before_send(loads(data))
         except Exception as error:  # the function is the application's; its failure costs this event alone
+            pass_on(error)
             raise Unencodable(f"before_send raised {error!r}") from error
         if item is None:
             return None
@@ -202,7 +204,8 @@ def _optional(name: str, value: str | None) -> str:
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except Exception:  # a foreign __repr__ must not hide what is wrong
+    except Exception as error:  # a foreign __repr__ must not hide what is wrong
+        pass_on(error)
         return "(its repr failed)"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -221,7 +224,7 @@ def _now() -> str:
     return f'{text}{rest // 1000:06d}Z"'
 
 
-_second: tuple[int, str] = (0, "")
+_second = (0, "")
 
 
 def _wire_time(timestamp: Timestamp) -> str:
@@ -294,8 +297,9 @@ def _object(name: str, properties: Properties) -> str:
                 text = _encode(properties)
                 text.encode()
                 return text
-        except (ValueError, RuntimeError):
-            pass  # nan, a lone surrogate, a huge int, a dict that another thread changes: the long way says which
+        except (ValueError, RuntimeError) as error:
+            # nan, a lone surrogate, a huge int, a dict that another thread changes: the long way says which
+            pass_on(error)
     elif not isinstance(properties, _Mapping):
         raise LetterError(f"{name} must be a dict or None, not {type(properties).__name__}: {_short(properties)}")
     try:
@@ -303,6 +307,7 @@ def _object(name: str, properties: Properties) -> str:
     except Unencodable as error:
         raise error.within(name)
     except Exception as error:  # whatever a foreign class does while it is read
+        pass_on(error)
         raise Unencodable(f"could not be read: {error!r}", name) from error
 
 

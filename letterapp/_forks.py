@@ -3,7 +3,7 @@
 Lives here: one hook for the whole interpreter, and the little that it looks at. Never here: clients, queues.
 
 A fork is paid for in pages: each one that either side touches afterwards is copied. To walk the clients would cost a
-child that never uses them tens of pages, so the hook looks at open connections only, and one number says to all
+child that never uses them tens of pages, so the hook looks at what is open only, and one number says to all
 objects of the parent that they are nobody's.
 """
 
@@ -18,33 +18,48 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Protocol
 
     class Inheritable(Protocol):
-        def abandon(self) -> None: ...
+        """What a forked child has a copy of, and is to give back."""
+
+        def abandon(self) -> None:
+            """In the hook."""
+
+        def abandon_late(self) -> None:
+            """Where no hook was called: the descriptor may be something else by now."""
 
 
-LONGEST_WAIT = 2.0  # seconds; the imports of a first request take 30 ms, a slow resolver may take more
+# Seconds that a fork waits at the longest for what is undisturbed.
+WORK = 30.0  # of the processor's alone: the imports of a first request take 30 ms, on a machine that starves seconds
+NETWORK = 2.0  # a resolver's, a peer's: it may take any time
 
 
 class Process:
     """This process, as its objects know it: they are its own while ``pid`` is the number that the system gives."""
 
-    __slots__ = ("pid",)
+    __slots__ = ("children", "locks", "pid")
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        self.locks: dict[object, Any] = {}  # what the kernel would let it lock again, by name
+        self.children: dict[int, Process] = {}
 
 
 _process = Process()
 _hooked = False
 # No locks: each use is one operation on a set or a dict.
 _open: set[ref[Inheritable]] = set()
-_undisturbed: dict[object, int] = {}  # the acts that are under way, and the process of each
+_undisturbed: dict[object, tuple[int, float]] = {}  # of each act under way: its process, and until when forks wait
 
 
 def this_process() -> Process:
     """The one `Process` of this process. A number is not enough: the system may give it again to a descendant."""
     global _process
-    if _process.pid != os.getpid():
-        _process = Process()
+    pid = os.getpid()
+    if _process.pid != pid:
+        parent, mine = _process, Process()
+        _process = parent.children.setdefault(pid, mine)  # atomic: two threads may be the first
+        if parent.pid and _process is mine:  # no hook was called: uWSGI
+            for opened in _inherited():
+                opened.abandon_late()
     return _process
 
 
@@ -57,29 +72,38 @@ def watch() -> None:
             os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
-def inherits(connection: Inheritable) -> None:
-    """A child that is forked while ``connection`` lives is to `abandon` its copy of it."""
-    _open.add(ref(connection, _open.discard))
+def inherits(opened: Inheritable) -> None:
+    """A child that is forked while ``opened`` lives, a connection or a file, is to `abandon` its copy of it."""
+    _open.add(ref(opened, _open.discard))
 
 
-def undisturbed(act: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``act``, for whose end a fork in another thread waits.
+def undisturbed(longest: float, act: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``act``, for whose end a fork in another thread waits, until ``longest`` seconds from now.
 
     Imports leave half a module to a child. OpenSSL and the resolver take locks outside of the GIL, which the child
     would find held for ever.
     """
     mine = object()
     try:  # around the first line too: were an entry left by a Ctrl-C, every later fork would wait its longest
-        _undisturbed[mine] = os.getpid()
+        _undisturbed[mine] = os.getpid(), time.monotonic() + longest
         return act(*arguments)
     finally:
         _undisturbed.pop(mine, None)
 
 
+def close_own(descriptor: int, inode: int) -> None:
+    """Close a socket's descriptor unless somebody has: the number may be another file's by now, a log's or a peer's."""
+    try:
+        if descriptor >= 0 and os.fstat(descriptor).st_ino == inode:
+            os.close(descriptor)
+    except OSError:
+        pass  # closed by somebody before
+
+
 def _before_fork() -> None:
     if _undisturbed:
-        deadline = time.monotonic() + LONGEST_WAIT
-        while os.getpid() in _undisturbed.values() and time.monotonic() < deadline:
+        pid = os.getpid()
+        while any(mine == pid and time.monotonic() < until for mine, until in tuple(_undisturbed.values())):
             time.sleep(0.001)
 
 
@@ -87,9 +111,11 @@ def _in_child() -> None:
     # No lock, no thread, no log, no new object of consequence: gevent patches after this, and another library's hook
     # may not have run yet. What the child needs is made at its first use.
     _process.pid = 0
-    for known in _open:
-        connection = known()
-        if connection is not None:
-            connection.abandon()
+    for opened in _inherited():
+        opened.abandon()
     if _undisturbed:
         _undisturbed.clear()
+
+
+def _inherited() -> list[Inheritable]:
+    return [opened for opened in [known() for known in tuple(_open)] if opened is not None]

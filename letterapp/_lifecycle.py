@@ -85,6 +85,8 @@ def _arm_multiprocessing() -> None:
     if process.parent_process() is not None:
         # A multiprocessing child: `atexit` does not run there before 3.13.
         util.Finalize(None, end_of_process, exitpriority=100)
+    # Once more when its own children have been terminated and joined: it delivers what they left.
+    util.Finalize(None, end_of_process, exitpriority=-100)
     # What a spawned child registered while it imported the main module is cleared before its job begins
     # (`BaseProcess._bootstrap`); this is called right after that.
     util.register_after_fork(_arm_again, _arm_again)

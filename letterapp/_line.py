@@ -12,7 +12,8 @@ import io
 import os
 import time
 
-from ._forks import inherits, undisturbed
+from ._forks import NETWORK, close_own, inherits, undisturbed
+from ._handlers import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def open_line(host: str, port: int, deadline: float) -> Line:
     """Open a line, and have a child that is forked from now on find it."""
     from socket import IPPROTO_TCP, TCP_NODELAY
 
-    sock = _connected(undisturbed(_places, host, port), deadline)
+    sock = _connected(undisturbed(NETWORK, _places, host, port), deadline)
     sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     return Line(sock, deadline)
 
@@ -134,14 +135,7 @@ class Line:
                 pass  # somebody else closed it
 
     def abandon_late(self) -> None:
-        # Only if the number is still this socket: daemons and workers close what they inherited, and it may be a log
-        # file by now.
-        descriptor = self._detach()
-        try:
-            if os.fstat(descriptor).st_ino == self._inode:
-                os.close(descriptor)
-        except OSError:
-            pass  # closed by somebody before
+        close_own(self._detach(), self._inode)  # daemons and workers close what they inherited
 
     def _armed(self) -> socket.socket:
         left = self.deadline - time.monotonic()
@@ -184,6 +178,7 @@ def _connected(places: list[Any], deadline: float) -> socket.socket:
             sock.connect(place)
         except OSError as error:
             sock.close()
+            pass_on(error)
             problem = error
         except BaseException:
             sock.close()

@@ -1,7 +1,7 @@
-"""The bounded queue of one process's encoded events.
+"""The bounded queue of one process's encoded events, and those that dead processes left it.
 
 Lives here: what waits, what is on the wire, the two bounds and what gives way at them, and the counters. Never here:
-I/O, time-outs, threads, callbacks, JSON. Every method returns at once.
+I/O, time-outs, threads, callbacks, JSON, and where events lie (`_ring`). Every method returns at once.
 
 An event leaves the queue when it is settled, not when it is taken: `take` hands out the next batch and keeps it,
 `settle` removes it. So accepted = delivered + lost + waiting, at any moment.
@@ -12,14 +12,22 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from ._inside import Inside, Promise
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
+    from ._ring import Ring
+
 # What `put` answers. The caller has something to do for all but the first.
-QUEUED, WAKE, FULL, CLOSED = range(4)
+QUEUED, WAKE, FULL, CLOSED, HOMELESS = range(5)
 
 BURST_SAMPLE = 100  # dropped events that one report carries: as many as a request
+
+
+def _nobody_asks(events: list[bytes], cause: str | None) -> None:
+    pass
 
 
 class Burst:
@@ -37,10 +45,20 @@ class Burst:
 
 
 class Outbox:
-    """First in, first out, bounded in events and in bytes. Safe from any thread, signal handler and callback."""
+    """First in, first out, bounded in events and in bytes. Safe from any thread, signal handler and callback.
+
+    What was adopted goes before what this process tracked, and does not count at its bounds, unless it lay in the very
+    ring that the process goes on in.
+    """
 
     def __init__(
-        self, max_events: int, max_bytes: int, flush_at: int, drops_oldest: bool, clock: Callable[[], float]
+        self,
+        ring: Ring,
+        max_events: int,
+        max_bytes: int,
+        flush_at: int,
+        drops_oldest: bool,
+        clock: Callable[[], float],
     ) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
@@ -54,24 +72,38 @@ class Outbox:
         # half changed), and whoever comes next sweeps it in.
         self._lock = threading.RLock()
         self._interrupting: deque[bytes] = deque()
-        self._waiting: deque[bytes] = deque()  # not yet in anybody's hands
-        self._taken: list[bytes] = []  # on the wire, or between two tries
-        self._bytes = 0  # of both
-        self._since = 0.0  # when the oldest of `_waiting` came
+        self.kind = ring.slot.kind
+        self._ring = ring
+        self._adopted: list[Ring] = []  # the first one first; none is empty
+        self._given_back: list[Ring] = []  # adopted, and empty by now
+        self._in_hand: Ring | None = None  # whose batch is on the wire, or between two tries
+        self._since = 0.0  # when the oldest event of `_ring` came that is not in hand
         self._burst: Burst | None = None
-        self._settled = 0  # events that left the queue, one way or the other, since the start
+        # Events that left the queue, one way or the other, less those that came in at its head: what was queued before
+        # them is settled when as many more have left.
+        self._settled = 0
         self._wanted = 0  # send without delay until `_settled` is this
-        self.attended = False  # somebody has promised to look here again
-        self._prompt = False  # every `put` wants somebody's attention
+        self._promise = Promise()  # that somebody looks here again
+        self._prompt = len(ring) > 0  # every `put` wants somebody's attention
         self.closed = False
         self._delivered = 0
         self._retried = 0
+        self._taken_over = len(ring)
+        # The threads that look for what to `adopt`: until they have, nothing counts as settled for the others. For
+        # themselves it does, because a signal handler may want to settle in the middle of it.
+        self.looking = Inside()
         self._lost: dict[str, int] = {}
+        # Called under the lock with the events that have left, and the cause if they are lost: for a relay, which owes
+        # an answer for each.
+        self.left: Callable[[list[bytes], str | None], object] = _nobody_asks
 
     # Called by any thread.
 
     def put(self, event: bytes) -> int:
-        """Queue ``event``; say what is to do: nothing (QUEUED), WAKE the sender; or it was not taken (FULL, CLOSED)."""
+        """Queue ``event``; say what is to do: nothing (QUEUED), or WAKE the sender.
+
+        Or it was not taken: FULL, CLOSED, or HOMELESS, because the ring is not this process's any more: `move` first.
+        """
         nested = self._lock._is_owned()  # type: ignore[attr-defined]  # what `threading.Condition` asks of it too
         with self._lock:
             if nested:
@@ -93,11 +125,36 @@ class Outbox:
         with self._lock:
             self._count_lost(cause, 1)
 
+    def is_lost(self) -> bool:
+        """True when another process has taken the queue for a dead one's."""
+        return not self._ring.is_empty() and self._ring.is_lost()
+
+    def move(self, ring: Ring) -> None:
+        """Go on in ``ring``, if the one of before is not ours any more. What was in it is another's to send then."""
+        with self._lock:
+            if self._ring.is_empty() or self._ring.is_lost():
+                self._settled += len(self._ring)
+                if self._in_hand is self._ring:
+                    self._in_hand = None
+                self._ring = ring
+                self.kind = ring.slot.kind
+                self._join(ring)
+
+    def leave_no_trace(self) -> None:
+        """Have an empty spool removed. A `put` that comes nevertheless is HOMELESS, and so gets another."""
+        with self._lock:
+            if self._ring.slot.lasts and self._ring.is_empty():
+                self._ring.slot.release()
+
+    def sync(self) -> None:
+        """Return when what was queued would survive a loss of power."""
+        self._ring.slot.sync()
+
     def hurry(self) -> int:
         """Have all that waits now sent without delay; return the count of settled events at which that is done."""
         with self._lock:
             self._sweep()
-            self._wanted = self._settled + len(self._taken) + len(self._waiting)
+            self._wanted = self._settled + self._count()
             return self._wanted
 
     def be_prompt(self, prompt: bool) -> None:
@@ -109,11 +166,14 @@ class Outbox:
         with self._lock:
             self.closed = True
 
+    # Reads alone: no lock. Who looks is asked first: a look that is over by then has left what it found where the rest
+    # of the question sees it. The other way round one that ends in between is missed, and at an end its events lost.
+
     def has_settled(self, target: int) -> bool:
-        return self._settled >= target  # one read of an int that only grows: no lock
+        return not self.looking.has_others() and self._settled >= target
 
     def is_empty(self) -> bool:
-        return not (self._waiting or self._taken or self._interrupting)
+        return not (self.looking.has_others() or self._adopted or self._interrupting) and self._ring.is_empty()
 
     def held_by_this_thread(self) -> bool:
         """True in a signal handler or callback that interrupted this very queue: waiting there would be for ever."""
@@ -128,23 +188,31 @@ class Outbox:
     def counts(self) -> dict[str, object]:
         with self._lock:
             self._sweep()
-            waiting = len(self._taken) + len(self._waiting)
+            waiting = self._count()
             return {
                 "accepted": self._delivered + sum(self._lost.values()) + waiting,
                 "delivered": self._delivered,
                 "retried": self._retried,
+                "adopted": self._taken_over,
                 "lost": dict(self._lost),
                 "waiting": waiting,
-                "waiting_bytes": self._bytes,
+                "waiting_bytes": self._ring.size + sum(ring.size for ring in self._adopted),
             }
 
-    def attend(self) -> bool:
-        """Promise to look after the queue; False when somebody has."""
+    @property
+    def attended(self) -> bool:
+        """Somebody has promised to look here again."""
+        return self._promise.stands()
+
+    def attend(self) -> Promise | None:
+        """A promise to look after the queue, for the caller to keep; None when one stands."""
         with self._lock:
-            if self.attended:
-                return False
-            self.attended = True
-            return True
+            return None if self._promise.stands() else self.attend_instead()
+
+    def attend_instead(self) -> Promise:
+        """A promise in the place of whatever stands."""
+        promise = self._promise = Promise()
+        return promise
 
     # Called by whoever sends: one at a time.
 
@@ -152,58 +220,98 @@ class Outbox:
         """Seconds until a batch should leave: 0 for now, infinity when nothing waits."""
         with self._lock:
             self._sweep()
-            if self._taken or (self._waiting and self._is_urgent()):
+            if self._adopted or self._in_hand or (self._ring.waiting and self._is_urgent()):
                 return 0.0
-            if not self._waiting:
+            if not self._ring.waiting:
                 return float("inf")
             return max(0.0, self._since + interval - now)
+
+    def adopt(self, ring: Ring) -> None:
+        """Queue the events that a dead process left before all others."""
+        with self._lock:
+            self._adopted.append(ring)
+            self._join(ring)
+
+    def adopted(self) -> int:
+        """How many rings of dead processes wait to be sent."""
+        return len(self._adopted)
+
+    def given_back(self) -> list[Ring]:
+        """The adopted rings that have become empty since the last time."""
+        if not self._given_back:
+            return []
+        with self._lock:
+            rings, self._given_back = self._given_back, []
+            return rings
 
     def take(self, max_items: int, max_bytes: int) -> list[bytes]:
         """Hand out the batch in hand, or the next one. ``max_bytes`` counts a comma after each event."""
         with self._lock:
-            if not self._taken:
-                room = max_bytes
-                while self._waiting and len(self._taken) < max_items:
-                    room -= len(self._waiting[0]) + 1
-                    if room < 0 and self._taken:
-                        break
-                    self._taken.append(self._waiting.popleft())
-            return self._taken
+            while self._adopted and self._adopted[0].is_lost():
+                lost = self._adopted.pop(0)  # with its lock: somebody else sends what is there
+                self._settled += len(lost)
+                if self._in_hand is lost:
+                    self._in_hand = None
+            if self._in_hand is None:
+                self._in_hand = self._adopted[0] if self._adopted else self._ring
+            batch = self._in_hand.take(max_items, max_bytes)
+            if not batch:
+                self._in_hand = None
+            return batch
 
     def halve(self) -> None:
-        """Give the second half of the batch in hand back to the head of the queue."""
+        """Make two batches of the one in hand."""
         with self._lock:
-            keep = len(self._taken) // 2
-            self._waiting.extendleft(reversed(self._taken[keep:]))
-            self._taken = self._taken[:keep]
-            self._since = float("-inf")  # it was due already
+            if self._in_hand is not None:
+                self._in_hand.halve()
+
+    def lasts(self) -> bool:
+        """True when what is in hand is in a spool, where it may wait for as long as it takes."""
+        return self._in_hand is not None and self._in_hand.slot.lasts
 
     def retry(self) -> bool:
         """Count the batch in hand as tried again; False when it has been abandoned meanwhile."""
         with self._lock:
-            self._retried += len(self._taken)
-            return bool(self._taken)
+            if self._in_hand is None:
+                return False
+            self._retried += len(self._in_hand.batch)
+            return True
 
     def settle(self, cause: str | None = None) -> list[bytes]:
         """Remove the batch in hand: delivered, or lost for ``cause``. Returns it."""
         with self._lock:
-            batch, self._taken = self._taken, []
+            ring = self._in_hand
+            if ring is None:
+                return []
+            batch = ring.settle()
             if cause is None:
                 self._delivered += len(batch)
             else:
                 self._count_lost(cause, len(batch))
-            self._remove(batch)
+            self._settled += len(batch)
+            self.left(batch, cause)
+            self._in_hand = ring if ring.has_batches() else None
+            self._let_go_if_empty(ring)
             return batch
 
     def abandon(self, cause: str) -> list[bytes]:
-        """Give up all that waits, the batch in hand too, whatever becomes of it on the wire. Returns it."""
+        """Give up all that waits, the batch in hand too, whatever becomes of it on the wire. Returns it.
+
+        What others may find is left to them: in a spool always, in the family's memory when the process ends.
+        """
         with self._lock:
             self._sweep()
-            given_up = self._taken + list(self._waiting)
-            self._taken = []
-            self._waiting.clear()
+            given_up = []
+            for ring in (*self._adopted, self._ring):
+                if ring.slot.lasts or (cause == "exit" and ring.slot.has_heirs()):
+                    continue
+                given_up += ring.clear()
+                self._let_go_if_empty(ring)
+                if ring is self._in_hand:
+                    self._in_hand = None
             self._count_lost(cause, len(given_up))
-            self._remove(given_up)
+            self._settled += len(given_up)
+            self.left(given_up, cause)
             return given_up
 
     def end_burst(self, now: float, longest: float) -> tuple[Burst | None, float]:
@@ -222,49 +330,67 @@ class Outbox:
         """Stop attending; False when there is something to attend to."""
         with self._lock:
             self._sweep()
-            if self._taken or self._waiting or self._burst:
+            if self._count() or self._burst:
                 return False
-            self.attended = False
+            self._promise = Promise()
+            self._ring.trim()
             return True
 
     def desert(self) -> None:
         """Stop attending though something may wait: the next `put` asks for somebody else."""
         with self._lock:
-            self.attended = False
+            self._promise = Promise()
 
     # Only under the lock.
 
     def _admit(self, event: bytes) -> int:
         if self.closed:
             return CLOSED
-        waiting = self._waiting
+        ring = self._ring
         size = len(event)
         wake = self._prompt
-        if self._lacks_room(size):
+        if ring.size + size > self._max_bytes or ring.waiting + ring.held >= self._max_events:
             if not self._drops_oldest or size > self._max_bytes:
                 return FULL
+            if ring.is_lost():
+                return HOMELESS  # what would give way is not ours
             wake = self._make_room(size) or wake
             if self._lacks_room(size):
                 return FULL  # the batch on the wire takes it all
-        if not waiting:
+        if not ring.waiting:
+            if ring.is_empty() and not ring.slot.is_own():
+                return HOMELESS
             self._since = self._clock()
-        waiting.append(event)
-        self._bytes += size
-        length = len(waiting)
-        return WAKE if wake or length in (1, self._flush_at) else QUEUED
+        if not ring.append(event):
+            return HOMELESS if ring.is_lost() else FULL
+        wake = wake or ring.waiting in (1, self._flush_at) or not self._promise.stands()
+        return WAKE if wake else QUEUED
 
     def _lacks_room(self, size: int) -> bool:
-        return self._bytes + size > self._max_bytes or len(self._waiting) + len(self._taken) >= self._max_events
+        return self._ring.size + size > self._max_bytes or len(self._ring) >= self._max_events
 
     def _make_room(self, size: int) -> bool:
         """Drop the oldest until ``size`` bytes fit; True when that begins a burst."""
         begins = False
-        while self._waiting and self._lacks_room(size):
-            oldest = self._waiting.popleft()
-            self._remove([oldest])
+        while self._ring.waiting and self._lacks_room(size):
+            oldest = self._ring.pop()
+            self._settled += 1
             self._count_lost("overflow", 1)
+            self.left([oldest], "overflow")
             begins = self._add_to_burst(oldest) or begins
         return begins
+
+    def _join(self, ring: Ring) -> None:
+        self._taken_over += len(ring)
+        self._settled -= len(ring)
+
+    def _count(self) -> int:
+        return len(self._ring) + sum(map(len, self._adopted))
+
+    def _let_go_if_empty(self, ring: Ring) -> None:
+        if ring is not self._ring and ring.is_empty():
+            self._adopted.remove(ring)
+            self._given_back.append(ring)
 
     def _sweep(self) -> None:
         while self._interrupting:
@@ -275,12 +401,9 @@ class Outbox:
                 self._add_to_burst(event)
             elif answer == CLOSED:
                 self._count_lost("closed", 1)
-
-    def _remove(self, events: list[bytes]) -> None:
-        self._settled += len(events)
-        self._bytes -= sum(map(len, events))
-        if not self._waiting and not self._taken:
-            self._bytes = 0  # an exception from a signal handler may have come between an append and its sum
+            elif answer == HOMELESS:
+                self._interrupting.appendleft(event)
+                return  # the `put` that comes next will see to it
 
     def _count_lost(self, cause: str, events: int) -> None:
         if events:
@@ -294,8 +417,7 @@ class Outbox:
         return begins
 
     def _is_urgent(self) -> bool:
-        return len(self._waiting) >= self._flush_at or self._settled < self._wanted or self.closed
+        return self._ring.waiting >= self._flush_at or self._settled < self._wanted or self.closed
 
     def _has_drained(self) -> bool:
-        waiting = len(self._waiting) + len(self._taken)
-        return waiting * 2 <= self._max_events and self._bytes * 2 <= self._max_bytes
+        return len(self._ring) * 2 <= self._max_events and self._ring.size * 2 <= self._max_bytes

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     Verdict = Union[Delivered, Again, Split, GiveUp]
 
 
-def judge(outcome: Outcome, attempt: int, max_retries: int, items: int, now: float, jitter: float) -> Verdict:
+def judge(outcome: Outcome, attempt: int, max_retries: float, items: int, now: float, jitter: float) -> Verdict:
     """The verdict on one request.
 
     Args:
@@ -103,7 +103,7 @@ def _seconds_until(date: str, now: float) -> float:
         return DEFAULT_RETRY_AFTER
 
 
-def _again_or_not(error: LetterError, wait: float, attempt: int, max_retries: int) -> Verdict:
+def _again_or_not(error: LetterError, wait: float, attempt: int, max_retries: float) -> Verdict:
     if attempt < max_retries:
         return Again(wait, str(error))
     return GiveUp("undeliverable", error)

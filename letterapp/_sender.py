@@ -28,9 +28,12 @@ from . import _lifecycle
 from ._bell import Bell
 from ._delivery import Delivery, Reporter
 from ._forks import this_process
-from ._outbox import CLOSED, FULL, WAKE, Outbox
+from ._handlers import pass_on
+from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
 from ._retry import Again, Delivered, Split, judge
+from ._ring import Ring, holds_events
 from ._settings import MAX_ITEMS
+from ._stores import Stores
 from ._transport import Transport, Unreachable
 from .errors import LetterError
 
@@ -38,32 +41,44 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from ._ring import Slot
     from ._settings import Settings
     from ._transport import Answer
 
 IDLE = 5.0  # seconds without an event after which the thread leaves; starting it again costs some 50 us
+LOOK = 1.0  # seconds from one look for what ended processes left to the next, while something is sent
 BURST = 1.0  # seconds after which drops are reported though the queue is still full
 FOREVER = float("inf")
+FEW = 32  # dead ones' slots taken over at a time: what is left a newborn process can go on in, and would else find none
+_WHILE_LOOKING = 0.05  # seconds: the thread that looks may have been cut short
 _HEAD, _TAIL = b'{"batch":[', b"]}"
 
 
 class Sender(Delivery):
     """Delivers the events of this process itself, on one thread of its own."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float] = time.monotonic, stores: Stores | None = None
+    ) -> None:
         self.owner = this_process()
         self.exit_timeout = settings.exit_timeout
         self._settings = settings
+        self._syncs = settings.spool_sync
         self._clock = clock
+        self._report = Reporter(settings.on_error)
+        self._stores = stores or Stores.open(settings)
+        slot = self._stores.claim()
         self._outbox = Outbox(
+            self._ring_in(slot),
             settings.max_queue_events,
             settings.max_queue_bytes,
             settings.flush_at,
             settings.overflow == "drop_oldest",
             clock,
         )
+        for event in self._stores.dropped():
+            self._outbox.drop(event)
         self._transport = Transport(settings)
-        self._report = Reporter(settings.on_error)
         self._bell = Bell()  # wakes whoever sends
         self._progress = Bell()  # wakes those who wait until something is settled
         self._successors: dict[int, Sender] = {}
@@ -74,6 +89,8 @@ class Sender(Delivery):
         self._turn_owner = 0  # thread ident; read by a thread only to find out whether it is its own
         self._attempt = 0  # of the batch in hand
         self._not_before = 0.0  # the moment of its next try
+        self._next_look = 0.0  # the moment to look again for what ended processes left
+        self._left_some = False  # there were more than `FEW`
 
         self._resting = False  # the thread should leave as soon as nothing waits
         self._mine: object = None  # what the thread that may send was started with
@@ -81,12 +98,15 @@ class Sender(Delivery):
         self._inline = False  # no thread runs: callers take the turns
         self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
         self._final = False  # it is sure to end
+        self._gave_up = False  # by `close`: what may still be on the wire is nothing that anybody waits for
         _lifecycle.watch(self)
 
     # Called by any thread.
 
     def put(self, event: bytes) -> None:
         answer = self._outbox.put(event)
+        if self._syncs:
+            self._outbox.sync()
         if answer:
             self._follow(answer, event)
 
@@ -97,27 +117,41 @@ class Sender(Delivery):
 
     def flush(self, timeout: float) -> bool:
         deadline = self._clock() + timeout
+        self._find_all(deadline)
         settled = self._await(self._outbox.hurry(), deadline)
+        while settled and self._goes_on(deadline):
+            self._find_all(deadline)
+            settled = self._await(self._outbox.hurry(), deadline)
         if settled:
             self._rest(deadline)
         return settled
 
     def close(self, timeout: float) -> bool:
-        deadline = self._clock() + timeout
+        return self._close(self._clock() + timeout, timeout)
+
+    def _close(self, deadline: float, timeout: float) -> bool:
         self._outbox.close()
         settled = self._drain(deadline)
-        if self._may_wait():
-            if not settled:
-                self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
+        if self._may_wait() and not settled:
+            self._gave_up = True
+            self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
             self._rest(deadline)
+        if self._may_wait():
             if not self._outbox.attended and self._turn.acquire(False):
                 self._transport.close()
                 self._turn.release()
             self._report_drops(0.0)
+            self._outbox.leave_no_trace()
         return settled
 
     def stats(self) -> dict[str, Any]:
-        return {"pid": self.owner.pid, "mode": "inline" if self._inline else "thread", **self._outbox.counts()}
+        return {
+            "pid": self.owner.pid,
+            "mode": "inline" if self._inline else "thread",
+            "memory": self._outbox.kind,
+            "relayed": 0,
+            **self._outbox.counts(),
+        }
 
     # The end of the process.
 
@@ -128,6 +162,8 @@ class Sender(Delivery):
 
     def end(self, deadline: float, final: bool) -> None:
         self._final = final
+        if self._gave_up and self._outbox.is_empty():
+            return
         self._outbox.be_prompt(True)
         settled = self._drain(deadline)
         if self._may_wait():
@@ -135,8 +171,10 @@ class Sender(Delivery):
                 self._give_up(
                     "exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take"
                 )
-            self._rest(deadline)  # what is settled may still have to be reported, by a thread that the end would stop
+                self._rest(deadline)
             self._report_drops(0.0)
+            if final:
+                self._outbox.leave_no_trace()
         self._budget = max(0.0, deadline - self._clock())
 
     def defers(self, act: Callable[[], object]) -> bool:
@@ -149,17 +187,18 @@ class Sender(Delivery):
 
     def for_child(self) -> Sender:
         # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
-        child = self._successors.setdefault(os.getpid(), Sender(self._settings, self._clock))
+        child = self._successors.setdefault(os.getpid(), self._successor(self._stores.for_child()))
         if self._outbox.closed:
             child._outbox.close()
         _lifecycle.release(self)
-        if self.owner.pid:
-            self._transport.abandon()  # no hook was called: uWSGI
         try:
             _lifecycle.end_on(self._settings.exit_signals)  # gunicorn has reset them since
         except LetterError:
             pass  # not the main thread; what was inherited is all there is
         return child
+
+    def _successor(self, stores: Stores) -> Sender:
+        return Sender(self._settings, self._clock, stores)
 
     # What `put` does beyond queueing. Runs in the caller.
 
@@ -171,6 +210,9 @@ class Sender(Delivery):
                 self._settle_now()
         elif answer == FULL:
             self._overflow(event)
+        elif answer == HOMELESS:
+            self._move()
+            self.put(event)
         elif answer == CLOSED:
             self.refuse(
                 "closed",
@@ -179,13 +221,17 @@ class Sender(Delivery):
 
     def _wake(self) -> bool:
         """See to it that the thread looks at the outbox, or a new one; False where none can run."""
-        if not self._outbox.attend():
+        promise = self._outbox.attend()
+        if promise is None:
             self._bell.ring()
             if self._started_by is _thread.start_new_thread:
                 return True
             # gevent has patched since. Our thread is a real one, which gevent's objects do not bear: it leaves at this
             # ring, because it is no longer `_mine`, and a greenlet takes its place.
-        if self._start():
+            promise = self._outbox.attend_instead()
+        with promise.making:
+            promise.begun = self._start()
+        if promise.begun:
             return True
         self._outbox.desert()
         if not self._inline:
@@ -234,6 +280,8 @@ class Sender(Delivery):
         while True:
             with self._progress.sleeper() as sleeper:
                 answer = self._outbox.put(event)
+                if self._syncs:
+                    self._outbox.sync()
                 if answer != FULL:
                     if answer:
                         self._follow(answer, event)
@@ -287,13 +335,19 @@ class Sender(Delivery):
         self._not_before = 0.0
 
     def _drain(self, deadline: float) -> bool:
+        """Have everything settled and the thread leave; False when ``deadline`` has come, or waiting is impossible."""
         self._bring_forward()
         while True:
-            target = self._outbox.hurry()
-            if self._outbox.has_settled(target):
-                return True
-            if not self._await(target, deadline):
+            self._find_all(deadline)
+            if not self._await(self._outbox.hurry(), deadline):
                 return False
+            if self._goes_on(deadline):
+                continue
+            # What is settled may still have to be reported, by a thread that the end would stop. And it may just have
+            # found what another process left.
+            self._rest(deadline)
+            if self._outbox.is_empty() or not self._may_wait() or self._clock() >= deadline:
+                return True
 
     def _settle_now(self) -> None:
         """The process is ending: return only when what waits is settled, or its budget is spent."""
@@ -319,10 +373,74 @@ class Sender(Delivery):
                 sleeper.wait(left)
 
     def _give_up(self, cause: str, why: str) -> None:
+        if self._left_some:
+            self._take_over(FOREVER)  # to be told of
         events = self._outbox.abandon(cause)
+        self._give_back()
         self._progress.ring()
         if events:
             self._report(LetterError(f"{_events(len(events))} given up: {why}", cause=cause, events=events))
+
+    # What ended processes left.
+
+    def _move(self) -> None:
+        self._stores = self._stores.for_child()
+        self._outbox.move(self._ring_in(self._stores.claim()))
+
+    def _find_all(self, deadline: float) -> None:
+        """Take over what every process left that has ended by now."""
+        # A look of another thread may have asked for a process just before it ended, and stands in the way of asking
+        # again until it is over.
+        while self._outbox.looking.has_others() and self._may_wait():
+            with self._progress.sleeper() as sleeper:
+                left = deadline - self._clock()
+                if left <= 0 or not self._outbox.looking.has_others():
+                    break
+                sleeper.wait(min(left, _WHILE_LOOKING))
+        self._take_over()
+
+    def _goes_on(self, deadline: float) -> bool:
+        return self._left_some and self._may_wait() and self._clock() < deadline
+
+    def _take_over(self, most: float = FEW) -> None:
+        if self._outbox.held_by_this_thread():
+            return
+        try:
+            self._outbox.looking.run(lambda: self._look(most))
+        except Exception as surprise:  # a fault of ours must cost neither this process's own events nor its thread
+            pass_on(surprise)
+            self._next_look = FOREVER
+            self._report(LetterError(f"what ended processes left cannot be looked for: {surprise!r}"))
+        finally:
+            self._progress.ring()
+
+    def _look(self, most: float) -> None:
+        self._left_some = self._outbox.adopted() >= most
+        if self._left_some:
+            return
+        for slot in self._stores.orphans():
+            ring = self._ring_in(slot)
+            if not len(ring):
+                slot.release()
+                continue
+            self._outbox.adopt(ring)
+            if self._outbox.adopted() >= most:
+                self._left_some = True
+                return
+
+    def _ring_in(self, slot: Slot) -> Ring:
+        if not holds_events(slot.words):
+            return Ring(slot)
+        ring, wrong = Ring.left_in(slot)
+        if wrong:
+            slot.spoil()
+            self._report(LetterError(f"events that an ended process left cannot be read: {wrong}", cause="damaged"))
+        return ring
+
+    def _give_back(self) -> None:
+        for ring in self._outbox.given_back():
+            ring.trim()
+            ring.slot.release()
 
     # Runs on the sender's thread, or in a caller that has the turn.
 
@@ -366,6 +484,11 @@ class Sender(Delivery):
         Returns the seconds until a turn has something to do: 0 for at once, infinity when nothing waits.
         """
         now = self._clock()
+        if now >= self._next_look or (self._left_some and not self._outbox.adopted()):
+            self._next_look = now + LOOK
+            self._take_over()
+        if self._outbox.is_lost():
+            self._move()
         until_burst = self._report_drops(BURST)
         wait = max(self._outbox.due(now, self._settings.flush_interval), self._not_before - now)
         if wait > 0:
@@ -376,6 +499,7 @@ class Sender(Delivery):
         try:
             self._obey(self._post(batch, min(patience, self._settings.timeout)), batch)
         except Exception as surprise:  # a fault of ours costs this batch, and neither the thread nor the next one
+            pass_on(surprise)
             self._lose("undeliverable", LetterError(f"a fault of the client's own: {surprise!r}"))
         return 0.0
 
@@ -388,7 +512,8 @@ class Sender(Delivery):
 
     def _obey(self, outcome: Answer | Unreachable, batch: list[bytes]) -> None:
         jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
-        verdict = judge(outcome, self._attempt, self._settings.max_retries, len(batch), time.time(), jitter)
+        tries = FOREVER if self._outbox.lasts() else self._settings.max_retries
+        verdict = judge(outcome, self._attempt, tries, len(batch), time.time(), jitter)
         if isinstance(verdict, Again):
             if self._outbox.retry():
                 self._attempt += 1
@@ -400,12 +525,14 @@ class Sender(Delivery):
             return
         if isinstance(verdict, Delivered):
             self._outbox.settle()
+            self._give_back()
             self._progress.ring()
             return
         self._lose(verdict.cause, verdict.error)
 
     def _lose(self, cause: str, error: LetterError) -> None:
         lost = self._outbox.settle(cause)
+        self._give_back()
         self._progress.ring()
         if lost:
             self._report(

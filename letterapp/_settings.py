@@ -54,6 +54,10 @@ class Settings:
     enabled: bool
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
     exit_signals: tuple[int, ...]
+    spool: str | None  # the absolute path of a directory
+    spool_sync: bool  # return from a call when its event would survive a loss of power
+    spool_max_bytes: int  # of all files of one key in the directory
+    relay: bool | str  # hand events to a relay: one that is started, or the one at this path
 
     def __init__(
         self,
@@ -66,6 +70,9 @@ class Settings:
         ssl_context: Any,
         on_error: Any,
         before_send: Any,
+        spool: Any,
+        spool_sync: bool,
+        relay: Any,
         **numbers: Any,
     ) -> None:
         checked = self.__dict__
@@ -83,6 +90,11 @@ class Settings:
         checked["before_send"] = _callable("before_send", before_send)
         checked["ssl_context"] = _context(ssl_context)
         checked["exit_signals"] = _signals(exit_signals)
+        checked["spool"] = _path("spool", "the path of a directory", spool)
+        checked["spool_sync"] = _flag("spool_sync", spool_sync)
+        checked["relay"] = (
+            relay if isinstance(relay, bool) else _path("relay", "True or a socket's path", relay) or False
+        )
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"settings are frozen: make a new Letter to change {name}")
@@ -180,6 +192,19 @@ def _signals(value: Iterable[int]) -> tuple[int, ...]:
         raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {value!r}") from None
 
 
+def _path(name: str, what: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    wrong = LetterError(f"{name} must be {what}, not {value!r}")
+    try:
+        path = os.fsdecode(value)
+    except (TypeError, UnicodeError):
+        raise wrong from None
+    if not path or "\0" in path:
+        raise wrong
+    return os.path.abspath(path)  # now: a daemon changes its working directory
+
+
 def _count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise LetterError(f"{name} must be a whole number, {least} or more, not {value!r}")
@@ -212,4 +237,5 @@ _NUMBERS: dict[str, Callable[[str, Any], Any]] = {
     "max_queue_events": _from(1),
     "max_batch_bytes": _from(1000),
     "exit_timeout": seconds,
+    "spool_max_bytes": _from(1),
 }

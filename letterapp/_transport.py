@@ -1,8 +1,7 @@
 """One kept-alive connection to the API: post a body, get an answer or a mapped error.
 
 Lives here: one request and its answer, its time-out, the TLS context, and when a kept connection is replaced.
-Never here: whether to try again, queues, threads, sockets (`_line`). Used by one thread at a time; `abandon` alone may
-be called in a forked child.
+Never here: whether to try again, queues, threads, sockets (`_line`). Used by one thread at a time.
 
 `ssl`, `http.client` and the like are imported at the first request, by whichever thread sends it, so importing the
 package stays cheap and gevent may patch before. All of it at once, in `load`: a fork in the middle of an import leaves
@@ -13,7 +12,8 @@ from __future__ import annotations
 
 import time
 
-from ._forks import undisturbed
+from ._forks import NETWORK, WORK, undisturbed
+from ._handlers import pass_on
 from ._version import __version__
 
 TYPE_CHECKING = False
@@ -77,12 +77,12 @@ class Transport:
 
     def prepare(self) -> None:
         """Do what the first request does once: the imports, and the TLS context."""
-        undisturbed(load)
+        undisturbed(WORK, load)
         if self._settings.secure:
             try:
-                undisturbed(self._tls)
-            except Exception:
-                pass  # `post` meets it again, and says what it is
+                undisturbed(WORK, self._tls)
+            except Exception as error:
+                pass_on(error)  # else `post` meets it again, and says what it is
 
     def post(self, path: str, body: bytes, timeout: float) -> Answer:
         """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
@@ -105,6 +105,7 @@ class Transport:
                 return self._exchange(path, body, deadline)
         except Exception as error:
             self.close()
+            pass_on(error)
             raise Unreachable(_reason(error, timeout)) from error
         except BaseException:
             self.close()  # a KeyboardInterrupt in the middle: the connection's state is unknown
@@ -115,11 +116,6 @@ class Transport:
         line, self._line, self._connection = self._line, None, None
         if line is not None:
             line.hang_up()
-
-    def abandon(self) -> None:
-        """In a forked child, when no hook did: give back its copy of the descriptor, without a word to the peer."""
-        if self._line is not None:
-            self._line.abandon_late()
 
     def _exchange(self, path: str, body: bytes, deadline: float) -> Answer:
         import http.client
@@ -157,7 +153,7 @@ class Transport:
             from ._proxy import proxy_for
 
             settings = self._settings
-            proxy = undisturbed(proxy_for, settings.secure, settings.host, settings.port)
+            proxy = undisturbed(WORK, proxy_for, settings.secure, settings.host, settings.port)
             host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
             self._headers.pop("Proxy-Authorization", None)
@@ -165,7 +161,7 @@ class Transport:
             if settings.secure:
                 if proxy:
                     line.ask_for_tunnel(settings.authority, proxy.headers)
-                undisturbed(line.secure, self._tls(), settings.host)
+                undisturbed(NETWORK, line.secure, self._tls(), settings.host)
             elif proxy:
                 self._prefix = f"http://{settings.authority}{settings.path}"
                 self._headers.update(proxy.headers)

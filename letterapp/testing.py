@@ -141,8 +141,9 @@ class Hold:
         self._released.wait(self._longest)
         if self._then is not None:
             return self._then(handler)
+        handler.server.api._keep(handler.received)  # before the answer, as the API does
         handler.answer(200)
-        return True
+        return False
 
 
 class IngestionServer:
@@ -314,6 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+    received: Request
 
     def do_GET(self) -> None:
         # Not of the API: how another process asks what came.
@@ -335,6 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         request = Request("POST", self.path, headers, body, self.client_address)
         api = self.server.api
+        self.received = request
         fault = api._note(request)
         if fault is not None:
             if fault(self):

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import report
 from .curves import Curves
-from .peers import FLOOR, KNOWN, Environments, Peer
+from .peers import FLOOR, KNOWN, SELF, Environments, Peer
 from .programs import Failure, Program
 from .report import results
 from .rows import CURVES, MEASURES, ROWS, WORKERS, Samples, findings
@@ -40,6 +40,7 @@ NEAR = 20_000  # over TLS
 FAR = 4_000
 WAITING = 40_000
 BURST = 200
+RELAYED, RELAYED_BY = 200_000, 8  # events, processes
 FLOOD = 384_000  # a whole number of batches on each of the connections
 WARMING = 100  # as in inside/measure.py
 ONE_WAY = 0.010  # seconds
@@ -61,7 +62,7 @@ def bench(options: argparse.Namespace) -> int:
     peers = [environments.peer(name) for name in options.peers or KNOWN]
     columns = [environments.this_client(), *peers, environments.floor()]
     with tempfile.TemporaryDirectory() as folder:
-        rounds = _Rounds(columns, _Certificate.make(Path(folder)))
+        rounds = _Rounds(columns, _Certificate.make(Path(folder)), Path(folder))
         with _progress(console) as progress:
             task = progress.add_task("", total=options.rounds * sum(map(rounds.steps, wanted)))
 
@@ -122,9 +123,10 @@ class _Certificate(NamedTuple):
 class _Rounds:
     """Takes one measurement after the other and keeps what came of them."""
 
-    def __init__(self, columns: list[Peer], certificate: _Certificate) -> None:
+    def __init__(self, columns: list[Peer], certificate: _Certificate, folder: Path) -> None:
         self._columns = columns
         self._certificate = certificate
+        self._folder = folder
         self.samples: Samples = {}
         self.failures: dict[str, dict[str, str]] = {}  # measure, column: the first failure
         self.event_sizes: dict[str, float] = {}  # bytes of one event on the wire
@@ -146,6 +148,8 @@ class _Rounds:
         for peer in self._columns:
             step(peer.column)
             if peer.column == FLOOR and measure not in ("calls", "stream"):
+                continue
+            if peer.column != SELF and measure == "relay":
                 continue
             if peer.column in self.failures.get(measure, {}):
                 figures: Figures | None = None  # once is enough: a hang costs minutes
@@ -237,6 +241,17 @@ class _Rounds:
                 times.append(_cpu_of_children() - before)
         return {"import": (median(imported) - median(bare)) * 1e3}
 
+    def _relay(self, peer: Peer) -> Figures:
+        through = peer._replace(client="letterapp_relay")
+        without, call = self._calls(peer)["call"], self._calls(through)["call"]
+        with self._measured(through, "scale", RELAYED, RELAYED_BY, 1) as (program, sink):
+            heard = program.hear()
+            tally = sink.hear()
+        if heard["hung"] or heard["raised"]:
+            raise Failure(f"{heard['hung']} of {RELAYED_BY} processes hung, {heard['raised']} raised")
+        rate = RELAYED / (tally["last"] - heard["began"])
+        return {"relay_call": call / without, "relay_rate": rate, "relay_own": 100 * (1 - heard["relayed"] / RELAYED)}
+
     def _idle(self, peer: Peer) -> Figures:
         raise AssertionError("all idle at once: see _start_idling")
 
@@ -303,7 +318,7 @@ class _Rounds:
                 port = proxy.hear()["port"]
             url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
             script = HERE / "inside" / "measure.py"
-            env = {**peer.env, **trust}
+            env = {**peer.env, **trust, "XDG_RUNTIME_DIR": str(self._folder)}  # the latter is where a relay is
             yield stack.enter_context(Program(peer.python, script, measure, peer.client, url, *numbers, env=env)), sink
 
 

@@ -11,12 +11,13 @@ import re
 import subprocess
 import zlib
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 from .inside.clients import MODULES
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-SELF, FLOOR = "this client", "floor"
+SELF, RELAY, FLOOR = "this client", "relay=True", "floor"
+OWN = (SELF, RELAY)  # columns of this checkout
 _CLEARED = ("PYTHON", "LETTER_", "POSTHOG_", "SEGMENT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "VIRTUAL_ENV")
 
 
@@ -44,14 +45,13 @@ class Peer(NamedTuple):
     python: str
     version: str
     env: dict[str, str]
+    options: Mapping[str, Any] = {}  # read only: what it is made with in scenarios
 
 
 class Environments:
     """Makes the virtual environments, in ``cache``, each once; delete a folder there to have it made anew."""
 
-    def __init__(
-        self, python: str, cache: Path, progress: Callable[[str], None], beside: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, python: str, cache: Path, progress: Callable[[str], None], beside: tuple[str, ...] = ()) -> None:
         """``beside`` are requirements that each environment has besides its client."""
         self._python = python
         self._beside = beside
@@ -64,6 +64,10 @@ class Environments:
         env = {**_clean(), "PYTHONPATH": str(CHECKOUT)}
         version = _output(python, "import letterapp; print(letterapp.__version__)", env)
         return Peer(SELF, "letterapp", MODULES["letterapp"], KNOWN["letterapp"].marker, python, version, env)
+
+    def relay(self) -> Peer:
+        """This client, all of whose processes hand their events to one."""
+        return self.this_client()._replace(column=RELAY, options={"relay": True})
 
     def floor(self) -> Peer:
         return Peer(FLOOR, "floor", "", "", self._environment(None), self.python_version, _clean())

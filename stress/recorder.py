@@ -79,13 +79,13 @@ class _Server(IngestionServer):
         return (413, f"more than {limit} bytes") if limit is not None and len(request.body) > limit else None
 
     def _keep(self, request: Request) -> None:
-        stored = list(_events(request))
+        stored = list(events_of(request))
         with self._api.changed:
             self._api.arrivals.extend(stored)
             self._api.changed.notify_all()
 
 
-def _events(request: Request) -> Iterator[tuple[str, Key]]:
+def events_of(request: Request) -> Iterator[tuple[str, Key]]:
     body = request.body
     if request.headers.get("content-encoding") == "gzip":
         body = gzip.decompress(body)

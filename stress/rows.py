@@ -53,6 +53,9 @@ ROWS = (
     Row("threads", "idle", "threads left some seconds later", (Limit(0),)),
     Row("fork", "fork", "fork with a used client over without", (Limit(1.1),)),
     Row("memory", "memory", "memory per waiting event over its encoded size", (Limit(1.3),)),
+    Row("relay_call", "relay", "track() with relay=True over without, median", (Limit(3.0),)),
+    Row("relay_rate", "relay", "8 processes through one relay, all delivered, events/s", (Limit(50_000, "", True),)),
+    Row("relay_own", "relay", "of these the part that went the processes' own way, %"),
 )
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .peers import KNOWN, SELF, Environments, Peer
+from .peers import KNOWN, OWN, Environments, Peer
 from .report import results, tables
 from .scenarios import SCENARIOS, chosen
 from .stage import Scenario, perform
 
-THIS = "this"  # what this client is called on the command line
+THIS, THROUGH_RELAY = "this", "relay"  # what this client is called on the command line
 SERVERS = ("gunicorn", "packaging", "gevent", "uvicorn", "celery", "pyuwsgi>=2.0.27; sys_platform != 'win32'")
 
 
@@ -35,7 +35,8 @@ def run(patterns: list[str], options: argparse.Namespace) -> int:
         options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"), beside=SERVERS
     )
     names = options.clients or [THIS, *KNOWN]
-    peers = [environments.this_client() if name == THIS else environments.peer(name) for name in names]
+    own = {THIS: environments.this_client, THROUGH_RELAY: environments.relay}
+    peers = [own[name]() if name in own else environments.peer(name) for name in names]
     data: dict[str, Any] = {
         "kind": "ledger",
         "command": results.command(),
@@ -82,10 +83,11 @@ def _play(
 
 
 def _status(console: Console, data: dict[str, Any], scenarios: int) -> int:
-    own = [entry for entry in data["entries"] if entry["column"] == SELF]
-    bad = [entry["scenario"] for entry in own if entry["verdict"] in ("red", "failed")]
-    if bad:
-        console.print(f"{SELF} does not balance: {', '.join(bad)}", style="red")
-    complete = SELF not in data["columns"] or len(own) == scenarios
-    return 0 if complete and not bad else 1
-
+    balances = True
+    for column in filter(OWN.__contains__, data["columns"]):
+        own = [entry for entry in data["entries"] if entry["column"] == column]
+        bad = [each["scenario"] for each in own if each["verdict"] in ("red", "failed") and not each["elsewhere"]]
+        if bad:
+            console.print(f"{column} does not balance: {', '.join(bad)}", style="red")
+        balances = balances and not bad and len(own) == scenarios
+    return 0 if balances else 1

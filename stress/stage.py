@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -21,7 +22,7 @@ from typing import Any, Iterator, NamedTuple
 import psutil
 
 from .ledger import Books, Key, balance, verdict
-from .peers import SELF, Environments, Peer
+from .peers import OWN, Environments, Peer
 from .programs import Failure, Program
 from .recorder import Api
 from .watch import TOKEN, Watch, held, left_behind
@@ -30,7 +31,8 @@ INSIDE = Path(__file__).resolve().parent / "inside"
 PATIENCE = 40.0  # seconds for a program from its start to its end, where a scenario says nothing else
 BRIEFLY = 0.5
 LEAVING = 1.0  # seconds for a thread that is about to end, where threads are counted
-GRACE = 5.0  # seconds that a process may outlive its parents, while it sends what it has
+GRACE = 7.0  # seconds that a process may outlive its parents or clients, while it sends what it has: 5 by default
+LOGGED = re.compile(r"^letterapp relay \[\d+\]: ([\d,]+) of processes that have ended", re.MULTILINE)
 
 
 class Scenario(NamedTuple):
@@ -41,6 +43,10 @@ class Scenario(NamedTuple):
 
 class Skipped(Exception):
     """This scenario cannot be played here, or not by this client. The text says why."""
+
+
+class Elsewhere(Skipped):
+    """This scenario is another column's: no fault of whose client it is."""
 
 
 class Stage:
@@ -61,10 +67,11 @@ class Stage:
         self.seed = seed
         self.peer = peer
         self.environments = environments
-        self.is_this_client = peer.column == SELF
+        self.is_this_client = peer.column in OWN
         self.folder = folder  # empty, for what the scenario needs
         self.api = Api()
         self.notes: list[str] = []
+        self.may_overtake = False  # events may go two ways here: then a late one is noted, and no fault
         self.hung = 0
         self.leaked = 0
         self.token = uuid.uuid4().hex
@@ -72,6 +79,7 @@ class Stage:
         self._journal = Path(tempfile.mkdtemp(dir=folder))
         self._programs: list[Program] = []
         self._has_lost = False
+        self._logged = 0  # events that a relay gave up when their process had ended: its log is who is told
         self._rested: dict[int, tuple[int, int]] = {}
 
     # What is started.
@@ -87,7 +95,8 @@ class Stage:
             "STRESS_CLIENT": self.peer.client,
             "STRESS_URL": self.api.url,
             "STRESS_JOURNAL": str(self._journal),
-            "STRESS_OPTIONS": json.dumps(options if self.is_this_client else {}),
+            "STRESS_OPTIONS": json.dumps({**self.peer.options, **options} if self.is_this_client else {}),
+            "XDG_RUNTIME_DIR": str(self.folder),  # whoever looks there for a relay finds this performance's
             TOKEN: self.token,
         }
 
@@ -179,6 +188,7 @@ class Stage:
                 process.send_signal(signal.SIGKILL)
         psutil.wait_procs(orphans, 5)
         for program in self._programs:
+            self._logged += sum(int(number.replace(",", "")) for number in LOGGED.findall(program.output))
             program.dispose()
         self.api.settle()
         self.api.close()
@@ -187,7 +197,7 @@ class Stage:
     def books(self) -> Books:
         returned: dict[Key, int] = {}
         told: dict[Key, str] = {}
-        unnamed = vague = 0
+        unnamed, vague = self._logged, 0
         for page in self._journal.iterdir():
             for line in page.read_text().splitlines():
                 words = line.split()
@@ -214,29 +224,35 @@ def perform(
         stage = Stage(scenario, peer, environments, seconds, seed, folder)
         watch = Watch(stage.token)
         failure = None
+        elsewhere = False
         try:
             scenario.module.outside(stage)
         except (Failure, Skipped) as told:
             failure = str(told)
+            elsewhere = isinstance(told, Elsewhere)
         except Exception as surprise:  # as when a process is gone before its signal: it costs this entry, not the run
             failure = f"the scenario broke: {surprise!r}"
         finally:
             orphans = stage.close()
             figures = watch.end()
-        books = stage.books()
+        sums = balance(stage.books())
+        if stage.may_overtake and sums.disordered:
+            stage.notes.append(f"{sums.disordered} events were overtaken by others that went another way")
+            sums = sums._replace(disordered=0)
         if stage.hung:
             failure = None  # that is the finding, and all it kept us from seeing is lost
-        elif not failure and not books.returned:
+        elif not failure and not sums.calls:
             failure = "no call returned: nothing was tried"
         entry: dict[str, Any] = {
             "scenario": scenario.name,
             "column": peer.column,
-            **balance(books)._asdict(),
+            **sums._asdict(),
             "hung": stage.hung,
             "orphans": len(orphans),
             "leaked": stage.leaked,
             **figures,
             "failure": failure,
+            "elsewhere": elsewhere,
             "notes": stage.notes,
         }
         return {**entry, "verdict": verdict(entry)}
@@ -248,5 +264,6 @@ def _growth(before: tuple[int, int], after: tuple[int, int]) -> int:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="letterapp-stress-") as name:
+    # A short name: a socket's path in it may have 103 bytes.
+    with tempfile.TemporaryDirectory(prefix="stress-") as name:
         yield Path(name)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import http.client
 import math
+import os
+import random
 import signal
 import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Callable
 
 import psutil
@@ -22,6 +25,7 @@ from .programs import Failure, Program
 AT_ONCE = 4  # visitors
 ANSWER = 3.0  # seconds that a visitor waits for one answer
 ROUND = 10.0  # seconds after which visitors ask no more, so that a server that stands still costs no more
+KILLS, REQUESTS_A_KILL = 5, 60
 START = 20.0  # seconds for a server to listen
 
 
@@ -42,11 +46,8 @@ def stop(stage: Any, server: Program, seconds: float) -> None:
     stage.finish(server, seconds=seconds)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def _is_reaped(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
 
 
 class Visitors:
@@ -67,6 +68,18 @@ class Visitors:
             asked[requests // 2].result()
             halfway()
         self._answers.update(filter(None, (each.result() for each in asked)))
+
+    def ask_and_kill(self, chance: random.Random, master: int) -> None:
+        """Kill one of ``master``'s workers in the middle of some requests, and again when another has taken its place.
+
+        Not before: uWSGI forgets a worker that it is just replacing when it stops, and waits for ever.
+        """
+        workers = len(psutil.Process(master).children())
+        for _ in range(KILLS):
+            victim = chance.choice(sorted(child.pid for child in psutil.Process(master).children()))
+            self.ask(REQUESTS_A_KILL, halfway=partial(os.kill, victim, signal.SIGKILL))
+            until(partial(_is_reaped, victim), ROUND)
+            self.meet(workers)
 
     def meet(self, workers: int) -> set[int]:
         """Ask until so many workers that stay have answered. Before that one may not know what a signal is."""

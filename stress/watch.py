@@ -1,7 +1,8 @@
 """A look at the whole process tree while a scenario runs, and at what is left of it afterwards.
 
 Lives here: psutil. CPU and context switches come from the kernel's own sum over children that were waited for, because
-a sample misses every process that lives shorter than the time between two looks. Never here: who is to blame.
+a sample misses every process that lives shorter than the time between two looks. So a relay, which is nobody's child,
+is in the peaks and not in those. Never here: who is to blame.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Peaks(NamedTuple):
 
 
 class Watch:
-    """Looks at the descendants of this process that carry ``token``, from its start to `end`."""
+    """Looks at the processes that carry ``token``, from its start to `end`."""
 
     def __init__(self, token: str) -> None:
         self._token = token
-        self._known: dict[int, bool] = {}  # process id: whether it is one of ours
+        self._known: dict[psutil.Process, bool] = {}  # whether it is one of ours
         self._peaks = Peaks(0, 0, 0, 0, 0)
         self._over = threading.Event()
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -57,11 +58,11 @@ class Watch:
             self._peaks = Peaks(*map(max, self._peaks, sums))
 
     def _tree(self) -> list[psutil.Process]:
-        children = psutil.Process().children(recursive=True)
-        for process in children:
-            if process.pid not in self._known:
-                self._known[process.pid] = _has_token(process, self._token)
-        return [process for process in children if self._known[process.pid]]
+        found = list(psutil.process_iter())
+        for process in found:
+            if process not in self._known:
+                self._known[process] = _has_token(process, self._token)
+        return [process for process in found if self._known[process]]
 
 
 def _figures(process: psutil.Process) -> tuple[int, int, int, int]:

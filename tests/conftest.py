@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
-from typing import Any, Iterator
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator
 
 import pytest
+from driven import Driven
+from harness import ROOT
+from spooled import Bench
 
 import letterapp
 from letterapp import Letter, LetterError
+
+sys.path.append(str(ROOT))  # `stress` is no part of the wheel
+
+HANGS = 240.0  # seconds that no test may take: then its process ends, and says where each thread stood
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.__stderr__)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +59,21 @@ def make(letter_api: Any, errors: list[LetterError]) -> Iterator[Any]:
     yield new
     for letter in made:
         letter.close(1)
+
+
+@pytest.fixture
+def driven(letter_api: Any, errors: list[LetterError]) -> Iterator[Callable[..., Driven]]:
+    made: list[Driven] = []
+
+    def new(base_url: str = letter_api.url, **options: Any) -> Driven:
+        made.append(Driven(base_url, errors, **options))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "spool")

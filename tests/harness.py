@@ -41,14 +41,20 @@ def stay():
 def work(letter, count, who="program", start=0):
     for serial in range(start, start + count):
         letter.track(who, "Worked", {"serial": serial, "pid": os.getpid()})
+
+def child(job, fork=getattr(os, 'fork', None)):
+    "A child whose exit code is what `job` returns."
+    pid = fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        code = int(job() or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def environment(api_url: str, **more: str) -> dict[str, str]:

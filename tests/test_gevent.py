@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from harness import PRELUDE, Program, WebServer, environment, eventually, free_port, whose
+from harness import PRELUDE, Program, WebServer, environment, eventually, whose
 
 from letterapp.testing import Hold, IngestionServer
+from stress.ports import free_port
 
 pytest.importorskip("gevent")
 trustme = pytest.importorskip("trustme")

@@ -11,8 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import WebServer, environment, eventually, free_port
+from harness import WebServer, environment, eventually
 from webapps import ASGI, WSGI, Gate, Visitor
+
+from stress.ports import free_port
 
 pytest.importorskip("gunicorn")
 

@@ -21,13 +21,14 @@ from letterapp import Letter
 PACKAGE = ROOT / "letterapp"
 # From the ground up: a room may import what stands before it.
 FLOORS = [
-    ["errors", "_version", "_bell", "_forks", "testing"],
-    ["_settings", "_event", "_delivery", "_outbox", "_line", "_proxy"],
-    ["_transport", "_lifecycle"],
-    ["_retry"],
+    ["errors", "_version", "_bell", "_inside", "_handlers", "_forks", "_private", "_ring", "testing"],
+    ["_settings", "_event", "_delivery", "_outbox", "_locks", "_line", "_proxy", "_protocol"],
+    ["_transport", "_lifecycle", "_memory", "_spool", "_link"],
+    ["_retry", "_stores", "_launch"],
     ["_sender", "_mail"],
+    ["_relayed", "_relay"],
     ["_client"],
-    ["_demo", "_inbox", "pytest_plugin"],
+    ["_demo", "_inbox", "_relay_program", "pytest_plugin"],
     ["__main__", "__init__"],
 ]
 

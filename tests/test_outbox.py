@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Callable
 
 import pytest
+from driven import Slot
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from letterapp._bell import Bell
 from letterapp._outbox import CLOSED, FULL, QUEUED, WAKE, Outbox
+from letterapp._ring import Ring, rooms
 
 
-def outbox(max_events: int = 100, max_bytes: int = 10_000, flush_at: int = 5, drops_oldest: bool = False) -> Outbox:
-    return Outbox(max_events, max_bytes, flush_at, drops_oldest, clock=lambda: 0.0)
+def outbox(
+    max_events: int = 100,
+    max_bytes: int = 10_000,
+    flush_at: int = 5,
+    drops_oldest: bool = False,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Outbox:
+    slot = Slot(*rooms(max_bytes, max_events, 100, max_bytes))
+    return Outbox(Ring(slot), max_events, max_bytes, flush_at, drops_oldest, clock)
 
 
 def test_put_asks_for_the_sender_at_the_first_event_and_when_a_batch_is_full() -> None:
     box = outbox(flush_at=3)
+    box.attend().begun = True
     assert [box.put(b"x") for _ in range(5)] == [WAKE, QUEUED, WAKE, QUEUED, QUEUED]
+
+
+def test_put_asks_for_the_sender_as_long_as_nobody_has_begun_to_look() -> None:
+    box = outbox(flush_at=30)
+    assert [box.put(b"x"), box.put(b"x")] == [WAKE, WAKE]
+    promise = box.attend()
+    assert not box.attended and box.put(b"x") == WAKE  # whoever was to keep it has been cut short
+    with promise.making:
+        assert box.attended and box.put(b"x") == QUEUED and box.attend() is None
+    assert not box.attended
+    promise.begun = True
+    assert box.attended and box.put(b"x") == QUEUED
+    box.desert()
+    assert not box.attended and box.put(b"x") == WAKE
 
 
 def test_what_was_taken_is_waiting_until_it_is_settled() -> None:
@@ -45,7 +69,9 @@ def test_a_halved_batch_keeps_its_order() -> None:
     box.halve()
     assert list(box.take(5, 100)) == [b"0", b"1"]
     box.settle()
-    assert list(box.take(5, 100)) == [b"2", b"3", b"4", b"5"]
+    assert list(box.take(5, 100)) == [b"2", b"3", b"4"]
+    box.settle()
+    assert list(box.take(5, 100)) == [b"5"]
 
 
 def test_take_never_exceeds_its_bytes_but_for_a_single_event() -> None:
@@ -59,7 +85,7 @@ def test_take_never_exceeds_its_bytes_but_for_a_single_event() -> None:
 
 def test_due_counts_from_the_oldest_event() -> None:
     now = [10.0]
-    box = Outbox(100, 1000, 5, False, clock=lambda: now[0])
+    box = outbox(clock=lambda: now[0])
     assert box.due(10.0, 0.1) == float("inf")
     box.put(b"x")
     now[0] = 10.05
@@ -104,7 +130,7 @@ class Interrupted:
 
 def test_a_put_that_interrupts_a_put_is_queued_after_it() -> None:
     clock = Interrupted()
-    box = Outbox(100, 1000, 5, False, clock)
+    box = outbox(clock=clock)
     clock.box = box
     assert box.put(b"interrupted") == WAKE
     assert clock.answers == [WAKE]
@@ -118,7 +144,7 @@ def test_a_put_that_interrupts_any_other_method_is_swept_in_by_the_next() -> Non
     with box._lock:  # as in the middle of `take` or `settle`
         assert box.held_by_this_thread()
         box.put(b"b")
-        assert len(box._waiting) == 1
+        assert len(box._ring) == 1
     assert not box.held_by_this_thread()
     assert box.counts()["waiting"] == 2 and not box.is_empty()
 
@@ -138,7 +164,7 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.box = Outbox(8, 60, 3, self.drops_oldest, clock=lambda: 0.0)
+        self.box = outbox(8, 60, 3, self.drops_oldest)
         self.accepted = 0
         self.left: list[bytes] = []
 
@@ -163,7 +189,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def halve(self) -> None:
-        if len(self.box._taken) > 1:
+        if len(self.box._ring.batch) > 1:
             self.box.halve()
 
     @rule()
@@ -179,7 +205,8 @@ class Model(RuleBasedStateMachine):
             == counts["delivered"] + sum(counts["lost"].values()) + counts["waiting"]
         )
         assert counts["waiting"] <= 8 and counts["waiting_bytes"] <= 60
-        assert counts["waiting_bytes"] == sum(map(len, [*self.box._taken, *self.box._waiting]))
+        left, wrong = Ring.left_in(self.box._ring.slot.copy())  # as it would be found, were the process killed now
+        assert not wrong and len(left) == counts["waiting"] and left.size == counts["waiting_bytes"]
         assert self.left == sorted(self.left)
 
 
@@ -224,3 +251,17 @@ def test_every_sleeper_is_woken_by_one_ring_and_none_twice_by_many_that_ring() -
     for thread in [*ringers, *sleepers]:
         thread.join(30)
     assert woken == [True] * 8
+
+
+@pytest.mark.parametrize("ask", [Outbox.is_empty, lambda box: box.has_settled(0)], ids=["is_empty", "has_settled"])
+def test_what_a_look_finds_that_ends_while_it_is_asked_for_is_not_missed(ask: Any, monkeypatch: Any) -> None:
+    box, found = outbox(), Ring(Slot(*rooms(10_000, 100, 100, 10_000)))
+    found.append(b"of a dead one")
+
+    def look_ends() -> bool:
+        box.adopt(found)
+        return False
+
+    assert ask(box)
+    monkeypatch.setattr(box.looking, "has_others", look_ends)
+    assert not ask(box)

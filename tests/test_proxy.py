@@ -11,10 +11,11 @@ from typing import Any, Callable, Iterator
 
 import pytest
 import trustme
-from harness import DEADLINE, WebServer, environment, eventually, free_port
+from harness import DEADLINE, WebServer, environment, eventually
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer
+from stress.ports import free_port
 
 NOWHERE = "http://127.0.0.1:1"  # a proxy that refuses every connection
 USER, PASSWORD = "user@corp", "p:ss/w%rd ü"
@@ -237,7 +238,7 @@ def test_refused_credentials_are_reported_for_connect(
     monkeypatch.setenv("HTTPS_PROXY", f"http://{credentials}{guarded.address}")
     assert not delivers(make(base_url=tls_api.url, ssl_context=trusting, max_retries=0))
     (error,) = errors
-    assert "407" in str(error) and error.lost == 1
+    assert "refused: 407" in str(error) and error.lost == 1
     assert "secret-word" not in str(error)
     assert tls_api.requests == []
 
@@ -438,4 +439,4 @@ def test_a_request_is_bounded_by_timeout_when_the_answer_to_connect(
     assert settled, "the request goes on for as long as the proxy speaks"
     (error,) = errors
     assert error.cause == "undeliverable" and error.lost == 1
-    assert "no answer within 0.3 s" in str(error) or "407" in str(error)
+    assert "no answer within 0.3 s" in str(error) or "refused: 407" in str(error)

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +20,21 @@ import pytest
 from harness import DEADLINE, ROOT
 from rich.console import Console
 
-sys.path.append(str(ROOT))  # it is no part of the wheel
-
 from stress import run, stage
 from stress.ledger import FAULTS, Books, balance, verdict
-from stress.peers import SELF, Environments, Peer
-from stress.scenarios import SCENARIOS, chaos
+from stress.peers import RELAY, SELF, Environments, Peer
+from stress.ports import free_port
+from stress.scenarios import SCENARIOS, chaos, relay
 
 ONE, OTHER = ("1", 0), ("1", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel's range is not asked for")
+def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    if first < 11_000 and last > 64_535:
+        pytest.skip("nothing is beside the kernel's range")
+    assert not any(first <= free_port() <= last for _ in range(20))
 
 
 def sums(returned: list[Any], arrivals: list[Any], told: tuple[Any, ...] = ()) -> dict[str, Any]:
@@ -82,8 +90,9 @@ def perform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     environments = Environments(sys.executable, tmp_path, print)
 
-    def perform(scenario: str, client: str) -> dict[str, Any]:
-        peer = Peer(SELF, client, "letterapp", "", sys.executable, "", env)
+    def perform(scenario: str, client: str, **options: Any) -> dict[str, Any]:
+        column = RELAY if options else SELF
+        peer = Peer(column, client, "letterapp", "", sys.executable, "", env, options)
         return stage.perform(SCENARIOS[scenario], peer, environments)
 
     return perform
@@ -98,6 +107,73 @@ def test_the_client_as_it_is_balances(scenario: str, perform: Any) -> None:
     entry = perform(scenario, "letterapp")
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
     assert entry["delivered"] == entry["calls"] > 0
+
+
+needs_unix = pytest.mark.skipif(sys.platform == "win32", reason="a relay needs Unix sockets")
+
+
+@needs_unix
+@pytest.mark.parametrize("scenario", ["single", "process-spawn", "sigterm-exit-signals", "relay-cgroup"])
+def test_the_client_with_a_relay_balances(scenario: str, perform: Any) -> None:
+    if scenario == "relay-cgroup":
+        pytest.importorskip("gunicorn")
+    entry = perform(scenario, "letterapp", relay=True)
+    assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
+    assert entry["delivered"] == entry["calls"] > 0
+
+
+@needs_unix
+def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outside(stage: Any) -> None:
+        program = stage.play("bursts")
+        program.hear()
+        program.go_on()
+        program.hear()
+        pid = relay._used(stage, events=200)["pid"]
+        assert stage.wait_for_all(DEADLINE)
+        os.kill(pid, signal.SIGSTOP)
+        program.close_stdin()
+        stage.finish(program)
+
+    monkeypatch.setattr(SCENARIOS["bursts"].module, "outside", outside)
+    entry = perform("bursts", "letterapp", relay=True)
+    assert (entry["verdict"], faults(entry)) == ("red", {"orphans": 1}), entry
+
+
+@needs_unix
+def test_what_a_relay_writes_into_its_log_is_told(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "GRACE", 15.0)  # it has its own time after its last client
+    entry = perform("outage-end", "letterapp", relay=True)
+    assert (entry["verdict"], faults(entry)) == ("told", {}), entry
+    assert entry["calls"] == entry["told"] + entry["delivered"] > entry["delivered"]
+
+
+@needs_unix
+def test_a_relay_that_dies_with_events_is_played_for_real(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "KILLS", 2)
+    entry = perform("relay-killed", "letterapp", relay=True)
+    assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
+    assert any("name no event" in note for note in entry["notes"]), "no process has met the end of its relay"
+
+
+def test_a_scenario_of_another_column_is_no_fault_of_this_client(perform: Any) -> None:
+    entry = perform("relay-killed", "letterapp")
+    assert (entry["verdict"], entry["calls"]) == ("failed", 0)
+    assert RELAY in entry["failure"]
+    assert run._status(Console(quiet=True), ledger(entry), 1) == 0
+
+
+def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = SCENARIOS["single"].module.outside
+
+    def outside(stage: Any) -> None:
+        stage.may_overtake = True
+        played(stage)
+
+    monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
+    entry = perform("single", "broken:disordered")
+    assert (entry["verdict"], faults(entry)) == ("balances", {}), entry
+    assert any("overtaken" in note for note in entry["notes"])
 
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "collided", "disordered", "orphans"])
@@ -210,6 +286,9 @@ def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int,
     data = ledger(perform("single", client))
     assert run._status(console, data, 1) == status
     assert run._status(console, data, 2) == 1, "a scenario was not played"
+    data["columns"] = [RELAY]
+    data["entries"][0]["column"] = RELAY
+    assert run._status(console, data, 1) == status, "a column of this client's too"
 
 
 def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import Finished, WebServer, environment, eventually, free_port
+from harness import Finished, WebServer, environment, eventually
 from webapps import ASGI, FASTAPI, Gate, Visitor
+
+from stress.ports import free_port
 
 pytest.importorskip("uvicorn")
 

@@ -22,9 +22,10 @@ from typing import Any, Iterator, Sequence
 
 import psutil
 import pytest
-from harness import Program, environment, eventually, free_port, get, whose
+from harness import Program, environment, eventually, get, whose
 
 from letterapp.testing import Hold, status
+from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pyuwsgi") is None, reason="pyuwsgi is not installed")
 

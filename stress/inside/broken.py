@@ -45,8 +45,8 @@ def told(url: str, tell: Tell) -> Client:
     return _with(
         url,
         tell,
-        lambda letter: lambda given: (
-            tell([{"properties": given}]) if _often(given) else letter.track(USER, EVENT, given)
+        lambda letter: (
+            lambda given: tell([{"properties": given}]) if _often(given) else letter.track(USER, EVENT, given)
         ),
     )
 

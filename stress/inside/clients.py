@@ -24,6 +24,7 @@ USER, EVENT = "user_12345", "Order Completed"
 class Client(NamedTuple):
     track: Callable[..., object]
     close: Callable[[], object]
+    relayed: Callable[[], int] = lambda: 0  # events of this process that went by a relay
 
 
 def properties(number: int) -> dict[str, Any]:
@@ -31,14 +32,18 @@ def properties(number: int) -> dict[str, Any]:
     return {"plan": "pro", "amount": 12.5, "count": number, "paid": True, "source": "newsletter"}
 
 
-def letterapp(url: str, room: int) -> Client:
+def letterapp(url: str, room: int, **options: Any) -> Client:
     from letterapp import Letter
 
     # 0.2.0 has no bounds, and takes no option for them.
     bounded = "max_queue_events" in (Letter.__init__.__kwdefaults__ or ())
     bounds: Any = {"max_queue_events": room, "max_queue_bytes": room * 1000, "exit_timeout": 60.0} if bounded else {}
-    letter = Letter("key", url, **bounds)
-    return Client(partial(letter.track, USER, EVENT), letter.close)
+    letter = Letter("key", url, **bounds, **options)
+    return Client(partial(letter.track, USER, EVENT), letter.close, lambda: int(letter.stats()["relayed"]))
+
+
+def letterapp_relay(url: str, room: int) -> Client:
+    return letterapp(url, room, relay=True)
 
 
 def posthog(url: str, room: int) -> Client:

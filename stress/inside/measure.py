@@ -121,14 +121,16 @@ def scale(name: str, url: str, number: int, workers: int, preloaded: int) -> Non
         make()
     else:
         __import__(MODULES[name])
-    times = memoryview(mmap(-1, 8 * number)).cast("q")  # shared: the workers write, this process reads
+    # Shared: the workers write, this process reads.
+    times = memoryview(mmap(-1, 8 * number)).cast("q")
+    relayed = memoryview(mmap(-1, 8 * workers)).cast("q")
     gate, ready = _Pipe(*os.pipe()), _Pipe(*os.pipe())
     share = number // workers
     children = []
-    for first in range(0, share * workers, share):
+    for place in range(workers):
         child = os.fork()
         if child == 0:
-            _work(make, times[first : first + share], gate, ready)
+            _work(make, times[place * share :][:share], relayed[place : place + 1], gate, ready)
         children.append(child)
     os.close(ready.write)
     while os.read(ready.read, 1):
@@ -137,7 +139,8 @@ def scale(name: str, url: str, number: int, workers: int, preloaded: int) -> Non
     os.close(gate.write)
     ends = [os.waitpid(child, 0)[1] for child in children]
     hung = ends.count(signal.SIGALRM)
-    _say(began=began, median_us=sorted(times)[number // 2] / 1e3, hung=hung, raised=len(ends) - ends.count(0) - hung)
+    raised = len(ends) - ends.count(0) - hung
+    _say(began=began, median_us=sorted(times)[number // 2] / 1e3, hung=hung, raised=raised, relayed=sum(relayed))
 
 
 class _Pipe(NamedTuple):
@@ -145,7 +148,9 @@ class _Pipe(NamedTuple):
     write: int
 
 
-def _work(make: Callable[[], clients.Client], times: memoryview, gate: _Pipe, ready: _Pipe) -> NoReturn:
+def _work(
+    make: Callable[[], clients.Client], times: memoryview, relayed: memoryview, gate: _Pipe, ready: _Pipe
+) -> NoReturn:
     """Be a worker: wait at the gate until the parent opens it, by closing it. Never returns into the parent's code."""
     try:
         signal.alarm(PATIENCE)  # unhandled, so it ends a worker whatever that hangs in
@@ -162,6 +167,7 @@ def _work(make: Callable[[], clients.Client], times: memoryview, gate: _Pipe, re
             track(properties=given)
             times[count] = clock() - began
         client.close()
+        relayed[0] = client.relayed()
         os._exit(0)
     except BaseException:
         traceback.print_exc()

@@ -169,7 +169,8 @@ def _working(stage: Any, act: Act) -> Iterator[int]:
 @contextlib.contextmanager
 def _visited(stage: Any, act: Act) -> Iterator[int]:
     """A server, and visitors without end."""
-    from ..visits import AT_ONCE, Failure, Visitors, free_port, until
+    from ..ports import free_port
+    from ..visits import AT_ONCE, Failure, Visitors, until
     from .uwsgi_workers import are_idle
 
     port, stats = free_port(), free_port()

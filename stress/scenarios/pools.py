@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
+import os
+import signal
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 METHODS = ("fork", "spawn", "forkserver")
 TITLES = {
     **{f"process-{method}": f"8 jobs, a Process each, {method}" for method in METHODS},
     **{f"pool-{method}-close": f"Pool(4), 40 jobs, {method}, closed and joined" for method in METHODS},
-    **{f"pool-{method}-terminate": f"`with Pool(4)`, 40 jobs, {method}: SIGTERM at its end" for method in METHODS},
+    "pool-fork-terminate": "`with Pool(4)`, 40 jobs, fork: SIGTERM at its end",
+    "pool-spawn-terminate": "the same, spawn; spool= where it exists, since no memory is shared",
+    "pool-forkserver-terminate": "the same, forkserver; spool= where it exists",
     "pool-recycle": "Pool(4), 80 jobs, each worker replaced after 10 of them",
     "executor": "ProcessPoolExecutor(4), 40 jobs, fork",
+    "broken-executor": "the same 5 times, and a job that kills its worker: the pool is broken, the program goes on",
 }
 
 
@@ -20,6 +27,11 @@ def job(number: int) -> None:
     import desk
 
     desk.track(10)
+
+
+def fatal_job(number: int) -> None:
+    job(number)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def inside(name: str) -> None:
@@ -34,6 +46,10 @@ def inside(name: str) -> None:
     elif kind == "executor":
         with concurrent.futures.ProcessPoolExecutor(4, mp_context=context) as executor:
             list(executor.map(job, range(40)))
+    elif kind == "broken":
+        for _ in range(5):
+            _break(context)
+            desk.track(10)
     elif end == "terminate":
         with context.Pool(4) as pool:
             pool.map(job, range(40), chunksize=1)
@@ -45,6 +61,15 @@ def inside(name: str) -> None:
     desk.track(10)
 
 
+def _break(context: Any) -> None:
+    with concurrent.futures.ProcessPoolExecutor(4, mp_context=context) as executor:
+        jobs = [executor.submit(job, number) for number in range(40)]
+        fatal = executor.submit(fatal_job, 40)
+        for each in [*jobs, fatal]:
+            with contextlib.suppress(BrokenProcessPool):
+                each.result()
+
+
 def _processes(context: Any) -> None:
     processes = [context.Process(target=job, args=(number,)) for number in range(8)]
     for process in processes:
@@ -54,4 +79,6 @@ def _processes(context: Any) -> None:
 
 
 def outside(stage: Any) -> None:
-    stage.finish(stage.play(stage.name, patience=25.0))
+    shares_nothing = stage.name in ("pool-spawn-terminate", "pool-forkserver-terminate")
+    options = {"spool": str(stage.folder / "spool")} if shares_nothing else {}
+    stage.finish(stage.play(stage.name, patience=25.0, **options))

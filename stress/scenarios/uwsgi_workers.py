@@ -10,19 +10,22 @@ import os
 import socket
 from typing import Any
 
+from ..ports import free_port
 from ..stage import Skipped
-from ..visits import Visitors, free_port, stop, until
+from ..visits import Visitors, stop, until
 
 TITLES = {
     "uwsgi-default": "uWSGI with a master and 2 workers, preloaded, 300 requests; SIGTERM when the workers are idle",
     "uwsgi-lazy": "the same, --lazy-apps",
     "uwsgi-hooks": "the same, --py-call-uwsgi-fork-hooks --enable-threads",
     "uwsgi-threads": "the same, --threads 2",
+    "uwsgi-kill": "the same, --enable-threads; 5 SIGKILLs of workers under load",
     "uwsgi-old": "the same, uWSGI 2.0.26, where no thread runs unless asked for",
 }
 FLAGS: dict[str, list[Any]] = {
     "uwsgi-lazy": ["--lazy-apps"],
     "uwsgi-hooks": ["--py-call-uwsgi-fork-hooks", "--enable-threads"],
+    "uwsgi-kill": ["--enable-threads"],
     "uwsgi-threads": ["--threads", 2],
 }
 OLD = "pyuwsgi==2.0.26"
@@ -42,7 +45,10 @@ def outside(stage: Any) -> None:
     visitors = Visitors(server, port)
     try:
         visitors.meet(WORKERS)
-        visitors.ask(REQUESTS)
+        if stage.name == "uwsgi-kill":
+            visitors.ask_and_kill(stage.random, server.pid)
+        else:
+            visitors.ask(REQUESTS)
         until(lambda: are_idle(stats), PATIENCE)
     finally:
         stop(stage, server, PATIENCE)

@@ -7,7 +7,8 @@ from typing import Any
 
 import psutil
 
-from ..visits import Visitors, free_port, stop, until
+from ..ports import free_port
+from ..visits import Visitors, stop, until
 
 TITLES = {
     "gunicorn-sync": "gunicorn --preload, 2 workers, 300 requests; SIGTERM to the master",
@@ -15,6 +16,7 @@ TITLES = {
     "gunicorn-gevent": "the same, with gevent",
     "gunicorn-hup": "the same, with threads; HUP to the master halfway",
     "gunicorn-recycle": "the same, each worker replaced after 20 requests",
+    "gunicorn-kill": "the same, with threads; 5 SIGKILLs of workers under load",
     "gunicorn-uvicorn": "the same, uvicorn's worker: no exit code runs; exit_signals=(SIGTERM,) where it exists",
     "uvicorn-workers": "uvicorn --workers 2, 300 requests; SIGTERM to the master; the lifespan closes the client",
 }
@@ -25,6 +27,7 @@ WORKER_CLASSES = {
     "gunicorn-gthread": THREADS,
     "gunicorn-gevent": ("gevent",),
     "gunicorn-hup": THREADS,
+    "gunicorn-kill": THREADS,
     "gunicorn-recycle": ("sync", "--max-requests", LIFE),
     "gunicorn-uvicorn": ("uvicorn.workers.UvicornWorker",),
 }
@@ -61,6 +64,8 @@ def _visit(stage: Any, server: Any, visitors: Visitors) -> None:
     if stage.name == "gunicorn-hup":
         visitors.ask(REQUESTS, halfway=lambda: server.signal(signal.SIGHUP))
         until(lambda: not any(map(psutil.pid_exists, workers)), PATIENCE)
+    elif stage.name == "gunicorn-kill":
+        visitors.ask_and_kill(stage.random, server.pid)
     else:
         visitors.ask(REQUESTS)
     visitors.meet(WORKERS)

@@ -1,0 +1,37 @@
+"""Exceptions that are the application's, though they come up in the middle of this package's code.
+
+Lives here: telling them from others. Never here: what is done about either.
+
+A signal handler may raise to have its program stop what it does: Celery's soft time limit, an alarm that raises
+`TimeoutError`. Where this package catches what its own work may raise, that one must go through.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator
+
+
+def pass_on(error: BaseException) -> None:
+    """Raise ``error`` again if a signal handler raised it; for an `except` that catches more than it is meant to."""
+    codes = set(_codes_of_handlers())
+    frames = error.__traceback__ if codes else None
+    while frames is not None:
+        if frames.tb_frame.f_code in codes:
+            raise error
+        frames = frames.tb_next
+
+
+def _codes_of_handlers() -> Iterator[object]:
+    for number in range(1, _signal.NSIG):
+        handler = _signal.getsignal(number)
+        while hasattr(handler, "func"):  # functools.partial
+            handler = handler.func
+        code = getattr(handler, "__code__", None)  # of a function or a method
+        if code is None and callable(handler):
+            code = getattr(type(handler).__call__, "__code__", None)
+        if code is not None:
+            yield code

@@ -1,0 +1,269 @@
+"""Where the relay of an application is, and how it is started where there is none.
+
+Lives here: the socket's place, joining, the interpreter, the start. Never here: what goes over the socket later
+(`_link`), what a relay does (`_relay`). This file and its modules are imported for those alone who use a relay.
+
+With ``relay=True`` the place follows from the user, the key and the options. So every process of an application finds
+the same relay, whether it was forked, spawned or started by a server of its own, and the first one starts it. It is a
+program by itself and nobody's child: neither the end nor the `wait` of any process meets it. It lives while somebody
+holds a lease, a connection over which nothing goes. Forked children inherit the lease, and a program that replaces
+itself by `exec`, as uWSGI's master does at a reload, loses it.
+"""
+
+from __future__ import annotations
+
+import _socket
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from hashlib import sha256
+
+from . import _protocol
+from ._forks import close_own
+from ._handlers import pass_on
+from ._link import POSSIBLE, QUIETLY, connect
+from ._private import must_be_guarded, must_be_ours
+from ._version import __version__
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ._settings import Settings
+
+STARTING = 20.0  # seconds that a new relay may take until it serves
+ANSWERING = 5.0  # seconds that one which serves may take to answer a greeting
+TRIES = 10
+LONGEST_PATH = 103  # bytes of a socket's path, on the system that takes the fewest
+# What a relay does as its clients' options say. The rest is each process's own affair.
+PASSED_ON = (
+    *("api_key", "base_url", "flush_at", "flush_interval", "max_retries", "timeout", "max_queue_bytes"),
+    *("max_queue_events", "overflow", "max_batch_bytes", "exit_timeout", "spool", "spool_max_bytes"),
+)
+# Isolated, so that no variable meant for the application's Python counts. The first import must find this very package,
+# and no other one what lies beside it.
+_BOOT = (
+    "import sys; place = sys.argv.pop(1); sys.path.insert(0, place); import letterapp; sys.path.remove(place); "
+    "from letterapp.__main__ import main; sys.exit(main())"
+)
+
+
+class Lease:
+    """What keeps a relay going. A forked child's copy does too, until that child's end."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self._inode = os.fstat(sock.fileno()).st_ino
+
+    def close(self) -> None:
+        close_own(self._sock.detach(), self._inode)
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except (AttributeError, TypeError):
+            pass  # the interpreter is taken apart; it goes with the process
+
+
+def check(settings: Settings) -> None:
+    """Raise `LetterError` for what cannot be, whatever the state of things."""
+    relay: Any = settings.relay
+    if not POSSIBLE:
+        raise LetterError("relay needs Unix sockets, which this system has not: leave it out")
+    if relay is not True and len(os.fsencode(relay)) > LONGEST_PATH:
+        raise LetterError(f"relay={relay!r} is too long for a socket's path: {LONGEST_PATH} bytes at most")
+    if settings.spool_sync:
+        raise LetterError("spool_sync cannot be kept with a relay, for whose disk no call waits: leave one of them out")
+    if relay is True and settings.ssl_context is not None:
+        raise LetterError(
+            "relay=True starts a program, and an ssl_context cannot go there: set SSL_CERT_FILE, "
+            "or keep a relay yourself and give its socket"
+        )
+
+
+def place(settings: Settings) -> str:
+    """The path of the relay's socket, in a directory that is to be believed; `OSError` if there is none."""
+    if settings.relay is not True:
+        path = str(settings.relay)
+        must_be_guarded(os.path.dirname(path))
+        return path
+    return os.path.join(_own_directory(), f"relay-{_name(settings)}.sock")
+
+
+def places() -> list[str]:
+    """The sockets of this user's relays that were started for clients."""
+    directory = _own_directory()
+    return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(".sock")]
+
+
+def lease(settings: Settings) -> Lease | None:
+    """A lease on the relay, which is started if it must be. None if another's is not there yet.
+
+    Blocks: for milliseconds if it is there, for a fraction of a second, `STARTING` seconds at most, if not.
+    `LetterError` if it refuses or cannot be started.
+    """
+    try:
+        path = place(settings)
+        if len(os.fsencode(path)) > LONGEST_PATH:
+            raise OSError(f"the path {path} is too long: set XDG_RUNTIME_DIR to a short one")
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise LetterError(f"relay: no place for the socket: {problem.strerror or problem}") from None
+    try:
+        found = _join(path, settings)
+        tries = 0 if settings.relay is True else TRIES
+        while found is None and tries < TRIES:
+            _start(path, settings)
+            found = _join(path, settings)  # None if it was another's, whose last client has left just now
+            tries += 1
+    except (_socket.timeout, BlockingIOError) as problem:
+        pass_on(problem)
+        return None  # there is one, and it stands still: the calls will find it so
+    if found is None and settings.relay is True:
+        raise LetterError(f"relay: the program that was started has ended at once; run it by hand to see: {_by_hand()}")
+    return found
+
+
+def ask(path: str, api_key: str, base_url: str, wants: str) -> tuple[Any, dict[str, Any]]:
+    """Greet the relay at ``path``; return the socket and the answer. `OSError` if nobody answers."""
+    sock = connect(path, ANSWERING)
+    try:
+        sock.sendall(_protocol.greeting(api_key, base_url, wants), QUIETLY)
+        heard = b""
+        while not heard.endswith(_protocol.END):
+            data = sock.recv(65_536)
+            if not data:
+                raise ConnectionResetError("it hung up")
+            heard += data
+    except BaseException:
+        sock.close()
+        raise
+    return sock, _protocol.parse(heard)
+
+
+def _join(path: str, settings: Settings) -> Lease | None:
+    try:
+        sock, answer = ask(path, settings.api_key, settings.base_url, _protocol.LEASE)
+    except (_socket.timeout, BlockingIOError):
+        raise  # its backlog is full
+    except OSError as problem:
+        pass_on(problem)
+        return None  # nobody there, or one that is about to leave
+    if "welcome" not in answer:
+        sock.close()
+        raise LetterError(f"the relay at {path} refuses this client: {answer.get('refused', 'for no reason')}")
+    return Lease(sock)
+
+
+def _start(path: str, settings: Settings) -> None:
+    """Run a relay until it says that it, or another one, serves at ``path``."""
+    options = {name: getattr(settings, name) for name in PASSED_ON}
+    command = [interpreter(), "-I", "-c", _BOOT, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    ours, its = _socket.socketpair()  # no pipe, of whose end the application's own SIGPIPE could tell
+    ours.settimeout(ANSWERING)
+    try:
+        process = subprocess.Popen(
+            [*command, "relay", "--for-clients", "--socket", path],
+            stdin=its.fileno(),
+            stdout=subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as problem:
+        ours.close()
+        raise LetterError(f"relay: {command[0]} cannot be run: {problem.strerror or problem}") from None
+    finally:
+        its.close()
+    assert process.stdout is not None
+    try:
+        # The key goes this way, and in no argument, which all users of the machine may read.
+        ours.sendall(json.dumps(options).encode() + b"\n", QUIETLY)
+        said = _first_line(process.stdout.fileno())
+    except OSError as problem:
+        said = str(problem)
+    finally:
+        ours.close()
+        process.stdout.close()
+        _reap(process)
+    if said != "ready":
+        raise LetterError(
+            f"relay: it could not be started: {said or 'the program ended; its last words are on stderr'}"
+        )
+
+
+def _first_line(descriptor: int) -> str:
+    deadline = time.monotonic() + STARTING
+    heard = b""
+    while not heard.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if left <= 0 or not poll.poll(left * 1000):
+            return f"it did not serve within {STARTING:g} s"
+        data = os.read(descriptor, 4096)
+        if not data:
+            break
+        heard += data
+    return heard.decode("utf-8", "replace").strip()
+
+
+def _reap(process: Any) -> None:
+    """The program that was started ends at once: the relay is a child of nobody."""
+    try:
+        process.wait(ANSWERING)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def interpreter() -> str:
+    """A Python that can run this package; `LetterError` if none can be found. uWSGI's ``sys.executable`` is uWSGI."""
+    if getattr(sys, "frozen", False):
+        raise LetterError(
+            "relay=True needs a Python interpreter to run, and this program is frozen: "
+            f"keep a relay yourself ({_by_hand()}) and give its socket"
+        )
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    names = [f"python{version}", "python3", "python", f"pypy{version}", "pypy3"]
+    places = [os.path.join(prefix, "bin", name) for prefix in (sys.prefix, sys.base_prefix) for name in names]
+    executable = sys.executable or ""
+    if os.path.basename(executable).startswith(("python", "pypy")):
+        places.insert(0, executable)
+    for path in places:
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise LetterError(
+        f"relay=True needs a Python interpreter to run, and none is in {os.path.join(sys.prefix, 'bin')}: "
+        f"keep a relay yourself ({_by_hand()}) and give its socket"
+    )
+
+
+def _by_hand() -> str:
+    return "python -m letterapp relay --socket PATH"
+
+
+def _own_directory() -> str:
+    """A directory for sockets that is this user's alone, made if it must be."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    try:
+        must_be_ours(runtime)
+        directory = os.path.join(runtime, "letterapp")
+    except OSError:
+        directory = os.path.join(tempfile.gettempdir(), f"letterapp-{os.geteuid()}")
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        pass
+    must_be_ours(directory)
+    return directory
+
+
+def _name(settings: Settings) -> str:
+    told = repr([__version__, _protocol.VERSION, [getattr(settings, name) for name in PASSED_ON]])
+    return sha256(told.encode()).hexdigest()[:16]

@@ -1,0 +1,415 @@
+"""A process's way to a relay: one socket, and the events that went over it and are not settled.
+
+Lives here: handing over, which never waits longer than a millisecond; the relay's answers; what is to be sent again
+when the relay is gone. Never here: what a process does instead (`_relayed`), how a relay comes to be (`_launch`).
+
+Nothing is waited for when a connection is opened either: see `_protocol`. So a relay that is stopped or busy is met
+like one that is full.
+
+The socket is C's own, because gevent's would let other greenlets in between an event's bytes.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import threading
+import time
+from collections import deque
+
+from . import _protocol
+from ._forks import close_own, inherits
+from ._handlers import pass_on
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .errors import LetterError
+
+PATIENCE = 0.001  # seconds that a call may wait for a relay that takes nothing; calls that follow do not wait at all
+_EVERY = 63  # events, less one, after which the answers are read: a power of two, less one
+_AT_ONCE = getattr(_socket, "MSG_DONTWAIT", 0) | getattr(_socket, "MSG_NOSIGNAL", 0)
+QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)  # a server may have SIGPIPE end its processes
+_LARGEST = 32_000  # bytes of an event: Linux sends as much whole or not at all
+_BUFFER = 1_048_576  # bytes that may lie in a socket, if the system allows: what a burst finds room in
+_LISTEN = 0.1  # seconds after which they are, in any case
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds from one attempt to reach a relay to the next
+_WHILE_WAITING = 0.05  # seconds: another thread may have read the answer
+
+POSSIBLE = hasattr(_socket, "AF_UNIX")
+
+
+def connect(path: str, timeout: float) -> Any:
+    """A socket to the relay at ``path``; `OSError` when nobody listens there within ``timeout`` seconds."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _BUFFER)
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Counts:
+    """What went over a link, at one moment."""
+
+    def __init__(self, relayed: int, waiting: int, waiting_bytes: int, lost: dict[str, int], is_up: bool) -> None:
+        self.relayed = relayed
+        # What is lost out of order is told before it counts as settled.
+        self.waiting = max(0, min(waiting, relayed - sum(lost.values())))
+        self.waiting_bytes = waiting_bytes
+        self.lost = lost
+        self.delivered = relayed - self.waiting - sum(lost.values())
+        self.is_up = is_up
+
+
+class Link:
+    """The connection of one process. Any thread, callback and signal handler may call; a child makes its own."""
+
+    def __init__(self, place: Callable[[], str], greeting: bytes, max_events: int, max_bytes: int) -> None:
+        """``place`` says where the socket is, or raises `OSError`. Opens nothing."""
+        self._place = place
+        self._greeting = greeting
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        # Held while an event is noted and sent, because the relay's answers count in the order of the sending. That
+        # one `send` is the only I/O under it, and waits for `PATIENCE` at the most.
+        self._lock = threading.RLock()
+        self._sock: Any = None
+        self._inode = 0
+        self._peer: Any = None  # the relay's address
+        self._next_listen = 0.0
+        self._takes = False  # events may go over it; else it is only listened to, until the relay has ended
+        self._is_stuck = False
+        self._is_amid = False  # in something that leaves the socket or the counts in doubt if it is cut short
+        self._has_hung_up = False
+        # Handed over and not settled, in order. Without a socket they are to go back to the process.
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._settled = 0
+        self._heard = b""  # the beginning of a line
+        self._acknowledged = 0  # over this socket
+        self._next_try = 0.0
+        self._wait = _FIRST_WAIT
+
+        self.lost: dict[str, int] = {}
+        self.errors: list[LetterError] = []  # that the relay told of, and nobody has reported
+        self.trouble = ""  # what is wrong with the relay; empty while it takes events
+        self.breaks = 0  # how often it was lost
+        self.news = False  # there are errors, or trouble, or its end
+        inherits(self)
+
+    # Any thread.
+
+    def hand_over(self, event: bytes) -> bool:
+        """Give the relay ``event``; False when it is not to be had, and the event must go another way."""
+        if len(event) > _LARGEST or self._lock._is_owned():  # type: ignore[attr-defined]
+            return False  # (a signal handler in the middle of this: its event would count for another's)
+        with self._lock:
+            self._begin()
+            taken = self._hand_over(event)
+            self._is_amid = False
+            return taken
+
+    def hurry(self) -> None:
+        """Ask the relay to send what was handed over now."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            with self._lock:
+                self._begin()
+                if self._takes and self._held:
+                    self._send(_protocol.HURRY + _protocol.END)
+                self._is_amid = False
+
+    def listen(self) -> None:
+        """Read what the relay has answered so far."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            with self._lock:
+                self._begin()
+                self._listen()
+                self._is_amid = False
+
+    def wait(self, target: int, deadline: float, clock: Callable[[], float]) -> bool:
+        """Wait until ``target`` of the events handed over are settled; False at ``deadline`` or without a relay."""
+        while True:
+            self.listen()
+            left = deadline - clock()
+            sock = self._sock
+            if self.has_settled(target):
+                return True
+            if sock is None or left <= 0 or self.held_by_this_thread():
+                return False
+            try:
+                poll = select.poll()  # looked up now: gevent's lets other greenlets run
+                poll.register(sock.fileno(), select.POLLIN)
+                poll.poll(min(left, _WHILE_WAITING) * 1000)
+            except (OSError, ValueError) as problem:
+                pass_on(problem)  # else another thread found it ended
+
+    # What a relay had that is gone goes back to its process event by event, so that whatever comes in between, an
+    # exception of a signal handler too, the rest is still here.
+
+    def next_back(self) -> bytes | None:
+        """The event that is to be sent another way; `took_back` when it is. For one thread at a time."""
+        with self._lock:
+            return self._held[0] if self.is_returning() else None
+
+    def took_back(self) -> None:
+        with self._lock:
+            self._held_bytes -= len(self._held.popleft())
+
+    @property
+    def handed_over(self) -> int:
+        """How many events the relay has had, less those that came back."""
+        return self._settled + len(self._held)
+
+    def has_settled(self, target: int) -> bool:
+        """True when of the first ``target`` events handed over all are settled, or on their own way."""
+        return self._settled >= target or not self._held
+
+    def is_returning(self) -> bool:
+        """True when a relay that is gone has left events here."""
+        return self._sock is None and not self._has_hung_up and bool(self._held)
+
+    def has_more_to_say(self) -> bool:
+        return self.news or self.is_returning()
+
+    def take_errors(self) -> list[LetterError]:
+        """What the relay told of since the last time."""
+        if not self.errors or self._lock._is_owned():  # type: ignore[attr-defined]
+            return []
+        with self._lock:
+            errors, self.errors = self.errors, []
+            return errors
+
+    def is_connected(self) -> bool:
+        return self._sock is not None
+
+    def counts(self) -> Counts:
+        with self._lock:
+            is_up = not self._is_stuck and (self._takes or not (self._sock or self.trouble))
+            return Counts(self.handed_over, len(self._held), self._held_bytes, dict(self.lost), is_up)
+
+    def held_by_this_thread(self) -> bool:
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
+
+    def call_when_free(self, act: Callable[[], object]) -> None:
+        """Wait until no other thread is inside, then call ``act``."""
+        with self._lock:
+            pass
+        act()
+
+    def try_soon(self) -> None:
+        """A relay has been started: do not wait for the next attempt's time."""
+        self._next_try = 0.0
+
+    def close(self) -> None:
+        """Hang up. What was handed over is the relay's to send."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            with self._lock:
+                self._has_hung_up = True
+                self._hang_up()
+
+    # A forked child's.
+
+    def abandon(self) -> None:
+        # In the fork hook: this process's copy alone, so that the relay sees the end of the one that uses it.
+        sock = self._sock
+        descriptor = sock.detach() if sock is not None else -1
+        if descriptor >= 0:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # somebody else closed it
+
+    def abandon_late(self) -> None:
+        sock = self._sock
+        if sock is not None:
+            close_own(sock.detach(), self._inode)
+
+    # Under the lock.
+
+    def _begin(self) -> None:
+        if self._is_amid and self._sock is not None:
+            # The last one here was cut short by an exception of a signal handler. What was sent or read by then nobody
+            # knows, so all of it goes again. Told by a mark, because such an exception cuts short any cleaning up too.
+            self._break("was interrupted")
+        self._is_amid = True
+
+    def _hand_over(self, event: bytes) -> bool:
+        if self._sock is not None:
+            self._look_after_it()
+        if not self._takes and not self._open():
+            return False
+        if not self._has_room(event):
+            self._listen()
+            if not self._takes or not self._has_room(event):
+                self._note_trouble("settles more slowly than this process tracks")
+                return False
+        self._held.append(event)
+        self._held_bytes += len(event)
+        if self._send(event + _protocol.END):
+            return True
+        if self._held and self._held[-1] is event:
+            self._held_bytes -= len(self._held.pop())
+        return False
+
+    def _open(self) -> bool:
+        now = time.monotonic()
+        if self._sock is not None:
+            self._listen()  # a relay that takes no more, but may still settle
+            if self._sock is not None:
+                return False
+        if now < self._next_try or self._held or self._has_hung_up:
+            return False
+        self._next_try = now + self._wait
+        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        try:
+            sock = connect(self._place(), 0)
+        except OSError as problem:
+            pass_on(problem)
+            self._note_trouble(f"cannot be reached: {problem.strerror or problem}")
+            return False
+        self._inode = os.fstat(sock.fileno()).st_ino
+        self._peer = sock.getpeername()
+        self._sock = sock
+        self._takes = True
+        self._held_bytes = 0
+        self._is_stuck = False
+        self._heard = b""
+        self._acknowledged = 0
+        return self._send(self._greeting)
+
+    def _look_after_it(self) -> None:
+        """Before each event: is it still our relay's, and is it time to hear what the relay has to say?"""
+        now = time.monotonic()
+        if now >= self._next_listen or not self.handed_over & _EVERY:
+            self._next_listen = now + _LISTEN
+            self._listen()
+        else:
+            self._is_ours()
+
+    def _is_ours(self) -> bool:
+        """False if somebody has closed the descriptor behind our back: its number may be a stranger's by now."""
+        try:
+            if self._sock.getpeername() == self._peer:
+                return True
+        except OSError as problem:
+            pass_on(problem)
+        self._break("has ended, or somebody has closed the connection's descriptor")
+        return False
+
+    def _send(self, line: bytes) -> bool:
+        """Send all of ``line`` or nothing; False when the relay does not take it."""
+        try:
+            sent = self._sock.send(line, _AT_ONCE)
+        except BlockingIOError:
+            sent = 0
+        except OSError as problem:
+            pass_on(problem)
+            self._end()
+            return False
+        if sent < len(line):
+            return self._send_patiently(line, sent)
+        self._is_stuck = False
+        return True
+
+    def _send_patiently(self, line: bytes, sent: int) -> bool:
+        if sent or not self._is_stuck:
+            try:
+                self._sock.settimeout(PATIENCE)
+                sent += self._sock.send(memoryview(line)[sent:], QUIETLY)
+                self._sock.settimeout(0)
+            except _socket.timeout as problem:
+                pass_on(problem)
+                self._sock.settimeout(0)
+            except OSError as problem:
+                pass_on(problem)
+                self._end()
+                return False
+            if sent == len(line):
+                return True
+            if sent:
+                self._break("took a part of an event only")
+                return False
+        self._is_stuck = True
+        self._note_trouble("takes no more events for now")
+        return False
+
+    def _listen(self) -> None:
+        if self._sock is None or not self._is_ours():
+            return
+        try:
+            while True:
+                data = self._sock.recv(65_536, _AT_ONCE)
+                if not data:
+                    self._break("has ended")
+                    return
+                self._hear(data)
+                if len(data) < 65_536:
+                    return
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            pass_on(problem)
+            self._break("has ended")
+        except (ValueError, KeyError, TypeError, AttributeError) as nonsense:
+            pass_on(nonsense)
+            self._break(f"answers what is no answer: {nonsense!r}")
+
+    def _hear(self, data: bytes) -> None:
+        *lines, self._heard = (self._heard + data).split(_protocol.END)
+        for line in lines:
+            if line[:1] == b"[":
+                self._settle(int(line[1:-1]))
+                continue
+            said = _protocol.parse(line)
+            if "lost" in said:
+                error = _protocol.lost_error(said)
+                cause = error.cause or "undeliverable"
+                self.lost[cause] = self.lost.get(cause, 0) + error.lost
+                self.errors.append(error)
+                self.news = True
+            elif "refused" in said:
+                self._wait = _LONGEST_WAIT
+                self._next_try = time.monotonic() + self._wait
+                self._break(f"refuses this client: {said['refused']}")
+                return
+
+    def _settle(self, count: int) -> None:
+        self._wait = _FIRST_WAIT
+        if self.trouble:
+            self.trouble = ""
+            self.news = True
+        while self._acknowledged < count and self._held:
+            self._acknowledged += 1
+            self._held_bytes -= len(self._held.popleft())
+            self._settled += 1
+
+    def _end(self) -> None:
+        """The relay takes no more. It may still settle what it has: it is gone when there is nothing more to hear."""
+        self._takes = False
+        self._listen()
+
+    def _break(self, why: str) -> None:
+        """The relay is gone, or must be given up. What it has not settled is to be sent again."""
+        self._hang_up()
+        self.breaks += 1
+        self._note_trouble(why)
+        self._next_try = max(self._next_try, time.monotonic() + self._wait)
+
+    def _hang_up(self) -> None:
+        sock, self._sock = self._sock, None
+        self._takes = False
+        if sock is not None:
+            close_own(sock.detach(), self._inode)
+
+    def _has_room(self, event: bytes) -> bool:
+        return len(self._held) < self._max_events and self._held_bytes + len(event) <= self._max_bytes
+
+    def _note_trouble(self, what: str) -> None:
+        self.trouble = what
+        self.news = True

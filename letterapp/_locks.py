@@ -1,0 +1,226 @@
+"""Locks that the kernel gives back when their process ends, however it ends.
+
+Lives here: `Lock`, on a byte of a file that is open for nothing else; `LockedFile`, which is mapped too.
+Never here: what is locked.
+
+They are POSIX record locks: a process that is stopped keeps them, one that is killed, or replaces itself by `exec`,
+loses them before anybody can wait for it, and a forked child does not inherit them. No pid is looked at, which the
+system may give again, or hide. They have two weaknesses, and both are met here. A process is not kept out by a lock of
+its own, so each process has a table of those that it holds. And it loses them all when it closes any descriptor of the
+file, so no file is opened twice in a process, and the table has a file from before it is opened until after its last
+descriptor is closed (a mapping of a file has a descriptor of its own, before Python 3.13).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ._forks import inherits, this_process
+from ._handlers import pass_on
+
+try:
+    import fcntl
+    import mmap
+except ImportError:  # Windows, or a Python that was built without them
+    fcntl = mmap = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Hashable
+
+POSSIBLE = fcntl is not None
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDWR", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
+_MAPS_ALONE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # without a descriptor
+
+
+class Lock:
+    """One byte of a file, this process's until `release`, until it is forgotten, or until the process ends."""
+
+    def __init__(self, name: Hashable, descriptor: int, offset: int) -> None:
+        self._name = name
+        self._descriptor = descriptor
+        self._offset = offset
+        self._process = this_process()
+
+    @classmethod
+    def take(cls, name: Hashable, descriptor: int, offset: int) -> Lock | None:
+        """The lock, unless another process has it, or this one has under that ``name``. Never waits."""
+        held = this_process().locks
+        mark = object()
+        if held.setdefault(name, mark) is not mark:  # atomic, between the threads of this process
+            return None
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+        except OSError as problem:
+            del held[name]
+            pass_on(problem)
+            return None
+        return cls(name, descriptor, offset)
+
+    def release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0 or self._process.pid != os.getpid():
+            return  # not held, or a parent's
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, self._offset)
+        except OSError:
+            pass  # somebody has closed the descriptor, and the lock with it
+        self._process.locks.pop(self._name, None)
+
+    def __del__(self) -> None:
+        try:
+            self.release()
+        except TypeError:
+            pass  # the interpreter is taken apart and names are None by now; the lock goes with the process
+
+
+class LockedFile:
+    """A file that is open once in this process, with a lock on its first byte. Both last until `close`."""
+
+    def __init__(self, status: os.stat_result) -> None:
+        self._name = _identity(status)
+        self._process = this_process()
+        self._descriptors: list[int] = []  # the first is what the others are for
+        self._memory: Any = None
+        self._words: Any = None
+        inherits(self)
+
+    @classmethod
+    def make(cls, path: str) -> LockedFile | None:
+        """A new file, for this user alone; None when somebody who found it was quicker to lock it."""
+        descriptor = above_stderr(lambda: os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
+        file = cls(os.fstat(descriptor))
+        if not file._reserve():
+            os.close(descriptor)
+            return None
+        if not file._lock(descriptor):
+            file.close()
+            return None
+        os.fchmod(descriptor, 0o600)  # whatever the umask
+        return file
+
+    @classmethod
+    def open(cls, path: str, status: os.stat_result) -> LockedFile | None:
+        """The file at ``path``, of which `os.lstat` said ``status``; None when somebody has it, or it is another."""
+        file = cls(status)
+        if not file._reserve():
+            return None
+        try:
+            if file._lock(above_stderr(lambda: os.open(path, _FLAGS))) and file.is_at(path):
+                return file
+        except FileNotFoundError:
+            pass  # somebody was quicker
+        except OSError:
+            file.close()
+            raise
+        file.close()
+        return None
+
+    def is_at(self, path: str) -> bool:
+        try:
+            return _identity(os.lstat(path)) == self._name
+        except OSError as problem:
+            pass_on(problem)
+            return False
+
+    def status(self) -> os.stat_result | None:
+        """What the system says of the open file; None when it is closed, be it by somebody else."""
+        if self._process.pid != os.getpid() or not self._descriptors:
+            return None
+        return self._status_of(self._descriptors[0])
+
+    def descriptor(self) -> int:
+        return self._descriptors[0]
+
+    def map(self, size: int) -> Any:
+        self._memory = above_stderr(lambda: mmap.mmap(self._descriptors[0], size, **_MAPS_ALONE))
+        return self._memory
+
+    def words(self, start: int, count: int) -> Any:
+        """Words of 8 bytes in the mapping."""
+        self._words = memoryview(self._memory)[start : start + 8 * count].cast("Q")
+        return self._words
+
+    def sync(self) -> None:
+        """Return when what was written is on the disk. Does nothing when it is closed."""
+        for descriptor in self._descriptors[:1]:
+            getattr(os, "fdatasync", os.fsync)(descriptor)  # and not `mmap.flush`, which stops all other threads
+
+    def close(self) -> None:
+        held = self._process.locks
+        if self._process.pid == os.getpid() and held.get(self._name) is self:
+            self.abandon()
+            del held[self._name]  # after the last descriptor: see above
+
+    def abandon(self) -> None:
+        """Close the descriptors. In a forked child they are no locks; kept, they would one day cost it a lock."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            if self._words is not None:
+                self._words.release()
+            if _MAPS_ALONE or self._status_of(self._descriptors[0]):
+                memory.close()
+            else:
+                _stranded.append(memory)
+        while self._descriptors:
+            descriptor = self._descriptors.pop()
+            if self._status_of(descriptor):
+                os.close(descriptor)
+
+    abandon_late = abandon  # which looks whether a descriptor is still its own
+
+    def _reserve(self) -> bool:
+        return self._process.locks.setdefault(self._name, self) is self  # atomic, between the threads of this process
+
+    def _lock(self, descriptor: int) -> bool:
+        name = _identity(os.fstat(descriptor))
+        if name != self._name:
+            self._part_with(descriptor, name)
+            return False
+        self._descriptors.append(descriptor)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except (BlockingIOError, PermissionError):  # both are POSIX for: somebody has it
+            return False
+        return True
+
+    def _part_with(self, descriptor: int, name: Hashable) -> None:
+        """Close a descriptor of another file; where that would cost this process its lock on it, the owner does."""
+        owner = self._process.locks.setdefault(name, self)
+        if owner is self:
+            os.close(descriptor)
+            del self._process.locks[name]
+        else:
+            owner._descriptors.append(descriptor)
+
+    def _status_of(self, descriptor: int) -> os.stat_result | None:
+        """None when somebody has closed it; the number may be another file's by now."""
+        try:
+            status = os.fstat(descriptor)
+        except OSError as problem:
+            pass_on(problem)
+            return None
+        return status if _identity(status) == self._name else None
+
+
+_stranded: list[Any] = []  # mappings whose descriptor is not theirs any more, which they would close with themselves
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def above_stderr(act: Callable[[], Any]) -> Any:
+    """What ``act`` opens, not as one of the standard descriptors: who was started without these would write into it."""
+    places = []
+    try:
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                places.append(os.open(os.devnull, os.O_RDONLY))
+        return act()
+    finally:
+        for place in places:
+            os.close(place)

@@ -1,0 +1,245 @@
+"""Where the events of a process lie in memory, and who else may reach them there.
+
+Lives here: `SharedMemory`, made before the fork and so seen by every descendant; `PrivateMemory` for where that cannot
+be; the file whose bytes lock the slots. Never here: what is in a slot.
+
+    shared memory   [ words of slot 0, of slot 1, ... ][ slot 0: ring and hand ][ slot 1 ] ...
+
+A process has one slot of a client, by a lock: that its owner is dead is known by the lock that can be had. Memory is
+used page by page as rings fill; what a client reserves is addresses.
+"""
+
+from __future__ import annotations
+
+import os
+
+try:
+    import mmap
+except ImportError:
+    mmap = None  # type: ignore[assignment]  # a Python that was built without it
+
+from ._forks import this_process
+from ._handlers import pass_on
+from ._locks import POSSIBLE, Lock, above_stderr
+from ._ring import LARGEST, UNIT, WORDS, holds_events, rooms
+from ._settings import MAX_ITEMS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Iterable, Iterator
+
+    from ._settings import Settings
+
+SLOTS = 128  # processes of one client at a time; one more keeps its events to itself
+_APART = 64  # bytes from the words of one slot to those of the next: a line of the processor's cache
+# Linux's, which `mmap` has no name for in every version.
+_NO_RESERVE = 0x4000  # MAP_NORESERVE: addresses are not counted as memory that was promised
+_REMOVE = 9  # MADV_REMOVE
+
+
+class Unavailable(Exception):
+    """Nothing here can outlive a process."""
+
+
+class MemorySlot:
+    """A ring's piece of memory, as `_ring.Slot` wants it."""
+
+    kind = "private"
+    lasts = False
+    checked = False
+
+    def __init__(self, memory: Any, words: Any, base: int, room: int, hand: int) -> None:
+        self.memory = memory
+        self.words = words
+        self.base = base
+        self.room = room
+        self.hand = hand
+
+    def is_own(self) -> bool:
+        return True
+
+    def has_heirs(self) -> bool:
+        return False
+
+    def release(self) -> None:
+        pass
+
+    def spoil(self) -> None:
+        pass  # what comes before that is delivered, and the rest forgotten
+
+    def trim(self, start: int, end: int) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass  # memory is gone with the power
+
+
+class SharedSlot(MemorySlot):
+    """The same, where the family can reach it."""
+
+    kind = "shared"
+
+    def __init__(self, owner: SharedMemory, number: int, lock: Lock) -> None:
+        room, hand = owner.rooms
+        super().__init__(owner.memory, owner.words_of(number), owner.first + number * owner.apart, room, hand)
+        self._page = owner.page
+        self.is_own = owner.is_open  # type: ignore[method-assign]
+        self.has_heirs = owner.has_others  # type: ignore[method-assign]
+        self.release = lock.release  # type: ignore[method-assign]
+
+    def trim(self, start: int, end: int) -> None:
+        start, end = -(-start // self._page) * self._page, end // self._page * self._page
+        try:
+            self.memory.madvise(_REMOVE, start, end - start)
+        except (AttributeError, ValueError, OSError):
+            pass  # not Linux, or less than a page: it is used again by the next backlog
+
+
+class PrivateMemory:
+    """What a process keeps to itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._rooms = _rooms(settings)
+
+    def claim(self) -> MemorySlot:
+        room, hand = self._rooms
+        words = UNIT * WORDS
+        memory = bytearray(words + room + hand)
+        return MemorySlot(memory, memoryview(memory)[:words].cast("Q"), words, room, hand)
+
+    def orphans(self) -> Iterable[MemorySlot]:
+        return ()
+
+    def dropped(self) -> list[bytes]:
+        return []
+
+    def for_child(self) -> PrivateMemory:
+        return self
+
+
+class SharedMemory:
+    """The slots of one client in a family of processes. Any thread may ask; nothing here waits."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises `Unavailable`. Starts nothing and touches no page."""
+        self._settings = settings
+        self.rooms = _rooms(settings)
+        if not POSSIBLE or self.rooms[0] > LARGEST or not hasattr(os, "fork"):
+            raise Unavailable
+        try:
+            self.page = mmap.PAGESIZE
+            self.first = -(-SLOTS * _APART // self.page) * self.page
+            self.apart = -(-sum(self.rooms) // self.page) * self.page
+            flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | (_NO_RESERVE if os.uname().sysname == "Linux" else 0)
+            self.memory = mmap.mmap(-1, self.first + SLOTS * self.apart, flags=flags)
+            self._file = _lock_file()
+            self.is_open = self._file.is_open
+        except (AttributeError, OSError, ValueError, OverflowError, MemoryError) as problem:
+            pass_on(problem)
+            raise Unavailable from problem
+        self._words = memoryview(self.memory)[: self.first].cast("Q")
+        # One file serves all clients of all descendants, who cannot agree on ranges: so each client draws its own.
+        self._range = int.from_bytes(os.urandom(6), "big") * SLOTS
+
+    def words_of(self, number: int) -> Any:
+        at = number * _APART // UNIT
+        return self._words[at : at + WORDS]
+
+    def claim(self) -> SharedSlot | None:
+        """A slot for this process, empty if one is, else with a dead one's events; None when each has an owner."""
+        return next(self._free(with_events=False), None) or next(self._free(with_events=True), None)
+
+    def orphans(self) -> Iterator[SharedSlot]:
+        """The slots with events of processes that have ended: from now on this process's."""
+        return self._free(with_events=True)
+
+    def dropped(self) -> list[bytes]:
+        return []
+
+    def for_child(self) -> SharedMemory | PrivateMemory:
+        """The same slots, in a descendant; others where somebody has closed the descriptor that locks them."""
+        if self.is_open():
+            return self
+        try:
+            return SharedMemory(self._settings)
+        except Unavailable:
+            return PrivateMemory(self._settings)
+
+    def has_others(self) -> bool:
+        """True while another process has a slot."""
+        names = this_process().locks
+        for number in range(SLOTS):
+            lock = self._lock(number)
+            if lock is not None:
+                lock.release()
+            elif self._name(number) not in names:
+                return True
+        return False
+
+    def _free(self, with_events: bool) -> Iterator[SharedSlot]:
+        for number in range(SLOTS):
+            if self._holds_events(number) == with_events:
+                lock = self._lock(number)
+                if lock is None:
+                    continue
+                if self._holds_events(number) == with_events:  # nobody was quicker
+                    yield SharedSlot(self, number, lock)
+                else:
+                    lock.release()
+
+    def _holds_events(self, number: int) -> bool:
+        return holds_events(self._words, number * _APART // UNIT)
+
+    def _name(self, number: int) -> tuple[LockFile, int]:
+        return self._file, self._range + number
+
+    def _lock(self, number: int) -> Lock | None:
+        if not self.is_open():
+            return None
+        return Lock.take(self._name(number), self._file.descriptor, self._range + number)
+
+
+def _rooms(settings: Settings) -> tuple[int, int]:
+    return rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
+
+
+class LockFile:
+    """An empty file without a name, whose bytes can be locked. All descendants have its descriptor."""
+
+    def __init__(self) -> None:
+        self.descriptor = above_stderr(_nameless)
+        self._identity = self._identify()
+
+    def is_open(self) -> bool:
+        """False when the descriptor was closed behind our back; its number may be another file's by now."""
+        try:
+            return self._identify() == self._identity
+        except OSError as problem:
+            pass_on(problem)
+            return False
+
+    def _identify(self) -> tuple[int, int, int]:
+        status = os.fstat(self.descriptor)
+        return status.st_dev, status.st_ino, status.st_ctime_ns  # an inode's number is given again
+
+
+_file: LockFile | None = None  # one for all clients, and never closed: to close it would give back every lock
+
+
+def _lock_file() -> LockFile:
+    global _file
+    if _file is None or not _file.is_open():
+        _file = LockFile()
+    return _file
+
+
+def _nameless() -> int:
+    if hasattr(os, "memfd_create"):
+        try:
+            return os.memfd_create("letterapp")
+        except OSError:
+            pass  # an old kernel or a sandbox
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,0 +1,547 @@
+"""The relay: one process that sends the events of many.
+
+    process ---+                     main thread                                   the sender's thread
+    process ---+--- socket --- lines --- admit ---> outbox ---> step ---> post ---> settled
+    process ---+                ^                                                     |
+                                +--------- [N], {"lost": ...} <------ `left` ---------+
+
+Lives here: the loop over the sockets, whose each event is, who gets which answer, when to leave. Never here: sending
+(`_sender`), what is said (`_protocol`), arguments and signals (`_relay_program`).
+
+One thread looks after all sockets and never waits for one of them. A process whose events find no room is not read
+until there is some: its socket fills, and it goes its own way.
+"""
+
+from __future__ import annotations
+
+import _socket
+import selectors
+import threading
+import time
+from collections import deque
+from json import dumps
+
+from . import _protocol
+from ._bell import Bell
+from ._link import QUIETLY
+from ._memory import PrivateMemory
+from ._outbox import BURST_SAMPLE as SAMPLE
+from ._outbox import FULL
+from ._sender import Sender
+from ._spool import Spool
+from ._stores import Stores
+from ._version import __version__
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from ._settings import Settings
+
+GREETING = 5.0  # seconds that a connection may take to say who it is
+UNKNOWN = 64  # connections that may be about to; of more the oldest goes, but not before the time that a greeting needs
+BRIEFLY = 1.0  # seconds: that time, on a machine that starves
+AT_ONCE = 262_144  # bytes that are read from one socket before the others have their turn
+UNHEARD = 1_048_576  # bytes of reports that a process may leave unread; beyond them they come without the events
+FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first
+SOON = 0.05
+CROWDED = 0.5  # seconds without new connections after the system had no descriptor left
+_LONGEST_TURN = 60.0
+_NEVER = float("inf")
+
+
+class Peer:
+    """A connection, from the relay's side."""
+
+    def __init__(self, sock: Any, now: float) -> None:
+        self.sock = sock
+        self.since = now
+        self.wants = ""  # what the greeting asked for; empty before it
+        self.heard = b""  # the beginning of a line
+        self.lines: deque[bytes] = deque()  # events that found no room yet
+        self.admitted = 0  # events, of which those below `settled` are settled, and those in `early`
+        self.settled = 0
+        self.early: set[int] = set()
+        self.answered = 0  # of these
+        self.reports: deque[bytes] = deque()  # of lost events, which go before the answer that counts them
+        self.unsent = b""
+        self.is_read = False  # to its end
+        self.hears = True  # it may still be told
+        self.keeps = False  # what is not settled is still its own, and it sends that itself
+
+
+class _Loud(Bell):
+    """A bell that the loop over the sockets hears too."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._wake = wake
+
+    def ring(self) -> None:
+        super().ring()
+        self._wake()
+
+
+class _Sender(Sender):
+    """The relay's own sender, which knows whose each event is."""
+
+    def __init__(self, settings: Settings, log: Callable[[str], None], wake: Callable[[], None]) -> None:
+        places: list[Any] = [PrivateMemory(settings)]
+        if settings.spool:
+            places.insert(0, Spool(settings, self._tell))
+        self._log = log
+        # Held for a moment: by the loop when an event comes, under the outbox's own lock when it leaves.
+        self._book = threading.Lock()
+        # By an event's own bytes, which hold its id: whose it is, which of its events, and the same of the same event
+        # if it came before, as when it was sent again over another connection.
+        self._owners: dict[bytes, Any] = {}
+        self._blamed: dict[str, list[tuple[bytes, Peer, int]]] = {}  # lost events by cause, until they are reported
+        self._owed: set[Peer] = set()  # who have an answer to get
+        super().__init__(settings, stores=Stores(places))
+        self._report = self._tell  # type: ignore[assignment]
+        self._progress = _Loud(wake)
+        self._outbox.left = self._leave_the_book
+
+    # The loop's thread.
+
+    def admit(self, event: bytes, peer: Peer) -> bool:
+        """Queue an event of ``peer``; False when there is no room now."""
+        if len(event) > self._settings.max_queue_bytes:
+            self._outbox.refuse("overflow")
+            self._blame(
+                [(event, peer, peer.admitted)], LetterError("it is larger than the relay's queue", cause="overflow")
+            )
+            peer.admitted += 1
+            return True
+        with self._book:
+            self._owners[event] = peer, peer.admitted, self._owners.get(event)
+        answer = self._outbox.put(event)
+        if answer == FULL:
+            with self._book:
+                self._disown(event)
+            return False
+        peer.admitted += 1
+        if answer:
+            self._follow(answer, event)
+        return True
+
+    def hurry(self) -> None:
+        self._outbox.hurry()
+        self._wake()
+
+    def close_by(self, deadline: float, timeout: float) -> bool:
+        return self._close(deadline, timeout)
+
+    def is_settled(self) -> bool:
+        return self._outbox.is_empty()
+
+    def owed(self) -> set[Peer]:
+        """Those who have an answer to get, since the last time."""
+        with self._book:
+            owed, self._owed = self._owed, set()
+            return owed
+
+    # Under the outbox's lock.
+
+    def _leave_the_book(self, events: list[bytes], cause: str | None) -> None:
+        with self._book:
+            for event in events:
+                owner = self._disown(event)
+                if owner is None:
+                    continue  # an ended process's, out of the spool
+                peer, number, _ = owner
+                if cause is None:
+                    self._settle(peer, number)
+                else:  # it counts when the report is there, which goes first
+                    self._blamed.setdefault(cause, []).append((event, peer, number))
+
+    def _disown(self, event: bytes) -> Any:
+        owner = self._owners.pop(event, None)
+        if owner is not None and owner[2] is not None:
+            self._owners[event] = owner[2]
+        return owner
+
+    def _settle(self, peer: Peer, number: int) -> None:
+        """An answer counts from the first event on: what leaves out of order waits for those before it."""
+        if number == peer.settled:
+            peer.settled = number + 1
+            while peer.settled in peer.early:
+                peer.early.remove(peer.settled)
+                peer.settled += 1
+            self._owed.add(peer)
+        else:
+            peer.early.add(number)
+
+    # Whoever found out.
+
+    def _tell(self, error: LetterError) -> None:
+        with self._book:
+            blamed = self._blamed.pop(error.cause or "", [])
+        self._blame(blamed, error)
+
+    def _blame(self, blamed: list[tuple[bytes, Peer, int]], error: LetterError) -> None:
+        """Tell those whose events were lost, and the log of those whose owners are gone."""
+        of_each: dict[Peer, list[bytes]] = {}
+        for event, peer, _ in blamed:
+            of_each.setdefault(peer, []).append(event)
+        unheard = error.lost - len(blamed)  # out of the spool
+        for peer, events in of_each.items():
+            if peer.hears:
+                full = sum(map(len, peer.reports)) >= UNHEARD
+                peer.reports.append(_protocol.lost(error, len(events), [] if full else events[:SAMPLE]))
+            elif not peer.keeps:
+                unheard += len(events)
+        with self._book:
+            for _, peer, number in blamed:
+                self._settle(peer, number)
+        self._progress.ring()
+        if unheard > 0:
+            self._log(f"{unheard:,} of processes that have ended: {error}")
+        elif not blamed:
+            self._log(str(error))
+
+
+class Relay:
+    """Serves at a socket until it is told to leave, or nobody is there any more."""
+
+    def __init__(
+        self, settings: Settings, listener: Any, leased: bool, log: Callable[[str], None], path: str = ""
+    ) -> None:
+        """``leased``: leave when the last connection is gone, and not before."""
+        self._settings = settings
+        self._listener = listener
+        self._leased = leased
+        self._log = log
+        self._path = path
+        self._started = time.monotonic()
+        self._said: set[str] = set()
+        self._peers: dict[Peer, None] = {}  # in the order of their coming
+        self._unknown: dict[Peer, None] = {}  # of these, those that have not said who they are
+        self._paused: dict[Peer, None] = {}  # not read, because their events find no room
+        self._refused = 0
+        self._selector = selectors.DefaultSelector()
+        self._ears = _socket.socketpair()
+        for ear in self._ears:
+            ear.setblocking(False)
+        self._selector.register(self._ears[0], selectors.EVENT_READ, self._wake_up)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._accept_again = 0.0
+        self._leave_at = _NEVER
+        self._clients = 0  # connections that want more than to know how things are
+        self._had_clients = False
+        self._is_draining = False
+        self._shall_tell = False
+        self._sender = _Sender(settings, log, self.wake)
+
+    def wake(self) -> None:
+        """Have the loop look again. Any thread and signal handler may."""
+        try:
+            self._ears[1].send(b".")
+        except OSError:
+            pass  # full: it will look anyway
+
+    def leave(self, within: float) -> None:
+        """Leave when the last connection is gone, or ``within`` seconds."""
+        self._leave_at = min(self._leave_at, time.monotonic() + within)
+        self.wake()
+
+    def tell_status(self) -> None:
+        """Have the loop write its status to the log: a signal handler may have interrupted what it would look at."""
+        self._shall_tell = True
+        self.wake()
+
+    def serve(self, vacate: Callable[[], None]) -> None:
+        """Until it is time to leave. Then ``vacate``, which frees the place for another relay, and drain."""
+        self._sender.flush(0.0)  # what is in the spool
+        while not self._should_leave():
+            self._turn(self._next_moment())
+        vacate()
+        self._drain()
+
+    def status(self) -> dict[str, Any]:
+        stats = self._sender.stats()
+        return {
+            "pid": stats.pop("pid"),
+            "socket": self._path,
+            "version": __version__,
+            "api": self._settings.base_url,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "processes": sum(peer.wants == _protocol.EVENTS for peer in self._peers),
+            "leases": sum(peer.wants == _protocol.LEASE for peer in self._peers),
+            "paused": len(self._paused),
+            "refused": self._refused,
+            **{name: stats[name] for name in ("accepted", "adopted", "delivered", "retried", "lost", "waiting")},
+            "waiting_bytes": stats["waiting_bytes"],
+            "memory": stats["memory"],
+        }
+
+    # When to leave.
+
+    def _should_leave(self) -> bool:
+        now = time.monotonic()
+        if now >= self._leave_at:
+            return True
+        if self._clients:
+            return False
+        was_left = self._leased and (self._had_clients or now >= self._started + FIRST_CLIENT)
+        return was_left or self._leave_at < _NEVER
+
+    def _next_moment(self) -> float:
+        now = time.monotonic()
+        moments = [self._leave_at]
+        if self._leased and not self._clients:
+            moments.append(self._started + FIRST_CLIENT)
+        if self._accept_again:
+            moments.append(self._accept_again)
+        moments += [peer.since + GREETING for peer in list(self._unknown)[:1]]
+        return max(0.0, min(min(moments) - now, _LONGEST_TURN))
+
+    # One turn of the loop.
+
+    def _turn(self, timeout: float) -> None:
+        for key, ready in self._selector.select(timeout):
+            if isinstance(key.data, Peer):
+                if ready & selectors.EVENT_READ:
+                    self._read(key.data)
+                if ready & selectors.EVENT_WRITE:
+                    self._answer(key.data)
+            else:
+                key.data()
+        now = time.monotonic()
+        for peer in [peer for peer in self._unknown if peer.since + GREETING <= now]:
+            self._hear_or_refuse(peer, "it did not say who it is")
+        if self._accept_again and self._accept_again <= now:
+            self._accept_again = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        for peer in self._sender.owed():
+            self._answer(peer)
+        for peer in list(self._paused):
+            self._admit(peer)
+        if self._shall_tell:
+            self._shall_tell = False
+            self._log(dumps(self.status()))
+
+    def _wake_up(self) -> None:
+        try:
+            self._ears[0].recv(4096)
+        except BlockingIOError:
+            pass
+
+    def _accept(self) -> bool:
+        """Take those who have come, a limited number; True when there may be more."""
+        for _ in range(UNKNOWN):
+            if len(self._unknown) >= UNKNOWN and not self._is_draining:
+                oldest = next(iter(self._unknown))
+                if time.monotonic() < oldest.since + BRIEFLY:
+                    self._accept_later(SOON)  # who waits to be accepted costs nothing, and loses nothing
+                    return False
+                self._hear_or_refuse(oldest, "too many at a time do not say who they are")
+            try:
+                descriptor, _ = self._listener._accept()
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                continue
+            except OSError as problem:  # no descriptor is left
+                self._say(f"no further connection can be taken: {problem.strerror}")
+                self._accept_later(CROWDED)
+                return False
+            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, descriptor)
+            sock.setblocking(False)
+            peer = Peer(sock, time.monotonic())
+            self._peers[peer] = self._unknown[peer] = None
+            self._selector.register(sock, selectors.EVENT_READ, peer)
+        return True
+
+    def _accept_later(self, seconds: float) -> None:
+        if not self._accept_again and not self._is_draining:
+            self._selector.unregister(self._listener)
+            self._accept_again = time.monotonic() + seconds
+
+    def _hear_or_refuse(self, peer: Peer, reason: str) -> None:
+        self._read(peer)  # its greeting may just have come
+        if not peer.wants and peer in self._peers:
+            self._refuse(peer, reason, tell=False)  # one of ours that was slow may come again at once
+
+    def _read(self, peer: Peer) -> None:
+        try:
+            data = peer.sock.recv(AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            peer.is_read = True
+            if self._is_draining and peer.hears:
+                self._watch(peer)  # it has been told that no more is read, and waits for its answers
+            else:
+                self._part_with(peer)
+            return
+        *lines, peer.heard = (peer.heard + data).split(_protocol.END)
+        if not peer.wants and not self._greet(peer, lines):
+            return
+        if len(peer.heard) > self._settings.max_queue_bytes:
+            self._refuse(peer, "a line has no end")
+            return
+        peer.lines.extend(lines)
+        self._admit(peer)
+
+    def _greet(self, peer: Peer, lines: list[bytes]) -> bool:
+        if not lines:
+            if len(peer.heard) > _protocol.LONGEST_GREETING:
+                self._refuse(peer, "it speaks no version of this protocol")
+            return False
+        greeting = lines.pop(0)
+        reason = _protocol.refusal(greeting, self._settings.api_key, self._settings.base_url)
+        if reason:
+            self._refuse(peer, reason)
+            return False
+        wants = _protocol.parse(greeting)["wants"]
+        if self._is_draining and wants != _protocol.EVENTS:
+            self._part_with(peer)  # there is nothing to be had here any more
+            return False
+        peer.wants = wants
+        del self._unknown[peer]
+        if peer.wants != _protocol.STATUS:
+            self._clients += 1
+            self._had_clients = True
+        if peer.wants != _protocol.EVENTS:
+            peer.unsent = _protocol.line_of({"welcome": self.status()})
+            self._answer(peer)
+        return peer.wants == _protocol.EVENTS
+
+    def _admit(self, peer: Peer) -> None:
+        lines = peer.lines
+        admit = self._sender.admit
+        while lines:
+            line = lines[0]
+            if line[:1] == b"{" and line[-1:] == b"}":
+                if not admit(line, peer):
+                    self._pause(peer)
+                    return
+            elif line == _protocol.HURRY:
+                self._sender.hurry()
+            else:
+                self._refuse(peer, "it sends what is no event")
+                return
+            lines.popleft()
+        self._go_on(peer)
+
+    def _pause(self, peer: Peer) -> None:
+        if peer not in self._paused:
+            self._paused[peer] = None
+            self._watch(peer)
+
+    def _go_on(self, peer: Peer) -> None:
+        if peer in self._paused:
+            del self._paused[peer]
+            self._watch(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        if peer not in self._peers:
+            return
+        events = 0 if peer.is_read or peer in self._paused else selectors.EVENT_READ
+        events |= selectors.EVENT_WRITE if peer.unsent else 0
+        known = peer.sock in self._selector.get_map()
+        if known and events:
+            self._selector.modify(peer.sock, events, peer)
+        elif known:
+            self._selector.unregister(peer.sock)
+        elif events:
+            self._selector.register(peer.sock, events, peer)
+
+    def _answer(self, peer: Peer) -> None:
+        had_to_wait = bool(peer.unsent)
+        try:
+            while peer.hears and self._has_answer(peer):
+                peer.unsent = peer.unsent[peer.sock.send(peer.unsent, QUIETLY) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._no_longer_hears(peer)  # what it sent is still to be read
+        if had_to_wait or peer.unsent:
+            self._watch(peer)
+
+    def _no_longer_hears(self, peer: Peer) -> None:
+        """It has ended, or waits for nothing more: what it was to be told goes to the log."""
+        peer.hears = False
+        untold, peer.unsent = peer.unsent + b"".join(peer.reports), b""
+        peer.reports.clear()
+        for line in [] if peer.keeps else untold.split(_protocol.END):
+            said = _protocol.parse(line)
+            if "lost" in said:
+                self._log(f"{said['lost']:,} of processes that have ended: {said['message']}")
+
+    @staticmethod
+    def _has_answer(peer: Peer) -> bool:
+        """See to it that ``peer.unsent`` holds what there is to say; a count stands for all counts before it."""
+        if not peer.unsent:
+            settled = peer.settled  # read once: the sender's thread goes on counting
+            while peer.reports:
+                peer.unsent += peer.reports.popleft()
+            if settled != peer.answered:
+                peer.answered = settled
+                peer.unsent += _protocol.settled(settled)
+        return bool(peer.unsent)
+
+    def _refuse(self, peer: Peer, reason: str, tell: bool = True) -> None:
+        self._refused += 1
+        self._say(f"a connection was refused: {reason}")
+        try:
+            if tell:
+                peer.sock.send(_protocol.line_of({"refused": reason}), QUIETLY)
+        except OSError:
+            pass
+        self._part_with(peer)
+
+    def _part_with(self, peer: Peer) -> None:
+        """Close the connection. What has come over it is sent all the same."""
+        if self._peers.pop(peer, self) is self:
+            return
+        self._unknown.pop(peer, None)
+        self._no_longer_hears(peer)
+        if peer.sock in self._selector.get_map():
+            self._selector.unregister(peer.sock)
+        peer.sock.close()
+        self._clients -= peer.wants in (_protocol.EVENTS, _protocol.LEASE)
+
+    def _say(self, text: str) -> None:
+        """To the log, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._log(text)
+
+    # The end.
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + self._settings.exit_timeout
+        if not self._accept_again:
+            self._selector.unregister(self._listener)
+        self._accept_again = 0.0
+        self._is_draining = True
+        for peer in list(self._peers):
+            if peer.wants in (_protocol.LEASE, _protocol.STATUS):
+                self._part_with(peer)
+        while self._accept():
+            pass  # who had come before the place was vacated
+        self._listener.close()
+        for peer in self._peers:
+            # From here on its calls find that nothing more is taken. What they had sent before can still be read.
+            try:
+                peer.sock.shutdown(_socket.SHUT_RD)
+            except OSError:
+                pass  # it has gone
+        self._sender.hasten()
+        while not self._is_drained() and time.monotonic() < deadline:
+            self._sender.hurry()
+            self._turn(deadline - time.monotonic())
+        for peer in self._sender.owed():
+            self._answer(peer)
+        for peer in list(self._peers):
+            peer.keeps = True
+            self._part_with(peer)
+        self._sender.close_by(deadline, self._settings.exit_timeout)
+
+    def _is_drained(self) -> bool:
+        return not self._paused and all(peer.is_read for peer in self._peers) and self._sender.is_settled()

@@ -1,0 +1,238 @@
+"""A sender with a shortcut: events go to the relay, and what the relay does not take goes the process's own way.
+
+Lives here: `RelayedSender`, which of the two ways an event goes, and what both say together. Never here: the relay's
+socket (`_link`), starting one (`_launch`), sending (`_sender`).
+
+While the relay takes events no thread runs in this process. An event that is handed over is held until the relay has
+settled it, and goes the own way should the relay be gone before that.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+
+from . import _launch, _lifecycle, _protocol
+from ._inside import Inside, Promise
+from ._link import Link
+from ._sender import Sender
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from ._settings import Settings
+    from ._stores import Stores
+
+_QUIET = 60.0  # seconds in which the same trouble is not reported again
+_WHILE_RETURNING = 0.05  # seconds: the thread that takes events back may have been cut short
+_FIRST_START, _LONGEST_START = 1.0, 60.0  # seconds from one attempt to start a relay to the next
+
+
+class RelayedSender(Sender):
+    """Hands the events of this process to a relay, or delivers them itself."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        stores: Stores | None = None,
+        lease: Any = None,
+    ) -> None:
+        """``lease`` is what keeps a relay going: the first of a family takes it (`start`), and all inherit it."""
+        self._lease = lease
+        self._has_left = False  # everything goes the own way from now on: closed, or the end of the process
+        self._restart = Promise()  # a thread starts a relay
+        self._attending = Inside()  # threads that hear what the link has to say, and may call `on_error`
+        self._returning = threading.Lock()  # held by the thread that sends again what a relay had
+        self._is_told = False  # that the relay is not to be had at present
+        self._breaks_told = 0
+        self._told: dict[str, float] = {}  # when which trouble was reported last
+        self._next_start = 0.0
+        self._start_wait = _FIRST_START
+        self._link = Link(
+            lambda: _launch.place(settings),
+            _protocol.greeting(settings.api_key, settings.base_url, _protocol.EVENTS),
+            settings.max_queue_events,
+            settings.max_queue_bytes,
+        )
+        super().__init__(settings, clock, stores)
+
+    @classmethod
+    def start(cls, settings: Settings) -> RelayedSender:
+        """With a relay that runs: blocks until it does. `LetterError` when it cannot be had, or refuses."""
+        _launch.check(settings)
+        return cls(settings, lease=_launch.lease(settings) if settings.enabled else None)
+
+    def put(self, event: bytes) -> None:
+        if self._has_left or not self._link.hand_over(event):
+            if self._link.has_more_to_say():
+                self._attend()  # what the relay had goes first
+            super().put(event)
+        elif self._link.news:
+            self._attend()
+
+    def flush(self, timeout: float) -> bool:
+        deadline = self._clock() + timeout
+        self._link.hurry()
+        # The own way first, because the relay works by itself meanwhile; and again for what came back from it.
+        super().flush(timeout)
+        settled = self._await_relay(deadline)
+        return super().flush(max(0.0, deadline - self._clock())) and settled
+
+    def close(self, timeout: float) -> bool:
+        deadline = self._clock() + timeout
+        self._has_left = True
+        self._link.hurry()
+        self._drain(deadline)
+        settled = self._await_relay(deadline)
+        settled = self._close(deadline, timeout) and settled
+        self._await_start(deadline)
+        self._link.close()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.close()  # this process's; its children have their own copies
+        return settled
+
+    def hasten(self) -> None:
+        self._has_left = True
+        self._link.hurry()
+        super().hasten()
+
+    def end(self, deadline: float, final: bool) -> None:
+        self._drain(deadline)
+        self._await_relay(deadline)
+        super().end(deadline, final)
+        if final:
+            self._link.close()
+
+    def defers(self, act: Callable[[], object]) -> bool:
+        if self._link.held_by_this_thread():
+            _thread.start_new_thread(self._link.call_when_free, (act,))
+            return True
+        return super().defers(act)
+
+    def stats(self) -> dict[str, Any]:
+        self._link.listen()
+        if self._link.has_more_to_say():
+            self._attend()
+        stats = super().stats()
+        link = self._link.counts()
+        for cause, count in link.lost.items():
+            stats["lost"][cause] = stats["lost"].get(cause, 0) + count
+        stats["relayed"] = link.relayed
+        stats["accepted"] += link.relayed
+        stats["delivered"] += link.delivered
+        stats["waiting"] += link.waiting
+        stats["waiting_bytes"] += link.waiting_bytes
+        if link.is_up:
+            stats["mode"] = "relay"
+        return stats
+
+    def _successor(self, stores: Stores) -> RelayedSender:
+        child = RelayedSender(self._settings, self._clock, stores, self._lease)
+        child._has_left = self._outbox.closed
+        return child
+
+    # What the link has to say.
+
+    def _attend(self) -> None:
+        """Report what the relay told of, send again what it had when it went, and see to it that there is one again."""
+        if self._link.held_by_this_thread() or self._attending.is_here():
+            return  # a signal handler in the middle of it, or `on_error` below: who was interrupted comes here again
+        self._attending.run(self._hear)
+
+    def _hear(self) -> None:
+        link = self._link
+        link.news = False
+        if link.is_returning() and not self._returning.locked():
+            # (A thread that comes just between these waits for the other one, and finds nothing left.)
+            with self._returning:
+                event = link.next_back()
+                while event is not None:
+                    super().put(event)
+                    link.took_back()
+                    event = link.next_back()
+            self._progress.ring()
+        for error in link.take_errors():
+            self._report(error)
+        if not link.trouble:
+            self._start_wait = _FIRST_START
+            self._is_told = False
+            return
+        if self._breaks_told != link.breaks:
+            self._told.clear()  # it is another one that was lost
+        if self._breaks_told != link.breaks or not self._is_told:
+            self._breaks_told = link.breaks
+            self._is_told = True
+            self._tell(f"the relay {link.trouble}; until it is back events go this process's own way")
+        if self._settings.relay is True and not (self._has_left or link.is_connected()):
+            self._start_again()
+
+    def _tell(self, trouble: str) -> None:
+        now = self._clock()
+        if now - self._told.get(trouble, -_QUIET) >= _QUIET:
+            self._told[trouble] = now
+            self._report(LetterError(trouble))
+
+    def _await_relay(self, deadline: float) -> bool:
+        """Wait until what was handed over is settled, or on its own way; False when ``deadline`` has come."""
+        link = self._link
+        if not self._may_wait() or link.held_by_this_thread() or self._attending.is_here():
+            return False
+        target = link.handed_over
+        while not link.wait(target, deadline, self._clock):
+            if self._clock() >= deadline or link.held_by_this_thread():
+                break
+            if not link.is_connected():
+                break
+        self._attend()
+        while link.is_returning() and not link.has_settled(target):  # another thread does that
+            with self._progress.sleeper() as sleeper:
+                left = deadline - self._clock()
+                if left <= 0 or not link.is_returning():
+                    break
+                sleeper.wait(min(left, _WHILE_RETURNING))
+            self._attend()
+        return link.has_settled(target)
+
+    def _await_start(self, deadline: float) -> None:
+        """A relay that is just being started would find nobody when this process has closed."""
+        while self._restart.stands() and self._may_wait():
+            with self._progress.sleeper() as sleeper:
+                left = deadline - self._clock()
+                if left <= 0 or not self._restart.stands():
+                    return
+                sleeper.wait(left)
+
+    def _start_again(self) -> None:
+        now = self._clock()
+        if now < self._next_start:
+            return
+        self._next_start = now + self._start_wait
+        self._start_wait = min(2 * self._start_wait, _LONGEST_START)
+        promise = self._restart = Promise()
+        with promise.making:
+            promise.begun = _lifecycle.start_thread(self._take_lease)
+        if not promise.begun:
+            self._take_lease()  # where no thread runs a call is what there is
+
+    def _take_lease(self) -> None:
+        try:
+            self._start_and_join()
+        except LetterError as problem:
+            self._tell(str(problem))
+        finally:
+            self._restart = Promise()  # it is over
+            self._progress.ring()
+
+    def _start_and_join(self) -> None:
+        lease, before = _launch.lease(self._settings), self._lease
+        self._lease = lease
+        if before is not None:
+            before.close()
+        if self._has_left and lease is not None:
+            lease.close()  # closed meanwhile: nobody needs it any more
+        self._link.try_soon()

@@ -1,0 +1,412 @@
+"""Events in files of a directory, which outlive all processes: `spool=`.
+
+Lives here: `Spool`, the names, the form and the bound of its files, and which of them are believed. Never here: what is
+in a file's ring, and when an event may go.
+
+    letter-KEY-RANDOM.ring            a process's queue: [ header, and the words of the ring ][ ring ][ hand ]
+    .letter-KEY-RANDOM.ring           one that is being made
+    letter-KEY-RANDOM.ring.damaged    what could not be read, for somebody to look at
+
+A process has the file whose first byte it has locked. So a file whose lock can be had is a dead one's, and whoever of
+the same user has the same key takes it over. The directory is the user's alone, and still nothing in it is believed
+that others could have laid there: no link is followed, no file opened that is another user's or has a second name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from binascii import crc32
+from struct import Struct
+
+from ._handlers import pass_on
+from ._locks import POSSIBLE, LockedFile
+from ._private import must_be_ours
+from ._ring import LARGEST, UNIT, WORDS, Ring, holds_events, rooms
+from ._settings import MAX_ITEMS
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Iterator
+
+    from ._settings import Settings
+
+    Rooms = tuple[int, int]  # bytes of the ring and of the hand
+
+KEPT = 8  # damaged files of one key; the oldest beyond that are removed
+HEADER = 4096  # bytes before the ring
+WORDS_AT = 128
+_SPOILT_AT = WORDS_AT + WORDS * UNIT  # one byte: 1 when an owner found what it could not read
+_MAGIC = b"LTRSPOOL"
+_VERSION = 1
+# The first bytes of every version. In the machine's own order, as the ring's words are: to a machine of the other one
+# the checksum is wrong.
+_head = Struct("=8sIIQQ32s")  # magic, version, HEADER, room, hand, SHA-256 of the key
+_checksum = Struct("=I")
+_ZEROS = bytes(1 << 20)
+# What may pass, and so is no reason to refuse the directory.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+
+
+class _Strange(Exception):
+    """A file that is none of ours to touch."""
+
+
+class _Damaged(Exception):
+    """A file that was ours to read."""
+
+
+class SpoolSlot:
+    """A ring's piece of a file, as `_ring.Slot` wants it."""
+
+    kind = "spool"
+    lasts = True
+    checked = True
+
+    def __init__(self, spool: Spool, path: str, file: LockedFile, of_rooms: Rooms) -> None:
+        self._spool = spool
+        self._file = file
+        self.path = path
+        self.rooms = of_rooms
+        self.room, self.hand = of_rooms
+        self.base = HEADER
+        self.memory = file.map(HEADER + self.room + self.hand)
+        self.words = file.words(WORDS_AT, WORDS)
+
+    def is_own(self) -> bool:
+        status = self._file.status()
+        return status is not None and status.st_nlink > 0  # nobody has closed it, and nobody removed it
+
+    def has_heirs(self) -> bool:
+        return True
+
+    def spoil(self) -> None:
+        self.memory[_SPOILT_AT] = 1
+
+    def trim(self, start: int, end: int) -> None:
+        pass  # a hole might find no room on the disk when it is filled again, and that would kill the process
+
+    def sync(self) -> None:
+        self._spool.sync(self._file)
+
+    def release(self) -> None:
+        if self._file.status() is not None and self.is_empty():
+            self._spool.discard(self.path, self._file, self.is_spoilt())
+        self._file.close()
+
+    def is_spoilt(self) -> bool:
+        return bool(self.memory[_SPOILT_AT])
+
+    def is_empty(self) -> bool:
+        return not holds_events(self.words)
+
+    def __del__(self) -> None:
+        try:
+            self.release()
+        except (AttributeError, TypeError):
+            pass  # it was never whole, or the interpreter is taken apart; the lock goes with the process
+
+
+class Spool:
+    """The files of one key in one directory. Any thread of any process may ask; what it waits for is the disk."""
+
+    def __init__(self, settings: Settings, report: Callable[[LetterError], None]) -> None:
+        """Raises `LetterError`. Makes the directory where it is missing."""
+        from hashlib import sha256  # not at import, to keep that cheap
+
+        self._directory = settings.spool or ""
+        self._overflow = settings.overflow
+        self._limit = settings.spool_max_bytes
+        self._syncs = settings.spool_sync
+        self._report = report
+        self._key = sha256(settings.api_key.encode()).digest()
+        self._prefix = f"letter-{self._key.hex()[:16]}-"
+        self._rooms = rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
+        self._size = HEADER + sum(self._rooms)
+        self._told: dict[str, object] = {}  # what was reported; a child goes by its parent's
+        self._dropped: list[bytes] = []
+        if not POSSIBLE:
+            raise LetterError("spool needs the file locks of POSIX, which this system has not: leave it out")
+        if self._rooms[0] > LARGEST:
+            raise LetterError(
+                f"max_queue_bytes and max_queue_events are too large for a spool: {LARGEST:,} bytes at most"
+            )
+        if self._size > self._limit:
+            raise LetterError(
+                f"spool_max_bytes must be {self._size:,} or more: that is one file for a queue as bounded"
+            )
+        self._prepare()
+
+    # The three verbs of a store.
+
+    def claim(self) -> SpoolSlot | None:
+        """An empty file for this process, an ended one's if there is one; None, and a report, when there is no room."""
+        try:
+            self._sweep()
+            return self._reuse() or self._make()
+        except OSError as problem:
+            pass_on(problem)
+            self._tell(f"the spool {self._directory} cannot be used: {_text(problem)}; events lie in memory instead")
+            return None
+
+    def orphans(self) -> Iterator[SpoolSlot]:
+        """The files with events of processes that have ended: from now on this process's. Empty ones are removed."""
+        try:
+            for slot in self._free():
+                if slot.is_empty():
+                    slot.release()
+                else:
+                    yield slot
+        except OSError as problem:
+            pass_on(problem)
+            self._tell(f"the spool {self._directory} cannot be read: {_text(problem)}")
+
+    def for_child(self) -> Spool:
+        return self  # it holds nothing open
+
+    # What the sender and the slots ask.
+
+    def dropped(self) -> list[bytes]:
+        """The events of ended processes that gave way at the bound, since the last call."""
+        events, self._dropped = self._dropped, []
+        return events
+
+    def discard(self, path: str, file: LockedFile, spoilt: bool) -> None:
+        """Remove an empty file, or set it aside, before it is closed."""
+        if not file.is_at(path):
+            pass  # somebody has removed it, or laid another in its place
+        elif spoilt:
+            self._set_aside(path)
+        else:
+            _remove(path)
+
+    def sync(self, file: LockedFile) -> None:
+        if self._syncs:
+            try:
+                file.sync()
+            except OSError as problem:
+                pass_on(problem)
+                self._tell(f"the spool {self._directory} cannot be synced: {_text(problem)}")
+
+    # Files.
+
+    def _free(self) -> Iterator[SpoolSlot]:
+        """The files whose process has ended, the oldest first. Each is this process's until it is released."""
+        for path, status in self._listed(self._prefix, ".ring"):
+            slot = self._open(path, status)
+            if slot is not None:
+                yield slot
+
+    def _open(self, path: str, status: os.stat_result) -> SpoolSlot | None:
+        file = None
+        try:
+            _must_be_trusted(status)
+            file = LockedFile.open(path, status)
+            if file is None:
+                return None
+            return SpoolSlot(self, path, file, self._rooms_of(file))
+        except _Strange as problem:
+            self._tell(f"{path} is left alone: {problem}")
+        except OSError as problem:
+            pass_on(problem)
+            self._tell(f"{path} cannot be taken over: {_text(problem)}")
+        except _Damaged as problem:
+            self._set_aside(path)
+            self._tell(f"{path} cannot be read: {problem}; it is kept as .damaged", cause="damaged")
+        if file is not None:
+            file.close()
+        return None
+
+    def _rooms_of(self, file: LockedFile) -> Rooms:
+        start = os.pread(file.descriptor(), HEADER, 0)
+        if not start.startswith(_MAGIC):
+            raise _Damaged("it is not a spool's")
+        if len(start) < HEADER:
+            raise _Damaged("it is cut short")
+        if _checksum.unpack_from(start, _head.size)[0] != crc32(start[: _head.size]):
+            raise _Damaged("its header's checksum is wrong")
+        _, version, header, room, hand, key = _head.unpack_from(start)
+        if version > _VERSION:
+            raise _Strange("it is of a newer version")
+        if key != self._key:
+            raise _Strange("it is of another key")
+        size = os.fstat(file.descriptor()).st_size
+        if size != header + room + hand:
+            raise _Damaged(f"it has {size:,} bytes instead of {header + room + hand:,}")
+        return room, hand
+
+    def _reuse(self) -> SpoolSlot | None:
+        for slot in self._free():
+            if slot.rooms == self._rooms and slot.is_empty() and not slot.is_spoilt():
+                os.utime(slot.path)
+                return slot
+            slot.release()
+        return None
+
+    def _make(self) -> SpoolSlot | None:
+        if not self._make_room():
+            full = f"the spool {self._directory} is full (spool_max_bytes={self._limit:,})"
+            self._tell(f"{full}; events lie in memory instead")
+            return None
+        for _ in range(3):
+            name = f"{self._prefix}{os.urandom(8).hex()}.ring"
+            slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
+            if slot is not None:
+                return slot
+        raise OSError(errno.EBUSY, "others remove what is made there")
+
+    def _made(self, hidden: str, path: str) -> SpoolSlot | None:
+        """A new file, which nobody sees before it is whole; None when it was taken for a dead process's leavings."""
+        file = LockedFile.make(hidden)
+        if file is None:
+            return None
+        try:
+            _allocate(file.descriptor(), self._size)
+            slot = SpoolSlot(self, path, file, self._rooms)
+            head = _head.pack(_MAGIC, _VERSION, HEADER, *self._rooms, self._key)
+            slot.memory[: _head.size + _checksum.size] = head + _checksum.pack(crc32(head))
+            if self._syncs:
+                os.fsync(file.descriptor())
+            os.rename(hidden, path)
+            if self._syncs:
+                _sync_directory(self._directory)
+            return slot
+        except FileNotFoundError:
+            file.close()
+            return None
+        except OSError:
+            _remove(hidden)
+            file.close()
+            raise
+
+    def _make_room(self) -> bool:
+        """True when one file more keeps the bound. What ended processes left may give way, the oldest first."""
+        size = self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
+        if size > self._limit and self._overflow == "drop_oldest":
+            for slot in self._free():
+                size -= len(slot.memory)
+                ring, wrong = Ring.left_in(slot)
+                if wrong:
+                    slot.spoil()
+                self._dropped += ring.clear()
+                slot.release()
+                if size <= self._limit:
+                    break
+        return size <= self._limit
+
+    def _sweep(self) -> None:
+        """Remove what processes had begun to make when they were killed."""
+        for path, status in self._listed("." + self._prefix, ""):
+            try:
+                _must_be_trusted(status)
+                file = LockedFile.open(path, status)
+            except (_Strange, OSError):
+                continue
+            if file is not None:
+                _remove(path)
+                file.close()
+
+    def _set_aside(self, path: str) -> None:
+        aside = path + ".damaged"
+        while os.path.lexists(aside):
+            aside = f"{path}.{os.urandom(4).hex()}.damaged"
+        try:
+            os.rename(path, aside)
+            since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
+        except OSError:
+            return  # the next one who finds it tries again
+        for _, old in sorted(since)[:-KEPT]:
+            _remove(old)
+
+    def _listed(self, start: str, end: str) -> list[tuple[str, os.stat_result]]:
+        """The files of such a name, the oldest first."""
+        must_be_ours(self._directory)
+        found = []
+        for name in os.listdir(self._directory):
+            if name.startswith(start) and name.endswith(end):
+                path = os.path.join(self._directory, name)
+                try:
+                    found.append((path, os.lstat(path)))
+                except FileNotFoundError:
+                    pass  # somebody was quicker
+        return sorted(found, key=lambda one: one[1].st_mtime)
+
+    # The directory.
+
+    def _prepare(self) -> None:
+        try:
+            os.mkdir(self._directory, 0o700)
+            if self._syncs:
+                _sync_directory(os.path.dirname(self._directory))
+        except FileExistsError:
+            pass
+        except OSError as problem:
+            raise LetterError(
+                f"spool={self._directory!r} cannot be made: {_text(problem)}. "
+                "What it lies in must exist, and let this user write"
+            )
+        try:
+            must_be_ours(self._directory)
+            self._try_out(os.path.join(self._directory, f".{self._prefix}{os.urandom(8).hex()}.probe"))
+        except OSError as problem:
+            if problem.errno not in _PASSING:
+                raise LetterError(f"spool={self._directory!r} cannot be used: {_text(problem)}")
+
+    def _try_out(self, path: str) -> None:
+        file = LockedFile.make(path)
+        if file is not None:
+            _remove(path)
+            file.close()
+
+    def _tell(self, text: str, cause: str | None = None) -> None:
+        """Report it, once."""
+        mark = object()
+        if self._told.setdefault(text, mark) is mark:
+            self._report(LetterError(text, cause=cause))
+
+
+def _must_be_trusted(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _Strange("it is no file, or a link to one")
+    if status.st_uid != os.geteuid():
+        raise _Strange("it belongs to another user")
+    if status.st_mode & 0o077:
+        raise _Strange("others may use it")
+    if status.st_nlink != 1:
+        raise _Strange("it has a second name")
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Have the disk keep room for the whole file: a page that it has no room for would kill the process (SIGBUS)."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    except AttributeError:
+        pass  # macOS
+    except OSError as problem:
+        if problem.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    written = 0
+    while written < size:
+        written += os.pwrite(descriptor, _ZEROS[: size - written], written)
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # somebody was quicker, or the next one tries again
+
+
+def _text(problem: OSError) -> str:
+    return problem.strerror or str(problem)

@@ -1,0 +1,91 @@
+"""A client whose turns a test takes itself, with a clock of its own: nothing is slept through. And a ring's memory.
+
+Lives here: that client, which the fixture `driven` of conftest.py hands out; `Slot`. Never here: what is right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from letterapp import Letter, LetterError
+from letterapp._ring import WORDS
+from letterapp._sender import Sender
+from letterapp.testing import IngestionServer
+
+DONE = float("inf")  # what a turn answers when nothing waits
+
+
+class Slot:
+    """A piece of memory for a ring, which a test can look into, and spoil."""
+
+    kind = "private"
+    lasts = False
+    checked = True
+
+    def __init__(self, room: int, hand: int) -> None:
+        self.memory = bytearray(room + hand)
+        self.words = [0] * WORDS
+        self.base = 0
+        self.room = room
+        self.hand = hand
+        self.released = False
+        self.spoilt = False
+
+    def copy(self) -> Slot:
+        other = Slot(self.room, self.hand)
+        other.memory[:] = self.memory
+        other.words[:] = self.words
+        return other
+
+    def is_own(self) -> bool:
+        return True
+
+    def has_heirs(self) -> bool:
+        return False
+
+    def release(self) -> None:
+        self.released = True
+
+    def spoil(self) -> None:
+        self.spoilt = True
+
+    def trim(self, start: int, end: int) -> None:
+        self.memory[start:end] = bytes(end - start)
+
+    def sync(self) -> None:
+        pass
+
+
+class Driven:
+    """A client whose sender has no thread: the test takes the turns, at moments of its own."""
+
+    def __init__(self, api_url: str, errors: list[LetterError], **options: Any) -> None:
+        self.now = 1000.0
+        self.letter = Letter("test-key", api_url, on_error=errors.append, flush_interval=0, **options)
+        self.sender = Sender(self.letter._settings, lambda: self.now)
+        self.sender._outbox.attend().begun = True  # as the thread does: so no other is started
+        self.letter._delivery = self.sender
+
+    def track(self, count: int = 1) -> None:
+        for serial in range(count):
+            self.letter.track("u", "E", {"serial": serial})
+
+    def settle(self) -> list[float]:
+        """Take turns until nothing waits. Returns the waits between two tries, which the clock jumped over."""
+        waits = []
+        while True:
+            wait = self.sender.step()
+            if wait == DONE:
+                return waits
+            if wait:
+                waits.append(wait)
+                self.now += wait
+
+    def stop(self) -> None:
+        self.sender._outbox.abandon("closed")
+        self.sender._outbox.desert()
+        self.sender._transport.close()
+
+
+def connections(api: IngestionServer) -> int:
+    return len({request.connection for request in api.requests})

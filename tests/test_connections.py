@@ -1,0 +1,189 @@
+"""Connections as they really go: kept, closed by the other side at each moment, replaced, and their odd answers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import pytest
+from driven import connections
+from harness import DEADLINE
+
+from letterapp import LetterError
+from letterapp.testing import IngestionServer, raw, reset, status
+
+PROPER = status(200, stored=True)
+KEEP_ALIVE_200 = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def test_one_connection_serves_many_batches(letter_api: IngestionServer, make: Any) -> None:
+    letter = make(flush_at=10)
+    for _ in range(5):
+        for _ in range(100):
+            letter.track("u", "E")
+        assert letter.flush() is True  # after which the thread is gone, but not the connection
+    assert len(letter_api.requests) >= 5
+    assert connections(letter_api) == 1
+
+
+def test_a_request_leaves_in_one_piece(make: Any) -> None:
+    # `http.client` writes head and body apart, which is two packets and wakes the server twice.
+    pieces = []
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for _ in range(20):
+                pieces.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE)
+        server = threading.Thread(target=serve)
+        server.start()
+        letter = make(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        for _ in range(20):
+            letter.track("u", "E")
+            assert letter.flush(DEADLINE)
+        server.join(DEADLINE)
+    assert [piece for piece in pieces if b'{"batch":[' not in piece or not piece.endswith(b"]}")] == []
+
+
+@pytest.mark.parametrize("max_retries", [0, 3])
+def test_a_connection_that_the_server_closed_while_idle_is_replaced_without_a_retry(
+    max_retries: int, letter_api: IngestionServer, make: Any, errors: list[LetterError]
+) -> None:
+    letter = make(max_retries=max_retries)
+    for _ in range(3):
+        letter.track("u", "E")
+        assert letter.flush() is True
+        letter_api.drop_connections()
+    assert (len(letter_api.requests), connections(letter_api)) == (3, 3)
+    assert letter.stats()["retried"] == 0 and letter.stats()["delivered"] == 3
+    assert errors == [] and letter_api.repeated() == {}
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["before it was stored", "after it was stored"])
+@pytest.mark.parametrize("fault", [raw, reset], ids=["closed", "reset"])
+def test_a_connection_that_the_server_closes_under_a_request_is_replaced_without_a_retry(
+    fault: Any, stored: bool, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
+) -> None:
+    # The server's idle time was over just when the request came: no look at the socket before can see that.
+    letter_api.plan(PROPER, fault(b"", stored) if fault is raw else fault(stored))
+    one = driven(max_retries=0)
+    one.track()
+    assert one.settle() == []
+    one.track()
+    assert one.settle() == []
+    assert (len(letter_api.requests), connections(letter_api)) == (3, 2)
+    assert one.letter.stats()["retried"] == 0 and one.letter.stats()["delivered"] == 2
+    assert errors == [] and letter_api.distinct == 2
+    assert list(letter_api.repeated().values()) == ([2] if stored else [])
+
+
+def test_what_a_server_says_unasked_on_an_idle_connection_is_not_taken_for_an_answer(
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
+) -> None:
+    # A 408, with which some servers and balancers say goodbye to an idle client.
+    handlers: list[Any] = []
+
+    def answer(handler: Any) -> bool:
+        handlers.append(handler)
+        handler.answer(200)
+        return True
+
+    letter_api.plan(answer)
+    one = driven(max_retries=0)
+    one.track()
+    assert one.settle() == []
+    handlers[0].answer(408)
+    one.track()
+    assert one.settle() == []
+    assert (letter_api.distinct, connections(letter_api)) == (2, 2)
+    assert errors == [] and one.letter.stats()["retried"] == 0
+
+
+def test_a_replaced_connection_that_fails_too_is_a_failed_try(
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
+) -> None:
+    letter_api.plan(PROPER, reset(), reset())
+    one = driven(max_retries=1)
+    one.track()
+    assert one.settle() == []
+    one.track()
+    assert len(one.settle()) == 1
+    assert len(letter_api.requests) == 4
+    assert one.letter.stats()["retried"] == 1 and errors == []
+
+
+def test_a_server_that_restarts_on_its_port_is_found_again(make: Any, errors: list[LetterError]) -> None:
+    with IngestionServer() as before:
+        letter = make(base_url=before.url, max_retries=0)
+        letter.track("u", "E")
+        assert letter.flush() is True
+    with IngestionServer(before.port) as after:
+        letter.track("u", "E")
+        assert letter.flush() is True
+        assert after.distinct == 1
+    assert errors == [] and letter.stats()["retried"] == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        status(200, headers={"Connection": "close"}, stored=True),
+        raw(b"HTTP/1.0 200 OK\r\n\r\n{}", stored=True),
+        raw(b"HTTP/1.1 200 OK\r\n\r\n", stored=True),
+        raw(
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+            stored=True,
+        ),
+    ],
+    ids=["Connection: close", "HTTP/1.0", "no length", "chunked"],
+)
+def test_an_answer_that_ends_the_connection_costs_nothing(
+    answer: Any, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
+) -> None:
+    letter_api.plan(answer, answer)
+    one = driven(max_retries=0)
+    for _ in range(3):
+        one.track()
+        assert one.settle() == []
+    assert (len(letter_api.requests), connections(letter_api)) == (3, 3)
+    assert errors == [] and letter_api.repeated() == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" + KEEP_ALIVE_200,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1;x=y\r\n}\r\n0\r\nTrailer: t\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 200 \r\nX: " + b"y" * 60_000 + b"\r\ncontent-length: 0\r\n\r\n",
+    ],
+    ids=["100 first", "chunked", "204", "long header"],
+)
+def test_an_unusual_but_proper_answer_is_read_and_the_connection_kept(
+    data: bytes, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
+) -> None:
+    def answer(handler: Any) -> bool:
+        handler.wfile.write(data)
+        return True
+
+    letter_api.plan(answer, answer)
+    one = driven(max_retries=0)
+    for _ in range(3):
+        one.track()
+        assert one.settle() == []
+    assert (len(letter_api.requests), connections(letter_api)) == (3, 1)
+    assert errors == []
+
+
+def test_a_reset_with_nothing_lingering_is_what_the_server_sends(letter_api: IngestionServer) -> None:
+    # The test of a fault: `reset` must be a reset, or the tests above would prove less than they say.
+    letter_api.plan(reset())
+    with socket.create_connection(("127.0.0.1", letter_api.port), DEADLINE) as sock:
+        sock.sendall(b"POST /v1/batch HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)

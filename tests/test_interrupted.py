@@ -1,0 +1,377 @@
+"""An exception of a signal handler, wherever one may come inside a call: no event is lost and no client stands still.
+
+Python looks for signals where a function begins and after each call (CPython's `eval_breaker`). A tracer raises there.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+from harness import DEADLINE
+from relayed import Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
+
+import letterapp
+from letterapp import Letter, _protocol
+from letterapp._handlers import pass_on
+from letterapp._inside import Inside
+from letterapp.testing import Hold
+
+if not hasattr(os, "fork"):
+    pytest.skip("needs Unix", allow_module_level=True)
+
+from letterapp import _link, _relayed
+from letterapp._settings import Settings
+
+EVENTS = [b'{"number":%d}' % number for number in range(7)]
+
+
+@lru_cache(maxsize=None)
+def places(code: Any) -> frozenset[int]:
+    """The offsets of the instructions before which a signal is handled."""
+    found = set()
+    # From 3.11 on the exception belongs to the call: the next instruction may be behind the end of a `with` block.
+    table = dis._parse_exception_table(code) if hasattr(dis, "_parse_exception_table") else []  # type: ignore[attr-defined]
+    before = None
+    for instruction in dis.get_instructions(code):
+        if before is None or before.opname.startswith("CALL"):
+            blocks = [
+                [entry for entry in table if entry.start <= one.offset < entry.end]
+                for one in (before or instruction, instruction)
+            ]
+            if blocks[0] == blocks[1]:
+                found.add(instruction.offset)
+        before = instruction
+    return frozenset(found)
+
+
+class Limit(TimeoutError):
+    """What a program's own alarm raises, of a kind that much code catches."""
+
+
+class Handler:
+    """A signal handler that raises at some of the places which this thread's calls come to in these files."""
+
+    def __init__(self, files: set[str], at: set[int]) -> None:
+        self._files = files
+        self._at = at
+        self._met = 0
+        self._raised = 0
+        self._where: list[str] = []
+        signal.signal(signal.SIGUSR1, self._handle)
+
+    def _handle(self, *_: object) -> None:
+        self._raised += 1
+        self._where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_stack()[-5:-1]]
+        raise Limit
+
+    def reached(self) -> bool:
+        """There were as many places."""
+        return self._met >= max(self._at)
+
+    def during(self, act: Callable[..., object], *arguments: Any) -> bool:
+        """Call, and say whether the call returned: it does not when the handler has raised."""
+        before = self._raised
+        sys.settrace(self._trace)
+        try:
+            act(*arguments)
+        except Limit:
+            return False
+        finally:
+            sys.settrace(None)
+        assert self._raised == before, f"what the handler raised was caught, in {self._where}"
+        return True
+
+    def _trace(self, frame: Any, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in self._files:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti in places(frame.f_code):
+            self._met += 1
+            if self._met in self._at:
+                self._handle()
+        return self._trace
+
+
+@pytest.fixture(autouse=True)
+def _before() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+needs_instructions = pytest.mark.skipif(
+    sys.version_info[:2] == (3, 12), reason="3.12.1 traces no instructions of a frame that asks late"
+)
+# The second one, if there is one, comes while what the first one has cut short is cleaned up, or in the next call.
+every_gap = pytest.mark.parametrize("later", [0, 1, 2, 5, 13])
+
+
+# A process that sends by itself.
+
+PACKAGE = Path(letterapp.__file__).parent
+# Not the transport: the thread has that.
+PLAIN = {str(path) for path in PACKAGE.glob("*.py") if path.stem not in ("testing", "_transport")}
+
+
+def tracked(api: Any) -> set[str]:
+    return {item["userId"] for item in api.events}
+
+
+def interrupted_while_sending(make: Callable[..., Letter], api: Any, at: set[int], **options: Any) -> bool:
+    handler = Handler(PLAIN, at)
+    letter = make(flush_interval=0, flush_at=100, **options)
+    returned: set[str] = set()
+
+    def track(serial: int) -> None:
+        who = f"{sorted(at)} {serial}"
+        if handler.during(letter.track, who, "E"):
+            returned.add(who)
+
+    track(0)
+    track(1)
+    handler.during(letter.flush, DEADLINE)
+    track(2)
+
+    last = f"{sorted(at)} last"
+    letter.track(last, "E")
+    assert api.wait_until(lambda: last in tracked(api), 10), f"the sender stands still since {at}"
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(letter.flush, 10).result(), at
+    assert letter.flush(10), at
+    assert returned <= tracked(api), at
+    stats = letter.stats()
+    assert stats["accepted"] == stats["delivered"] and stats["lost"] == {}, (at, stats)
+    assert letter.close(10), at
+    return handler.reached()
+
+
+@needs_instructions
+@every_gap
+def test_sending(later: int, make: Callable[..., Letter], letter_api: Any) -> None:
+    assert next(at for at in count(1) if not interrupted_while_sending(make, letter_api, {at, at + later})) > 150
+
+
+@needs_instructions
+def test_sending_with_a_spool(make: Callable[..., Letter], letter_api: Any, tmp_path: Path) -> None:
+    spool = str(tmp_path / "spool")
+    assert next(at for at in count(1) if not interrupted_while_sending(make, letter_api, {at}, spool=spool)) > 150
+
+
+# One that hands its events to a relay.
+
+
+class Far:
+    """The relay's end of one connection after the other. It reads what there is, and settles as much as it is told."""
+
+    def __init__(self, path: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(8)
+        self._listener.setblocking(False)
+        self._sock: Any = None
+
+    def settle(self, most: int) -> list[bytes]:
+        """The events that it has settled, of all that this connection has brought."""
+        try:
+            if self._sock is None:
+                self._sock = self._listener.accept()[0]
+            heard = self._sock.recv(65_536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []  # the process was interrupted before it had sent anything
+        events = [line for line in heard.split(_protocol.END) if line in EVENTS][:most]
+        try:
+            self._sock.sendall(b"[%d]\n" % len(events))
+        except OSError:
+            pass  # the process has given this connection up
+        return events
+
+    def leave(self) -> None:
+        """Hang up, on those as well who have connected and were not met."""
+        try:
+            while True:
+                if self._sock is not None:
+                    self._sock.close()
+                self._sock = self._listener.accept()[0]
+        except BlockingIOError:
+            self._sock = None
+
+    def close(self) -> None:
+        self.leave()
+        self._listener.close()
+
+
+@pytest.fixture
+def far(runtime: Runtime) -> Iterator[Far]:
+    far = Far(str(runtime.path / "far.sock"))
+    yield far
+    far.close()
+
+
+@pytest.fixture
+def settings(runtime: Runtime, letter_api: Any, far: Far) -> Settings:
+    letter = Letter("test-key", letter_api.url, enabled=False, relay=str(runtime.path / "far.sock"))
+    return letter._settings
+
+
+def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bool:
+    """Use a relay, which leaves."""
+    handler = Handler({_link.__file__, _relayed.__file__}, at)
+    sender = _relayed.RelayedSender(settings)
+    sender._report = lambda error: None  # type: ignore[assignment]
+    sender._outbox.attend().begun = True  # type: ignore[union-attr]  # as the thread does: so none is started
+    returned: set[bytes] = set()
+    settled: list[bytes] = []
+
+    def put(*events: bytes) -> None:
+        for event in events:
+            if handler.during(sender.put, event):
+                returned.add(event)
+
+    put(*EVENTS[:3])
+    settled += far.settle(2)
+    handler.during(sender.stats)
+    put(*EVENTS[3:5])
+    far.leave()
+    put(*EVENTS[5:])
+
+    last = sender.stats()  # as any later call would, it takes back what is left
+    own = sender._outbox.take(100, 100_000)
+    assert returned <= {*settled, *own}, f"lost at {at}"
+    assert last["waiting"] == len(own), (at, last)
+    assert last["accepted"] == last["delivered"] + len(own) and last["lost"] == {}, (at, last)
+    sender._outbox.settle()
+    sender._outbox.desert()
+    assert sender.close(1), at
+    return handler.reached()
+
+
+@needs_instructions
+@every_gap
+def test_relaying(later: int, settings: Settings, far: Far) -> None:
+    assert next(at for at in count(1) if not interrupted_while_relaying(settings, far, {at, at + later})) > 200
+
+
+# What a handler raises in the application's own functions, or while the caller waits for the API, is the caller's too.
+
+
+class Foreign:
+    """Cannot be written as JSON, and its `repr` is slow enough for an alarm."""
+
+    def __repr__(self) -> str:
+        signal.raise_signal(signal.SIGUSR1)
+        return "foreign"
+
+
+def strike(given: Any) -> Any:
+    signal.raise_signal(signal.SIGUSR1)
+    return given
+
+
+@pytest.mark.parametrize(
+    "options, act",
+    [
+        ({"before_send": strike}, lambda letter: letter.track("u", "E")),
+        ({"on_error": strike}, lambda letter: letter.track("u", "E", {"x": object()})),
+        ({}, lambda letter: letter.track("u", "E", {"x": Foreign()})),
+    ],
+    ids=["before_send", "on_error", "repr"],
+)
+def test_in_a_function_of_the_applications(
+    options: Any, act: Any, make: Callable[..., Letter], letter_api: Any
+) -> None:
+    letter = make(**options)
+    handler = Handler(set(), set())
+    with pytest.raises(Limit):
+        act(letter)
+    assert handler._raised == 1
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    letter.track("u", "next")
+    assert letter.flush(DEADLINE)
+    assert [item["event"] for item in letter_api.events][-1:] == ["next"]
+
+
+def test_while_a_mail_is_on_the_wire(make: Callable[..., Letter], letter_api: Any) -> None:
+    letter = make()
+    hold = Hold()
+    letter_api.plan(hold)
+    Handler(set(), set())
+
+    def strike_then() -> None:
+        assert hold.arrived.wait(DEADLINE)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(1) as pool:
+        struck = pool.submit(strike_then)
+        with pytest.raises(Limit):
+            letter.send("a@example.com", "subject", html="<p>text</p>")
+        struck.result(DEADLINE)
+    hold.release()
+    assert len(letter_api.requests) == 1  # it has not been tried again
+
+
+# By themselves.
+
+
+def raising(*_: object) -> None:
+    raise Limit
+
+
+class Raising:
+    def method(self, *_: object) -> None:
+        raise Limit
+
+    def __call__(self, *_: object) -> None:
+        raise Limit
+
+
+HANDLERS = [raising, Raising().method, Raising(), partial(raising, 1), partial(partial(Raising().method, 1), 2)]
+
+
+@pytest.mark.parametrize("handler", HANDLERS, ids=["function", "method", "object", "partial", "partial of a partial"])
+def test_what_a_handler_raised_is_passed_on_and_nothing_else(handler: Any) -> None:
+    signal.signal(signal.SIGUSR1, handler)
+    for act, is_passed_on in ((lambda: signal.raise_signal(signal.SIGUSR1), True), (lambda: int("x"), False)):
+        try:
+            act()
+        except Exception as error:
+            caught = error
+        if is_passed_on:
+            with pytest.raises(Limit) as raised:
+                pass_on(caught)
+            assert raised.value is caught
+        else:
+            pass_on(caught)
+
+
+def test_who_is_inside() -> None:
+    inside = Inside()
+    seen = []
+
+    def look() -> None:
+        with ThreadPoolExecutor(1) as other:
+            seen.append((inside.is_here(), inside.has_others(), other.submit(inside.is_here).result()))
+            seen.append(other.submit(inside.has_others).result())
+
+    def look_again() -> None:
+        inside.run(look)  # as a handler does that interrupts its own thread
+        look()
+        raise Limit
+
+    with pytest.raises(Limit):
+        inside.run(look_again)
+    assert seen == [(True, False, False), True] * 2
+    assert not inside.is_here() and not inside.has_others()
+    inside.run(look)
+    assert seen[-2:] == [(True, False, False), True]

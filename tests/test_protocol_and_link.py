@@ -1,0 +1,372 @@
+"""The lines between a process and a relay, and what each side makes of them: against a plain socket, byte by byte.
+
+Real processes and a real relay together are in `test_relay`.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import Any, Callable, Iterator
+
+import pytest
+from harness import DEADLINE, eventually
+from relayed import KEY, Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
+
+from letterapp import LetterError, _protocol
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
+
+API = "http://127.0.0.1:9"
+GREETING = _protocol.greeting(KEY, API, _protocol.EVENTS)
+EVENTS = [b'{"number":%d}' % number for number in range(5)]
+LOST = _protocol.lost(LetterError("no", 400, "body", "code", "reason", cause="rejected"), 2, EVENTS[:1])
+
+
+def take_back(link: Any) -> list[bytes]:
+    taken = []
+    while link.next_back() is not None:
+        taken.append(link.next_back())
+        link.took_back()
+    return taken
+
+
+class Far:
+    """The relay's end of a link, in the hands of the test."""
+
+    def __init__(self, path: str) -> None:
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(8)
+        self.listener.settimeout(DEADLINE)
+        self.sock: Any = None
+
+    def accept(self) -> Far:
+        self.sock = self.listener.accept()[0]
+        self.sock.settimeout(DEADLINE)
+        return self
+
+    def hears(self, length: int) -> bytes:
+        heard = b""
+        while len(heard) < length:
+            more = self.sock.recv(length - len(heard))
+            assert more, heard
+            heard += more
+        return heard
+
+    def is_left(self) -> bool:
+        return bool(self.sock.recv(1) == b"")
+
+    def has_another(self) -> bool:
+        """Somebody has connected who is not accepted yet."""
+        self.listener.setblocking(False)
+        try:
+            self.listener.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self.listener.close()
+        if self.sock is not None:
+            self.sock.close()
+
+
+@pytest.fixture
+def far(runtime: Runtime) -> Iterator[Far]:
+    far = Far(str(runtime.path / "far.sock"))
+    yield far
+    far.close()
+
+
+@pytest.fixture
+def link(runtime: Runtime) -> Iterator[Any]:
+    from letterapp._link import Link
+
+    link = Link(lambda: str(runtime.path / "far.sock"), GREETING, 10_000, 4_000_000)
+    yield link
+    link.close()
+
+
+def hand_over(link: Any, count: int) -> None:
+    for event in EVENTS[:count]:
+        assert link.hand_over(event)
+
+
+def told(link: Any) -> tuple[int, int, int]:
+    link.listen()
+    counts = link.counts()
+    assert counts.relayed == counts.delivered + counts.waiting + sum(counts.lost.values())
+    return counts.relayed, counts.waiting, counts.delivered
+
+
+# The process's side.
+
+
+def test_the_greeting_and_the_events_go_before_anybody_answers(link: Any, far: Far) -> None:
+    hand_over(link, 3)
+    expected = GREETING + b"".join(event + b"\n" for event in EVENTS[:3])
+    assert far.accept().hears(len(expected)) == expected
+    link.hurry()
+    assert far.hears(2) == b"!\n" and told(link) == (3, 3, 0)
+
+
+def test_a_count_is_the_number_settled_since_the_greeting(link: Any, far: Far) -> None:
+    hand_over(link, 5)
+    far.accept()
+    for answer, settled in [(b"[1]\n", 1), (b"[3]\n", 3), (b"[3]\n", 3), (b"[4]\n[5]\n", 5)]:
+        far.sock.sendall(answer)
+        assert told(link) == (5, 5 - settled, settled)
+    assert link.wait(5, time.monotonic() + DEADLINE, time.monotonic)
+
+
+def test_it_counts_anew_over_a_new_connection(link: Any, far: Far) -> None:
+    hand_over(link, 3)
+    far.accept().sock.sendall(b"[2]\n")
+    far.sock.close()
+    assert told(link) == (3, 1, 2) and not link.hand_over(EVENTS[3])  # the one that is back goes first
+    assert take_back(link) == [EVENTS[2]]
+    link.try_soon()
+    hand_over(link, 5)
+    far.accept().sock.sendall(b"[4]\n")
+    assert told(link) == (7, 1, 6)
+
+
+def test_answers_may_come_in_any_pieces(link: Any, far: Far) -> None:
+    hand_over(link, 5)
+    far.accept()
+    answers = LOST + b"[2]\n[5]\n"
+    for place in range(len(answers)):
+        far.sock.sendall(answers[place : place + 1])
+        whole = answers[: place + 1].count(b"\n")
+        relayed, waiting, delivered = told(link)
+        assert (relayed, waiting) == (5, [5, 3, 3, 0][whole])  # the report counts already
+    assert delivered == 3 and link.counts().lost == {"rejected": 2}
+    (error,) = link.take_errors()
+    assert (error.status, error.lost, error.events) == (400, 2, [{"number": 0}]) and link.take_errors() == []
+
+
+@pytest.mark.parametrize(
+    "answer", [b"[many]\n", b"[\n", b"[1.5]\n", b'{"lost": 3}\n', b'{"lost": "all", "message": 1}\n', b"[\xff]\n"]
+)
+def test_nonsense_ends_the_link_and_loses_nothing(answer: bytes, link: Any, far: Far) -> None:
+    hand_over(link, 3)
+    far.accept().sock.sendall(b"[1]\n" + answer)
+    assert told(link)[2] == 1
+    assert "answers what is no answer" in link.trouble and not link.is_connected()
+    assert take_back(link) == EVENTS[1:3]
+
+
+def test_answers_of_a_later_version_are_passed_over(link: Any, far: Far) -> None:
+    hand_over(link, 1)
+    far.accept().sock.sendall(b'{"weather": "fine"}\nhello\n\n[1]\n')
+    assert told(link) == (1, 0, 1) and link.trouble == ""
+
+
+def test_who_is_refused_does_not_come_again_soon(link: Any, far: Far) -> None:
+    hand_over(link, 2)
+    far.accept().sock.sendall(_protocol.line_of({"refused": "it is Monday"}))
+    assert told(link)[1] == 2
+    assert link.trouble == "refuses this client: it is Monday" and take_back(link) == EVENTS[:2]
+    assert not link.hand_over(EVENTS[0]) and not far.has_another()
+
+
+def test_a_relay_that_takes_no_more_may_still_settle(link: Any, far: Far) -> None:
+    hand_over(link, 3)
+    far.accept().sock.shutdown(socket.SHUT_RD)
+    assert not link.hand_over(EVENTS[3]) and told(link) == (3, 3, 0)
+    far.sock.sendall(b"[3]\n")
+    far.sock.close()
+    assert told(link) == (3, 0, 3) and take_back(link) == []
+
+
+def test_a_full_socket_takes_whole_lines_or_none(link: Any, far: Far) -> None:
+    events = [b'{"number":%d,"filling":"%s"}' % (number, b"x" * (number * 37 % 3000)) for number in range(8000)]
+    took = []
+    refused = 0
+    for event in events:
+        if link.hand_over(event):
+            took.append(event)
+        else:
+            refused += 1
+        if refused == 50:
+            break
+    assert refused == 50 and link.trouble == "takes no more events for now" and link.is_connected()
+    assert not link.counts().is_up and link.counts().relayed == len(took)
+    expected = GREETING + b"".join(event + b"\n" for event in took)
+    assert far.accept().hears(len(expected)) == expected
+    hand_over(link, 1)  # there is room again
+    assert link.counts().is_up and far.hears(len(EVENTS[0]) + 1) == EVENTS[0] + b"\n"
+
+
+def test_lines_of_many_threads_stay_whole(link: Any, far: Far) -> None:
+    took: list[list[bytes]] = [[] for _ in range(4)]
+
+    def hand(number: int) -> None:
+        for serial in range(300):
+            event = b'{"thread":%d,"serial":%d}' % (number, serial)
+            if link.hand_over(event):
+                took[number].append(event)
+
+    threads = [threading.Thread(target=hand, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    length = len(GREETING) + sum(len(event) + 1 for each in took for event in each)
+    lines = far.accept().hears(length).splitlines()[1:]
+    assert [[line for line in lines if b'"thread":%d,' % number in line] for number in range(4)] == took
+
+
+def test_an_event_that_is_too_large_for_one_send_goes_another_way(link: Any, far: Far) -> None:
+    assert not link.hand_over(b"{" + b" " * 60_000 + b"}")
+    hand_over(link, 1)
+    assert told(link) == (1, 1, 0) and link.trouble == ""
+
+
+def test_more_than_a_process_may_hold_goes_another_way(runtime: Runtime, far: Far) -> None:
+    from letterapp._link import Link
+
+    link = Link(lambda: str(runtime.path / "far.sock"), GREETING, 2, 4_000_000)
+    hand_over(link, 2)
+    assert not link.hand_over(EVENTS[2]) and link.trouble == "settles more slowly than this process tracks"
+    far.accept().sock.sendall(b"[1]\n")
+    assert link.hand_over(EVENTS[2]) and told(link) == (3, 2, 1)
+    link.close()
+
+
+def test_waiting_ends_at_the_answer_at_the_deadline_and_at_the_end(link: Any, far: Far) -> None:
+    hand_over(link, 2)
+    far.accept()
+    assert not link.wait(2, time.monotonic() + 0.05, time.monotonic)
+    answer = threading.Timer(0.05, far.sock.sendall, [b"[2]\n"])
+    answer.start()
+    assert link.wait(2, time.monotonic() + DEADLINE, time.monotonic)
+    answer.join()
+    hand_over(link, 1)
+    leave = threading.Timer(0.05, far.sock.shutdown, [socket.SHUT_RDWR])
+    leave.start()
+    assert not link.wait(3, time.monotonic() + DEADLINE, time.monotonic)
+    leave.join()
+    assert link.trouble == "has ended"
+
+
+# The lines themselves.
+
+
+@pytest.mark.parametrize("wants", ["events", "lease", "status"])
+def test_a_greeting_with_the_same_key_and_api_is_welcome(wants: str) -> None:
+    said = _protocol.greeting(KEY, API, wants)
+    assert _protocol.refusal(said, KEY, API) == "" and said.count(b"\n") == 1
+    assert KEY.encode() not in said
+    assert "another API key" in _protocol.refusal(said, KEY + "x", API)
+    assert "another API than" in _protocol.refusal(said, KEY, API + "/x")
+
+
+@pytest.mark.parametrize("line", [b"", b"hello", b"[]", b"7", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'])
+def test_what_is_no_greeting_is_refused(line: bytes) -> None:
+    assert "no version" in _protocol.refusal(line, KEY, API)
+
+
+@pytest.mark.parametrize("proof", [None, 7, [], "", "ü", "\ud800"])
+def test_a_proof_that_is_none_is_refused(proof: Any) -> None:
+    line = _protocol.line_of({"letterapp": _protocol.VERSION, "proof": proof, "api": API, "wants": "events"})
+    assert "another API key" in _protocol.refusal(line, KEY, API)
+
+
+def test_a_report_arrives_as_it_was_sent() -> None:
+    error = LetterError("two\nlines", 422, "ünïcode", "code", "reason", cause="rejected")
+    line = _protocol.lost(error, 7, EVENTS[:2])
+    assert line.endswith(b"\n") and line.count(b"\n") == 1
+    arrived = _protocol.lost_error(_protocol.parse(line))
+    assert str(arrived) == "by the relay: two\nlines"
+    assert (arrived.lost, arrived.events) == (7, [{"number": 0}, {"number": 1}])
+    names = ("status", "body", "code", "reason", "cause")
+    assert [getattr(arrived, name) for name in names] == [getattr(error, name) for name in names]
+
+
+# The relay's side.
+
+
+def event(api: Any, number: int) -> bytes:
+    """As a client writes it; ``number`` is also what the API tells repeated ones by."""
+    return (
+        b'{"type":"track","userId":"raw","event":"E","properties":{},"messageId":"m-%d","timestamp":"2026-01-01"}'
+        % (number)
+    )
+
+
+@pytest.fixture
+def connect(runtime: Runtime, letter_api: Any) -> Iterator[Callable[[], socket.socket]]:
+    """Connections to a real relay, greeted."""
+    made = []
+
+    def new() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        made.append(sock)
+        sock.settimeout(DEADLINE)
+        sock.connect(runtime.socket)
+        sock.sendall(_protocol.greeting(KEY, letter_api.url, _protocol.EVENTS))
+        return sock
+
+    with runtime.keep():
+        yield new
+        for sock in made:
+            sock.close()
+
+
+def count(sock: socket.socket, target: int) -> list[int]:
+    """The counts that come until one is ``target``."""
+    heard = b""
+    while not heard.endswith(b"[%d]\n" % target):
+        more = sock.recv(65_536)
+        assert more, heard
+        heard += more
+    return [int(line[1:-1]) for line in heard.splitlines()]
+
+
+def test_events_may_come_in_any_pieces(connect: Any, letter_api: Any) -> None:
+    sock = connect()
+    said = b"".join(event(letter_api, number) + b"\n" for number in range(30)) + b"!\n"
+    for place in range(0, len(said), 61):
+        sock.sendall(said[place : place + 61])
+    counts = count(sock, 30)
+    assert counts == sorted(set(counts)) and letter_api.distinct == 30
+
+
+def test_each_connection_is_told_of_its_own_events(connect: Any, letter_api: Any) -> None:
+    first, second = connect(), connect()
+    for number in range(30):
+        (first if number % 3 else second).sendall(event(letter_api, number) + b"\n")
+    assert count(first, 20)[-1] == 20 and count(second, 10)[-1] == 10
+    assert letter_api.distinct == 30
+
+
+def test_the_same_event_over_two_connections_counts_for_both(connect: Any, letter_api: Any) -> None:
+    first, second = connect(), connect()
+    for sock in (first, second):
+        sock.sendall(event(letter_api, 0) + b"\n" + event(letter_api, 0) + b"\n")
+    count(first, 2)
+    count(second, 2)
+    assert letter_api.distinct == 1
+
+
+def test_what_came_before_a_connection_ended_is_sent(connect: Any, letter_api: Any, runtime: Runtime) -> None:
+    sock = connect()
+    sock.sendall(b"".join(event(letter_api, number) + b"\n" for number in range(200)) + b'{"half')
+    sock.close()
+    assert letter_api.wait_for(200) and letter_api.distinct == 200
+    status = eventually(runtime.own_status, lambda status: status["processes"] == 0)
+    assert (status["processes"], status["accepted"], status["refused"]) == (0, 200, 0)
+
+
+def test_a_process_that_never_reads_its_answers_harms_nobody(connect: Any, letter_api: Any) -> None:
+    deaf, other = connect(), connect()
+    for number in range(2000):
+        deaf.sendall(event(letter_api, number) + b"\n")
+        if not number % 100:
+            other.sendall(event(letter_api, 10_000 + number) + b"\n")
+    count(other, 20)
+    assert letter_api.wait_for(2020)
+    assert count(deaf, 2000)[-1] == 2000

@@ -1,0 +1,169 @@
+"""What the program is told, by whom and when, and what is imported for it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import DEADLINE, Program, environment
+
+from letterapp import LetterError
+from letterapp.testing import Hold, IngestionServer, status
+
+
+def test_on_error_may_track(letter_api: IngestionServer, make: Any) -> None:
+    letter_api.plan(status(400))
+    letter: Any = make(on_error=lambda error: letter.track("u", "Reported", {"lost": error.lost}))
+    letter.track("u", "E")
+    assert letter_api.wait_for(1)
+    assert [(item["event"], item["properties"]) for item in letter_api.events] == [("Reported", {"lost": 1})]
+
+
+def test_flush_in_on_error_on_the_senders_thread_returns_at_once(letter_api: IngestionServer, make: Any) -> None:
+    # With more events behind it, which only the thread that asks can send.
+    answers: list[bool] = []
+    hold = Hold(status(400))
+    letter_api.plan(hold)
+    letter: Any = make(flush_at=1, on_error=lambda error: answers.append(letter.flush(600)))
+    letter.track("u", "Refused")
+    assert hold.arrived.wait(DEADLINE)
+    letter.track("u", "Behind it")
+    hold.release()
+    assert letter.flush(DEADLINE) is True
+    assert answers == [False]
+    assert [item["event"] for item in letter_api.events] == ["Behind it"]
+
+
+def test_on_error_may_close_and_what_was_accepted_still_goes_out(letter_api: IngestionServer, make: Any) -> None:
+    answers: list[bool] = []
+    hold = Hold(status(400))
+    letter_api.plan(hold)
+    letter: Any = make(flush_at=1, on_error=lambda error: answers.append(letter.close(600)) if not answers else None)
+    letter.track("u", "Refused")
+    assert hold.arrived.wait(DEADLINE)
+    letter.track("u", "Behind it")
+    hold.release()
+    assert letter_api.wait_for(1)
+    assert letter.close(DEADLINE) is True
+    assert answers == [False]
+    assert [item["event"] for item in letter_api.events] == ["Behind it"]
+    letter.track("u", "Too late")
+    assert letter.stats()["lost"] == {"rejected": 1, "closed": 1}
+
+
+@pytest.mark.parametrize("failure", [ValueError("mine"), LetterError("mine"), RecursionError("mine")])
+def test_an_on_error_that_raises_is_reported_and_the_sender_goes_on(
+    failure: Exception, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def on_error(error: LetterError) -> None:
+        raise failure
+
+    letter_api.plan(status(400))
+    letter = make(on_error=on_error)
+    for _ in range(2):
+        letter.track("u", "E")
+        assert letter.flush() is True
+    assert letter_api.distinct == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "on_error raised" in line and "mine" in line and "answered 400" in line
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"one", b"two\nlines", b"two\r\nlines", b"a\rb\x0bc\x0cd", "a\u2028b\u0085c".encode(), b"\x1b[31mred\x1b[0m"],
+)
+def test_a_failure_is_one_line_on_stderr_by_default(
+    body: bytes, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letter_api.plan(status(400, body))
+    letter = make(on_error=None)
+    letter.track("u", "E")
+    assert letter.flush() is True
+    text = capsys.readouterr().err
+    (line,) = text.splitlines()
+    assert text.endswith("\n")
+    assert line.startswith("letterapp: 1 event lost: the API answered 400: ")
+    assert line.isprintable(), "an answer must not be able to steer a terminal"
+
+
+def test_a_closed_or_missing_stderr_costs_nothing(
+    letter_api: IngestionServer, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letter = make(on_error=None)
+    for stream in (None, object()):
+        monkeypatch.setattr("sys.stderr", stream)
+        letter_api.plan(status(400))
+        letter.track("u", "E")
+        assert letter.flush() is True
+    letter.track("u", "E")
+    assert letter.flush() is True
+    assert letter_api.distinct == 1
+
+
+def test_on_error_runs_while_every_other_thread_can_go_on(letter_api: IngestionServer, make: Any) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def on_error(error: LetterError) -> None:
+        inside.set()
+        leave.wait(DEADLINE)
+
+    letter_api.plan(status(400))
+    letter = make(flush_at=1, on_error=on_error)
+    letter.track("u", "Refused")
+    assert inside.wait(DEADLINE)
+    for _ in range(1000):
+        letter.track("u", "E")
+    assert letter.stats()["waiting"] == 1000
+    assert "waiting=1,000" in repr(letter)
+    assert letter.flush(0) is False
+    leave.set()
+    assert letter.flush(DEADLINE) is True
+    assert letter_api.distinct == 1000
+
+
+# Imports.
+
+HEAVY = ["ssl", "http.client", "urllib.request", "json", "multiprocessing", "logging", "asyncio", "uuid"]
+
+
+@pytest.mark.parametrize(
+    "code, heavy",
+    [
+        ("import letterapp", HEAVY),
+        (
+            "import letterapp; letter = letterapp.Letter('k', API, flush_interval=600, flush_at=1000)\n"
+            "letter.track('u', 'E', {'a': [1, 2.5, None, True, 'x']}); letter.identify('u'); letter.group('u', 'a')\n"
+            "assert letter.stats()['waiting'] == 3",
+            ["ssl", "http.client", "urllib.request"],
+        ),
+    ],
+    ids=["the package", "a client that has sent nothing yet"],
+)
+def test_nothing_heavy_is_imported_by(code: str, heavy: list[str], letter_api: IngestionServer, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        f"import os, sys\nbefore = set(sys.modules)\nAPI = os.environ['TEST_API']\n{code}\n"
+        f"print(sorted(set({heavy!r}) & (set(sys.modules) - before)), flush=True)\n"
+    )
+    with Program([sys.executable, str(script)], environment(letter_api.url), tmp_path) as program:
+        finished = program.finish()
+    assert (finished.code, finished.output) == (0, "[]\n"), finished
+
+
+def test_a_fault_in_the_look_for_what_dead_processes_left_costs_nothing_else(
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
+) -> None:
+    def breaks() -> None:
+        raise ZeroDivisionError("ours")
+
+    one = driven()
+    one.sender._stores.orphans = breaks
+    for _ in range(3):
+        one.track()
+        one.settle()
+        one.now += 10
+    assert letter_api.distinct == 3
+    assert ["ZeroDivisionError" in str(error) for error in errors] == [True], "said once"
