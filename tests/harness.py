@@ -135,13 +135,21 @@ class Program:
 
 def _group(pgid: int) -> list[str]:
     found = []
-    for process in psutil.process_iter(["pid", "status", "cmdline"]):
+    for process in psutil.process_iter(["pid", "status", "num_threads", "cmdline"]):
         try:
-            if os.getpgid(process.pid) == pgid and process.info["status"] != psutil.STATUS_ZOMBIE:
+            if os.getpgid(process.pid) == pgid and not has_ended(process.info):
                 found.append(f"{process.pid} {process.info['cmdline']}")
         except (ProcessLookupError, PermissionError):
             pass
     return found
+
+
+def has_ended(process: dict[str, Any]) -> bool:
+    """True when all that is left is the entry in the kernel's table, for the parent to read.
+
+    A process looks like that as soon as its first thread has ended, though the others may still have all files open.
+    """
+    return process["status"] == psutil.STATUS_ZOMBIE and process["num_threads"] == 1
 
 
 def start(

@@ -20,7 +20,7 @@ from typing import Any, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, Program, environment, eventually
+from harness import DEADLINE, Program, environment, eventually, has_ended
 
 KEY = "test-key"  # what `make` and the programs' clients have
 
@@ -49,10 +49,10 @@ class Runtime:
     def relays(self) -> list[psutil.Process]:
         """Who serves here, or is about to. A stopped one counts, one that is dead and not reaped does not."""
         found = []
-        for process in psutil.process_iter(["cmdline", "status"]):
+        for process in psutil.process_iter(["cmdline", "status", "num_threads"]):
             command = process.info["cmdline"] or []
             is_here = any(part.startswith(str(self.path)) for part in command) and "relay" in command
-            if is_here and process.info["status"] != psutil.STATUS_ZOMBIE:
+            if is_here and not has_ended(process.info):
                 found.append(process)
         return found
 

@@ -6,6 +6,7 @@ when the lock on the slot's byte can be had. What servers make of it is in `test
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -321,3 +322,39 @@ def test_removed_pages_are_given_back_by_all_processes_and_read_as_zeros(holds: 
     assert is_right()
     """)
     )
+
+
+EXIT = {"x86_64": 60, "aarch64": 93}  # the call that ends the thread that makes it, and no other
+
+
+@pytest.mark.skipif(platform.machine() not in EXIT, reason="its number is not known here")
+def test_a_process_whose_first_thread_alone_has_ended_looks_like_a_zombie_and_keeps_all(
+    holds: Callable[..., None],
+) -> None:
+    code = """
+    import socket
+    ready, port = os.pipe(), os.pipe()
+    def loses_its_first_thread():
+        threading.Thread(target=stay, daemon=True).start()
+        server = socket.create_server(("127.0.0.1", 0))
+        assert take(0)
+        os.write(port[1], str(server.getsockname()[1]).encode())
+        ctypes.CDLL(None).syscall(int(os.environ["TEST_EXIT"]), 0)
+    pid = child(loses_its_first_thread)
+    address = "127.0.0.1", int(os.read(port[0], 10))
+    def status(name):
+        with open(f"/proc/{pid}/status") as lines:
+            return dict(line.split(":\t", 1) for line in lines)[name].split()[0]
+    while status("State") != "Z":
+        time.sleep(0.01)
+    assert status("Threads") == "2"
+    socket.create_connection(address).close()
+    assert not take(0)
+    os.kill(pid, signal.SIGKILL)
+    dies(pid)
+    assert status("Threads") == "1"
+    assert take(0)
+    assert socket.socket().connect_ex(address) != 0
+    assert reap(pid) == signal.SIGKILL
+    """
+    holds(code, TEST_EXIT=str(EXIT[platform.machine()]))

@@ -160,7 +160,7 @@ def test_a_fault_in_the_look_for_what_dead_processes_left_costs_nothing_else(
         raise ZeroDivisionError("ours")
 
     one = driven()
-    one.sender._stores.orphans = breaks
+    one.sender._heir._stores.orphans = breaks
     for _ in range(3):
         one.track()
         one.settle()
