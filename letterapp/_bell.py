@@ -15,6 +15,7 @@ from collections import deque
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Callable
 
 
 class Bell:
@@ -35,6 +36,24 @@ class Bell:
     def sleeper(self) -> Sleeper:
         """Make a sleeper, to be entered with ``with`` BEFORE the look at what is waited for: then no ring is missed."""
         return Sleeper(self._sleepers)
+
+    def wait_while(
+        self,
+        condition: Callable[[], bool],
+        deadline: float,
+        clock: Callable[[], float],
+        longest: float = threading.TIMEOUT_MAX,
+    ) -> None:
+        """Wait as long as ``condition`` holds, until ``deadline`` of ``clock``.
+
+        It is looked at again at each ring, and after ``longest`` seconds where its end may come without one.
+        """
+        while condition():
+            with self.sleeper() as sleeper:
+                left = deadline - clock()
+                if left <= 0 or not condition():
+                    return
+                sleeper.wait(min(left, longest))
 
 
 class Sleeper:

@@ -98,9 +98,7 @@ class _Sender(Sender):
         self._owners: dict[bytes, Any] = {}
         self._blamed: dict[str, list[tuple[bytes, Peer, int]]] = {}  # lost events by cause, until they are reported
         self._owed: set[Peer] = set()  # who have an answer to get
-        super().__init__(settings, stores=Stores(places))
-        self._report = self._tell  # type: ignore[assignment]
-        self._progress = _Loud(wake)
+        super().__init__(settings, stores=Stores(places), report=self._tell, progress=_Loud(wake))
         self._outbox.left = self._leave_the_book
 
     # The loop's thread.

@@ -200,12 +200,11 @@ class RelayedSender(Sender):
 
     def _await_start(self, deadline: float) -> None:
         """A relay that is just being started would find nobody when this process has closed."""
-        while self._restart.stands() and self._may_wait():
-            with self._progress.sleeper() as sleeper:
-                left = deadline - self._clock()
-                if left <= 0 or not self._restart.stands():
-                    return
-                sleeper.wait(left)
+        if self._may_wait():
+            self._progress.wait_while(self._is_starting, deadline, self._clock)
+
+    def _is_starting(self) -> bool:
+        return self._restart.stands()
 
     def _start_again(self) -> None:
         now = self._clock()

@@ -29,9 +29,9 @@ from ._bell import Bell
 from ._delivery import Delivery, Reporter
 from ._forks import this_process
 from ._handlers import pass_on
+from ._heir import Heir, home
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
 from ._retry import Again, Delivered, Split, judge
-from ._ring import Ring, holds_events
 from ._settings import MAX_ITEMS
 from ._stores import Stores
 from ._transport import Transport, Unreachable
@@ -41,15 +41,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from ._ring import Slot
     from ._settings import Settings
     from ._transport import Answer
 
 IDLE = 5.0  # seconds without an event after which the thread leaves; starting it again costs some 50 us
-LOOK = 1.0  # seconds from one look for what ended processes left to the next, while something is sent
 BURST = 1.0  # seconds after which drops are reported though the queue is still full
 FOREVER = float("inf")
-FEW = 32  # dead ones' slots taken over at a time: what is left a newborn process can go on in, and would else find none
 _WHILE_LOOKING = 0.05  # seconds: the thread that looks may have been cut short
 _HEAD, _TAIL = b'{"batch":[', b"]}"
 
@@ -58,29 +55,34 @@ class Sender(Delivery):
     """Delivers the events of this process itself, on one thread of its own."""
 
     def __init__(
-        self, settings: Settings, clock: Callable[[], float] = time.monotonic, stores: Stores | None = None
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        stores: Stores | None = None,
+        report: Callable[[LetterError], object] | None = None,
+        progress: Bell | None = None,
     ) -> None:
         self.owner = this_process()
         self.exit_timeout = settings.exit_timeout
         self._settings = settings
         self._syncs = settings.spool_sync
         self._clock = clock
-        self._report = Reporter(settings.on_error)
-        self._stores = stores or Stores.open(settings)
-        slot = self._stores.claim()
+        self._report = report or Reporter(settings.on_error)
+        stores = stores or Stores.open(settings)
+        self._bell = Bell()  # wakes whoever sends
+        self._progress = progress or Bell()  # wakes those who wait until something is settled
         self._outbox = Outbox(
-            self._ring_in(slot),
+            home(stores, self._report),
             settings.max_queue_events,
             settings.max_queue_bytes,
             settings.flush_at,
             settings.overflow == "drop_oldest",
             clock,
         )
-        for event in self._stores.dropped():
+        for event in stores.dropped():
             self._outbox.drop(event)
+        self._heir = Heir(self._outbox, stores, self._report, clock, self._progress)
         self._transport = Transport(settings)
-        self._bell = Bell()  # wakes whoever sends
-        self._progress = Bell()  # wakes those who wait until something is settled
         self._successors: dict[int, Sender] = {}
 
         # Held by whoever takes a turn, over the request on the wire: the outbox has one batch in hand and the
@@ -89,8 +91,6 @@ class Sender(Delivery):
         self._turn_owner = 0  # thread ident; read by a thread only to find out whether it is its own
         self._attempt = 0  # of the batch in hand
         self._not_before = 0.0  # the moment of its next try
-        self._next_look = 0.0  # the moment to look again for what ended processes left
-        self._left_some = False  # there were more than `FEW`
 
         self._resting = False  # the thread should leave as soon as nothing waits
         self._mine: object = None  # what the thread that may send was started with
@@ -187,7 +187,7 @@ class Sender(Delivery):
 
     def for_child(self) -> Sender:
         # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
-        child = self._successors.setdefault(os.getpid(), self._successor(self._stores.for_child()))
+        child = self._successors.setdefault(os.getpid(), self._successor(self._heir.for_child()))
         if self._outbox.closed:
             child._outbox.close()
         _lifecycle.release(self)
@@ -211,7 +211,7 @@ class Sender(Delivery):
         elif answer == FULL:
             self._overflow(event)
         elif answer == HOMELESS:
-            self._move()
+            self._heir.move()
             self.put(event)
         elif answer == CLOSED:
             self.refuse(
@@ -365,82 +365,29 @@ class Sender(Delivery):
         """Have an idle thread leave, so that a fork that follows finds none."""
         self._resting = True
         self._bell.ring()
-        while self._outbox.attended and self._outbox.is_empty() and self._may_wait():
-            with self._progress.sleeper() as sleeper:
-                left = deadline - self._clock()
-                if not self._outbox.attended or left <= 0:
-                    return
-                sleeper.wait(left)
-
-    def _give_up(self, cause: str, why: str) -> None:
-        if self._left_some:
-            self._take_over(FOREVER)  # to be told of
-        events = self._outbox.abandon(cause)
-        self._give_back()
-        self._progress.ring()
-        if events:
-            self._report(LetterError(f"{_events(len(events))} given up: {why}", cause=cause, events=events))
-
-    # What ended processes left.
-
-    def _move(self) -> None:
-        self._stores = self._stores.for_child()
-        self._outbox.move(self._ring_in(self._stores.claim()))
+        if self._may_wait():
+            self._progress.wait_while(lambda: self._outbox.attended and self._outbox.is_empty(), deadline, self._clock)
 
     def _find_all(self, deadline: float) -> None:
         """Take over what every process left that has ended by now."""
-        # A look of another thread may have asked for a process just before it ended, and stands in the way of asking
-        # again until it is over.
-        while self._outbox.looking.has_others() and self._may_wait():
-            with self._progress.sleeper() as sleeper:
-                left = deadline - self._clock()
-                if left <= 0 or not self._outbox.looking.has_others():
-                    break
-                sleeper.wait(min(left, _WHILE_LOOKING))
-        self._take_over()
+        if self._may_wait():
+            # A look of another thread may have asked for a process just before it ended, and stands in the way of
+            # asking again until it is over.
+            self._progress.wait_while(self._outbox.looking.has_others, deadline, self._clock, _WHILE_LOOKING)
+        self._heir.take_over()
 
     def _goes_on(self, deadline: float) -> bool:
-        return self._left_some and self._may_wait() and self._clock() < deadline
+        """True when an ended process's events are still to be taken over, and there is time."""
+        return self._heir.left_some and self._may_wait() and self._clock() < deadline
 
-    def _take_over(self, most: float = FEW) -> None:
-        if self._outbox.held_by_this_thread():
-            return
-        try:
-            self._outbox.looking.run(lambda: self._look(most))
-        except Exception as surprise:  # a fault of ours must cost neither this process's own events nor its thread
-            pass_on(surprise)
-            self._next_look = FOREVER
-            self._report(LetterError(f"what ended processes left cannot be looked for: {surprise!r}"))
-        finally:
-            self._progress.ring()
-
-    def _look(self, most: float) -> None:
-        self._left_some = self._outbox.adopted() >= most
-        if self._left_some:
-            return
-        for slot in self._stores.orphans():
-            ring = self._ring_in(slot)
-            if not len(ring):
-                slot.release()
-                continue
-            self._outbox.adopt(ring)
-            if self._outbox.adopted() >= most:
-                self._left_some = True
-                return
-
-    def _ring_in(self, slot: Slot) -> Ring:
-        if not holds_events(slot.words):
-            return Ring(slot)
-        ring, wrong = Ring.left_in(slot)
-        if wrong:
-            slot.spoil()
-            self._report(LetterError(f"events that an ended process left cannot be read: {wrong}", cause="damaged"))
-        return ring
-
-    def _give_back(self) -> None:
-        for ring in self._outbox.given_back():
-            ring.trim()
-            ring.slot.release()
+    def _give_up(self, cause: str, why: str) -> None:
+        if self._heir.left_some:
+            self._heir.take_over(FOREVER)  # to be told of
+        events = self._outbox.abandon(cause)
+        self._heir.give_back()
+        self._progress.ring()
+        if events:
+            self._report(LetterError(f"{_events(len(events))} given up: {why}", cause=cause, events=events))
 
     # Runs on the sender's thread, or in a caller that has the turn.
 
@@ -484,11 +431,9 @@ class Sender(Delivery):
         Returns the seconds until a turn has something to do: 0 for at once, infinity when nothing waits.
         """
         now = self._clock()
-        if now >= self._next_look or (self._left_some and not self._outbox.adopted()):
-            self._next_look = now + LOOK
-            self._take_over()
+        self._heir.look_if_due(now)
         if self._outbox.is_lost():
-            self._move()
+            self._heir.move()
         until_burst = self._report_drops(BURST)
         wait = max(self._outbox.due(now, self._settings.flush_interval), self._not_before - now)
         if wait > 0:
@@ -525,14 +470,14 @@ class Sender(Delivery):
             return
         if isinstance(verdict, Delivered):
             self._outbox.settle()
-            self._give_back()
+            self._heir.give_back()
             self._progress.ring()
             return
         self._lose(verdict.cause, verdict.error)
 
     def _lose(self, cause: str, error: LetterError) -> None:
         lost = self._outbox.settle(cause)
-        self._give_back()
+        self._heir.give_back()
         self._progress.ring()
         if lost:
             self._report(

@@ -25,6 +25,7 @@ FLOORS = [
     ["_settings", "_event", "_delivery", "_outbox", "_locks", "_line", "_proxy", "_protocol"],
     ["_transport", "_lifecycle", "_memory", "_spool", "_link"],
     ["_retry", "_stores", "_launch"],
+    ["_heir"],
     ["_sender", "_mail"],
     ["_relayed", "_relay"],
     ["_client"],

@@ -438,7 +438,7 @@ def test_its_heir_while_another_thread_has_just_found_it_alive(act: str, letter_
                 go_on.wait(20)
             raise
     _locks.fcntl.lockf = slow_lockf
-    looker = threading.Thread(target=letter._delivery._take_over, daemon=True)
+    looker = threading.Thread(target=letter._delivery._heir.take_over, daemon=True)
     looker.start()
     assert found.wait(20)
     os.kill(pid, signal.SIGKILL)

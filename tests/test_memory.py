@@ -49,7 +49,7 @@ def kind(letter):
 
 def slot(letter):
     "The number of the slot that a client's queue lies in, in this process."
-    own, memory = letter._delivery._outbox._ring.slot, letter._delivery._stores._places[0]
+    own, memory = letter._delivery._outbox._ring.slot, letter._delivery._heir._stores._places[0]
     return (own.base - memory.first) // memory.apart if own.kind == "shared" else None
 
 def descriptors():
@@ -832,7 +832,7 @@ def test_10_000_forks_leak_nothing(letter_api: Any, family: Callable[..., None])
 HELD = """
 letter = Letter('k', API, max_queue_events=20_000, exit_timeout=40)
 
-def held(shared=letter._delivery._stores._places[0].memory):
+def held(shared=letter._delivery._heir._stores._places[0].memory):
     "KiB of the shared memory that are in use, whoever of the family wrote there."
     pages = (ctypes.c_ubyte * (len(shared) // mmap.PAGESIZE))()
     address = ctypes.addressof(ctypes.c_char.from_buffer(shared))
