@@ -102,11 +102,16 @@ def end_of_process(*_: object, **__: object) -> None:
     """Settle what this process's clients still hold, all within one budget. Called by whatever announces the end."""
     global _ended_pid
     _ended_pid = os.getpid()
-    _end(final=True)
-
-
-def _end(final: bool) -> None:
     started = time.monotonic()
+    while True:
+        try:
+            _end(started, final=True)
+            return
+        except SystemExit:
+            pass  # a handler of a second signal, or a greenlet of gunicorn's, wants what is going on already
+
+
+def _end(started: float, final: bool) -> None:
     mine = _own()
     for delivery in mine:
         delivery.hasten()
@@ -153,7 +158,7 @@ def _end_by_signal(number: int, frame: Any) -> None:
     import signal
 
     previous = _previous[number]
-    _end(final=previous is signal.SIG_DFL)
+    _end(time.monotonic(), final=previous is signal.SIG_DFL)
     if callable(previous):
         previous(number, frame)
     elif previous == signal.SIG_DFL:

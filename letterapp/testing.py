@@ -48,17 +48,19 @@ class Request:
         return json.loads(self.body)
 
 
-# A fault answers in the API's place. It gets the connection's handler, and returns True when the request's events are
-# to be kept all the same. The connection is closed after it unless it answered properly.
-Fault = Callable[["_Handler"], bool]
+# A fault answers in the API's place. It gets the connection's handler, of which it may use `keep`, `answer`, `hang_up`
+# and `wfile`. The request's events are kept if it calls `keep`. That comes before the answer, as with the API: a client
+# that has an answer can rely on it.
+Fault = Callable[["_Handler"], object]
 
 
 def status(code: int, body: bytes = b"{}", headers: dict[str, str] | None = None, stored: bool = False) -> Fault:
     """Answer with this status."""
 
-    def answer(handler: _Handler) -> bool:
+    def answer(handler: _Handler) -> None:
+        if stored:
+            handler.keep()
         handler.answer(code, body, headers or {})
-        return stored
 
     return answer
 
@@ -66,10 +68,11 @@ def status(code: int, body: bytes = b"{}", headers: dict[str, str] | None = None
 def reset(stored: bool = False) -> Fault:
     """Reset the connection (RST) without an answer."""
 
-    def answer(handler: _Handler) -> bool:
+    def answer(handler: _Handler) -> None:
+        if stored:
+            handler.keep()
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         handler.hang_up()
-        return stored
 
     return answer
 
@@ -77,10 +80,11 @@ def reset(stored: bool = False) -> Fault:
 def raw(data: bytes, stored: bool = False) -> Fault:
     """Write ``data`` in the answer's place, and close: nothing, garbage, half an answer."""
 
-    def answer(handler: _Handler) -> bool:
+    def answer(handler: _Handler) -> None:
+        if stored:
+            handler.keep()
         handler.wfile.write(data)
         handler.hang_up()
-        return stored
 
     return answer
 
@@ -98,7 +102,9 @@ def endless(
 ) -> Fault:
     """Answer ``head`` and then ``piece`` without an end, until the client leaves; one each ``every`` seconds."""
 
-    def answer(handler: _Handler) -> bool:
+    def answer(handler: _Handler) -> None:
+        if stored:
+            handler.keep()
         try:
             handler.wfile.write(head)
             while not handler.server.api.closing.wait(every):
@@ -106,7 +112,6 @@ def endless(
         except OSError:
             pass
         handler.hang_up()
-        return stored
 
     return answer
 
@@ -114,12 +119,9 @@ def endless(
 def stall(seconds: float, then: Fault | None = None) -> Fault:
     """Answer only after ``seconds``, properly or by ``then``."""
 
-    def answer(handler: _Handler) -> bool:
+    def answer(handler: _Handler) -> None:
         handler.server.api.closing.wait(seconds)
-        if then is not None:
-            return then(handler)
-        handler.answer(200)
-        return True
+        (then or _properly)(handler)
 
     return answer
 
@@ -136,14 +138,15 @@ class Hold:
     def release(self) -> None:
         self._released.set()
 
-    def __call__(self, handler: _Handler) -> bool:
+    def __call__(self, handler: _Handler) -> None:
         self.arrived.set()
         self._released.wait(self._longest)
-        if self._then is not None:
-            return self._then(handler)
-        handler.server.api._keep(handler.received)  # before the answer, as the API does
-        handler.answer(200)
-        return False
+        (self._then or _properly)(handler)
+
+
+def _properly(handler: _Handler) -> None:
+    handler.keep()
+    handler.answer(200)
 
 
 class IngestionServer:
@@ -340,20 +343,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.received = request
         fault = api._note(request)
         if fault is not None:
-            if fault(self):
-                api._keep(request)
+            fault(self)
             return
         problem = api._problem(request)
         if problem is not None:
             code, text = problem
             self.answer(code, json.dumps({"error": {"code": "invalid", "message": text, "reason": "checked"}}).encode())
             return
-        api._keep(request)  # before the answer, so that a client that has it can rely on it
+        self.keep()
         if request.path.endswith("/v1/send"):
             mail = {"id": "1", "messageId": "m-1", "status": "sent", "replayed": False}
             self.answer(200, json.dumps(mail).encode())
         else:
             self.answer(200)
+
+    def keep(self) -> None:
+        """Accept the request's events."""
+        self.server.api._keep(self.received)
 
     def answer(self, code: int, body: bytes = b'{"ok":true}', headers: dict[str, str] | None = None) -> None:
         lines = [f"HTTP/1.1 {code} Status", "Content-Type: application/json", f"Content-Length: {len(body)}"]

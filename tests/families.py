@@ -126,7 +126,7 @@ def in_turn(api: Any) -> list[str]:
 
 def no_answer(stored: bool) -> Fault:
     """Keep the request or not, and let its client wait."""
-    return lambda handler: stored
+    return lambda handler: handler.keep() if stored else None
 
 
 def batches(api: Any) -> list[Any]:

@@ -88,10 +88,10 @@ def test_what_a_server_says_unasked_on_an_idle_connection_is_not_taken_for_an_an
     # A 408, with which some servers and balancers say goodbye to an idle client.
     handlers: list[Any] = []
 
-    def answer(handler: Any) -> bool:
+    def answer(handler: Any) -> None:
         handlers.append(handler)
+        handler.keep()
         handler.answer(200)
-        return True
 
     letter_api.plan(answer)
     one = driven(max_retries=0)
@@ -167,9 +167,9 @@ def test_an_answer_that_ends_the_connection_costs_nothing(
 def test_an_unusual_but_proper_answer_is_read_and_the_connection_kept(
     data: bytes, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
-    def answer(handler: Any) -> bool:
+    def answer(handler: Any) -> None:
+        handler.keep()
         handler.wfile.write(data)
-        return True
 
     letter_api.plan(answer, answer)
     one = driven(max_retries=0)

@@ -14,6 +14,7 @@ import pytest
 from harness import WebServer, environment, eventually
 from webapps import ASGI, WSGI, Gate, Visitor
 
+from letterapp.testing import stall
 from stress.ports import free_port
 
 pytest.importorskip("gunicorn")
@@ -65,6 +66,19 @@ def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: A
         visitor.ask_many(24)
         assert late_requests(letter_api) == []  # they all wait in the workers, for the end
         stop_and_check(server, visitor, letter_api, preload)
+
+
+@each_worker
+def test_ctrl_c_loses_nothing_though_it_reaches_a_worker_twice(worker: str, letter_api: Any, tmp_path: Path) -> None:
+    # From the terminal and from the master, and gunicorn exits at each. The second comes in the middle of the end.
+    with serve(worker, False, letter_api, tmp_path, "-w", "1") as server:
+        visitor = Visitor(server, workers=1)
+        visitor.ask_many(8)
+        letter_api.rule = lambda _: stall(1)
+        server.signal_group(signal.SIGINT)
+        finished = server.finish()
+        assert not server.left_behind(), server.left_behind()
+        visitor.check(letter_api, finished, visitor.ready())
 
 
 @each_worker

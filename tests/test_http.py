@@ -21,10 +21,11 @@ from letterapp.testing import Hold, IngestionServer, cut, endless, raw, reset, s
 def closing_503(stored: bool) -> Any:
     """Answer 503 and close, which the answer does not announce."""
 
-    def answer(handler: Any) -> bool:
+    def answer(handler: Any) -> None:
+        if stored:
+            handler.keep()
         handler.answer(503)
         handler.hang_up()
-        return stored
 
     return answer
 

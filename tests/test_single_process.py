@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import eventually, run, start, whose
+from harness import DEADLINE, eventually, run, start, whose
 
 from letterapp.testing import Hold, status
 
@@ -191,6 +191,41 @@ def test_drops_are_reported_at_the_end_though_a_request_hangs(end: str, letter_a
     hold.release()
     assert finished.code == 0, finished
     assert sorted(finished.output.splitlines()) == [f"{'closed' if end else 'exit'} 10", "overflow 20"], finished
+
+
+@pytest.mark.parametrize("in_child", [False, True], ids=["script", "multiprocessing child"])
+def test_an_exit_that_a_signal_asks_for_while_the_process_ends_cuts_nothing_short(
+    in_child: bool, letter_api: Any, tmp_path: Path
+) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    code = """
+    import multiprocessing
+    def leave(*_):
+        os.write(1, b"told\\n")
+        sys.exit(0)
+    def program():
+        signal.signal(signal.SIGTERM, leave)
+        letter = Letter('k', API, flush_interval=600, exit_timeout=30)
+        work(letter, 5)
+        os.write(1, f"{os.getpid()}\\n".encode())
+    if sys.argv[1] == "True":
+        process = multiprocessing.get_context("fork").Process(target=program)
+        process.start()
+        process.join()
+    else:
+        program()
+    """
+    with start(code, letter_api.url, tmp_path, str(in_child)) as program:
+        assert hold.arrived.wait(DEADLINE)
+        pid = int(program.output)
+        for times in (1, 2):
+            program.signal(signal.SIGTERM, pid)
+            assert eventually(lambda times=times: program.output.count("told") >= times, bool)
+        hold.release()
+        finished = program.finish()
+    assert (finished.code, finished.output) == (0, f"{pid}\ntold\ntold\n"), finished
+    assert whose(letter_api) == {"program": list(range(5))}
 
 
 def test_a_try_that_the_end_brought_forward_does_not_count(letter_api: Any, tmp_path: Path) -> None:
