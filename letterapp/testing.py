@@ -190,12 +190,12 @@ class IngestionServer:
         """Meet the next requests with ``faults``, one each, in order."""
         self._planned.extend(faults)
 
-    def wait_for(self, count: int, timeout: float = 30.0) -> bool:
+    def wait_for(self, count: int, timeout: float = 60.0) -> bool:
         """Wait until ``count`` different events have been kept; False when ``timeout`` seconds passed before."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self._ids) >= count, timeout)
 
-    def wait_until(self, true: Callable[[], bool], timeout: float = 30.0) -> bool:
+    def wait_until(self, true: Callable[[], bool], timeout: float = 60.0) -> bool:
         """Wait until ``true()``, which is asked again whenever a request has come."""
         with self._changed:
             return self._changed.wait_for(true, timeout)

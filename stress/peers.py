@@ -112,7 +112,11 @@ class Environments:
         return str(python)
 
     def _pip(self, python: str, *arguments: str) -> None:
-        _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments])
+        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+        try:
+            _run(command)
+        except ValueError:
+            _run(command)  # a registry may be out of order for a moment
 
 
 def _clean() -> dict[str, str]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import secrets
 import socket
+import sys
 from pathlib import Path
 from typing import Sequence
 
 _LOWEST, _ENOUGH = 10_000, 1_000
+_marks: list[socket.socket] = []  # of the ports that this process was given, until its end
 
 
 def free_port() -> int:
@@ -25,7 +27,25 @@ def free_port() -> int:
             except OSError:
                 continue
             port: int = sock.getsockname()[1]
+        if _is_ours_alone(port):
             return port
+
+
+def _is_ours_alone(port: int) -> bool:
+    """False when it was given away before, here or to another process of the tests, whose server may not listen yet.
+
+    One process at a time can have a name in Linux's abstract space (unix(7)), and the name goes with it.
+    """
+    if sys.platform != "linux":
+        return True
+    mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        mark.bind(f"\0letterapp-port-{port}")
+    except OSError:
+        mark.close()
+        return False
+    _marks.append(mark)
+    return True
 
 
 def _beside_the_kernels() -> Sequence[int]:

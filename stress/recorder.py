@@ -15,6 +15,7 @@ from typing import Any, Callable, Iterator
 from letterapp.testing import Fault, IngestionServer, Request
 
 from .ledger import Key
+from .ports import free_port
 
 Rule = Callable[[Request], "Fault | None"]
 
@@ -28,7 +29,7 @@ class Api:
         self.rule: Rule | None = None  # asked about each request; what it returns is done in the request's place
         self.max_body: int | None = None
         self.changed = threading.Condition()  # guards the two figures above; notified when something came
-        self._server = _Server(0, self)
+        self._server = _Server(free_port(), self)  # it comes back at the same
         self.port = self._server.port
         self.url = self._server.url
 

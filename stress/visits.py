@@ -6,6 +6,7 @@ writes down its own calls. Never here: how a server is started.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import math
 import os
@@ -26,7 +27,8 @@ AT_ONCE = 4  # visitors
 ANSWER = 3.0  # seconds that a visitor waits for one answer
 ROUND = 10.0  # seconds after which visitors ask no more, so that a server that stands still costs no more
 KILLS, REQUESTS_A_KILL = 5, 60
-START = 20.0  # seconds for a server to listen
+START = 40.0  # seconds for a server to listen
+MEETING = 30.0  # seconds for so many workers to answer
 
 
 def until(true: Callable[[], Any], seconds: float) -> bool:
@@ -44,6 +46,11 @@ def stop(stage: Any, server: Program, seconds: float) -> None:
     if server.is_running:
         server.signal(signal.SIGTERM)
     stage.finish(server, seconds=seconds)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _is_reaped(pid: int) -> bool:
@@ -77,13 +84,13 @@ class Visitors:
         workers = len(psutil.Process(master).children())
         for _ in range(KILLS):
             victim = chance.choice(sorted(child.pid for child in psutil.Process(master).children()))
-            self.ask(REQUESTS_A_KILL, halfway=partial(os.kill, victim, signal.SIGKILL))
+            self.ask(REQUESTS_A_KILL, halfway=partial(_kill, victim))
             until(partial(_is_reaped, victim), ROUND)
             self.meet(workers)
 
     def meet(self, workers: int) -> set[int]:
         """Ask until so many workers that stay have answered. Before that one may not know what a signal is."""
-        deadline = time.monotonic() + ROUND
+        deadline = time.monotonic() + MEETING
         while len(self._staying()) < workers:
             if time.monotonic() > deadline:
                 raise Failure(f"fewer than {workers} workers have answered")

@@ -27,8 +27,8 @@ import json, os, urllib.request
 from letterapp import Letter
 
 API = os.environ["TEST_API"]
-slow = Letter("k", API, flush_interval=3600, flush_at=10_000)
-quick = Letter("k", API, flush_interval=0.02)
+slow = Letter("k", API, flush_interval=3600, flush_at=10_000, exit_timeout=25)
+quick = Letter("k", API, flush_interval=0.02, exit_timeout=25)
 for letter, name in (slow, "slow at import"), (quick, "quick at import"):
     letter.track(name, "Imported", {"serial": os.getpid()})
 """
@@ -94,7 +94,7 @@ class Celery(Program):
         return self.ended()
 
     def ended(self) -> str:
-        finished = self.finish(30)
+        finished = self.finish()
         assert not self.left_behind(), finished
         for complaint in ("Traceback", "letterapp:", "Fatal"):
             assert complaint not in finished.output, finished

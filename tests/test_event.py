@@ -302,7 +302,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.one_of(st.dictionaries(st.text(st.characters()), anything, max_size=4), anything), st.data())
 def test_whatever_is_handed_in_is_either_valid_json_or_refused(properties: Any, data: Any) -> None:
     user = data.draw(st.one_of(st.text(st.characters()), anything))
@@ -324,7 +324,7 @@ def test_whatever_is_handed_in_is_either_valid_json_or_refused(properties: Any, 
 def test_whatever_is_handed_in_the_next_event_still_arrives(make: Any, letter_api: Any) -> None:
     letter = make(flush_interval=0)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.one_of(st.dictionaries(st.text(st.characters()), anything, max_size=3), anything), max_size=4))
     def hand_in(all_of_it: list[Any]) -> None:
         for properties in all_of_it:

@@ -105,7 +105,7 @@ def test_a_request_on_the_wire_at_the_fork_is_sent_once_and_by_the_parent(letter
     hold = Hold()
     letter_api.plan(hold)
     body = """
-letter = Letter('k', API, flush_at=1)
+letter = Letter('k', API, flush_at=1, timeout=60, exit_timeout=50)
 work(letter, 10, 'parent')
 sys.stdin = open(sys.argv[1])
 sys.stdin.read()  # until the request is on the wire
@@ -235,7 +235,7 @@ def on_error(error):
         work(letter, 20, 'child')
         letter.close()
         # and goes on: as the sender's thread of a process that is not the sender's
-letter = Letter('k', API, on_error=on_error, flush_at=5)
+letter = Letter('k', API, on_error=on_error, flush_at=5, flush_interval=30)
 work(letter, 5, 'refused')
 letter.flush()
 work(letter, 100, 'parent')
@@ -330,7 +330,7 @@ letter = Letter('k', API)
 for turn in range(20):
     work(letter, 10, 'parent', start=turn * 10)
     assert letter.flush()
-    for attempt in range(200):  # the system may take a moment to bury the thread
+    for attempt in range(6000):  # the system may take a moment to bury the thread
         threads = len(os.listdir('/proc/self/task'))
         if threads == 1:
             break

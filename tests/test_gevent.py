@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from harness import PRELUDE, Program, WebServer, environment, eventually, whose
+from harness import DEADLINE, PRELUDE, Program, WebServer, environment, eventually, whose
 
 from letterapp.testing import Hold, IngestionServer
 from stress.ports import free_port
@@ -137,7 +137,7 @@ def test_the_hub_goes_on_while_the_client_sends(line: str, beginning: str, reach
     hold = Hold()
     reached.api.rule = lambda request: hold if b'"program"' in request.body else None
     with start(beginning + textwrap.dedent(code), reached, tmp_path) as program:
-        assert hold.arrived.wait(30), program.output
+        assert hold.arrived.wait(DEADLINE), program.output
         ticks = program.output.count("tick\n")
         later = eventually(lambda: program.output.count("tick\n"), lambda count: count > ticks + 10, 20)
         assert "settled" not in program.output
@@ -194,7 +194,7 @@ def test_a_preloaded_gunicorn_serves_while_its_gevent_worker_sends(line: str, re
         server.get("/?0")
         with ThreadPoolExecutor(1) as visitor:
             flushed = visitor.submit(server.get, "/flush")
-            assert hold.arrived.wait(30), server.output
+            assert hold.arrived.wait(DEADLINE), server.output
             for serial in range(1, 10):
                 server.get(f"/?{serial}")  # the only worker's hub is free
             assert not flushed.done()

@@ -18,7 +18,7 @@ MAIN = """
 import multiprocessing, pickle
 from concurrent.futures import ProcessPoolExecutor
 
-letter = Letter('k', API, flush_interval=30, flush_at=10_000)  # so that nothing leaves before an end
+letter = Letter('k', API, flush_interval=30, flush_at=10_000, exit_timeout=40)  # so that nothing leaves before an end
 work(letter, 0)
 
 def job(number):

@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 import psutil
 import pytest
-from harness import Finished, Program, WebServer, environment, eventually, get, whose
+from harness import DEADLINE, Finished, Program, WebServer, environment, eventually, get, whose
 from relayed import Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
 from test_uwsgi import LAUNCHER, threadless  # noqa: F401  (a fixture)
 from webapps import Gate, without_gevents_own
@@ -377,7 +377,7 @@ def test_a_relay_that_still_sends_keeps_no_port_of_the_server(gunicorn: Any, let
     service.program.signal_group(signal.SIGKILL)
     service.program.finish()
     assert not service.program.left_behind()
-    assert hold.arrived.wait(30)
+    assert hold.arrived.wait(DEADLINE)
     service.port_is_free()
     assert relay.is_running()
     hold.release()
@@ -501,7 +501,7 @@ def test_the_relay_of_uwsgi_keeps_no_port(uwsgi: Any, letter_api: Any) -> None:
     service.program.signal_group(signal.SIGKILL)
     service.program.finish()
     assert not service.program.left_behind()
-    assert hold.arrived.wait(30)
+    assert hold.arrived.wait(DEADLINE)
     service.port_is_free()
     assert relay.is_running()
     hold.release()

@@ -172,7 +172,7 @@ def test_a_mail_without_an_idempotency_key_is_not_sent_twice_after_a_time_out(
     letter_api.plan(stall(60))
     with pytest.raises(LetterError, match=r"no answer within 0\.3 s"):
         make(max_retries=3, timeout=0.3).send(**MAIL)
-    assert len(letter_api.requests) == 1
+    assert letter_api.wait_until(lambda: len(letter_api.requests) == 1)
 
 
 def test_mails_do_not_share_a_connection_that_could_need_a_second_try(letter_api: IngestionServer, make: Any) -> None:

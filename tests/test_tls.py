@@ -217,7 +217,7 @@ def test_a_connection_that_the_server_closed_is_replaced_without_a_retry(
 
 FORKS = """
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-letter = Letter('k', API, flush_at=1, max_retries=0, on_error=lambda error: print(error, flush=True))
+letter = Letter('k', API, flush_at=1, max_retries=0, timeout=60, on_error=lambda error: print(error, flush=True))
 work(letter, 1, 'parent')
 assert letter.flush(60)
 work(letter, 1, 'parent', start=1)

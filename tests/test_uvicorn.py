@@ -6,6 +6,7 @@ closes the client, or `exit_signals` names the signal.
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,11 @@ from webapps import ASGI, FASTAPI, Gate, Visitor
 
 from stress.ports import free_port
 
-pytest.importorskip("uvicorn")
+config = pytest.importorskip("uvicorn.config")
+
+# uvicorn kills a worker that does not answer it for 5 s, which a busy machine alone may bring about.
+PATIENT = "timeout_worker_healthcheck" in inspect.signature(config.Config).parameters
+PATIENCE = ["--timeout-worker-healthcheck", "60"] if PATIENT else []
 
 ENDS = {"the lifespan": "lifespan", "exit_signals": "exit_signals SIGTERM"}
 
@@ -35,7 +40,7 @@ def serve(source: str, workers: int, ends: str, api: Any, tmp_path: Path, *optio
     (tmp_path / "app.py").write_text(source)
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--no-access-log", *options]
-    command += ["--workers", str(workers)] if workers else []
+    command += ["--workers", str(workers), *PATIENCE] if workers else []
     return WebServer(command, environment(api.url, TEST_ENDS=ends, **env), tmp_path, port)
 
 

@@ -256,7 +256,7 @@ def test_the_order_is_kept_over_retries_and_splits(letter_api: Any, make: Any, e
     letter_api.plan(
         status(503), status(413), reset(), status(413), raw(b"", stored=True), status(429, headers={"Retry-After": "0"})
     )
-    letter = make(flush_at=64, max_retries=5)
+    letter = make(flush_at=64, flush_interval=600, max_retries=5)
     for serial in range(200):
         letter.track("u", "E", {"serial": serial})
     assert letter.flush(DEADLINE) is True
@@ -268,7 +268,7 @@ def test_the_order_is_kept_over_retries_and_splits(letter_api: Any, make: Any, e
 
 def test_a_repeated_request_is_the_same_to_the_byte(letter_api: Any, make: Any) -> None:
     letter_api.plan(status(429, headers={"Retry-After": "0"}, stored=True), status(429, headers={"Retry-After": "0"}))
-    letter = make()
+    letter = make(flush_interval=600)
     for serial in range(3):
         letter.track("u", "E", {"serial": serial})
     assert letter.flush() is True

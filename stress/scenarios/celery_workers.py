@@ -16,7 +16,7 @@ DONE = 60  # tasks before the end
 AT_START, A_TASK = 5, 3  # events
 TASK = 0.02  # seconds
 FOLDERS = {"data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"}
-PATIENCE = 15.0
+PATIENCE = 45.0
 
 
 def inside(name: str) -> None:

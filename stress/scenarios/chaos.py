@@ -29,8 +29,8 @@ ACT = 8.0  # seconds
 TROUBLE, CALM = 1.0, 3.0  # seconds, the most of a fault and the least between two: three retries take 1.75 s
 WORKERS = 2
 TASKS = 1_000  # more than Celery's children get done in an act
-PATIENCE = 20.0  # seconds for a program to end
-READY = 5.0  # seconds for a server to have all its workers
+PATIENCE = 40.0  # seconds for a program to end
+READY = 20.0  # seconds for a server to have all its workers
 STDIN = 0
 
 

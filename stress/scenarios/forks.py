@@ -10,6 +10,7 @@ TITLES = {
     "generations": "a child of a child, 30 deep, each with events waiting",
 }
 AT_ONCE = 8
+PATIENCE = 90.0
 
 
 def inside(name: str) -> None:
@@ -46,4 +47,4 @@ def _generations() -> None:
 
 
 def outside(stage: Any) -> None:
-    stage.finish(stage.play(stage.name))
+    stage.finish(stage.play(stage.name, patience=PATIENCE), seconds=PATIENCE)

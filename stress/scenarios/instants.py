@@ -36,7 +36,7 @@ ROUNDS = 200
 AT_ONCE = 4
 REQUESTS = 20
 HEIRS = 12
-PATIENCE = 25.0
+PATIENCE = 90.0
 ENOUGH = 6.0  # seconds for the harness to meet all requests that it wants
 
 

@@ -5,6 +5,7 @@ What waits in a killed process is lost unless it outlives the process somewhere;
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -110,10 +111,11 @@ def _disturb(stage: Any, parent: int, number: int) -> None:
     import psutil
 
     worker = stage.random.choice(sorted(child.pid for child in psutil.Process(parent).children()))
-    os.kill(worker, number)
-    if number == signal.SIGSTOP:
-        time.sleep(stage.random.uniform(0.01, 0.8))
-        os.kill(worker, signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):  # killed before, and reaped by its parent just now
+        os.kill(worker, number)
+        if number == signal.SIGSTOP:
+            time.sleep(stage.random.uniform(0.01, 0.8))
+            os.kill(worker, signal.SIGCONT)
 
 
 def _sigterm(stage: Any) -> None:

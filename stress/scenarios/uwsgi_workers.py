@@ -31,7 +31,7 @@ FLAGS: dict[str, list[Any]] = {
 OLD = "pyuwsgi==2.0.26"
 WORKERS = 2
 REQUESTS = 300
-PATIENCE = 8.0  # seconds for the end; uWSGI's own mercy is 60 s
+PATIENCE = 20.0  # seconds for the end; uWSGI's own mercy is 60 s
 
 
 def outside(stage: Any) -> None:

@@ -33,7 +33,7 @@ WORKER_CLASSES = {
 }
 WORKERS = 2
 REQUESTS = 300
-PATIENCE = 15.0  # seconds for the end; gunicorn's own is 30 s
+PATIENCE = 40.0  # seconds for the end; gunicorn's own is 30 s
 
 
 def outside(stage: Any) -> None:
