@@ -21,9 +21,17 @@ sys.path.append(str(ROOT))  # `stress` is no part of the wheel
 HANGS = 240.0  # seconds that no test may take: then its process ends, and says where each thread stood
 
 
+_stderr = 2
+
+
+def pytest_configure() -> None:
+    global _stderr
+    _stderr = os.dup(2)  # during a test pytest has 2, and what it has caught goes with the process
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Iterator[None]:
-    faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(HANGS, exit=True, file=_stderr)
     try:
         return (yield)
     finally:

@@ -116,7 +116,7 @@ class Program:
             raise AssertionError(f"still running after {timeout} s; it printed:\n{self.output}") from None
         return Finished(code, self.output, time.monotonic() - self._started)
 
-    def left_behind(self, timeout: float = 10.0) -> list[str]:
+    def left_behind(self, timeout: float = DEADLINE) -> list[str]:
         """Processes of the group that outlive the program by more than ``timeout`` seconds."""
         return eventually(lambda: _group(self.pid), lambda rest: not rest, timeout)
 

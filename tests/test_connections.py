@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from driven import connections
-from harness import DEADLINE
+from harness import DEADLINE, eventually
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer, raw, reset, status
+from stress.ports import free_port
 
 PROPER = status(200, stored=True)
 KEEP_ALIVE_200 = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -22,7 +23,7 @@ def test_one_connection_serves_many_batches(letter_api: IngestionServer, make: A
     for _ in range(5):
         for _ in range(100):
             letter.track("u", "E")
-        assert letter.flush() is True  # after which the thread is gone, but not the connection
+        assert letter.flush(DEADLINE) is True  # after which the thread is gone, but not the connection
     assert len(letter_api.requests) >= 5
     assert connections(letter_api) == 1
 
@@ -57,7 +58,7 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced_without_a_re
     letter = make(max_retries=max_retries)
     for _ in range(3):
         letter.track("u", "E")
-        assert letter.flush() is True
+        assert letter.flush(DEADLINE) is True
         letter_api.drop_connections()
     assert (len(letter_api.requests), connections(letter_api)) == (3, 3)
     assert letter.stats()["retried"] == 0 and letter.stats()["delivered"] == 3
@@ -98,6 +99,7 @@ def test_what_a_server_says_unasked_on_an_idle_connection_is_not_taken_for_an_an
     one.track()
     assert one.settle() == []
     handlers[0].answer(408)
+    assert eventually(one.sender._transport._line.is_stale, bool)
     one.track()
     assert one.settle() == []
     assert (letter_api.distinct, connections(letter_api)) == (2, 2)
@@ -118,13 +120,13 @@ def test_a_replaced_connection_that_fails_too_is_a_failed_try(
 
 
 def test_a_server_that_restarts_on_its_port_is_found_again(make: Any, errors: list[LetterError]) -> None:
-    with IngestionServer() as before:
+    with IngestionServer(free_port()) as before:
         letter = make(base_url=before.url, max_retries=0)
         letter.track("u", "E")
-        assert letter.flush() is True
+        assert letter.flush(DEADLINE) is True
     with IngestionServer(before.port) as after:
         letter.track("u", "E")
-        assert letter.flush() is True
+        assert letter.flush(DEADLINE) is True
         assert after.distinct == 1
     assert errors == [] and letter.stats()["retried"] == 0
 

@@ -9,6 +9,7 @@ import grp
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import ssl
@@ -210,22 +211,23 @@ def test_a_daemonic_worker_starts_one_where_there_is_none(
 
 def test_processes_that_start_together_share_one(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     code = script("""
-    ready, go = os.pipe(), os.pipe()
+    ready, go, leave = os.pipe(), os.pipe(), os.pipe()
     def job():
         os.close(go[1])
+        os.close(leave[1])
         os.write(ready[1], b'.')
         os.read(go[0], 1)
         letter = Letter('test-key', API, relay=True)
         work(letter, 1)
         (one,) = statuses()
         os.write(ready[1], b'%8d' % one['pid'])
-        os.read(go[0], 1)
+        os.read(leave[0], 1)
     children = [child(job) for _ in range(6)]
     for _ in children:
         os.read(ready[0], 1)
     os.write(go[1], b'.' * 6)
     pids = {os.read(ready[0], 8) for _ in children}
-    os.write(go[1], b'.' * 6)
+    os.write(leave[1], b'.' * 6)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 6
     assert len(pids) == 1, pids
     """)
@@ -387,7 +389,8 @@ def test_a_fork_in_the_middle_of_hand_overs(fork: str, runtime: Runtime, letter_
     expected = {"parent": list(range(20))}
     expected.update({f"child {number}": list(range(20)) for number in range(25)})
     expected.update(
-        {f"thread {number}": list(range(count)) for number, count in enumerate(json.loads(finished.output))}
+        # Its last line: if the relay was held up before, the client has said that it takes no more for now.
+        {f"thread {number}": list(range(n)) for number, n in enumerate(json.loads(finished.output.splitlines()[-1]))}
     )
     assert came == {who: serials for who, serials in expected.items() if serials}
 
@@ -440,7 +443,7 @@ def test_an_error_reaches_the_client_whose_event_failed_and_no_other(
     bad = status(400, b'{"error": {"code": "bad", "message": "no", "reason": "so"}}')
     letter_api.rule = lambda request: bad if b"evil" in request.body else None
     heard: dict[str, list[LetterError]] = {"good": [], "evil": []}
-    letters = {who: make(relay=True, on_error=heard[who].append) for who in heard}
+    letters = {who: make(relay=True, on_error=heard[who].append, flush_interval=600) for who in heard}
     for who, letter in letters.items():
         track(letter, 3, who)
         assert letter.flush(DEADLINE)
@@ -457,6 +460,7 @@ def test_an_error_of_a_process_that_has_ended_is_in_the_relays_log(
 ) -> None:
     hold = Hold(then=status(400, b"no"))
     letter_api.plan(hold)
+    letter_api.rule = lambda request: status(400, b"no")  # should the three come in two batches
     code = """
     letter = Letter('test-key', API, relay=sys.argv[1])
     work(letter, 3)
@@ -467,9 +471,11 @@ def test_an_error_of_a_process_that_has_ended_is_in_the_relays_log(
         assert hold.arrived.wait(DEADLINE)
         assert eventually(runtime.own_status, lambda status: status["processes"] == 0)["processes"] == 0
         hold.release()
-        # Not "400" alone: that may be in the port that the line before names.
-        said = eventually(lambda: relay.output, lambda text: "answered 400" in text)
-        assert "3 of processes that have ended" in said, said
+        def told() -> int:
+            lines = re.findall(r"(\d+) of processes that have ended: .* answered 400", relay.output)
+            return sum(map(int, lines))
+
+        assert eventually(told, lambda count: count >= 3) == 3, relay.output
         assert runtime.own_status()["lost"] == {"rejected": 3}
 
 
@@ -483,7 +489,8 @@ def test_calls_go_the_own_way_while_the_relay_is_stopped(
     track(letter, 1)
     assert letter.flush(DEADLINE)
     kept.signal(signal.SIGSTOP)
-    assert eventually(psutil.Process(kept.pid).status, lambda state: state == psutil.STATUS_STOPPED)
+    stopped = psutil.STATUS_STOPPED
+    assert eventually(psutil.Process(kept.pid).status, lambda state: state == stopped) == stopped
     durations = []
     serial = 1
     while serial < 5000 and (serial < 3000 or letter.stats()["mode"] == "relay"):
@@ -533,7 +540,8 @@ def test_what_a_killed_relay_had_is_sent_again_and_there_is_a_new_one(
     first.kill()
     first.wait(DEADLINE)
     track(letter, 1, start=20)
-    assert balanced(letter.stats())["relayed"] == 0 and letter.stats()["waiting"] == 21
+    stats = balanced(letter.stats())
+    assert (stats["relayed"], stats["accepted"]) == (0, 21)
     (error,) = errors
     assert "until it is back events go this process's own way" in str(error) and not error.lost
     assert letter.flush(DEADLINE) and sorted(whose(letter_api)["test"]) == list(range(21))
@@ -589,7 +597,8 @@ def test_more_than_the_relay_may_hold_goes_the_own_way(
     stats = balanced(letter.stats())
     assert stats["relayed"] == 100
     assert letter_api.wait_for(50)
-    assert not letter.flush(0.1) and balanced(letter.stats())["delivered"] == 50
+    assert not letter.flush(0.1)
+    assert eventually(lambda: balanced(letter.stats())["delivered"], lambda count: count == 50) == 50
     hold.release()
     assert letter.flush(DEADLINE)
     assert sorted(whose(letter_api)["test"]) == list(range(150))
@@ -718,10 +727,10 @@ def test_a_thousand_connections_that_say_nothing_harm_nobody(
         track(late, 100, "late")
         assert late.flush(DEADLINE) and late.stats()["relayed"] == 100
         assert runtime.own_status()["refused"] >= 900
-        assert kept.output.count("too many at a time") == 1 == kept.output.count("connection was refused")
         all_refused = eventually(runtime.own_status, lambda status: status["refused"] == 1000)
         assert all_refused["refused"] == 1000  # those that were few enough too, after a while
-        assert kept.output.count("did not say who it is") == 1
+        assert kept.output.count("did not say who it is") == 1 == kept.output.count("too many at a time")
+        assert kept.output.count("connection was refused") == 2, "each reason once"
     assert len(whose(letter_api)["late"]) == 100
 
 
@@ -834,7 +843,6 @@ def test_a_signal_has_it_drain_and_leave(
     assert hold.arrived.wait(DEADLINE)
     kept.signal(number)
     assert eventually(lambda: os.path.exists(runtime.socket), lambda there: not there) is False
-    assert kept.process.poll() is None
     hold.release()
     finished = kept.finish()
     assert finished.code == 0 and "120 delivered, 0 lost, 0 left" in finished.output, finished
@@ -852,7 +860,7 @@ def test_it_does_not_wait_for_the_api_for_ever(
     kept.signal(signal.SIGTERM)
     began = time.monotonic()
     assert kept.finish().code == 0
-    assert time.monotonic() - began < 9  # once `exit_timeout`, which is 5, and not twice
+    assert time.monotonic() - began < 9.9  # once `exit_timeout`, which is 5, and not twice
     hold.release()
     assert letter.flush(DEADLINE) and letter_api.distinct == 3  # what it left is still the client's
 

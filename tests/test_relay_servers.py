@@ -173,7 +173,7 @@ class Service:
 
     def left_nothing(self) -> None:
         self.port_is_free()
-        assert not self._runtime.left_behind(30), self.output
+        assert not self._runtime.left_behind(), self.output
         said = without_gevents_own(self.output)
         for complaint in COMPLAINTS:
             assert complaint not in said, said
@@ -209,7 +209,7 @@ def _zombies(program: Program) -> list[int]:
 
 
 class Load:
-    """Visitors who ask without a pause until the ``with`` is left."""
+    """Visitors who ask until the ``with`` is left."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -218,8 +218,8 @@ class Load:
 
     def _visit(self) -> None:
         while not self._is_over.is_set():
-            if not self._service.ask():
-                self._is_over.wait(0.02)
+            # With a pace: flat out they fill the socket of a relay that is held up for half a second.
+            self._is_over.wait(0.005 if self._service.ask() else 0.02)
 
     def __enter__(self) -> None:
         for visitor in self._visitors:
@@ -617,6 +617,7 @@ def test_a_child_of_celery_is_killed_in_the_middle_of_a_task(celery: Any, gate: 
 def test_a_soft_time_limit_in_the_middle_of_a_call(client: str, celery: Any) -> None:
     service = celery(client.replace("flush_interval=600, flush_at=10_000, ", ""), endless=6)
     have_worked(service)
-    assert service.output.count("stopped") == 6
+    # Nothing orders the last of these before the tasks of the other child.
+    assert eventually(lambda: service.output.count("stopped"), lambda count: count >= 6) == 6, service.output
     service.program.signal(signal.SIGTERM)
     service.ended()
