@@ -332,8 +332,8 @@ class Outbox:
             self._sweep()
             if self._count() or self._burst:
                 return False
-            self._promise = Promise()
             self._ring.trim()
+            self._promise = Promise()
             return True
 
     def desert(self) -> None:

@@ -18,7 +18,7 @@ from letterapp import Letter, LetterError
 
 sys.path.append(str(ROOT))  # `stress` is no part of the wheel
 
-HANGS = 240.0  # seconds that no test may take: then its process ends, and says where each thread stood
+HANGS = 300.0  # seconds that no test may take: then its process ends, and says where each thread stood
 
 
 _stderr = 2

@@ -24,7 +24,7 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 signal.alarm(50)
 
 def make(**options):
-    return Letter('k', API, **{'flush_interval': 3600, 'flush_at': 10**6, **options})
+    return Letter('k', API, **{'flush_interval': 3600, 'flush_at': 10**6, 'exit_timeout': 40, **options})
 
 def fork(job, *arguments):
     pid = os.fork()

@@ -25,7 +25,7 @@ from letterapp import _forks, _memory
 from letterapp._locks import Lock
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-LATER = dict(flush_interval=1000, flush_at=10**6)  # nothing is sent before a flush, a close or an end
+LATER = dict(flush_interval=1000, flush_at=10**6, exit_timeout=40)  # nothing is sent before a flush, a close or an end
 
 class Gate:
     "Processes wait at it until as many are let through. Its numbers are above those that tests close."
@@ -63,7 +63,7 @@ def descriptors():
     return found
 
 def lock_files():
-    return [number for number, what in descriptors().items() if "letterapp" in what]
+    return [number for number, what in descriptors().items() if what.startswith("/memfd:letterapp")]
 
 def mappings():
     with open("/proc/self/maps") as maps:
@@ -659,9 +659,9 @@ def behaves(letter_api: Any, tmp_path: Path, first: str, kind: str) -> dict[str,
     """A program that uses a client in several ways; what its parent's `stats` said of a queue that adopts."""
     (tmp_path / "sitecustomize.py").write_text(dedent(first))
     code = NEEDS_NOTHING + dedent(f"""
-    letter = Letter('k', API, flush_interval=1000, flush_at=10**6)
-    small = Letter('k', API, flush_interval=1000, flush_at=10**6, overflow='drop_oldest', max_queue_events=50,
-                   on_error=lambda error: None)
+    later = dict(flush_interval=1000, flush_at=10**6, exit_timeout=40)
+    letter = Letter('k', API, **later)
+    small = Letter('k', API, overflow='drop_oldest', max_queue_events=50, on_error=lambda error: None, **later)
     assert letter.stats()['memory'] == {kind!r}, letter.stats()
     work(letter, 500, 'parent')
     child(letter.close, lambda: work(letter, 250, 'closes'))
@@ -771,6 +771,7 @@ def test_200_clients_cost_one_descriptor_and_a_child_uses_them_all(
 
 def test_clients_that_are_thrown_away_leave_nothing(letter_api: Any, family: Callable[..., None]) -> None:
     family("""
+    import _thread
     def make(times):
         for number in range(times):
             letter = Letter('k', API, **LATER)
@@ -778,6 +779,8 @@ def test_clients_that_are_thrown_away_leave_nothing(letter_api: Any, family: Cal
                 work(letter, 1, f'client {number}')
                 letter.close()
     def held():
+        while _thread._count():  # of a thread that has left the last instructions may be to come
+            time.sleep(0.01)
         gc.collect()
         return len(descriptors()), len(_forks.this_process().locks), mappings(), kilobytes('VmRSS')
     make(101)

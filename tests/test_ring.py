@@ -286,6 +286,7 @@ def test_an_empty_ring_gives_back_what_it_used_beyond_a_little() -> None:
     st.integers(8, 40),
     st.lists(st.tuples(st.sampled_from("aaatsp"), st.sampled_from([8, 9, 16, 17, 30, 40])), max_size=40),
 )
+@settings(deadline=None, derandomize=True)
 def test_there_is_room_below_the_bounds_however_it_lies(
     event_bytes: int, max_events: int, items: int, batch_bytes: int, acts: list[tuple[str, int]]
 ) -> None:

@@ -28,7 +28,7 @@ def found(program: Program, count: int) -> Any:
     """The lines "found ..." that a program's workers have printed, once there are ``count``."""
 
     def look() -> Any:
-        return [json.loads(line) for line in re.findall(r"^found (.+)$", program.output, re.M)]
+        return [json.loads(line) for line in re.findall(r"^found (.+)\n", program.output, re.M)]
 
     lines = eventually(lambda: look() if program.process.poll() is None else [], lambda seen: len(seen) >= count)
     assert len(lines) == count, program.output
