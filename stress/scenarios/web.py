@@ -1,11 +1,14 @@
-"""gunicorn with each class of worker, and uvicorn with workers of its own: visits, and SIGTERM to the master."""
+"""gunicorn with each class of worker, and uvicorn with workers of its own: visits, SIGTERM to the master, or Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 import psutil
+
+from letterapp.testing import stall
 
 from ..ports import free_port
 from ..visits import Visitors, stop, until
@@ -17,6 +20,7 @@ TITLES = {
     "gunicorn-hup": "the same, with threads; HUP to the master halfway",
     "gunicorn-recycle": "the same, each worker replaced after 20 requests",
     "gunicorn-kill": "the same, with threads; 5 SIGKILLs of workers under load",
+    "gunicorn-ctrl-c": "the same, with gevent, without --preload, each answer takes 0.5 s; Ctrl-C, and again",
     "gunicorn-uvicorn": "the same, uvicorn's worker: no exit code runs; exit_signals=(SIGTERM,) where it exists",
     "uvicorn-workers": "uvicorn --workers 2, 300 requests; SIGTERM to the master; the lifespan closes the client",
 }
@@ -26,6 +30,7 @@ WORKER_CLASSES = {
     "gunicorn-sync": ("sync",),
     "gunicorn-gthread": THREADS,
     "gunicorn-gevent": ("gevent",),
+    "gunicorn-ctrl-c": ("gevent",),
     "gunicorn-hup": THREADS,
     "gunicorn-kill": THREADS,
     "gunicorn-recycle": ("sync", "--max-requests", LIFE),
@@ -33,6 +38,8 @@ WORKER_CLASSES = {
 }
 WORKERS = 2
 REQUESTS = 300
+LAST_REQUESTS = 20  # some of whose events are still to be sent at the end
+IMPATIENCE = 0.3  # seconds from one Ctrl-C to the next
 PATIENCE = 40.0  # seconds for the end; gunicorn's own is 30 s
 
 
@@ -54,7 +61,8 @@ def _command(name: str, port: int) -> list[Any]:
         return ["uvicorn", "app:closing", "--port", port, "--workers", WORKERS, "--no-access-log"]
     application = "app:asgi" if name == "gunicorn-uvicorn" else "app:app"
     address = f"127.0.0.1:{port}"
-    return ["gunicorn", application, "--preload", "-w", WORKERS, "-b", address, "-k", *WORKER_CLASSES[name]]
+    preload = [] if name == "gunicorn-ctrl-c" else ["--preload"]
+    return ["gunicorn", application, *preload, "-w", WORKERS, "-b", address, "-k", *WORKER_CLASSES[name]]
 
 
 def _visit(stage: Any, server: Any, visitors: Visitors) -> None:
@@ -70,3 +78,10 @@ def _visit(stage: Any, server: Any, visitors: Visitors) -> None:
         visitors.ask(REQUESTS)
     visitors.meet(WORKERS)
     stage.rest(server.pid)
+    if stage.name == "gunicorn-ctrl-c":
+        stage.api.rule = lambda _: stall(0.5)
+        visitors.ask(LAST_REQUESTS)
+        server.signal_group(signal.SIGINT)
+        time.sleep(IMPATIENCE)
+        server.signal_group(signal.SIGINT)
+        stage.finish(server, seconds=PATIENCE)
