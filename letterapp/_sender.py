@@ -91,6 +91,7 @@ class Sender(Delivery):
         self._turn_owner = 0  # thread ident; read by a thread only to find out whether it is its own
         self._attempt = 0  # of the batch in hand
         self._not_before = 0.0  # the moment of its next try
+        self._haste = 0  # times that an end has brought it forward
 
         self._resting = False  # the thread should leave as soon as nothing waits
         self._mine: object = None  # what the thread that may send was started with
@@ -330,6 +331,7 @@ class Sender(Delivery):
 
     def _bring_forward(self) -> None:
         """Give a batch that waits for its next try that try now: there may be no later. So it does not count."""
+        self._haste += 1  # first: a turn that just sets the moment sees this, or what it has set is seen below
         if self._not_before > self._clock():
             self._attempt = max(0, self._attempt - 1)
         self._not_before = 0.0
@@ -441,8 +443,11 @@ class Sender(Delivery):
         batch = self._outbox.take(MAX_ITEMS, self._settings.max_batch_bytes - len(_HEAD) - len(_TAIL) + 1)
         if not batch:
             return until_burst
+        haste = self._haste
         try:
             self._obey(self._post(batch, min(patience, self._settings.timeout)), batch)
+            if self._haste != haste:  # an end has come while the request was on the wire
+                self._bring_forward()
         except Exception as surprise:  # a fault of ours costs this batch, and neither the thread nor the next one
             pass_on(surprise)
             self._lose("undeliverable", LetterError(f"a fault of the client's own: {surprise!r}"))

@@ -260,6 +260,22 @@ def test_close_cuts_a_wait_between_two_tries_short(
     assert letter_api.distinct == 1 and len(letter_api.requests) == 2 and errors == []
 
 
+def test_an_end_that_begins_while_a_request_is_on_the_wire_cuts_the_wait_after_it_short(
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError]
+) -> None:
+    one = driven(max_retries=1)
+
+    def ends_meanwhile(handler: Any) -> None:
+        one.sender.hasten()
+        status(429, headers={"Retry-After": "300"})(handler)
+
+    letter_api.plan(ends_meanwhile, status(503))  # the try that was brought forward does not count, the next one does
+    one.track()
+    (wait,) = one.settle()
+    assert 0.25 <= wait <= 0.3125
+    assert len(letter_api.requests) == 3 and letter_api.distinct == 1 and errors == []
+
+
 def test_flush_respects_a_wait_between_two_tries(letter_api: IngestionServer, make: Any) -> None:
     letter_api.plan(status(429, headers={"Retry-After": "300"}))
     letter = make(flush_at=1)
