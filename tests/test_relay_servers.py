@@ -27,7 +27,7 @@ import pytest
 from harness import DEADLINE, Finished, Program, WebServer, environment, eventually, get, whose
 from relayed import Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
 from test_uwsgi import LAUNCHER, threadless  # noqa: F401  (a fixture)
-from webapps import Gate, without_gevents_own
+from webapps import Gate, without_servers_own
 
 from letterapp.testing import Hold
 from stress.ports import free_port
@@ -174,7 +174,7 @@ class Service:
     def left_nothing(self) -> None:
         self.port_is_free()
         assert not self._runtime.left_behind(), self.output
-        said = without_gevents_own(self.output)
+        said = without_servers_own(self.output)
         for complaint in COMPLAINTS:
             assert complaint not in said, said
         self.all_arrived()

@@ -145,14 +145,15 @@ class Gate:
         self.open()
 
 
-def without_gevents_own(output: str) -> str:
-    """What a server printed, without the beginnings of tracebacks that are gevent's affair.
+def without_servers_own(output: str) -> str:
+    """What a server printed, without the beginnings of tracebacks of a SystemExit that met none of the client's code.
 
-    A gunicorn worker of gevent's that is told to leave at once has its main greenlet leave and, a tenth of a second
-    later, another one raise SystemExit. If the first is slow, gevent prints where that met it; without a client too.
+    gunicorn's workers raise one for each signal that has them leave at once, wherever they are: in the last moments of
+    a request, which it logs, or under gevent in a greenlet of its own, a tenth of a second later, when the main one is
+    on its way out. Both with an application that has no client, too.
     """
-    is_gevents = "failed with SystemExit" in output and not re.search(r'File ".*/letterapp/', output)
-    return output.replace("Traceback (most recent call last):", "") if is_gevents else output
+    is_its_own = "SystemExit: 0" in output and not re.search(r'File ".*/letterapp/', output)
+    return output.replace("Traceback (most recent call last):", "") if is_its_own else output
 
 
 class Visitor:
@@ -192,7 +193,7 @@ class Visitor:
 
     def check(self, api: Any, finished: Finished, importers: Iterable[int]) -> None:
         """The ledger: what was answered arrived, once; and the server had nothing to complain about."""
-        output = without_gevents_own(finished.output)
+        output = without_servers_own(finished.output)
         for word in ("Traceback", "Exception ignored", "letterapp:", "SIGKILL", "TIMEOUT"):
             assert word not in output, finished
         came = whose(api)
