@@ -9,11 +9,13 @@ from __future__ import annotations
 import secrets
 import socket
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Sequence
 
 _LOWEST, _ENOUGH = 10_000, 1_000
-_marks: list[socket.socket] = []  # of the ports that this process was given, until its end
+_MARKS = 100  # ports whose servers may not listen yet
+_marks: deque[socket.socket] = deque()  # of the latest that this process was given
 
 
 def free_port() -> int:
@@ -45,6 +47,8 @@ def _is_ours_alone(port: int) -> bool:
         mark.close()
         return False
     _marks.append(mark)
+    if len(_marks) > _MARKS:
+        _marks.popleft().close()
     return True
 
 

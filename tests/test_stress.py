@@ -20,7 +20,7 @@ import pytest
 from harness import DEADLINE, ROOT
 from rich.console import Console
 
-from stress import run, stage
+from stress import ports, run, stage
 from stress.ledger import FAULTS, Books, balance, verdict
 from stress.peers import RELAY, SELF, Environments, Peer
 from stress.ports import free_port
@@ -34,9 +34,23 @@ def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     if first < 11_000 and last > 64_535:
         pytest.skip("nothing is beside the kernel's range")
-    ports = [free_port() for _ in range(200)]
-    assert not any(first <= port <= last for port in ports)
-    assert len(set(ports)) == 200, "each is given away once"
+    assert not any(first <= free_port() <= last for _ in range(20))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing marks a port")
+def test_a_free_port_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_of_them = ports._beside_the_kernels()
+    start = random.randrange(len(all_of_them) - 20)
+    some = all_of_them[start : start + 20]  # of which others may use a few
+    monkeypatch.setattr(ports, "_beside_the_kernels", lambda: some)
+    assert len({free_port() for _ in range(15)}) == 15
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing marks a port")
+def test_no_more_than_so_many_ports_are_marked() -> None:
+    for _ in range(ports._MARKS + 20):
+        free_port()
+    assert len(ports._marks) == ports._MARKS
 
 
 def sums(returned: list[Any], arrivals: list[Any], told: tuple[Any, ...] = ()) -> dict[str, Any]:
