@@ -36,6 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--spool", metavar="DIR", help="keep what waits in files: nothing is lost if the relay is killed"
     )
     relay.add_argument("--status", action="store_true", help="print a line of JSON a relay that this key fits, and end")
+    relay.add_argument(
+        "--manager",
+        metavar="ADDRESS",
+        help="be a manager's server instead: PATH or HOST:PORT, for SenderManager(address=)",
+    )
+    relay.add_argument("--authkey-file", metavar="FILE", help="holds the secret that the manager's clients have too")
+    relay.add_argument("--for-manager", action="store_true", help=argparse.SUPPRESS)  # how a manager starts its server
     relay.add_argument("--for-clients", action="store_true", help=argparse.SUPPRESS)  # how a client starts one
 
     options = parser.parse_args(arguments)
@@ -47,7 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
         from ._inbox import inbox as run_inbox
 
         return run_inbox(options.port, options.troubled, options.quiet)
+    if options.command == "relay" and options.for_manager:
+        from ._manager_program import run_for_manager
+
+        return run_for_manager()
+    if options.command == "relay" and options.manager:
+        if options.socket or options.group:
+            parser.error("--manager has an address, and no --socket and no --group")
+        from ._manager_program import run_kept
+
+        return run_kept(options)
     if options.command == "relay":
+        if options.authkey_file:
+            parser.error("--authkey-file goes with --manager")
         from ._relay_program import relay as run_relay
 
         return run_relay(options)

@@ -67,6 +67,9 @@ class Letter:
             process, which the first of them starts (constructing then takes a fraction of a second) and which ends
             after the last. A path is the socket of a relay that somebody else keeps (``python -m letterapp relay``).
             What the relay does not take within a millisecond goes the process's own way.
+            A queue (`letterapp.relay.SenderManager`'s ``queue``, ``multiprocessing.Manager().Queue()``,
+            ``multiprocessing.Queue()``) gets batches from the background sender; a call never touches it. `api_key`
+            and `base_url` may be left out with a `SenderManager`, which has them. See docs/relay.md.
 
     Raises:
         LetterError: An option is missing or wrong, or the relay cannot be started or refuses.
@@ -94,7 +97,7 @@ class Letter:
         spool: str | os.PathLike[str] | None = None,
         spool_sync: bool = False,
         spool_max_bytes: int = 268_435_456,
-        relay: bool | str | os.PathLike[str] = False,
+        relay: bool | str | os.PathLike[str] | Any = False,
     ) -> None:
         self._open(
             Settings(
@@ -341,11 +344,28 @@ class Letter:
 
 
 def _carrier(settings: Settings) -> Delivery:
-    if not settings.relay:
+    relay = settings.relay
+    if not relay:
         return Sender(settings)
-    from ._relayed import RelayedSender  # with modules that nobody else needs
+    # With modules that nobody else needs.
+    if relay is True or isinstance(relay, str):
+        from ._relayed import RelayedSender
 
-    return RelayedSender.start(settings)
+        return RelayedSender.start(settings)
+    from ._handover import Handover
+
+    sender = Sender(settings, handover=lambda report, clock: Handover(relay, settings.timeout, report, clock))
+    if hasattr(relay, "clients"):
+        relay.clients.add(sender)  # it is flushed before the manager is shut down
+    return sender
+
+
+def settings_of(**given: Any) -> Settings:
+    """The options of a client as settings; the signature of `Letter` has the defaults. For what sends for clients."""
+    import inspect
+
+    parameters = inspect.signature(Letter).parameters.values()
+    return Settings(**{**{one.name: one.default for one in parameters}, **given})
 
 
 def _unpickled(settings: Settings) -> Letter:

@@ -28,6 +28,7 @@ class Delivery(ABC):
 
     owner: Process
     exit_timeout: float  # seconds that the end of the process may take for it
+    ends_last = False  # after those that hand events to it
 
     @abstractmethod
     def put(self, event: bytes) -> None:

@@ -92,12 +92,12 @@ def place(settings: Settings) -> str:
         path = str(settings.relay)
         must_be_guarded(os.path.dirname(path))
         return path
-    return os.path.join(_own_directory(), f"relay-{_name(settings)}.sock")
+    return os.path.join(own_directory(), f"relay-{_name(settings)}.sock")
 
 
 def places() -> list[str]:
     """The sockets of this user's relays that were started for clients."""
-    directory = _own_directory()
+    directory = own_directory()
     return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if name.endswith(".sock")]
 
 
@@ -164,15 +164,31 @@ def _join(path: str, settings: Settings) -> Lease | None:
 def _start(path: str, settings: Settings) -> None:
     """Run a relay until it says that it, or another one, serves at ``path``."""
     options = {name: getattr(settings, name) for name in PASSED_ON}
+    said, ours = run_program(["--for-clients", "--socket", path], options)
+    ours.close()
+    if said != "ready":
+        raise not_started(said)
+
+
+def not_started(said: str) -> LetterError:
+    """The error for a program whose first line was ``said``."""
+    return LetterError(f"relay: it could not be started: {said or 'the program ended; its last words are on stderr'}")
+
+
+def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any]:
+    """Start ``python -m letterapp relay ARGUMENT...``; return its first line and our end of its standard input.
+
+    The program detaches itself: it is nobody's child when its first line is there. ``options`` go to it as a line of
+    JSON, and so in no argument, which all users of the machine may read.
+    """
     command = [interpreter(), "-I", "-c", _BOOT, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-    ours, its = _socket.socketpair()  # no pipe, of whose end the application's own SIGPIPE could tell
-    ours.settimeout(ANSWERING)
+    ours, its = _standard_input()
     try:
         process = subprocess.Popen(
-            [*command, "relay", "--for-clients", "--socket", path],
+            [*command, "relay", *arguments],
             stdin=its.fileno(),
             stdout=subprocess.PIPE,
-            cwd="/",
+            cwd=os.path.abspath(os.sep),
             start_new_session=True,
         )
     except OSError as problem:
@@ -182,19 +198,20 @@ def _start(path: str, settings: Settings) -> None:
         its.close()
     assert process.stdout is not None
     try:
-        # The key goes this way, and in no argument, which all users of the machine may read.
         ours.sendall(json.dumps(options).encode() + b"\n", QUIETLY)
         said = _first_line(process.stdout.fileno())
     except OSError as problem:
         said = str(problem)
     finally:
-        ours.close()
         process.stdout.close()
         _reap(process)
-    if said != "ready":
-        raise LetterError(
-            f"relay: it could not be started: {said or 'the program ended; its last words are on stderr'}"
-        )
+    return said, ours
+
+
+def _standard_input() -> tuple[Any, Any]:
+    ours, its = _socket.socketpair()  # no pipe, of whose end the application's own SIGPIPE could tell
+    ours.settimeout(ANSWERING)
+    return ours, its
 
 
 def _first_line(descriptor: int) -> str:
@@ -248,7 +265,7 @@ def _by_hand() -> str:
     return "python -m letterapp relay --socket PATH"
 
 
-def _own_directory() -> str:
+def own_directory() -> str:
     """A directory for sockets that is this user's alone, made if it must be."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     try:
@@ -267,3 +284,43 @@ def _own_directory() -> str:
 def _name(settings: Settings) -> str:
     told = repr([__version__, _protocol.VERSION, [getattr(settings, name) for name in PASSED_ON]])
     return sha256(told.encode()).hexdigest()[:16]
+
+
+# In the program that was started.
+
+
+def detach() -> None:
+    """Go on as nobody's child, in a session without a terminal."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+
+
+def raise_descriptors() -> None:
+    """Allow as many descriptors as the system lets this user have: there is a connection a process."""
+    try:
+        import resource
+    except ImportError:
+        return  # Windows has no such limit
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (ValueError, OSError):
+        pass  # macOS calls "without limit" what it then refuses
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)): a datagram to the socket that it names."""
+    place = os.environ.get("NOTIFY_SOCKET", "")
+    if not place:
+        return
+    if place.startswith("@"):
+        place = "\0" + place[1:]
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        sock.sendto(state.encode(), place)
+    except OSError as problem:
+        os.write(2, f"NOTIFY_SOCKET: {problem.strerror}\n".encode())
+    finally:
+        sock.close()

@@ -112,7 +112,7 @@ def end_of_process(*_: object, **__: object) -> None:
 
 
 def _end(started: float, final: bool) -> None:
-    mine = _own()
+    mine = sorted(_own(), key=lambda delivery: delivery.ends_last)
     for delivery in mine:
         delivery.hasten()
     for delivery in mine:

@@ -118,6 +118,13 @@ class Line:
         except (OSError, ValueError):
             return True
 
+    def is_ours(self) -> bool:
+        """False when somebody has closed the descriptor, whose number may be another file's by now."""
+        try:
+            return os.fstat(self._sock.fileno()).st_ino == self._inode
+        except OSError:
+            return False
+
     def hang_up(self) -> None:
         try:
             self._sock.close()

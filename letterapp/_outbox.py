@@ -16,7 +16,7 @@ from ._inside import Inside, Promise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable
+    from typing import Callable, Mapping
 
     from ._ring import Ring
 
@@ -166,6 +166,13 @@ class Outbox:
         with self._lock:
             self.closed = True
 
+    def has_room(self, events: int, size: int) -> bool:
+        """True when ``events`` events of ``size`` bytes in all would be taken now, the oldest giving way if need be."""
+        with self._lock:
+            if self._drops_oldest:
+                return size <= self._max_bytes and events <= self._max_events
+            return self._ring.size + size <= self._max_bytes and len(self._ring) + events <= self._max_events
+
     # Reads alone: no lock. Who looks is asked first: a look that is over by then has left what it found where the rest
     # of the question sees it. The other way round one that ends in between is missed, and at an end its events lost.
 
@@ -277,8 +284,8 @@ class Outbox:
             self._retried += len(self._in_hand.batch)
             return True
 
-    def settle(self, cause: str | None = None) -> list[bytes]:
-        """Remove the batch in hand: delivered, or lost for ``cause``. Returns it."""
+    def settle(self, cause: str | None = None, lost: Mapping[str, int] | None = None) -> list[bytes]:
+        """Remove the batch in hand: lost for ``cause``, or delivered but for ``lost`` of it by cause. Returns it."""
         with self._lock:
             ring = self._in_hand
             if ring is None:
@@ -286,6 +293,9 @@ class Outbox:
             batch = ring.settle()
             if cause is None:
                 self._delivered += len(batch)
+                for each, count in (lost or {}).items():
+                    self._delivered -= count
+                    self._count_lost(each, count)
             else:
                 self._count_lost(cause, len(batch))
             self._settled += len(batch)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import _socket
 import selectors
-import threading
 import time
 from collections import deque
 from json import dumps
@@ -24,14 +23,8 @@ from json import dumps
 from . import _protocol
 from ._bell import Bell
 from ._link import QUIETLY
-from ._memory import PrivateMemory
-from ._outbox import BURST_SAMPLE as SAMPLE
-from ._outbox import FULL
-from ._sender import Sender
-from ._spool import Spool
-from ._stores import Stores
+from ._ownership import OwnedSender, Owner
 from ._version import __version__
-from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +36,6 @@ GREETING = 5.0  # seconds that a connection may take to say who it is
 UNKNOWN = 64  # connections that may be about to; of more the oldest goes, but not before the time that a greeting needs
 BRIEFLY = 1.0  # seconds: that time, on a machine that starves
 AT_ONCE = 262_144  # bytes that are read from one socket before the others have their turn
-UNHEARD = 1_048_576  # bytes of reports that a process may leave unread; beyond them they come without the events
 FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first
 SOON = 0.05
 CROWDED = 0.5  # seconds without new connections after the system had no descriptor left
@@ -51,24 +43,19 @@ _LONGEST_TURN = 60.0
 _NEVER = float("inf")
 
 
-class Peer:
+class Peer(Owner):
     """A connection, from the relay's side."""
 
     def __init__(self, sock: Any, now: float) -> None:
+        super().__init__()
         self.sock = sock
         self.since = now
         self.wants = ""  # what the greeting asked for; empty before it
         self.heard = b""  # the beginning of a line
         self.lines: deque[bytes] = deque()  # events that found no room yet
-        self.admitted = 0  # events, of which those below `settled` are settled, and those in `early`
-        self.settled = 0
-        self.early: set[int] = set()
-        self.answered = 0  # of these
-        self.reports: deque[bytes] = deque()  # of lost events, which go before the answer that counts them
+        self.answered = 0  # of the events that are settled
         self.unsent = b""
         self.is_read = False  # to its end
-        self.hears = True  # it may still be told
-        self.keeps = False  # what is not settled is still its own, and it sends that itself
 
 
 class _Loud(Bell):
@@ -81,123 +68,6 @@ class _Loud(Bell):
     def ring(self) -> None:
         super().ring()
         self._wake()
-
-
-class _Sender(Sender):
-    """The relay's own sender, which knows whose each event is."""
-
-    def __init__(self, settings: Settings, log: Callable[[str], None], wake: Callable[[], None]) -> None:
-        places: list[Any] = [PrivateMemory(settings)]
-        if settings.spool:
-            places.insert(0, Spool(settings, self._tell))
-        self._log = log
-        # Held for a moment: by the loop when an event comes, under the outbox's own lock when it leaves.
-        self._book = threading.Lock()
-        # By an event's own bytes, which hold its id: whose it is, which of its events, and the same of the same event
-        # if it came before, as when it was sent again over another connection.
-        self._owners: dict[bytes, Any] = {}
-        self._blamed: dict[str, list[tuple[bytes, Peer, int]]] = {}  # lost events by cause, until they are reported
-        self._owed: set[Peer] = set()  # who have an answer to get
-        super().__init__(settings, stores=Stores(places), report=self._tell, progress=_Loud(wake))
-        self._outbox.left = self._leave_the_book
-
-    # The loop's thread.
-
-    def admit(self, event: bytes, peer: Peer) -> bool:
-        """Queue an event of ``peer``; False when there is no room now."""
-        if len(event) > self._settings.max_queue_bytes:
-            self._outbox.refuse("overflow")
-            self._blame(
-                [(event, peer, peer.admitted)], LetterError("it is larger than the relay's queue", cause="overflow")
-            )
-            peer.admitted += 1
-            return True
-        with self._book:
-            self._owners[event] = peer, peer.admitted, self._owners.get(event)
-        answer = self._outbox.put(event)
-        if answer == FULL:
-            with self._book:
-                self._disown(event)
-            return False
-        peer.admitted += 1
-        if answer:
-            self._follow(answer, event)
-        return True
-
-    def hurry(self) -> None:
-        self._outbox.hurry()
-        self._wake()
-
-    def close_by(self, deadline: float, timeout: float) -> bool:
-        return self._close(deadline, timeout)
-
-    def is_settled(self) -> bool:
-        return self._outbox.is_empty()
-
-    def owed(self) -> set[Peer]:
-        """Those who have an answer to get, since the last time."""
-        with self._book:
-            owed, self._owed = self._owed, set()
-            return owed
-
-    # Under the outbox's lock.
-
-    def _leave_the_book(self, events: list[bytes], cause: str | None) -> None:
-        with self._book:
-            for event in events:
-                owner = self._disown(event)
-                if owner is None:
-                    continue  # an ended process's, out of the spool
-                peer, number, _ = owner
-                if cause is None:
-                    self._settle(peer, number)
-                else:  # it counts when the report is there, which goes first
-                    self._blamed.setdefault(cause, []).append((event, peer, number))
-
-    def _disown(self, event: bytes) -> Any:
-        owner = self._owners.pop(event, None)
-        if owner is not None and owner[2] is not None:
-            self._owners[event] = owner[2]
-        return owner
-
-    def _settle(self, peer: Peer, number: int) -> None:
-        """An answer counts from the first event on: what leaves out of order waits for those before it."""
-        if number == peer.settled:
-            peer.settled = number + 1
-            while peer.settled in peer.early:
-                peer.early.remove(peer.settled)
-                peer.settled += 1
-            self._owed.add(peer)
-        else:
-            peer.early.add(number)
-
-    # Whoever found out.
-
-    def _tell(self, error: LetterError) -> None:
-        with self._book:
-            blamed = self._blamed.pop(error.cause or "", [])
-        self._blame(blamed, error)
-
-    def _blame(self, blamed: list[tuple[bytes, Peer, int]], error: LetterError) -> None:
-        """Tell those whose events were lost, and the log of those whose owners are gone."""
-        of_each: dict[Peer, list[bytes]] = {}
-        for event, peer, _ in blamed:
-            of_each.setdefault(peer, []).append(event)
-        unheard = error.lost - len(blamed)  # out of the spool
-        for peer, events in of_each.items():
-            if peer.hears:
-                full = sum(map(len, peer.reports)) >= UNHEARD
-                peer.reports.append(_protocol.lost(error, len(events), [] if full else events[:SAMPLE]))
-            elif not peer.keeps:
-                unheard += len(events)
-        with self._book:
-            for _, peer, number in blamed:
-                self._settle(peer, number)
-        self._progress.ring()
-        if unheard > 0:
-            self._log(f"{unheard:,} of processes that have ended: {error}")
-        elif not blamed:
-            self._log(str(error))
 
 
 class Relay:
@@ -230,7 +100,7 @@ class Relay:
         self._had_clients = False
         self._is_draining = False
         self._shall_tell = False
-        self._sender = _Sender(settings, log, self.wake)
+        self._sender = OwnedSender(settings, log, _Loud(self.wake))
 
     def wake(self) -> None:
         """Have the loop look again. Any thread and signal handler may."""
@@ -312,7 +182,7 @@ class Relay:
         if self._accept_again and self._accept_again <= now:
             self._accept_again = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        for peer in self._sender.owed():
+        for peer in self._sender.pending_acks():
             self._answer(peer)
         for peer in list(self._paused):
             self._admit(peer)
@@ -419,7 +289,7 @@ class Relay:
                     self._pause(peer)
                     return
             elif line == _protocol.HURRY:
-                self._sender.hurry()
+                self._sender.request_flush()
             else:
                 self._refuse(peer, "it sends what is no event")
                 return
@@ -532,9 +402,9 @@ class Relay:
                 pass  # it has gone
         self._sender.hasten()
         while not self._is_drained() and time.monotonic() < deadline:
-            self._sender.hurry()
+            self._sender.request_flush()
             self._turn(deadline - time.monotonic())
-        for peer in self._sender.owed():
+        for peer in self._sender.pending_acks():
             self._answer(peer)
         for peer in list(self._peers):
             peer.keeps = True

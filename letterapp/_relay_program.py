@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import _socket
 import fcntl
-import inspect
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ import sys
 import time
 
 from . import _launch, _protocol
-from ._client import Letter
+from ._client import settings_of
 from ._private import must_be_guarded, must_be_ours
 from ._relay import Relay
 from ._settings import Settings
@@ -49,8 +48,10 @@ def relay(options: argparse.Namespace) -> int:
             given = sys.stdin.readline()
             if not given:
                 return 1  # who started it has ended
-            settings = _settings(**json.loads(given))
-            _detach()
+            settings = settings_of(**json.loads(given))
+            _launch.detach()
+            for number in (*GROUP_SIGNALS, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # until there is something that could leave
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         else:
             settings = _settings_of(options)
@@ -70,13 +71,7 @@ def _settings_of(options: argparse.Namespace) -> Settings:
     given: dict[str, Any] = {"spool": options.spool, "api_key": _api_key(options)}
     if options.base_url:
         given["base_url"] = options.base_url
-    return _settings(**given)
-
-
-def _settings(**given: Any) -> Settings:
-    """The options of a client, whose signature has the defaults."""
-    parameters = list(inspect.signature(Letter).parameters.values())
-    return Settings(**{**{one.name: one.default for one in parameters}, **given})
+    return settings_of(**given)
 
 
 def _api_key(options: argparse.Namespace) -> str | None:
@@ -85,15 +80,6 @@ def _api_key(options: argparse.Namespace) -> str | None:
         return None
     with open(options.api_key_file) as file:
         return file.read().strip()
-
-
-def _detach() -> None:
-    """Go on as nobody's child, in a session without a terminal."""
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    for number in (*GROUP_SIGNALS, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # until there is something that could leave
 
 
 class _Program:
@@ -118,7 +104,7 @@ class _Program:
                 return 0
             raise LetterError(f"another relay serves at {self._path}")
         listener = self._listen()
-        _raise_descriptors()
+        _launch.raise_descriptors()
         self._relay = Relay(self._settings, listener, self._for_clients, _log, self._path)
         for number in GROUP_SIGNALS:
             signal.signal(number, self._terminate)
@@ -128,7 +114,7 @@ class _Program:
             _ready()
         else:
             _log(f"serving at {self._path} for {self._settings.base_url}")
-        _notify("READY=1")
+        _launch.notify("READY=1")
         self._relay.serve(self._vacate)
         if not self._for_clients:
             status = self._relay.status()
@@ -208,7 +194,7 @@ class _Program:
 
     def _vacate(self) -> None:
         """Free the place before the draining, so that a relay for new clients need not wait for it."""
-        _notify("STOPPING=1")
+        _launch.notify("STOPPING=1")
         try:
             if _identity(self._path) == self._identity:
                 os.unlink(self._path)
@@ -233,17 +219,6 @@ def _group_id(name: str) -> int:
         raise LetterError(f"--group: there is no group {name}") from None
 
 
-def _raise_descriptors() -> None:
-    """A relay has a connection a process."""
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    except (ValueError, OSError):
-        pass  # macOS calls "without limit" what it then refuses
-
-
 def _ready() -> None:
     """Tell the process that started this one."""
     try:
@@ -251,22 +226,6 @@ def _ready() -> None:
     except OSError:
         pass  # it has ended meanwhile; others may have been told
     os.dup2(2, 1)
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)): a datagram to the socket that it names."""
-    place = os.environ.get("NOTIFY_SOCKET", "")
-    if not place:
-        return
-    if place.startswith("@"):
-        place = "\0" + place[1:]
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
-    try:
-        sock.sendto(state.encode(), place)
-    except OSError as problem:
-        _log(f"NOTIFY_SOCKET: {problem.strerror}")
-    finally:
-        sock.close()
 
 
 def _log(text: str) -> None:
@@ -281,8 +240,8 @@ def _log(text: str) -> None:
 
 
 def _show_status(options: argparse.Namespace) -> int:
-    key = _settings(api_key=_api_key(options), base_url=options.base_url or "").api_key
-    url = _settings(api_key=key, base_url=options.base_url or "").base_url
+    key = settings_of(api_key=_api_key(options), base_url=options.base_url or "").api_key
+    url = settings_of(api_key=key, base_url=options.base_url or "").base_url
     places = [os.path.abspath(options.socket)] if options.socket else _launch.places()
     found = 0
     for path in places:

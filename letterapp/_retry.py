@@ -44,6 +44,20 @@ class GiveUp:
         self.error = error
 
 
+class Settled:
+    """A relay says what became of the batch: delivered, but for what is in ``errors``."""
+
+    def __init__(self, errors: list[LetterError]) -> None:
+        self.errors = errors
+
+
+class Pending:
+    """A relay has the batch, or has no room for it yet: ask again ``seconds`` from now, which counts as no try."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
 if TYPE_CHECKING:
     Outcome = Union[Answer, Unreachable]
     Verdict = Union[Delivered, Again, Split, GiveUp]

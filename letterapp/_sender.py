@@ -3,7 +3,7 @@
     any thread                               the sender's thread, or a caller's where no thread can run
     ----------                               ----------------------------------------------------------
     put ---> outbox ---- take -----------> step ---> transport.post ---> judge
-               ^                             |                             |
+               ^                        or handover.offer                  |
                +---------- settle -----------+------- delivered, lost -----+
                                              +------- again: `_not_before`
                                              +------- split: halve
@@ -31,7 +31,7 @@ from ._forks import this_process
 from ._handlers import pass_on
 from ._heir import Heir, home
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
-from ._retry import Again, Delivered, Split, judge
+from ._retry import Again, Delivered, Pending, Settled, Split, judge
 from ._settings import MAX_ITEMS
 from ._stores import Stores
 from ._transport import Transport, Unreachable
@@ -39,10 +39,13 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any, Callable, Union
 
+    from ._handover import Handover
     from ._settings import Settings
     from ._transport import Answer
+
+    Outcome = Union[Answer, Unreachable, Settled, Pending]
 
 IDLE = 5.0  # seconds without an event after which the thread leaves; starting it again costs some 50 us
 BURST = 1.0  # seconds after which drops are reported though the queue is still full
@@ -61,7 +64,9 @@ class Sender(Delivery):
         stores: Stores | None = None,
         report: Callable[[LetterError], object] | None = None,
         progress: Bell | None = None,
+        handover: Callable[[Any, Any], Handover] | None = None,
     ) -> None:
+        """``handover`` makes the way into a queue whose process sends, if there is one; else this one posts."""
         self.owner = this_process()
         self.exit_timeout = settings.exit_timeout
         self._settings = settings
@@ -83,6 +88,8 @@ class Sender(Delivery):
             self._outbox.drop(event)
         self._heir = Heir(self._outbox, stores, self._report, clock, self._progress)
         self._transport = Transport(settings)
+        self._make_handover = handover
+        self._handover = handover(self._report, clock) if handover is not None else None
         self._successors: dict[int, Sender] = {}
 
         # Held by whoever takes a turn, over the request on the wire: the outbox has one batch in hand and the
@@ -111,6 +118,10 @@ class Sender(Delivery):
         if answer:
             self._follow(answer, event)
 
+    def has_room(self, events: int, size: int) -> bool:
+        """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
+        return self._outbox.has_room(events, size)
+
     def refuse(self, cause: str, error: LetterError | None = None) -> None:
         self._outbox.refuse(cause)
         if error is not None:
@@ -138,19 +149,29 @@ class Sender(Delivery):
             self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
             self._rest(deadline)
         if self._may_wait():
-            if not self._outbox.attended and self._turn.acquire(False):
-                self._transport.close()
-                self._turn.release()
+            self._disconnect()
             self._report_drops(0.0)
             self._outbox.leave_no_trace()
         return settled
 
+    def _disconnect(self) -> None:
+        """Close the connections, unless somebody uses them. A batch that comes nevertheless opens others."""
+        if not self._outbox.attended and self._turn.acquire(False):
+            try:
+                self._transport.close()
+                if self._handover is not None:
+                    self._handover.close()
+            finally:
+                self._turn.release()
+
     def stats(self) -> dict[str, Any]:
+        handover = self._handover
+        mode = "inline" if self._inline else "thread"
         return {
             "pid": self.owner.pid,
-            "mode": "inline" if self._inline else "thread",
+            "mode": "relay" if handover is not None and handover.is_up else mode,
             "memory": self._outbox.kind,
-            "relayed": 0,
+            "relayed": handover.relayed if handover is not None else 0,
             **self._outbox.counts(),
         }
 
@@ -175,6 +196,7 @@ class Sender(Delivery):
                 self._rest(deadline)
             self._report_drops(0.0)
             if final:
+                self._disconnect()
                 self._outbox.leave_no_trace()
         self._budget = max(0.0, deadline - self._clock())
 
@@ -199,7 +221,7 @@ class Sender(Delivery):
         return child
 
     def _successor(self, stores: Stores) -> Sender:
-        return Sender(self._settings, self._clock, stores)
+        return Sender(self._settings, self._clock, stores, handover=self._make_handover)
 
     # What `put` does beyond queueing. Runs in the caller.
 
@@ -259,7 +281,7 @@ class Sender(Delivery):
         if _lifecycle.is_before_workers():
             self._send_before_workers()
         elif self._outbox.due(self._clock(), self._settings.flush_interval) <= 0 and self._not_before <= self._clock():
-            self._take_turn(self._settings.timeout)
+            self._take_turn(self._settings.timeout, linger=0.0)
 
     def _send_before_workers(self) -> None:
         if not self._drain(self._clock() + self.exit_timeout):
@@ -415,20 +437,22 @@ class Sender(Delivery):
                     self._outbox.desert()
                 self._progress.ring()
 
-    def _take_turn(self, patience: float) -> float:
+    def _take_turn(self, patience: float, linger: float = FOREVER) -> float:
         """Do one `step` unless another thread has the turn for all of ``patience`` seconds; return what it returned."""
         if not self._turn.acquire(True, min(patience, threading.TIMEOUT_MAX)):
             return 0.0
         self._turn_owner = _thread.get_ident()
         try:
-            return self.step(patience)
+            return self.step(patience, linger)
         finally:
             if self.owner.pid == os.getpid():
                 self._turn_owner = 0
                 self._turn.release()
 
-    def step(self, patience: float = FOREVER) -> float:
+    def step(self, patience: float = FOREVER, linger: float = FOREVER) -> float:
         """One turn: send the next batch if it is due, waiting at most ``patience`` seconds for the answer.
+
+        ``linger``: seconds that a batch which was handed over may be waited for, 0 in a call that must go on.
 
         Returns the seconds until a turn has something to do: 0 for at once, infinity when nothing waits.
         """
@@ -445,13 +469,20 @@ class Sender(Delivery):
             return until_burst
         haste = self._haste
         try:
-            self._obey(self._post(batch, min(patience, self._settings.timeout)), batch)
+            self._obey(self._hand_over_or_post(batch, min(patience, self._settings.timeout), linger), batch)
             if self._haste != haste:  # an end has come while the request was on the wire
                 self._bring_forward()
         except Exception as surprise:  # a fault of ours costs this batch, and neither the thread nor the next one
             pass_on(surprise)
             self._lose("undeliverable", LetterError(f"a fault of the client's own: {surprise!r}"))
         return 0.0
+
+    def _hand_over_or_post(self, batch: list[bytes], timeout: float, linger: float) -> Outcome:
+        if self._handover is not None:
+            outcome = self._handover.offer(batch, min(timeout, linger))
+            if outcome is not None:
+                return outcome
+        return self._post(batch, timeout)
 
     def _post(self, batch: list[bytes], timeout: float) -> Answer | Unreachable:
         try:
@@ -460,7 +491,13 @@ class Sender(Delivery):
         except Unreachable as problem:
             return problem
 
-    def _obey(self, outcome: Answer | Unreachable, batch: list[bytes]) -> None:
+    def _obey(self, outcome: Outcome, batch: list[bytes]) -> None:
+        if isinstance(outcome, Pending):
+            self._not_before = self._clock() + outcome.seconds
+            return
+        if isinstance(outcome, Settled):
+            self._settle_by_relay(outcome.errors, len(batch))
+            return
         jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
         tries = FOREVER if self._outbox.lasts() else self._settings.max_retries
         verdict = judge(outcome, self._attempt, tries, len(batch), time.time(), jitter)
@@ -479,6 +516,20 @@ class Sender(Delivery):
             self._progress.ring()
             return
         self._lose(verdict.cause, verdict.error)
+
+    def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
+        self._attempt = 0
+        lost: dict[str, int] = {}
+        for error in errors:
+            count = min(error.lost, events - sum(lost.values()))
+            if count > 0:
+                cause = error.cause or "undeliverable"
+                lost[cause] = lost.get(cause, 0) + count
+        self._outbox.settle(lost=lost)
+        self._heir.give_back()
+        self._progress.ring()
+        for error in errors:
+            self._report(error)
 
     def _lose(self, cause: str, error: LetterError) -> None:
         lost = self._outbox.settle(cause)

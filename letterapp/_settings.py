@@ -57,7 +57,7 @@ class Settings:
     spool: str | None  # the absolute path of a directory
     spool_sync: bool  # return from a call when its event would survive a loss of power
     spool_max_bytes: int  # of all files of one key in the directory
-    relay: bool | str  # hand events to a relay: one that is started, or the one at this path
+    relay: Any  # False, True for a relay that is started, the path of one's socket, or a `_queues.Target`
 
     def __init__(
         self,
@@ -77,6 +77,8 @@ class Settings:
     ) -> None:
         checked = self.__dict__
         checked["enabled"] = _flag("enabled", enabled)
+        checked["relay"] = _relay(relay)
+        api_key, base_url = _as_its_relay(checked["relay"], api_key, base_url)
         checked["api_key"] = _key(api_key, required=enabled)
         checked.update(_address(base_url))
         for name, check in _NUMBERS.items():
@@ -92,9 +94,6 @@ class Settings:
         checked["exit_signals"] = _signals(exit_signals)
         checked["spool"] = _path("spool", "the path of a directory", spool)
         checked["spool_sync"] = _flag("spool_sync", spool_sync)
-        checked["relay"] = (
-            relay if isinstance(relay, bool) else _path("relay", "True or a socket's path", relay) or False
-        )
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"settings are frozen: make a new Letter to change {name}")
@@ -203,6 +202,28 @@ def _path(name: str, what: str, value: Any) -> str | None:
     if not path or "\0" in path:
         raise wrong
     return os.path.abspath(path)  # now: a daemon changes its working directory
+
+
+def _relay(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, (str, bytes, os.PathLike)):
+        return _path("relay", "True, a socket's path or a queue", value)
+    from ._queues import adapt  # with modules that nobody else needs
+
+    return adapt(value)
+
+
+def _as_its_relay(relay: Any, api_key: str | None, base_url: str) -> tuple[str | None, str]:
+    """The key and the address that a `SenderManager` sends with; clients may leave them out, but not differ."""
+    key, url = getattr(relay, "api_key", None), getattr(relay, "base_url", None)
+    if key is None or url is None:
+        return api_key, base_url
+    if api_key not in (None, key):
+        raise LetterError("api_key is not the one that the SenderManager sends with: leave it out, or give the same")
+    if not isinstance(base_url, _Default) and base_url and _address(base_url)["base_url"] != url:
+        raise LetterError(f"base_url is not the one that the SenderManager sends to ({url}): leave it out")
+    return key, url
 
 
 def _count(name: str, value: Any, least: int) -> int:

@@ -1,0 +1,162 @@
+"""Handing batches over to a queue: one at a time, and the process's own way whenever the queue does not take one.
+
+Responsible for: the batch that is in flight, when a queue that failed is tried again, what is said of it and how often.
+Not responsible for: how a batch gets into a queue (`_queues`), what happens to one that is not taken (`_sender`).
+
+    IDLE --- put ---> IN FLIGHT --- settled ---> IDLE
+     ^                    |
+     +-- any exception ---+    the connection is closed, and the queue is not tried before `_next_try`
+
+Used by one thread at a time: whoever holds the sender's turn. Nothing is known of a batch whose queue failed, so the
+sender sends it itself, under the same ids.
+"""
+
+from __future__ import annotations
+
+from ._handlers import pass_on
+from ._protocol import lost_error, parse
+from ._queues import reason
+from ._retry import Pending, Settled
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from ._queues import Batch, Channel, Target
+
+# Seconds that one exchange with a queue's process may take. Longer than any scheduler lets a process wait, and short
+# enough that a stopped one costs a batch no more than a slow API does.
+PATIENCE = 1.0
+CONNECT_PATIENCE = 3.0  # seconds for two connections, each with a challenge and an answer
+INLINE_PATIENCE = 0.005  # seconds for both, in a call that sends because no thread can run
+LINGER = 1.0  # seconds that one question whether a batch is settled may wait for the answer
+POLL = 0.05  # seconds until the next such question where none may wait, and until a full queue is tried again
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
+QUIET = 60.0  # seconds in which the same trouble is not reported again
+
+
+class Handover:
+    """The way of one client in one process into a queue."""
+
+    def __init__(
+        self,
+        target: Target,
+        timeout: float,
+        report: Callable[[LetterError], object],
+        clock: Callable[[], float],
+    ) -> None:
+        """``timeout``: seconds that a batch may wait for room in a queue that asks for patience. Opens nothing."""
+        self.target = target
+        self.relayed = 0  # events that were settled over it
+        self._is_working = True
+        self._timeout = timeout
+        self._report = report
+        self._clock = clock
+        self._channel: Channel | None = None
+        self._batch: Batch | None = None  # in flight over the channel
+        self._is_amid = False  # in an exchange, which an exception of a signal handler may cut short for good
+        self._full_since: float | None = None
+        self._next_try = 0.0
+        self._wait = FIRST_WAIT
+        self._is_told = False
+        self._told: dict[str, float] = {}  # when which trouble was reported last
+
+    def for_child(self) -> Handover:
+        """The same in a forked child, with a connection of its own."""
+        return Handover(self.target, self._timeout, self._report, self._clock)
+
+    @property
+    def is_up(self) -> bool:
+        """True while batches go this way, as far as is known."""
+        return self._is_working and not self.target.retired
+
+    def offer(self, batch: Batch, linger: float) -> Settled | Pending | None:
+        """Hand ``batch`` over, or ask again what became of it; None when it must go the process's own way.
+
+        Blocks up to ``linger`` seconds until the batch is settled, 0 where a call must not wait for that.
+        """
+        if self._is_amid:
+            self.close()  # cut short: the next answer on this connection might be the last question's
+            self._is_amid = False
+        if self._batch is not None and self._batch != batch:
+            self._batch = None  # given up meanwhile; what becomes of it is told in the manager's log
+        if self._batch is None and (self.target.retired or self._clock() < self._next_try):
+            return None
+        # A mark and not a `finally`, because an exception of a signal handler cuts short any cleaning up too.
+        self._is_amid = True
+        outcome: Settled | Pending | None = None
+        try:
+            outcome = self._exchange(batch, linger)
+        except Exception as problem:
+            pass_on(problem)
+            self._fail(reason(problem))
+        self._is_amid = False
+        return outcome
+
+    def close(self) -> None:
+        """Close the connection, if there is one. The next batch opens another."""
+        channel, self._channel = self._channel, None
+        self._batch = None
+        if channel is not None:
+            channel.close()
+
+    def _exchange(self, batch: Batch, linger: float) -> Settled | Pending | None:
+        patience = PATIENCE if linger else INLINE_PATIENCE
+        if self._batch is None:
+            if not self._put(batch, patience):
+                return self._wait_for_room()
+            self._batch = batch
+            self._full_since = None
+            self._recover()
+        assert self._channel is not None
+        reports = self._channel.settled(min(linger, LINGER), patience)
+        if reports is None:
+            return Pending(0.0 if linger else POLL)
+        self._batch = None
+        self.relayed += len(batch)
+        return Settled([lost_error(parse(report)) for report in reports])
+
+    def _put(self, batch: Batch, patience: float) -> bool:
+        connect_patience = CONNECT_PATIENCE if patience == PATIENCE else patience
+        if self._channel is not None:
+            try:
+                return self._channel.put(batch, patience)
+            except ConnectionError as problem:
+                pass_on(problem)
+                self.close()  # its process was started anew while nothing was handed over, as a kept manager may be
+        self._channel = self.target.connect(connect_patience)
+        return self._channel.put(batch, patience)
+
+    def _wait_for_room(self) -> Pending | None:
+        now = self._clock()
+        if self._full_since is None:
+            self._full_since = now
+        if now - self._full_since < self._timeout:
+            return Pending(POLL)
+        self._full_since = None
+        self._fail("it has had no room for longer than `timeout`")
+        return None
+
+    def _recover(self) -> None:
+        self._is_working = True
+        self._wait = FIRST_WAIT
+        self._is_told = False
+
+    def _fail(self, why: str) -> None:
+        self.close()
+        self._is_amid = False
+        if self.target.retired:
+            return
+        self._is_working = False
+        now = self._clock()
+        self._next_try = now + self._wait
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+        if not self._is_told and now - self._told.get(why, -QUIET) >= QUIET:
+            self._told[why] = now
+            self._report(
+                LetterError(
+                    f"relay: {self.target!r} cannot be used: {why}; this process sends its events itself meanwhile"
+                )
+            )
+        self._is_told = True

@@ -1,0 +1,402 @@
+"""The queues that a batch can be handed to: a `SenderManager`'s, another manager's, or any with ``put_nowait``.
+
+Responsible for: which objects are accepted, a connection to a manager's server with a deadline on every exchange, and
+what pickling carries. Not responsible for: when a batch is handed over and what happens when that fails (`_handover`),
+the server's side (`_manager`).
+
+A manager's own proxies are not used: a raw `os.fork()` leaves parent and child one socket, and an exception in the
+middle of a call shifts every later answer by one. `ManagerConnection` speaks the same protocol over a socket that
+belongs to one process and is closed after any exchange that did not end.
+"""
+
+from __future__ import annotations
+
+import hmac  # noqa: F401  # which `answer_challenge` imports at the call, where a fork in another thread could tear it
+import os
+import pickle
+import socket
+import struct
+import sys
+import time
+from multiprocessing import connection as mp_connection
+from queue import Full
+from weakref import WeakSet
+
+from ._handlers import pass_on
+from ._line import Line, open_line
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, List, Protocol, Tuple, Union
+
+    Address = Union[str, Tuple[str, int]]
+    Batch = List[bytes]
+
+    class Channel(Protocol):
+        """One process's way into a queue. Used by one thread at a time."""
+
+        def put(self, batch: Batch, patience: float) -> bool:
+            """Hand ``batch`` over; False when the queue asks to be tried again soon. Raises when it cannot be done."""
+
+        def settled(self, wait: float, patience: float) -> list[bytes] | None:
+            """Wait up to ``wait`` seconds until the batch is settled: reports of what is lost of it, or None."""
+
+        def close(self) -> None: ...
+
+    class Target(Protocol):
+        """A queue, as `Letter` keeps it among its options."""
+
+        retired: bool  # shut down on purpose in this process: nothing is wrong when it takes no more
+
+        def connect(self, patience: float) -> Channel: ...
+
+
+TYPEID = "batches"  # what a `SenderManager`'s server calls its queue
+ANSWERING = 5.0  # seconds that a server may take to answer what nobody waits for in a call
+MAX_ANSWER = 8_388_608  # bytes of one answer: 100 reports of 64 KiB and more
+_BACKLOG_WAIT = 0.01  # seconds until the next attempt at a server whose backlog is full
+
+
+class Disconnected(ConnectionError):
+    """The connection to a manager is of no use any more; a new one may be."""
+
+
+def adapt(queue: Any) -> Target:
+    """What ``Letter(relay=queue)`` works with; `LetterError` for an object that cannot carry events to a process."""
+    if isinstance(queue, (ManagerQueue, ProxyQueue, ForeignQueue)):
+        return queue
+    if not hasattr(queue, "put_nowait"):
+        hint = ": give its .queue" if hasattr(queue, "get_server") else ""
+        raise LetterError(f"relay must be True, a socket's path or a queue with put_nowait, not {queue!r}{hint}")
+    if _stays_in_process(queue):
+        raise LetterError(
+            f"relay={type(queue).__name__}: its items never leave this process; "
+            "use multiprocessing.Queue(), a manager's queue or SenderManager(...).queue"
+        )
+    token = getattr(queue, "_token", None)
+    if token is not None and hasattr(queue, "_authkey"):
+        if getattr(queue, "_serializer", "pickle") != "pickle":
+            raise LetterError("relay: a manager with serializer='xmlrpclib' cannot carry events; use 'pickle'")
+        return ProxyQueue(queue, token.address, bytes(queue._authkey), token.id)
+    return ForeignQueue(queue)
+
+
+def _stays_in_process(queue: Any) -> bool:
+    for module in ("queue", "_queue", "asyncio", "gevent.queue"):
+        for name in ("Queue", "SimpleQueue"):
+            kind = getattr(sys.modules.get(module), name, None)
+            if isinstance(kind, type) and isinstance(queue, kind):
+                return True
+    return False
+
+
+class ManagerQueue:
+    """The queue of a `letterapp.relay.SenderManager`, for ``Letter(relay=manager.queue)``.
+
+    It can be pickled, and carries the authkey and the API key with it: whoever gets it can send events and, because
+    managers unpickle what arrives, run code in the manager's process. Safe in any thread and across forks.
+    """
+
+    def __init__(self, address: Address, authkey: bytes, api_key: str, base_url: str, proof: str) -> None:
+        self.address = address
+        self.api_key = api_key
+        self.base_url = base_url
+        self._authkey = authkey
+        self._proof = proof
+        self.retired = False
+        # Of this process alone: the manager's process, which it keeps going, and the clients that use the queue.
+        self.process: object = None
+        self.clients: WeakSet[Any] = WeakSet()
+
+    def connect(self, patience: float) -> ManagerConnection:
+        return ManagerConnection(
+            self.address, self._authkey, patience, "create", (TYPEID, self._proof, self.base_url), answers=True
+        )
+
+    def ask(self, method: str) -> Any:
+        """Call ``method`` of the server over a connection of its own; `LetterError` when it does not answer."""
+        try:
+            connection = self.connect(ANSWERING)
+            try:
+                return connection.call(method, patience=ANSWERING)
+            finally:
+                connection.close()
+        except LetterError as problem:
+            raise LetterError(f"the manager at {self.address!r} refuses this client: {problem}") from None
+        except Exception as problem:
+            pass_on(problem)
+            raise LetterError(f"the manager at {self.address!r} cannot be used: {reason(problem)}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("retired", "process", "clients")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, retired=False, process=None, clients=WeakSet())
+
+    def __repr__(self) -> str:
+        return f"<ManagerQueue at {self.address!r}>"
+
+
+class ProxyQueue:
+    """A queue in any other manager, as ``multiprocessing.Manager().Queue()``: nobody answers what became of a batch."""
+
+    retired = False
+
+    def __init__(self, proxy: Any, address: Address, authkey: bytes, ident: str) -> None:
+        self._proxy = proxy  # while it lives the manager keeps the queue
+        self.address = address
+        self._authkey = authkey
+        self._ident = ident
+
+    def connect(self, patience: float) -> ManagerConnection:
+        return ManagerConnection(self.address, self._authkey, patience, "incref", (self._ident,), answers=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A proxy that is pickled outside of `Process` loses a key of its own (cpython issue 139801); this one keeps it.
+        return {**self.__dict__, "_proxy": None}
+
+    def __repr__(self) -> str:
+        return f"<queue of the manager at {self.address!r}>"
+
+
+class ForeignQueue:
+    """A queue that is called in this process: ``multiprocessing.Queue()``, or any other with ``put_nowait``.
+
+    Pickled as the queue itself is, so a ``multiprocessing.Queue`` goes to `Process` and pool initializers only.
+    """
+
+    retired = False
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+        self._pid = os.getpid()
+
+    def connect(self, patience: float) -> ForeignQueue:
+        return self
+
+    def put(self, batch: Batch, patience: float) -> bool:
+        self._check_feeder()
+        self.queue.put_nowait(batch)
+        return True
+
+    def settled(self, wait: float, patience: float) -> list[bytes] | None:
+        return []
+
+    def close(self) -> None:
+        pass
+
+    def _check_feeder(self) -> None:
+        """A ``multiprocessing.Queue`` whose feeder thread is gone takes items and never writes them.
+
+        Its own fork hook is called for `multiprocessing` children alone, not after `os.fork()` (cpython
+        ``multiprocessing/queues.py``, `Queue._after_fork`). At the end of a process the thread ends before the last
+        exit callbacks do.
+        """
+        feeder = getattr(self.queue, "_thread", None)
+        if feeder is not None and (self._pid != os.getpid() or not feeder.is_alive()):
+            if self._pid == os.getpid():
+                raise Disconnected("its feeder thread has ended with the process")
+            reset = getattr(self.queue, "_reset", None)
+            if reset is not None:
+                reset(after_fork=True)
+            else:
+                self.queue._after_fork()  # 3.8
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"queue": self.queue}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.queue = state["queue"]
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<{type(self.queue).__module__}.{type(self.queue).__name__}>"
+
+
+class ManagerConnection:
+    """A connection of this process to a manager's server; every exchange ends within the seconds that it is given.
+
+    Used by one thread at a time. A forked child closes its copy and makes its own. The protocol is that of
+    `multiprocessing.managers`: a mutual challenge with the authkey, then pickled ``(ident, method, args, kwds)`` and
+    ``(kind, result)``.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        authkey: bytes,
+        patience: float,
+        reference: str,
+        arguments: tuple[Any, ...],
+        answers: bool,
+    ) -> None:
+        """``reference`` is how the server is asked for the queue: "create", or "incref" of one that exists."""
+        self._answers = answers
+        deadline = time.monotonic() + patience
+        # The server answers one question on a connection, unless the question is to be accepted for more.
+        self._wire = _open_wire(address, authkey, deadline)
+        try:
+            found = self._exchange(None, reference, *arguments)
+        finally:
+            self._wire.close()
+        self._ident = found[0] if reference == "create" else arguments[0]
+        self._wire = _open_wire(address, authkey, deadline)
+        try:
+            self._exchange(None, "accept_connection", f"letterapp {os.getpid()}")
+        except BaseException:
+            self._wire.close()
+            raise
+
+    def put(self, batch: Batch, patience: float) -> bool:
+        answer = self.call("put_nowait", batch, patience=patience)
+        return bool(answer) or not self._answers
+
+    def settled(self, wait: float, patience: float) -> list[bytes] | None:
+        if not self._answers:
+            return []
+        reports: list[bytes] | None = self.call("settled", wait, patience=wait + patience)
+        return reports
+
+    def call(self, method: str, *arguments: Any, patience: float) -> Any:
+        """Call ``method`` of the queue; raise what it raised, or `OSError`, after which this is to be closed."""
+        if self._wire.is_stale():
+            raise Disconnected("it closed the connection")
+        self._wire.set_deadline(time.monotonic() + patience)
+        return self._exchange(self._ident, method, *arguments)
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def _exchange(self, ident: str | None, method: str, *arguments: Any) -> Any:
+        self._wire.send_bytes(pickle.dumps((ident, method, arguments, {})))
+        kind, result = pickle.loads(self._wire.recv_bytes())
+        if kind == "#RETURN":
+            return result
+        if kind == "#ERROR" and isinstance(result, Exception):
+            raise result
+        raise _remote_error(str(result))
+
+
+class _SocketWire:
+    """Messages over a socket, framed as `multiprocessing.connection.Connection` does it, within one deadline."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def set_deadline(self, deadline: float) -> None:
+        self._line.deadline = deadline
+
+    def is_stale(self) -> bool:
+        return self._line.is_stale() or not self._line.is_ours()
+
+    def send_bytes(self, data: bytes) -> None:
+        size = len(data)
+        head = struct.pack("!i", size) if size < 0x7FFFFFFF else struct.pack("!iQ", -1, size)
+        self._line.sendall(head + data)
+
+    def recv_bytes(self, maxlength: int = MAX_ANSWER) -> bytes:
+        (size,) = struct.unpack("!i", self._read(4))
+        if not 0 <= size <= maxlength:
+            raise Disconnected(f"it sent a message of {size} bytes, more than {maxlength}")
+        return bytes(self._read(size))
+
+    def close(self) -> None:
+        self._line.hang_up()
+
+    def _read(self, size: int) -> bytearray:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            received = self._line.receive_into(rest)
+            if not received:
+                raise Disconnected("it closed the connection")
+            rest = rest[received:]
+        return data
+
+
+class _PipeWire:
+    """Messages over one of Windows' named pipes, or any other `multiprocessing.connection.Connection`."""
+
+    def __init__(self, pipe: Any, deadline: float) -> None:
+        self._pipe = pipe
+        self._deadline = deadline
+
+    def set_deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+
+    def is_stale(self) -> bool:
+        try:
+            return bool(self._pipe.poll(0))
+        except OSError:
+            return True
+
+    def send_bytes(self, data: bytes) -> None:
+        self._pipe.send_bytes(data)
+
+    def recv_bytes(self, maxlength: int = MAX_ANSWER) -> bytes:
+        if not self._pipe.poll(max(0.0, self._deadline - time.monotonic())):
+            raise socket.timeout("timed out")
+        data: bytes = self._pipe.recv_bytes(maxlength)
+        return data
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
+def _open_wire(address: Address, authkey: bytes, deadline: float) -> _SocketWire | _PipeWire:
+    wire: _SocketWire | _PipeWire
+    if not isinstance(address, str):
+        wire = _SocketWire(open_line(address[0], address[1], deadline))
+    elif address.startswith("\\\\"):
+        wire = _PipeWire(mp_connection.Client(address), deadline)
+    else:
+        wire = _SocketWire(Line(_connected_to_path(address, deadline), deadline))
+    try:
+        mp_connection.answer_challenge(wire, authkey)  # type: ignore[arg-type]
+        mp_connection.deliver_challenge(wire, authkey)  # type: ignore[arg-type]
+    except AssertionError as problem:
+        wire.close()
+        raise Disconnected(f"it is no manager's server: {problem}") from None  # 3.11 and older
+    except BaseException:
+        wire.close()
+        raise
+    return wire
+
+
+def _connected_to_path(path: str, deadline: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        while True:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:  # Linux says so at once when the backlog is full, whatever the time-out
+                if time.monotonic() + _BACKLOG_WAIT >= deadline:
+                    raise socket.timeout("timed out") from None
+                time.sleep(_BACKLOG_WAIT)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _remote_error(trace: str) -> Exception:
+    """The error of a server that sends its traceback as a text."""
+    last = trace.strip().rsplit("\n", 1)[-1]
+    if last.startswith(("letterapp.errors.LetterError: ", "queue.Full")):
+        return Full() if last.startswith("queue") else LetterError(last.partition(": ")[2])
+    return RuntimeError(last)
+
+
+def reason(problem: Exception) -> str:
+    """What an exchange with a queue failed for, in words."""
+    if isinstance(problem, Full):
+        return f"it takes nothing: {problem}" if str(problem) else "it is full"
+    if isinstance(problem, socket.timeout):
+        return "it does not answer in time"
+    if isinstance(problem, LetterError):
+        return f"it refuses this client: {problem}"
+    text = getattr(problem, "strerror", None) or str(problem)
+    return f"{text} ({type(problem).__name__})" if text else type(problem).__name__
