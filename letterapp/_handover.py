@@ -13,6 +13,7 @@ sender sends it itself, under the same ids.
 
 from __future__ import annotations
 
+from . import _lifecycle
 from ._handlers import pass_on
 from ._protocol import lost_error, parse
 from ._queues import reason
@@ -81,7 +82,7 @@ class Handover:
             self._is_amid = False
         if self._batch is not None and self._batch != batch:
             self._batch = None  # given up meanwhile; what becomes of it is told in the manager's log
-        if self._batch is None and (self.target.retired or self._clock() < self._next_try):
+        if self._batch is None and (not self._may_try() or self._clock() < self._next_try):
             return None
         # A mark and not a `finally`, because an exception of a signal handler cuts short any cleaning up too.
         self._is_amid = True
@@ -94,12 +95,19 @@ class Handover:
         self._is_amid = False
         return outcome
 
+    def finish(self) -> None:
+        """The process ends: what the queue has not written by now does not hold that up."""
+        self.target.finish()
+
     def close(self) -> None:
         """Close the connection, if there is one. The next batch opens another."""
         channel, self._channel = self._channel, None
         self._batch = None
         if channel is not None:
             channel.close()
+
+    def _may_try(self) -> bool:
+        return not (self.target.retired or (self.target.has_feeder and _lifecycle.is_past_multiprocessing()))
 
     def _exchange(self, batch: Batch, linger: float) -> Settled | Pending | None:
         patience = PATIENCE if linger else INLINE_PATIENCE

@@ -32,6 +32,7 @@ _kept: set[Delivery] = set()  # those that wait without a thread, which nothing 
 # Process ids rather than flags, because a flag that a parent has set is wrong in its children.
 _armed_pid = 0
 _ended_pid = 0
+_past_multiprocessing_pid = 0
 
 
 def watch(delivery: Delivery) -> None:
@@ -82,13 +83,14 @@ def _arm_multiprocessing() -> None:
     process = sys.modules.get("multiprocessing.process")
     if util is None or process is None:
         return
-    if process.parent_process() is not None:
+    # A spawned child that still unpickles its job has no parent yet, and from 3.11 on keeps what it registers then.
+    if process.parent_process() is not None or getattr(process.current_process(), "_inheriting", False):
         # A multiprocessing child: `atexit` does not run there before 3.13.
         util.Finalize(None, end_of_process, exitpriority=100)
     # Once more when its own children have been terminated and joined: it delivers what they left.
-    util.Finalize(None, end_of_process, exitpriority=-100)
+    util.Finalize(None, _end_after_multiprocessing, exitpriority=-100)
     # What a spawned child registered while it imported the main module is cleared before its job begins
-    # (`BaseProcess._bootstrap`); this is called right after that.
+    # (`BaseProcess._bootstrap`, up to 3.10); this is called right after that.
     util.register_after_fork(_arm_again, _arm_again)
 
 
@@ -96,6 +98,17 @@ def _arm_again(_: object) -> None:
     global _armed_pid
     _armed_pid = 0
     _arm()
+
+
+def _end_after_multiprocessing() -> None:
+    global _past_multiprocessing_pid
+    _past_multiprocessing_pid = os.getpid()
+    end_of_process()
+
+
+def is_past_multiprocessing() -> bool:
+    """True when multiprocessing has ended its helper threads: what a queue of its own takes now is never written."""
+    return _past_multiprocessing_pid == os.getpid()
 
 
 def end_of_process(*_: object, **__: object) -> None:

@@ -20,7 +20,7 @@ import sys
 import time
 from multiprocessing import connection as mp_connection
 from queue import Full
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from ._handlers import pass_on
 from ._line import Line, open_line
@@ -48,13 +48,19 @@ if TYPE_CHECKING:
         """A queue, as `Letter` keeps it among its options."""
 
         retired: bool  # shut down on purpose in this process: nothing is wrong when it takes no more
+        has_feeder: bool  # a thread of this process writes what it takes, until multiprocessing ends with the process
 
         def connect(self, patience: float) -> Channel: ...
+
+        def finish(self) -> None:
+            """The process ends: do not let the queue keep it from that."""
 
 
 TYPEID = "batches"  # what a `SenderManager`'s server calls its queue
 ANSWERING = 5.0  # seconds that a server may take to answer what nobody waits for in a call
 MAX_ANSWER = 8_388_608  # bytes of one answer: 100 reports of 64 KiB and more
+_FEEDER_LOOK = 0.0002  # seconds until it is looked again whether a feeder thread has written, doubled each time
+_STUCK = 1.0  # seconds that it may take; then nobody reads, or more slowly than this process tracks
 _BACKLOG_WAIT = 0.01  # seconds until the next attempt at a server whose backlog is full
 
 
@@ -98,6 +104,8 @@ class ManagerQueue:
     managers unpickle what arrives, run code in the manager's process. Safe in any thread and across forks.
     """
 
+    has_feeder = False
+
     def __init__(self, address: Address, authkey: bytes, api_key: str, base_url: str, proof: str) -> None:
         self.address = address
         self.api_key = api_key
@@ -113,6 +121,9 @@ class ManagerQueue:
         return ManagerConnection(
             self.address, self._authkey, patience, "create", (TYPEID, self._proof, self.base_url), answers=True
         )
+
+    def finish(self) -> None:
+        pass
 
     def ask(self, method: str) -> Any:
         """Call ``method`` of the server over a connection of its own; `LetterError` when it does not answer."""
@@ -142,6 +153,7 @@ class ProxyQueue:
     """A queue in any other manager, as ``multiprocessing.Manager().Queue()``: nobody answers what became of a batch."""
 
     retired = False
+    has_feeder = False
 
     def __init__(self, proxy: Any, address: Address, authkey: bytes, ident: str) -> None:
         self._proxy = proxy  # while it lives the manager keeps the queue
@@ -152,6 +164,9 @@ class ProxyQueue:
     def connect(self, patience: float) -> ManagerConnection:
         return ManagerConnection(self.address, self._authkey, patience, "incref", (self._ident,), answers=False)
 
+    def finish(self) -> None:
+        pass
+
     def __getstate__(self) -> dict[str, Any]:
         # A proxy that is pickled outside of `Process` loses a key of its own (cpython issue 139801); this one keeps it.
         return {**self.__dict__, "_proxy": None}
@@ -160,9 +175,14 @@ class ProxyQueue:
         return f"<queue of the manager at {self.address!r}>"
 
 
+_feeders: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # of each queue the process that its feeder belongs to
+
+
 class ForeignQueue:
     """A queue that is called in this process: ``multiprocessing.Queue()``, or any other with ``put_nowait``.
 
+    A ``multiprocessing.Queue`` only lays an item down for its feeder thread, which is gone at a kill or `os._exit`. So
+    a batch counts as settled when the feeder has written it, and stays its process's own until then.
     Pickled as the queue itself is, so a ``multiprocessing.Queue`` goes to `Process` and pool initializers only.
     """
 
@@ -170,49 +190,76 @@ class ForeignQueue:
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue
-        self._pid = os.getpid()
+        self.has_feeder = all(hasattr(queue, name) for name in ("_buffer", "_notempty", "_thread"))
+        self._stuck_from = 0.0  # when the last batch was put
+        if self.has_feeder:
+            _feeders.setdefault(queue, os.getpid())
 
     def connect(self, patience: float) -> ForeignQueue:
         return self
 
     def put(self, batch: Batch, patience: float) -> bool:
-        self._check_feeder()
+        if self.has_feeder:
+            _renew_feeder(self.queue)
         self.queue.put_nowait(batch)
+        self._stuck_from = time.monotonic()
         return True
 
     def settled(self, wait: float, patience: float) -> list[bytes] | None:
+        until = time.monotonic() + wait
+        pause = _FEEDER_LOOK
+        while self._is_stuck():
+            now = time.monotonic()
+            if now >= self._stuck_from + _STUCK:
+                raise Full("nobody reads it")
+            if now >= until:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
         return []
+
+    def finish(self) -> None:
+        """See `Target`. `multiprocessing` joins the feeder without a time-out, for ever where nobody reads."""
+        if self._is_stuck():
+            self.queue.cancel_join_thread()
 
     def close(self) -> None:
         pass
 
-    def _check_feeder(self) -> None:
-        """A ``multiprocessing.Queue`` whose feeder thread is gone takes items and never writes them.
-
-        Its own fork hook is called for `multiprocessing` children alone, not after `os.fork()` (cpython
-        ``multiprocessing/queues.py``, `Queue._after_fork`). At the end of a process the thread ends before the last
-        exit callbacks do.
-        """
-        feeder = getattr(self.queue, "_thread", None)
-        if feeder is not None and (self._pid != os.getpid() or not feeder.is_alive()):
-            if self._pid == os.getpid():
-                raise Disconnected("its feeder thread has ended with the process")
-            reset = getattr(self.queue, "_reset", None)
-            if reset is not None:
-                reset(after_fork=True)
-            else:
-                self.queue._after_fork()  # 3.8
-        self._pid = os.getpid()
+    def _is_stuck(self) -> bool:
+        """True until the feeder has written all that it has. It waits for more only then."""
+        if not self.has_feeder or self.queue._thread is None:
+            return False
+        with self.queue._notempty:
+            return bool(self.queue._buffer) or not self.queue._notempty._waiters
 
     def __getstate__(self) -> dict[str, Any]:
         return {"queue": self.queue}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.queue = state["queue"]
-        self._pid = os.getpid()
+        self.__init__(state["queue"])  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"<{type(self.queue).__module__}.{type(self.queue).__name__}>"
+
+
+def _renew_feeder(queue: Any) -> None:
+    """Have a ``multiprocessing.Queue`` start a feeder thread of this process.
+
+    Its own fork hook is called for `multiprocessing` children alone, not after `os.fork()` (cpython
+    ``multiprocessing/queues.py``, `Queue._after_fork`): there it takes items, and nothing ever writes them.
+    """
+    feeder, pid = queue._thread, os.getpid()
+    if feeder is None or (_feeders[queue] == pid and feeder.is_alive()):
+        _feeders[queue] = pid
+        return
+    if _feeders[queue] == pid:
+        raise Disconnected("its feeder thread has ended")
+    _feeders[queue] = pid
+    if hasattr(queue, "_reset"):
+        queue._reset(after_fork=True)
+    else:
+        queue._after_fork()  # 3.8
 
 
 class ManagerConnection:

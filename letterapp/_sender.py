@@ -196,6 +196,8 @@ class Sender(Delivery):
                 self._rest(deadline)
             self._report_drops(0.0)
             if final:
+                if self._handover is not None:
+                    self._handover.finish()
                 self._disconnect()
                 self._outbox.leave_no_trace()
         self._budget = max(0.0, deadline - self._clock())

@@ -385,7 +385,7 @@ class QueueListener:
         for event in item if isinstance(item, (list, tuple)) else [item]:
             if event == _SENTINEL:
                 self._is_last = self._is_draining  # or it is another listener's, which ends without it
-            elif not isinstance(event, bytes) or event[:1] != b"{" or event[-1:] != b"}":
+            elif not _is_event(event):
                 said = f"the queue holds what is no event of a client: {event!r:.200}"
                 sender.refuse("invalid", LetterError(said, cause="invalid", lost=1))
             elif len(event) > largest:
@@ -424,6 +424,11 @@ class _Source:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+
+def _is_event(item: Any) -> bool:
+    """True for what a client puts. Anybody may put something else, and it must not spoil the batch of others."""
+    return isinstance(item, bytes) and item[:1] == b"{" and b"\n" not in item and bool(_protocol.parse(item))
 
 
 def _check_options(kind: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
