@@ -22,6 +22,7 @@ from typing import Any, Iterator, NamedTuple, Tuple
 
 from ._client import Letter
 from .errors import LetterError
+from .relay import SenderManager
 
 CAN_FORK = hasattr(os, "fork")
 POOL_SIZE = 2
@@ -91,6 +92,9 @@ def demo(workers: int, events: int, base_url: str | None) -> int:
                 letter = Letter("demo-key", url, max_retries=10, on_error=book.error)
                 with Progress(book, url):
                     _run(Program(letter, book, events, settles=False), workers)
+                    with SenderManager("demo-key", url, max_retries=10) as manager:
+                        through = Letter(relay=manager.queue, max_retries=10, on_error=book.error)
+                        _run_through_a_manager(Program(through, book, events, settles=False), workers)
                 kept = _ask(url, "received")["events"]
         else:
             try:
@@ -100,6 +104,9 @@ def demo(workers: int, events: int, base_url: str | None) -> int:
                 return 2
             with Progress(book, None):
                 _run(Program(letter, book, 1, settles=True), workers)
+                with SenderManager(base_url=base_url) as manager:
+                    through = Letter(relay=manager.queue, on_error=book.error)
+                    _run_through_a_manager(Program(through, book, 1, settles=True), workers)
             kept = None
         return _close_the_books(book.read(), kept, time.monotonic() - started)
 
@@ -150,15 +157,32 @@ def _run(program: Program, workers: int) -> None:
     program.letter.close()
 
 
-def _fork_workers(workers: int) -> None:
-    children = [_forked(_be_worker, number) for number in range(1, workers + 1)]
+def _run_through_a_manager(program: Program, workers: int) -> None:
+    """The same kinds of processes, whose batches go to one sender process."""
+    global _program
+    _program = program
+    if CAN_FORK:
+        _fork_workers(workers, ", through a manager")
+        with multiprocessing.get_context("fork").Pool(POOL_SIZE) as pool:
+            pool.map(_work, ["Pool worker, through a manager"] * POOL_SIZE, chunksize=1)
+            pool.close()
+            pool.join()
+    spawned = multiprocessing.get_context("spawn").Process(target=program.work, args=("spawned, through a manager",))
+    spawned.start()
+    spawned.join()
+    program.work("parent, through a manager")
+    program.letter.close()
+
+
+def _fork_workers(workers: int, how: str = "") -> None:
+    children = [_forked(_be_worker, f"worker {number}{how}") for number in range(1, workers + 1)]
     for child in children:
         os.waitpid(child, 0)
 
 
-def _be_worker(number: int) -> None:
-    _work(f"worker {number}, preloaded")
-    grandchild = _forked(_work, f"grandchild of worker {number}")
+def _be_worker(who: str) -> None:
+    _work(who)
+    grandchild = _forked(_work, f"grandchild of {who}")
     os.waitpid(grandchild, 0)
 
 
@@ -250,10 +274,11 @@ def _close_the_books(lines: list[dict[str, Any]], kept: list[dict[str, Any]] | N
             print(f"pid {line['pid']}: {line['error']}")
     sums = (sum(row.tracked for row in rows), sum(row.delivered for row in rows), sum(row.twice for row in rows))
     total = Row("total", 0, *sums)
-    print(f"{'process':34} {'pid':>8} {'tracked':>9} {'delivered':>9} {'lost':>6} {'twice':>6}")
+    width = max(len(row.who) for row in [*rows, total])
+    print(f"{'process':{width}} {'pid':>8} {'tracked':>9} {'delivered':>9} {'lost':>6} {'twice':>6}")
     for row in [*rows, total]:
         pid = row.pid or ""
-        print(f"{row.who:34} {pid:>8} {row.tracked:>9,} {row.delivered:>9,} {row.lost:>6,} {row.twice:>6,}")
+        print(f"{row.who:{width}} {pid:>8} {row.tracked:>9,} {row.delivered:>9,} {row.lost:>6,} {row.twice:>6,}")
     if kept is not None:
         again = len(kept) - len({item["messageId"] for item in kept})
         print(f"{again:,} events travelled again under the same id, after faults of the server; it kept each once")

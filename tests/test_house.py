@@ -189,15 +189,17 @@ def test_the_demo_s_ledger_balances(tmp_path: Path) -> None:
     assert "the ledger balances" in done.stdout
     for who in ("parent", "worker 2", "grandchild of worker 1", "Pool worker", "ProcessPoolExecutor worker", "spawned"):
         assert who in done.stdout
+    for who in ("worker 2", "grandchild of worker 1", "Pool worker", "spawned", "parent"):
+        assert f"{who}, through a manager" in done.stdout
     total = re.search(r"total +([\d,]+) +([\d,]+) +(\d+) +(\d+)", done.stdout)
-    assert total is not None and total.groups() == ("1,320", "1,320", "0", "0")
+    assert total is not None and total.groups() == ("2,280", "2,280", "0", "0")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_the_demo_against_a_real_api_sends_one_event_a_job(letter_api: Any, tmp_path: Path) -> None:
     done = demo(tmp_path, "--workers", "2", "--base-url", letter_api.url, LETTER_API_KEY="k")
     assert done.returncode == 0, done.stdout
-    assert letter_api.distinct == 11 and "the ledger balances" in done.stdout
+    assert letter_api.distinct == 19 and "the ledger balances" in done.stdout
 
 
 def test_the_demo_fails_when_events_are_lost(letter_api: Any, tmp_path: Path) -> None:
