@@ -354,7 +354,10 @@ def _carrier(settings: Settings) -> Delivery:
         return RelayedSender.start(settings)
     from ._handover import Handover
 
-    sender = Sender(settings, handover=lambda report, clock: Handover(relay, settings.timeout, report, clock))
+    def handover(report: Any, clock: Any) -> Handover:
+        return Handover(relay, settings.timeout, settings.exit_timeout, report, clock)
+
+    sender = Sender(settings, handover=handover)
     if hasattr(relay, "clients"):
         relay.clients.add(sender)  # it is flushed before the manager is shut down
     return sender

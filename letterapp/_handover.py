@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from ._queues import Batch, Channel, Target
 
-# Seconds that one exchange with a queue's process may take. Longer than any scheduler lets a process wait, and short
-# enough that a stopped one costs a batch no more than a slow API does.
-PATIENCE = 1.0
-CONNECT_PATIENCE = 3.0  # seconds for two connections, each with a challenge and an answer
-INLINE_PATIENCE = 0.005  # seconds for both, in a call that sends because no thread can run
-LINGER = 1.0  # seconds that one question whether a batch is settled may wait for the answer
+# Seconds that a queue's process may take to answer. Longer than a busy machine lets a process wait, and short enough
+# that a stopped one costs a batch no more than a slow API does. Less where the end of the process would be over before.
+PATIENCE, LEAST_PATIENCE = 1.0, 0.05
+OF_EXIT_TIMEOUT = 0.25  # part of `exit_timeout`: a stopped process is noticed, and there is time for the own way
+CONNECTING = 2.0  # times that, for two connections with a challenge and an answer each
+INLINE_PATIENCE = 0.005  # seconds for all of it in a call that sends because no thread can run
 POLL = 0.05  # seconds until the next such question where none may wait, and until a full queue is tried again
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
 QUIET = 60.0  # seconds in which the same trouble is not reported again
@@ -44,14 +44,17 @@ class Handover:
         self,
         target: Target,
         timeout: float,
+        exit_timeout: float,
         report: Callable[[LetterError], object],
         clock: Callable[[], float],
     ) -> None:
         """``timeout``: seconds that a batch may wait for room in a queue that asks for patience. Opens nothing."""
         self.target = target
+        self.is_ending = False  # the client or its process ends: nothing waits for room any more
         self.relayed = 0  # events that were settled over it
         self._is_working = True
         self._timeout = timeout
+        self._patience = max(LEAST_PATIENCE, min(PATIENCE, OF_EXIT_TIMEOUT * exit_timeout))
         self._report = report
         self._clock = clock
         self._channel: Channel | None = None
@@ -62,10 +65,6 @@ class Handover:
         self._wait = FIRST_WAIT
         self._is_told = False
         self._told: dict[str, float] = {}  # when which trouble was reported last
-
-    def for_child(self) -> Handover:
-        """The same in a forked child, with a connection of its own."""
-        return Handover(self.target, self._timeout, self._report, self._clock)
 
     @property
     def is_up(self) -> bool:
@@ -110,7 +109,7 @@ class Handover:
         return not (self.target.retired or (self.target.has_feeder and _lifecycle.is_past_multiprocessing()))
 
     def _exchange(self, batch: Batch, linger: float) -> Settled | Pending | None:
-        patience = PATIENCE if linger else INLINE_PATIENCE
+        patience = self._patience if linger else INLINE_PATIENCE
         if self._batch is None:
             if not self._put(batch, patience):
                 return self._wait_for_room()
@@ -118,7 +117,7 @@ class Handover:
             self._full_since = None
             self._recover()
         assert self._channel is not None
-        reports = self._channel.settled(min(linger, LINGER), patience)
+        reports = self._channel.settled(min(linger, patience), patience)
         if reports is None:
             return Pending(0.0 if linger else POLL)
         self._batch = None
@@ -126,21 +125,20 @@ class Handover:
         return Settled([lost_error(parse(report)) for report in reports])
 
     def _put(self, batch: Batch, patience: float) -> bool:
-        connect_patience = CONNECT_PATIENCE if patience == PATIENCE else patience
         if self._channel is not None:
             try:
                 return self._channel.put(batch, patience)
             except ConnectionError as problem:
                 pass_on(problem)
                 self.close()  # its process was started anew while nothing was handed over, as a kept manager may be
-        self._channel = self.target.connect(connect_patience)
+        self._channel = self.target.connect(patience if patience == INLINE_PATIENCE else CONNECTING * patience)
         return self._channel.put(batch, patience)
 
     def _wait_for_room(self) -> Pending | None:
         now = self._clock()
         if self._full_since is None:
             self._full_since = now
-        if now - self._full_since < self._timeout:
+        if now - self._full_since < self._timeout and not self.is_ending:
             return Pending(POLL)
         self._full_since = None
         self._fail("it has had no room for longer than `timeout`")

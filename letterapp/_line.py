@@ -8,6 +8,7 @@ This file and the network's modules are imported at the first request: `_transpo
 
 from __future__ import annotations
 
+import _socket
 import io
 import os
 import time
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     import socket
     import ssl
     from typing import Any, Callable
+
+
+# Linux's, by which a peer that has gone is an error here; elsewhere and over TLS an application that has given SIGPIPE
+# its default action, as command lines do, would be ended.
+_QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)
 
 
 def open_line(host: str, port: int, deadline: float) -> Line:
@@ -42,6 +48,7 @@ class Line:
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
         self._held: list[bytes] | None = None  # what is to leave in one piece
+        self._flags = _QUIETLY
         inherits(self)
 
     # Opening.
@@ -66,6 +73,7 @@ class Line:
         # child forked then could not give it back.
         secured = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
         self._sock, self._detach = secured, _detach(secured)
+        self._flags = 0  # the only ones that a TLS socket takes
         self._armed()
         secured.do_handshake()
 
@@ -77,7 +85,7 @@ class Line:
             return
         rest = memoryview(data)
         while rest:
-            rest = rest[self._armed().send(rest) :]
+            rest = rest[self._armed().send(rest, self._flags) :]
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(_Reader(self))
@@ -203,7 +211,5 @@ def _socket_class() -> type:
 
 def _detach(sock: socket.socket) -> Callable[[], int]:
     """What takes its descriptor from ``sock``: C's own where it can be, since Python's is some pages more in a fork."""
-    import _socket
-
     taking: Callable[[], int] = _socket.socket.detach.__get__(sock) if isinstance(sock, _socket.socket) else sock.detach
     return taking

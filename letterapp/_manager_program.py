@@ -68,6 +68,9 @@ class Launched:
             pass  # it has ended, or takes longer: it goes on by itself, and ends
         self._lease.close()
 
+    def __del__(self) -> None:
+        self._lease.close()
+
 
 class Spawned:
     """A server's process where there is no `os.fork` to detach it: a child of its starter."""

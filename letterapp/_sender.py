@@ -355,6 +355,8 @@ class Sender(Delivery):
 
     def _bring_forward(self) -> None:
         """Give a batch that waits for its next try that try now: there may be no later. So it does not count."""
+        if self._handover is not None:
+            self._handover.is_ending = True
         self._haste += 1  # first: a turn that just sets the moment sees this, or what it has set is seen below
         if self._not_before > self._clock():
             self._attempt = max(0, self._attempt - 1)

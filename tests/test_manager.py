@@ -361,6 +361,45 @@ def test_a_stopped_manager_holds_nobody_up_and_is_used_again(manager: Any, lette
     assert whose(letter_api)["program"] == list(range(301))
 
 
+def test_a_process_ends_in_time_though_its_manager_is_stopped(manager: Any, letter_api: Any, tmp_path: Any) -> None:
+    queue = manager().queue
+    pid = queue.ask("status")["pid"]
+    code = """
+    import pickle
+    letter = Letter(relay=pickle.loads(bytes.fromhex(sys.argv[1])), exit_timeout=2, **eval(sys.argv[3]))
+    work(letter, 1, sys.argv[2])
+    letter.flush()
+    assert letter.stats()["relayed"] == 1
+    os.kill(int(sys.argv[4]), signal.SIGSTOP)
+    work(letter, 3, sys.argv[2], 1)
+    """
+    for who, options in {"at the end": SLOW, "on the wire": {"flush_interval": 0}}.items():
+        arguments = (pickle.dumps(queue).hex(), who, repr(options), str(pid))
+        try:
+            finished = run(code, letter_api.url, tmp_path, *arguments)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert finished.code == 0 and finished.output.count("\n") == 1, finished
+        assert "does not answer in time" in finished.output
+    assert whose(letter_api) == {"at the end": [0, 1, 2, 3], "on the wire": [0, 1, 2, 3]}
+
+
+def test_an_end_does_not_wait_for_room(manager: Any, letter_api: Any) -> None:
+    one = manager(max_queue_events=1, overflow="block")
+    hold = Hold()
+    letter_api.plan(hold)
+    first = Letter(relay=one.queue, flush_interval=0)
+    work(first, 1, "first")
+    assert hold.arrived.wait(DEADLINE)
+    second = Letter(relay=one.queue, flush_interval=0, timeout=DEADLINE)
+    work(second, 3, "second")
+    assert not second.flush(0.5)
+    assert second.close(DEADLINE / 2)  # its own way
+    assert whose(letter_api) == {"second": [0, 1, 2]}
+    hold.release()
+    assert first.close(DEADLINE)
+
+
 def test_a_kept_manager_that_is_restarted_is_used_again(directory: Directory, letter_api: Any, errors: Any) -> None:
     with directory.keep() as kept:
         one = SenderManager(KEY, letter_api.url, address=directory.socket, authkey=SECRET)
@@ -506,7 +545,7 @@ def test_an_exchange_that_was_cut_short_is_not_gone_on_with() -> None:
 
     queue = Queue()
     reports: list[Any] = []
-    handover = Handover(queue, 1.0, reports.append, time.monotonic)  # type: ignore[arg-type]
+    handover = Handover(queue, 1.0, 5.0, reports.append, time.monotonic)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         handover.offer([b"{}"], 1.0)
     assert isinstance(handover.offer([b"{}"], 1.0), Settled)
@@ -517,7 +556,7 @@ def test_where_no_call_may_wait_a_batch_is_asked_for_later(manager: Any, letter_
     hold = Hold()
     letter_api.plan(hold)
     reports: list[Any] = []
-    handover = Handover(manager().queue, 1.0, reports.append, time.monotonic)
+    handover = Handover(manager().queue, 1.0, 5.0, reports.append, time.monotonic)
     one = event(0)
     # The first connection may take longer than a call may wait; then it is tried again after a second.
     outcome = eventually(lambda: handover.offer([one], 0.0), lambda found: found is not None)
