@@ -23,7 +23,7 @@ def shows(code: str, tmp_path: Path, *arguments: str) -> str:
 def test_a_raw_fork_leaves_parent_and_child_one_connection_of_a_used_proxy(tmp_path: Path) -> None:
     code = """
     import multiprocessing
-    manager = multiprocessing.Manager()
+    manager = multiprocessing.get_context("fork").Manager()
     queue = manager.Queue()
     queue.qsize()  # used: the connection is open
     mine = queue._tls.connection
@@ -47,7 +47,7 @@ def test_a_connection_of_one_s_own_from_the_proxy_s_token_works_in_a_raw_fork(tm
     import multiprocessing
     from multiprocessing.connection import Client
     from multiprocessing.managers import dispatch
-    manager = multiprocessing.Manager()
+    manager = multiprocessing.get_context("fork").Manager()
     queue = manager.Queue()
     queue.qsize()
 
@@ -69,7 +69,7 @@ def test_an_exception_in_the_middle_of_a_call_shifts_every_later_answer(tmp_path
     code = """
     import multiprocessing
     from multiprocessing.connection import Connection
-    manager = multiprocessing.Manager()
+    manager = multiprocessing.get_context("fork").Manager()
     queue = manager.Queue()
     queue.put("an item")
     receive = Connection.recv
@@ -91,10 +91,10 @@ def test_an_exception_in_the_middle_of_a_call_shifts_every_later_answer(tmp_path
 def test_a_proxy_that_is_pickled_loses_a_key_of_its_manager_s_own(tmp_path: Path) -> None:
     # cpython issue 139801
     code = """
-    import pickle
+    import multiprocessing, pickle
     from multiprocessing import AuthenticationError
     from multiprocessing.managers import SyncManager
-    manager = SyncManager(authkey=b"a key of its own")
+    manager = SyncManager(authkey=b"a key of its own", ctx=multiprocessing.get_context("fork"))
     manager.start()
     queue = manager.Queue()
     try:
@@ -164,7 +164,7 @@ def test_a_process_whose_queue_nobody_reads_does_not_end_unless_its_feeder_is_le
 def test_a_manager_s_server_spares_sigint_and_ends_at_sigterm(tmp_path: Path) -> None:
     code = """
     import multiprocessing
-    manager = multiprocessing.Manager()
+    manager = multiprocessing.get_context("fork").Manager()
     queue = manager.Queue()
     pid = manager._process.pid
     os.kill(pid, signal.SIGINT)
