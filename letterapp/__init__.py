@@ -2,7 +2,7 @@
 
     from letterapp import Letter
 
-    letter = Letter("your key")
+    letter = Letter("your-key")
     letter.track("user_42", "Order Completed", {"amount": 99})
 
 A call queues its event and returns; a background sender delivers batches. The client stays right over forks: see

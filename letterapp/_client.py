@@ -357,10 +357,7 @@ def _carrier(settings: Settings) -> Delivery:
     def handover(report: Any, clock: Any) -> Handover:
         return Handover(relay, settings.timeout, settings.exit_timeout, report, clock)
 
-    sender = Sender(settings, handover=handover)
-    if hasattr(relay, "clients"):
-        relay.clients.add(sender)  # it is flushed before the manager is shut down
-    return sender
+    return Sender(settings, handover=handover)
 
 
 def settings_of(**given: Any) -> Settings:

@@ -71,9 +71,10 @@ class Handover:
         """True while batches go this way, as far as is known."""
         return self._is_working and not self.target.retired
 
-    def offer(self, batch: Batch, linger: float) -> Settled | Pending | None:
+    def offer(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
         """Hand ``batch`` over, or ask again what became of it; None when it must go the process's own way.
 
+        ``urgent``: somebody waits for it, so it is to wait for no company.
         Blocks up to ``linger`` seconds until the batch is settled, 0 where a call must not wait for that.
         """
         if self._is_amid:
@@ -87,7 +88,10 @@ class Handover:
         self._is_amid = True
         outcome: Settled | Pending | None = None
         try:
-            outcome = self._exchange(batch, linger)
+            outcome = self._exchange(batch, linger, urgent)
+        except ValueError as problem:
+            pass_on(problem)
+            self._tell(f"did not take a batch: {problem}")  # this one; nothing is wrong with the queue
         except Exception as problem:
             pass_on(problem)
             self._fail(reason(problem))
@@ -108,31 +112,31 @@ class Handover:
     def _may_try(self) -> bool:
         return not (self.target.retired or (self.target.has_feeder and _lifecycle.is_past_multiprocessing()))
 
-    def _exchange(self, batch: Batch, linger: float) -> Settled | Pending | None:
+    def _exchange(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
         patience = self._patience if linger else INLINE_PATIENCE
         if self._batch is None:
-            if not self._put(batch, patience):
+            if not self._put(batch, urgent, patience):
                 return self._wait_for_room()
             self._batch = batch
             self._full_since = None
             self._recover()
         assert self._channel is not None
-        reports = self._channel.settled(min(linger, patience), patience)
+        reports = self._channel.settled(min(linger, patience), urgent, patience)
         if reports is None:
             return Pending(0.0 if linger else POLL)
         self._batch = None
         self.relayed += len(batch)
         return Settled([lost_error(parse(report)) for report in reports])
 
-    def _put(self, batch: Batch, patience: float) -> bool:
+    def _put(self, batch: Batch, urgent: bool, patience: float) -> bool:
         if self._channel is not None:
             try:
-                return self._channel.put(batch, patience)
+                return self._channel.put(batch, urgent, patience)
             except ConnectionError as problem:
                 pass_on(problem)
                 self.close()  # its process was started anew while nothing was handed over, as a kept manager may be
         self._channel = self.target.connect(patience if patience == INLINE_PATIENCE else CONNECTING * patience)
-        return self._channel.put(batch, patience)
+        return self._channel.put(batch, urgent, patience)
 
     def _wait_for_room(self) -> Pending | None:
         now = self._clock()
@@ -158,11 +162,14 @@ class Handover:
         now = self._clock()
         self._next_try = now + self._wait
         self._wait = min(2 * self._wait, LONGEST_WAIT)
-        if not self._is_told and now - self._told.get(why, -QUIET) >= QUIET:
-            self._told[why] = now
-            self._report(
-                LetterError(
-                    f"relay: {self.target!r} cannot be used: {why}; this process sends its events itself meanwhile"
-                )
-            )
+        if not self._is_told:
+            self._tell(f"cannot be used: {why}")
         self._is_told = True
+
+    def _tell(self, trouble: str) -> None:
+        now = self._clock()
+        if now - self._told.get(trouble, -QUIET) >= QUIET:
+            self._told[trouble] = now
+            self._report(
+                LetterError(f"relay: {self.target!r} {trouble}; this process sends its events itself meanwhile")
+            )

@@ -243,7 +243,7 @@ def interpreter() -> str:
     """A Python that can run this package; `LetterError` if none can be found. uWSGI's ``sys.executable`` is uWSGI."""
     if getattr(sys, "frozen", False):
         raise LetterError(
-            "relay=True needs a Python interpreter to run, and this program is frozen: "
+            "a relay needs a Python interpreter to run, and this program is frozen: "
             f"keep a relay yourself ({_by_hand()}) and give its socket"
         )
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -256,7 +256,7 @@ def interpreter() -> str:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     raise LetterError(
-        f"relay=True needs a Python interpreter to run, and none is in {os.path.join(sys.prefix, 'bin')}: "
+        f"a relay needs a Python interpreter to run, and none is in {os.path.join(sys.prefix, 'bin')}: "
         f"keep a relay yourself ({_by_hand()}) and give its socket"
     )
 

@@ -54,7 +54,8 @@ def release(delivery: Delivery) -> None:
     _kept.discard(delivery)
 
 
-def _own() -> list[Delivery]:
+def own() -> list[Delivery]:
+    """The deliveries of this process that are in use."""
     pid = os.getpid()
     alive = [known() for known in list(_deliveries)]
     return [delivery for delivery in alive if delivery is not None and delivery.owner.pid == pid]
@@ -125,7 +126,7 @@ def end_of_process(*_: object, **__: object) -> None:
 
 
 def _end(started: float, final: bool) -> None:
-    mine = sorted(_own(), key=lambda delivery: delivery.ends_last)
+    mine = sorted(own(), key=lambda delivery: delivery.ends_last)
     for delivery in mine:
         delivery.hasten()
     for delivery in mine:
@@ -157,7 +158,7 @@ def end_on(signals: Iterable[int]) -> None:
 
 def _on_signal(number: int, frame: Any) -> None:
     pid = os.getpid()
-    if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in _own()):
+    if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in own()):
         return  # it came in the middle of a `put`, and comes again after it
     monkey: Any = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
@@ -197,7 +198,7 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
     if block:
         import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
 
-        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, _signal.NSIG))
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
     try:
         _thread.start_new_thread(run, arguments)
     except RuntimeError:

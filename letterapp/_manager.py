@@ -86,7 +86,9 @@ class BatchOwner(Owner):
 class Batches:
     """The queue that the server exposes. Its methods are called by one thread a connection."""
 
-    def __init__(self, settings: Settings, log: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, flush_at: int, log: Callable[[str], None]) -> None:
+        """``flush_at``: events at which what was handed over waits for no more company; `Sender` itself has no say."""
+        self._flush_at = flush_at
         self._settings = settings
         self._log = log
         self._proof = _protocol.proof(settings.api_key)
@@ -110,8 +112,11 @@ class Batches:
             raise LetterError(f"it sends to another API, {self._settings.base_url}")
         return self
 
-    def put_nowait(self, batch: list[bytes]) -> bool:
-        """Take all events of ``batch`` or none; False for "no room, ask again", `Full` for "no room"."""
+    def put_nowait(self, batch: list[bytes], urgent: bool) -> bool:
+        """Take all events of ``batch`` or none; False for "no room, ask again", `Full` for "no room".
+
+        It waits for the company of other processes' events for `flush_interval`, unless it is ``urgent``.
+        """
         size = self._check(batch)
         with self._admission:
             session = self._session()
@@ -122,17 +127,21 @@ class Batches:
                     return False
                 raise Full
             session.batch = owner = BatchOwner(session, len(batch))
-            for event in batch:
-                self._sender.admit(event, owner)
-        self._sender.request_flush()
+            if not all(self._sender.admit(event, owner) for event in batch):
+                session.batch = None  # what was admitted is sent, here and by its process, under the same ids
+                raise Full
+        if urgent or self._sender.stats()["waiting"] >= self._flush_at:
+            self._sender.request_flush()
         return True
 
-    def settled(self, seconds: float) -> list[bytes] | None:
+    def settled(self, seconds: float, urgent: bool) -> list[bytes] | None:
         """Wait up to ``seconds``: the reports of what is lost of this connection's batch, None if it is not settled."""
         session: Session | None = getattr(self._local, "session", None)
         owner = session.batch if session is not None else None
         if session is None or owner is None:
             raise ValueError("no batch was handed over on this connection")
+        if urgent and not owner.is_settled():
+            self._sender.request_flush()
         self._sender.pending_acks()  # nobody is told unasked here
         self._progress.wait_while(lambda: not owner.is_settled(), time.monotonic() + seconds, time.monotonic)
         if not owner.is_settled():
@@ -163,8 +172,9 @@ class Batches:
         """True while a client is connected."""
         return len(self._sessions) > 0
 
-    def close(self, timeout: float) -> bool:
-        """Take no more, and settle what was taken within ``timeout`` seconds. Processes send the rest themselves."""
+    def close(self) -> bool:
+        """Take no more, and settle what was taken within `exit_timeout`. Processes send the rest themselves."""
+        timeout = self._settings.exit_timeout
         deadline = time.monotonic() + timeout
         with self._admission:
             self._is_closing = True

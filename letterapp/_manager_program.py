@@ -26,7 +26,6 @@ from ._manager import Batches, BatchServer, log
 from ._private import must_be_guarded
 from ._protocol import proof
 from ._queues import ManagerQueue
-from ._settings import MAX_ITEMS
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -41,12 +40,15 @@ SHUTDOWN = b"shutdown\n"  # what the starter says to have it drain at once
 AFTER_STARTER = 10.0  # seconds that clients which are still connected are served when the starter has gone
 _PRIVATE = "manager-"  # what the names of sockets begin with that no address was given for
 _ABANDONED = 60.0  # seconds after which such a socket that nobody serves is removed
+_NEVER = 10**9  # events
 _LOOK = 0.1  # seconds from one look at whether they are to the next
 
 
-def sending_settings(options: dict[str, Any]) -> Settings:
-    """The settings of the sender: a batch that was handed over has waited for company, and leaves at once."""
-    return settings_of(**options, flush_interval=3600.0, flush_at=MAX_ITEMS)
+def batches_of(options: dict[str, Any]) -> Batches:
+    """The queue of a manager with ``options``, and its sender."""
+    flush_at = settings_of(**options).flush_at
+    # A batch is admitted event by event, so the sender must not begin to send in the middle of it.
+    return Batches(settings_of(**{**options, "flush_at": _NEVER}), flush_at, log)
 
 
 # In the process that starts one.
@@ -67,6 +69,14 @@ class Launched:
         except OSError:
             pass  # it has ended, or takes longer: it goes on by itself, and ends
         self._lease.close()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, ``timeout`` seconds at most."""
+        try:
+            self._lease.settimeout(timeout)
+            self._lease.recv(1)
+        except OSError:
+            pass
 
     def __del__(self) -> None:
         self._lease.close()
@@ -90,6 +100,9 @@ class Spawned:
             pass
         self._process.join(timeout)
         self._lease.close()
+
+    def join(self, timeout: float | None = None) -> None:
+        self._process.join(timeout)
 
 
 def start_process(options: dict[str, Any], address: Address | None, authkey: bytes) -> tuple[Any, Address]:
@@ -139,7 +152,7 @@ def _spawned(options: dict[str, Any], address: Address | None, authkey: bytes, l
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        serve(sending_settings(options), address, authkey, lambda place: lease.send(("ready", place)), starters_word)
+        serve(batches_of(options), address, authkey, lambda place: lease.send(("ready", place)), starters_word)
     except (LetterError, OSError) as problem:
         lease.send((str(problem), None))
 
@@ -160,9 +173,7 @@ def run_for_manager() -> int:
         os.dup2(2, 1)
 
     try:
-        serve(
-            sending_settings(told["options"]), address, bytes.fromhex(told["authkey"]), announce, lambda: os.read(0, 64)
-        )
+        serve(batches_of(told["options"]), address, bytes.fromhex(told["authkey"]), announce, lambda: os.read(0, 64))
     except (LetterError, OSError) as problem:
         os.write(1, f"{problem}\n".encode())
         return 1
@@ -174,11 +185,13 @@ def run_kept(options: argparse.Namespace) -> int:
     try:
         address, authkey = address_of(options.manager), authkey_of(options.authkey_file)
         given = {"api_key": _api_key(options.api_key_file), "base_url": options.base_url, "spool": options.spool}
-        settings = sending_settings({name: value for name, value in given.items() if value is not None})
+        told = {name: value for name, value in given.items() if value is not None}
+        settings = settings_of(**told)
         if options.status:
             print(json.dumps(_status(settings, address, authkey)))
-        else:
-            serve(settings, address, authkey, lambda place: log(f"serving at {place} for {settings.base_url}"), None)
+            return 0
+        api = settings.base_url
+        serve(batches_of(told), address, authkey, lambda place: log(f"serving at {place} for {api}"), None)
         return 0
     except LetterError as problem:
         log(str(problem))
@@ -194,7 +207,7 @@ def _status(settings: Settings, address: Address, authkey: bytes) -> dict[str, A
 
 
 def serve(
-    settings: Settings,
+    batches: Batches,
     address: Address | None,
     authkey: bytes,
     announce: Callable[[Address], object],
@@ -212,7 +225,6 @@ def serve(
             signal.signal(number, lambda *_: told_to_end.set())
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    batches = Batches(settings, log)
     server = _bound(batches, address, authkey)
     _launch.raise_descriptors()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -226,7 +238,7 @@ def serve(
     elif starters_word() != SHUTDOWN:
         _serve_the_connected(batches)
     server.stop_accepting()
-    batches.close(settings.exit_timeout)
+    batches.close()
     if starters_word is None:
         status = batches.status()
         log(f"{status['delivered']:,} delivered, {sum(status['lost'].values()):,} lost, {status['waiting']:,} left")
@@ -254,7 +266,10 @@ def _bound(batches: Batches, address: Address | None, authkey: bytes) -> BatchSe
         os.mkdir(os.path.dirname(address), 0o700)
     except FileExistsError:
         pass
-    must_be_guarded(os.path.dirname(address))
+    try:
+        must_be_guarded(os.path.dirname(address))
+    except OSError as problem:
+        raise LetterError(f"{os.path.dirname(address)}: {problem.strerror}") from None
     _remove_what_a_killed_one_left(address)
     return _listening(batches, address, authkey)
 

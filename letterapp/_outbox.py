@@ -169,9 +169,14 @@ class Outbox:
     def has_room(self, events: int, size: int) -> bool:
         """True when ``events`` events of ``size`` bytes in all would be taken now, the oldest giving way if need be."""
         with self._lock:
-            if self._drops_oldest:
-                return size <= self._max_bytes and events <= self._max_events
+            if self._drops_oldest:  # all but the batch in hand can give way
+                in_hand = self._ring.in_hand()
+                return sum(map(len, in_hand)) + size <= self._max_bytes and len(in_hand) + events <= self._max_events
             return self._ring.size + size <= self._max_bytes and len(self._ring) + events <= self._max_events
+
+    def is_wanted(self) -> bool:
+        """True when somebody waits for what is queued: a flush, a close or the end of the process."""
+        return self._settled < self._wanted or self.closed
 
     # Reads alone: no lock. Who looks is asked first: a look that is over by then has left what it found where the rest
     # of the question sees it. The other way round one that ends in between is missed, and at an end its events lost.

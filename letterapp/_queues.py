@@ -20,7 +20,7 @@ import sys
 import time
 from multiprocessing import connection as mp_connection
 from queue import Full
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from ._handlers import pass_on
 from ._line import Line, open_line
@@ -36,10 +36,13 @@ if TYPE_CHECKING:
     class Channel(Protocol):
         """One process's way into a queue. Used by one thread at a time."""
 
-        def put(self, batch: Batch, patience: float) -> bool:
-            """Hand ``batch`` over; False when the queue asks to be tried again soon. Raises when it cannot be done."""
+        def put(self, batch: Batch, urgent: bool, patience: float) -> bool:
+            """Hand ``batch`` over; False when the queue asks to be tried again soon. Raises when it cannot be done.
 
-        def settled(self, wait: float, patience: float) -> list[bytes] | None:
+            ``urgent``: somebody waits for it, so it is to wait for no company.
+            """
+
+        def settled(self, wait: float, urgent: bool, patience: float) -> list[bytes] | None:
             """Wait up to ``wait`` seconds until the batch is settled: reports of what is lost of it, or None."""
 
         def close(self) -> None: ...
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
         has_feeder: bool  # a thread of this process writes what it takes, until multiprocessing ends with the process
 
         def connect(self, patience: float) -> Channel: ...
+
+        def is_same(self, other: Target) -> bool:
+            """True when ``other`` leads to the same queue."""
 
         def finish(self) -> None:
             """The process ends: do not let the queue keep it from that."""
@@ -113,14 +119,15 @@ class ManagerQueue:
         self._authkey = authkey
         self._proof = proof
         self.retired = False
-        # Of this process alone: the manager's process, which it keeps going, and the clients that use the queue.
-        self.process: object = None
-        self.clients: WeakSet[Any] = WeakSet()
+        self.process: object = None  # the manager's, which it keeps going, in the process that started it alone
 
     def connect(self, patience: float) -> ManagerConnection:
         return ManagerConnection(
             self.address, self._authkey, patience, "create", (TYPEID, self._proof, self.base_url), answers=True
         )
+
+    def is_same(self, other: Target) -> bool:
+        return isinstance(other, ManagerQueue) and other.address == self.address
 
     def finish(self) -> None:
         pass
@@ -140,10 +147,7 @@ class ManagerQueue:
             raise LetterError(f"the manager at {self.address!r} cannot be used: {reason(problem)}") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("retired", "process", "clients")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, retired=False, process=None, clients=WeakSet())
+        return {**self.__dict__, "retired": False, "process": None}
 
     def __repr__(self) -> str:
         return f"<ManagerQueue at {self.address!r}>"
@@ -163,6 +167,9 @@ class ProxyQueue:
 
     def connect(self, patience: float) -> ManagerConnection:
         return ManagerConnection(self.address, self._authkey, patience, "incref", (self._ident,), answers=False)
+
+    def is_same(self, other: Target) -> bool:
+        return isinstance(other, ProxyQueue) and (other.address, other._ident) == (self.address, self._ident)
 
     def finish(self) -> None:
         pass
@@ -198,14 +205,27 @@ class ForeignQueue:
     def connect(self, patience: float) -> ForeignQueue:
         return self
 
-    def put(self, batch: Batch, patience: float) -> bool:
+    def is_same(self, other: Target) -> bool:
+        return isinstance(other, ForeignQueue) and other.queue is self.queue
+
+    def is_kept_from_us(self) -> bool:
+        """True when there are items, though a `get` found none: another reader has the queue's lock, maybe a dead one.
+
+        A process that is killed in `get` never gives the lock of a ``multiprocessing.Queue`` back.
+        """
+        try:
+            return self.has_feeder and not self.queue.empty()
+        except OSError:
+            return False
+
+    def put(self, batch: Batch, urgent: bool, patience: float) -> bool:
         if self.has_feeder:
             _renew_feeder(self.queue)
         self.queue.put_nowait(batch)
         self._stuck_from = time.monotonic()
         return True
 
-    def settled(self, wait: float, patience: float) -> list[bytes] | None:
+    def settled(self, wait: float, urgent: bool, patience: float) -> list[bytes] | None:
         until = time.monotonic() + wait
         pause = _FEEDER_LOOK
         while self._is_stuck():
@@ -296,14 +316,16 @@ class ManagerConnection:
             self._wire.close()
             raise
 
-    def put(self, batch: Batch, patience: float) -> bool:
-        answer = self.call("put_nowait", batch, patience=patience)
-        return bool(answer) or not self._answers
+    def put(self, batch: Batch, urgent: bool, patience: float) -> bool:
+        if self._answers:
+            return bool(self.call("put_nowait", batch, urgent, patience=patience))
+        self.call("put_nowait", batch, patience=patience)
+        return True
 
-    def settled(self, wait: float, patience: float) -> list[bytes] | None:
+    def settled(self, wait: float, urgent: bool, patience: float) -> list[bytes] | None:
         if not self._answers:
             return []
-        reports: list[bytes] | None = self.call("settled", wait, patience=wait + patience)
+        reports: list[bytes] | None = self.call("settled", wait, urgent, patience=wait + patience)
         return reports
 
     def call(self, method: str, *arguments: Any, patience: float) -> Any:

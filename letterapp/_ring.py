@@ -189,6 +189,10 @@ class Ring:
                 self._fill_hand(max_items, max_bytes)
         return self.batch
 
+    def in_hand(self) -> list[bytes]:
+        """The events of the batch in hand, and of what was split off from it."""
+        return self.batch + self._next
+
     def halve(self) -> None:
         """Have the first half of the batch in hand be the batch, and the rest the next one."""
         keep = len(self.batch) // 2

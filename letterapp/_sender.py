@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Union
 
     from ._handover import Handover
+    from ._queues import Target
     from ._settings import Settings
     from ._transport import Answer
 
@@ -121,6 +122,10 @@ class Sender(Delivery):
     def has_room(self, events: int, size: int) -> bool:
         """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
         return self._outbox.has_room(events, size)
+
+    def uses(self, queue: Target) -> bool:
+        """True when batches are handed over to ``queue``."""
+        return self._handover is not None and self._handover.target.is_same(queue)
 
     def refuse(self, cause: str, error: LetterError | None = None) -> None:
         self._outbox.refuse(cause)
@@ -483,7 +488,7 @@ class Sender(Delivery):
 
     def _hand_over_or_post(self, batch: list[bytes], timeout: float, linger: float) -> Outcome:
         if self._handover is not None:
-            outcome = self._handover.offer(batch, min(timeout, linger))
+            outcome = self._handover.offer(batch, min(timeout, linger), self._outbox.is_wanted())
             if outcome is not None:
                 return outcome
         return self._post(batch, timeout)

@@ -4,7 +4,7 @@
     from letterapp.relay import SenderManager
 
     if __name__ == "__main__":
-        with SenderManager("your key") as manager:
+        with SenderManager("your-key") as manager:
             letter = Letter(relay=manager.queue)  # pass it to Process, Pool, executors, or fork after it is made
             letter.track("user_42", "Order Completed", {"amount": 99.5})
 
@@ -23,7 +23,7 @@ import threading
 import time
 from enum import Enum
 from multiprocessing.managers import BaseManager
-from queue import Empty
+from queue import Empty, Full
 
 from . import _lifecycle, _protocol
 from ._bell import Bell
@@ -31,7 +31,7 @@ from ._client import settings_of
 from ._delivery import Reporter
 from ._forks import this_process
 from ._handlers import pass_on
-from ._manager_program import sending_settings, start_process
+from ._manager_program import batches_of, start_process
 from ._queues import ANSWERING, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, seconds
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from ._manager import BatchServer
-    from ._queues import Address
+    from ._queues import Address, Target
 
 __all__ = ["QueueListener", "SenderManager"]
 
 # Of `Letter`'s options those that the process which sends goes by. The others are each client's own.
 SENDING = (
-    *("max_retries", "timeout", "max_queue_bytes", "max_queue_events", "overflow", "max_batch_bytes", "exit_timeout"),
-    *("spool", "spool_max_bytes"),
+    *("flush_at", "flush_interval", "max_retries", "timeout", "max_queue_bytes", "max_queue_events", "overflow"),
+    *("max_batch_bytes", "exit_timeout", "spool", "spool_max_bytes"),
 )
 LISTENING = (
     *("flush_at", "flush_interval", "max_retries", "timeout", "on_error", "max_queue_bytes", "max_queue_events"),
@@ -105,7 +105,7 @@ class SenderManager(BaseManager):
         _check_options("SenderManager", options, SENDING)
         if authkey is not None and (not isinstance(authkey, bytes) or not authkey):
             raise LetterError("authkey must be bytes, at least one")
-        self._settings = sending_settings({"api_key": api_key, "base_url": base_url, **options})
+        self._settings = settings_of(api_key=api_key, base_url=base_url, **options)
         self._given_authkey = authkey
         self._key = authkey or os.urandom(32)
         super().__init__(address=_checked(address), authkey=self._key)
@@ -121,8 +121,7 @@ class SenderManager(BaseManager):
             LetterError: It cannot be started, something else serves at the address, or this manager has been used.
         """
         self._must_be_new()
-        options = {name: getattr(self._settings, name) for name in (*SENDING, "api_key", "base_url")}
-        self._process, address = start_process(options, self._address, self._key)
+        self._process, address = start_process(self._options(), self._address, self._key)
         self._starter = os.getpid()
         self._serve_at(address)
         self._queue_of().process = self._process
@@ -172,9 +171,7 @@ class SenderManager(BaseManager):
             return
         queue, process = self._queue_of(), self._process
         deadline = time.monotonic() + self._settings.exit_timeout
-        for client in list(queue.clients):
-            if client.owner.pid == os.getpid():
-                client.flush(max(0.0, deadline - time.monotonic()))
+        _flush_clients_of(queue, deadline)
         queue.retired = True
         self._stage = Stage.SHUT_DOWN
         process.stop(self._settings.exit_timeout + LEAVING)
@@ -184,10 +181,18 @@ class SenderManager(BaseManager):
 
         It sends while it serves; nobody ends it but the process's own end, which sends what is there.
         """
-        from ._manager import Batches, BatchServer, log
+        from ._manager import BatchServer
 
         self._must_be_new()
-        return BatchServer(Batches(self._settings, log), self._address, self._key)
+        return BatchServer(batches_of(self._options()), self._address, self._key)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the process that `start` started has ended, ``timeout`` seconds at most."""
+        if self._process is not None and self._starter == os.getpid():
+            self._process.join(timeout)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self._settings, name) for name in (*SENDING, "api_key", "base_url")}
 
     def __enter__(self) -> SenderManager:
         if self._stage == Stage.NEW:
@@ -199,6 +204,9 @@ class SenderManager(BaseManager):
     ) -> None:
         if self._process is not None:
             self.shutdown()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise LetterError("a SenderManager stays in its process: pass its .queue")
 
     def __repr__(self) -> str:
         return f"<SenderManager {self._stage.value} at {self._address!r}>"
@@ -225,8 +233,8 @@ class QueueListener:
     """Sends what clients put into a queue, in one process, as `logging.handlers.QueueListener` handles records.
 
         queue = multiprocessing.Queue(1000)
-        with QueueListener(queue, "your key"):
-            letter = Letter("your key", relay=queue)
+        with QueueListener(queue, "your-key"):
+            letter = Letter("your-key", relay=queue)
 
     A thread takes items out of the queue and hands their events to an ordinary sender, with its batches, retries and
     bounds. It takes no more than the sender has room for: what is beyond waits in the queue and, when that is full, in
@@ -263,6 +271,7 @@ class QueueListener:
         self._stopped = threading.Event()
         self._is_draining = False  # it is to end when what is in the queue now has been taken
         self._is_last = False  # all that was in the queue by then has come
+        self._is_over = False  # the time of `stop` or of the end is over: what is in the queue stays there
         self._told = ""
 
     def start(self) -> None:
@@ -279,17 +288,20 @@ class QueueListener:
             raise LetterError("a listener needs a thread, and none can run in this process")
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Send what is in the queue and what was taken out of it; True when all of it was settled.
+        """Send what this process's clients have, what is in the queue, what was taken out; True when all was settled.
 
-        Blocks for ``timeout`` seconds at most, `exit_timeout` if None. What is in the queue then stays there; what was
+        Stop the clients of other processes first: what they put later stays in the queue. Blocks for ``timeout``
+        seconds at most, `exit_timeout` if None. What is in the queue then stays there; what was
         taken out and is not delivered is reported to `on_error`.
         """
         timeout = self.exit_timeout if timeout is None else seconds("timeout", timeout)
         if self._sender is None or self.owner.pid != os.getpid():
             return True
         deadline = time.monotonic() + timeout
+        _flush_clients_of(self._source, deadline)
         drained = self._drain(deadline)
-        return self._sender.close(max(0.0, deadline - time.monotonic())) and drained
+        self._is_over = True
+        return self._sender.close(max(0.0, deadline - time.monotonic())) and drained and not self._told
 
     def stats(self) -> dict[str, Any]:
         """The counters of its sender, as `Letter.stats` has them."""
@@ -314,6 +326,7 @@ class QueueListener:
     def end(self, deadline: float, final: bool) -> None:
         if self._sender is not None and final:
             self._drain(deadline)
+            self._is_over = True
             self._sender.end(deadline, final)
 
     def defers(self, act: Callable[[], object]) -> bool:
@@ -332,10 +345,10 @@ class QueueListener:
         try:
             channel = self._source.connect(ANSWERING)
             try:
-                channel.put([_SENTINEL], ANSWERING)
+                channel.put([_SENTINEL], True, ANSWERING)
             finally:
                 channel.close()
-        except Exception as problem:
+        except (OSError, EOFError, Full, RuntimeError, ValueError) as problem:
             pass_on(problem)
             return False  # full, or gone: what can be read at once is the end
         return True
@@ -346,11 +359,13 @@ class QueueListener:
         wait = _FIRST_WAIT
         channel: _Source | None = None
         try:
-            while self.owner.pid == os.getpid():
+            while self.owner.pid == os.getpid() and not self._is_over:
                 try:
                     channel = channel or _Source(self._source)
                     item = channel.get(0.0 if self._is_last else _GET)
                 except Empty:
+                    if channel is not None and channel.is_kept_from_us():
+                        self._tell("the queue has items, and another reader holds it, perhaps one that was killed")
                     if self._is_draining:
                         return
                     continue
@@ -382,7 +397,8 @@ class QueueListener:
         sender = self._sender
         assert sender is not None
         largest = min(self._settings.max_batch_bytes, self._settings.max_queue_bytes)
-        for event in item if isinstance(item, (list, tuple)) else [item]:
+        events = list(item) if isinstance(item, (list, tuple)) else [item]
+        for number, event in enumerate(events):
             if event == _SENTINEL:
                 self._is_last = self._is_draining  # or it is another listener's, which ends without it
             elif not _is_event(event):
@@ -391,13 +407,27 @@ class QueueListener:
             elif len(event) > largest:
                 said = f"an event of {len(event):,} bytes is larger than the listener takes ({largest:,})"
                 sender.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
-            else:
-                # What the sender has no room for waits here, and so in the queue.
-                self._wait_for_room(sender, len(event))
+            # What the sender has no room for waits here, and so in the queue.
+            elif self._wait_for_room(sender, len(event)):
                 sender.put(event)
+            else:
+                self._give_up(sender, [each for each in events[number:] if _is_event(each)])
+                return
 
-    def _wait_for_room(self, sender: Sender, size: int) -> None:
-        self._room.wait_while(lambda: not sender.has_room(1, size), float("inf"), time.monotonic, _GET)
+    def _wait_for_room(self, sender: Sender, size: int) -> bool:
+        def must_wait() -> bool:
+            return not (self._is_over or sender.has_room(1, size))
+
+        self._room.wait_while(must_wait, float("inf"), time.monotonic, _GET)
+        return not self._is_over
+
+    def _give_up(self, sender: Sender, events: list[bytes]) -> None:
+        """The rest of an item, for which there was no time any more. Those behind it are still in the queue."""
+        for _ in events:
+            sender.refuse("closed")
+        if events:
+            why = "were taken out of the queue and not sent before the listener stopped"
+            self._report(LetterError(f"{len(events):,} events {why}", cause="closed", events=events))
 
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:
@@ -413,17 +443,28 @@ class _Source:
         if isinstance(queue, ProxyQueue):
             self._connection = queue.connect(ANSWERING)
         else:
-            self._queue = queue.queue
+            self._target = queue
 
     def get(self, wait: float) -> Any:
         """The next item; `queue.Empty` after ``wait`` seconds without one."""
         if self._connection is not None:
             return self._connection.call("get", wait > 0, wait, patience=wait + ANSWERING)
-        return self._queue.get(wait > 0, wait)
+        return self._target.queue.get(wait > 0, wait)
+
+    def is_kept_from_us(self) -> bool:
+        """True when there are items, though `get` found none."""
+        return self._connection is None and self._target.is_kept_from_us()
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+
+def _flush_clients_of(queue: Target, deadline: float) -> None:
+    """Have this process's clients put what they have into ``queue``."""
+    for delivery in _lifecycle.own():
+        if isinstance(delivery, Sender) and delivery.uses(queue):
+            delivery.flush(max(0.0, deadline - time.monotonic()))
 
 
 def _is_event(item: Any) -> bool:

@@ -191,8 +191,8 @@ def test_queues_of_asyncio_and_a_manager_itself_are_refused(letter_api: Any) -> 
 
 
 def test_options_are_checked_where_they_are_given(letter_api: Any) -> None:
-    with pytest.raises(TypeError, match="no option 'flush_at'"):
-        SenderManager(KEY, flush_at=3)
+    with pytest.raises(TypeError, match="no option 'on_error'"):
+        SenderManager(KEY, on_error=print)
     with pytest.raises(LetterError, match="overflow"):
         SenderManager(KEY, overflow="whatever")
     for wrong in ("secret", b"", 7):
@@ -211,6 +211,8 @@ def test_options_are_checked_where_they_are_given(letter_api: Any) -> None:
 
 def test_every_option_reaches_the_process_that_sends(manager: Any, letter_api: Any, tmp_path: Any) -> None:
     given = {
+        "flush_at": 7,
+        "flush_interval": 0.2,
         "max_retries": 1,
         "timeout": 7.5,
         "max_queue_bytes": 100_000,
@@ -477,6 +479,66 @@ class Suspended:
         self._turn.release()
 
 
+def test_a_batch_on_the_wire_that_fills_the_queue_is_a_full_queue(manager: Any, letter_api: Any) -> None:
+    # The oldest give way, but not those.
+    one = manager(max_queue_events=100, overflow="drop_oldest")
+    hold = Hold()
+    letter_api.plan(hold)
+    first, second = (Letter(relay=one.queue, flush_at=100, flush_interval=3600) for _ in range(2))
+    work(first, 100, "first")
+    assert hold.arrived.wait(DEADLINE)
+    work(second, 100, "second")
+    assert second.flush(DEADLINE) and second.stats()["relayed"] == 0
+    hold.release()
+    assert first.close(DEADLINE)
+    assert whose(letter_api) == {"first": list(range(100)), "second": list(range(100))}
+
+
+def test_small_batches_of_many_processes_travel_together_and_a_flush_does_not_wait_for_that(
+    manager: Any, letter_api: Any
+) -> None:
+    one = manager(flush_interval=3600, flush_at=8)
+    letters = [Letter(relay=one.queue, flush_interval=0) for _ in range(8)]
+    for who, letter in enumerate(letters):
+        work(letter, 1, str(who))
+        if who < 7:
+            assert eventually(lambda: one.status()["waiting"] == who + 1, bool)  # noqa: B023
+    assert letter_api.wait_for(8)
+    assert [len(request.json["batch"]) for request in letter_api.requests] == [8]
+    work(letters[0], 1, "alone")
+    assert eventually(lambda: one.status()["waiting"] == 1, bool)
+    assert letters[0].flush(DEADLINE)  # though it was handed over before
+    work(letters[1], 1, "alone too")
+    with Suspended(letters[1]):
+        flushing = threading.Thread(target=letters[1].flush, args=(DEADLINE,))
+        flushing.start()
+    flushing.join(DEADLINE)
+    for letter in letters:
+        assert letter.close(DEADLINE)
+    assert len(letter_api.requests) == 3
+
+
+def test_an_event_that_is_too_large_for_the_manager_goes_its_own_way_alone(
+    manager: Any, letter_api: Any, errors: Any
+) -> None:
+    one = manager(max_batch_bytes=2_000)
+    letter = Letter(relay=one.queue, on_error=errors.append, **SLOW)
+    letter.track("large", "Worked", {"serial": 0, "x": "y" * 3_000})
+    assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 0
+    work(letter, 3)
+    assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 3
+    assert letter.close() and len(troubles(errors)) == 1 and "did not take a batch" in str(errors[0])
+    assert whose(letter_api) == {"large": [0], "program": [0, 1, 2]}
+
+
+def test_a_manager_stays_in_its_process(manager: Any) -> None:
+    one = manager()
+    with pytest.raises(LetterError, match=r"pass its \.queue"):
+        pickle.dumps(one)
+    one.shutdown()
+    one.join(DEADLINE)
+
+
 def test_a_secret_that_is_wrong_and_a_server_that_is_none(directory: Directory, letter_api: Any, errors: Any) -> None:
     with directory.keep():
         wrong = SenderManager(KEY, letter_api.url, address=directory.socket, authkey=b"another secret")
@@ -532,10 +594,10 @@ def test_an_exchange_that_was_cut_short_is_not_gone_on_with() -> None:
             self.connections += 1
             return self
 
-        def put(self, batch: list[bytes], patience: float) -> bool:
+        def put(self, batch: list[bytes], urgent: bool, patience: float) -> bool:
             return True
 
-        def settled(self, wait: float, patience: float) -> list[bytes] | None:
+        def settled(self, wait: float, urgent: bool, patience: float) -> list[bytes] | None:
             if self.cut:
                 self.cut = False
                 raise KeyboardInterrupt
@@ -547,8 +609,8 @@ def test_an_exchange_that_was_cut_short_is_not_gone_on_with() -> None:
     reports: list[Any] = []
     handover = Handover(queue, 1.0, 5.0, reports.append, time.monotonic)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        handover.offer([b"{}"], 1.0)
-    assert isinstance(handover.offer([b"{}"], 1.0), Settled)
+        handover.offer([b"{}"], 1.0, True)
+    assert isinstance(handover.offer([b"{}"], 1.0, True), Settled)
     assert queue.connections == 2 and not reports
 
 
@@ -559,11 +621,13 @@ def test_where_no_call_may_wait_a_batch_is_asked_for_later(manager: Any, letter_
     handover = Handover(manager().queue, 1.0, 5.0, reports.append, time.monotonic)
     one = event(0)
     # The first connection may take longer than a call may wait; then it is tried again after a second.
-    outcome = eventually(lambda: handover.offer([one], 0.0), lambda found: found is not None)
+    outcome = eventually(lambda: handover.offer([one], 0.0, True), lambda found: found is not None)
     assert isinstance(outcome, Pending)
-    assert isinstance(handover.offer([one], 0.0), Pending)
+    assert isinstance(handover.offer([one], 0.0, True), Pending)
     hold.release()
-    assert isinstance(eventually(lambda: handover.offer([one], 1.0), lambda found: isinstance(found, Settled)), Settled)
+    assert isinstance(
+        eventually(lambda: handover.offer([one], 1.0, True), lambda found: isinstance(found, Settled)), Settled
+    )
     assert handover.relayed == 1
 
 
@@ -965,6 +1029,64 @@ def test_a_listener_takes_no_more_than_it_has_room_for(letter_api: Any, errors: 
     assert whose(letter_api) == {"u": list(range(100))}
 
 
+def test_a_listener_that_stops_in_time_leaves_the_rest_in_the_queue(letter_api: Any, errors: Any) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    with multiprocessing.Manager() as other:
+        queue = other.Queue()
+        for batch in range(10):
+            queue.put([event(10 * batch + n) for n in range(10)])
+        listener = QueueListener(queue, KEY, letter_api.url, max_queue_events=25, flush_at=5, on_error=errors.append)
+        listener.start()
+        assert hold.arrived.wait(DEADLINE)
+        assert eventually(lambda: listener.stats()["waiting"], lambda waiting: waiting == 25)
+        assert not listener.stop(0.5)
+        hold.release()
+        left = eventually(queue.qsize, lambda size: size == 8)
+        assert left == 7 + 1  # and the mark of the end
+        lost = sum(error.lost for error in errors)
+        assert {error.cause for error in errors} == {"closed"} and len(errors) == 2 and lost == 30, errors
+        again = QueueListener(queue, KEY, letter_api.url)
+        with again:
+            pass
+        assert again.stats()["delivered"] == 70
+
+
+def test_a_listener_takes_what_its_program_s_clients_have_before_it_stops(letter_api: Any) -> None:
+    queue = multiprocessing.Queue()
+    with QueueListener(queue, KEY, letter_api.url):
+        letter = Letter(KEY, letter_api.url, relay=queue, **SLOW)
+        work(letter, 3)
+    assert whose(letter_api) == {"program": [0, 1, 2]}
+    letter.close()
+
+
+def test_a_queue_that_a_killed_reader_holds_is_said_to_be(letter_api: Any, errors: Any) -> None:
+    queue = multiprocessing.get_context("fork").Queue()
+    reader = os.fork()
+    if not reader:
+        queue.get()  # holds the lock that readers share
+        os._exit(0)
+    assert eventually(lambda: _is_held(queue), bool)
+    os.kill(reader, signal.SIGKILL)
+    os.waitpid(reader, 0)
+    listener = QueueListener(queue, KEY, letter_api.url, on_error=errors.append)
+    letter = Letter(KEY, letter_api.url, relay=queue)
+    with listener:
+        work(letter, 1)
+        assert letter.flush(DEADLINE)
+        assert eventually(lambda: errors, bool)
+    assert "another reader holds it" in str(errors[0]) and not listener.stop()
+    letter.close()
+
+
+def _is_held(queue: Any) -> bool:
+    if queue._rlock.acquire(False):
+        queue._rlock.release()
+        return False
+    return True
+
+
 def test_what_is_no_event_in_a_queue_is_reported_and_harms_no_other(letter_api: Any, errors: Any) -> None:
     good = event(0)
     with multiprocessing.Manager() as other:
@@ -998,7 +1120,7 @@ def test_a_listener_s_life(letter_api: Any, errors: Any) -> None:
     other.shutdown()
     assert eventually(lambda: errors, bool)
     assert "the queue cannot be read" in str(errors[0])
-    assert gone.stop(DEADLINE)
+    assert not gone.stop(DEADLINE)  # what is in it cannot be known
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="once is enough")
