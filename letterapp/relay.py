@@ -22,6 +22,7 @@ import os
 import threading
 import time
 from enum import Enum
+from multiprocessing import AuthenticationError
 from multiprocessing.managers import BaseManager
 from queue import Empty, Full
 
@@ -58,6 +59,10 @@ LISTENING = (
 )
 LEAVING = 5.0  # seconds beyond `exit_timeout` that its process may take to end
 _SENTINEL = "letterapp: a listener stops"  # an item that marks where its queue ended then
+_SHORTEST_PAUSE, _LONGEST_PAUSE = (
+    0.01,
+    0.1,
+)  # seconds from one question whether a manager's queue has an item to the next
 _GET = 1.0  # seconds that one wait for an item may take
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
 
@@ -348,7 +353,7 @@ class QueueListener:
                 channel.put([_SENTINEL], True, ANSWERING)
             finally:
                 channel.close()
-        except (OSError, EOFError, Full, RuntimeError, ValueError) as problem:
+        except (OSError, EOFError, Full, RuntimeError, ValueError, AuthenticationError) as problem:
             pass_on(problem)
             return False  # full, or gone: what can be read at once is the end
         return True
@@ -447,9 +452,20 @@ class _Source:
 
     def get(self, wait: float) -> Any:
         """The next item; `queue.Empty` after ``wait`` seconds without one."""
-        if self._connection is not None:
-            return self._connection.call("get", wait > 0, wait, patience=wait + ANSWERING)
-        return self._target.queue.get(wait > 0, wait)
+        if self._connection is None:
+            return self._target.queue.get(wait > 0, wait)
+        # Asked again and again: a manager that waits for an item on behalf of a listener would give it to nobody, if
+        # that one is killed meanwhile.
+        until = time.monotonic() + wait
+        pause = _SHORTEST_PAUSE
+        while True:
+            try:
+                return self._connection.call("get_nowait", patience=ANSWERING)
+            except Empty:
+                if time.monotonic() + pause >= until:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def is_kept_from_us(self) -> bool:
         """True when there are items, though `get` found none."""
