@@ -16,7 +16,7 @@ from __future__ import annotations
 from . import _lifecycle
 from ._handlers import pass_on
 from ._protocol import lost_error, parse
-from ._queues import reason
+from ._queues import NOT_YET, reason
 from ._retry import Pending, Settled
 from .errors import LetterError
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 PATIENCE, LEAST_PATIENCE = 1.0, 0.05
 OF_EXIT_TIMEOUT = 0.25  # part of `exit_timeout`: a stopped process is noticed, and there is time for the own way
 CONNECTING = 2.0  # times that, for two connections with a challenge and an answer each
-INLINE_PATIENCE = 0.005  # seconds for all of it in a call that sends because no thread can run
+# Seconds in a call that sends because no thread can run: for an answer, which a later call may read, and for a
+# connection. A manager on a busy machine takes some 10 ms for that; one that stands still is tried each second at most.
+INLINE_WAIT, INLINE_CONNECT = 0.002, 0.025
 POLL = 0.05  # seconds until the next such question where none may wait, and until a full queue is tried again
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
 QUIET = 60.0  # seconds in which the same trouble is not reported again
@@ -59,6 +61,7 @@ class Handover:
         self._clock = clock
         self._channel: Channel | None = None
         self._batch: Batch | None = None  # in flight over the channel
+        self._is_accepted = False  # the queue has said that it has it
         self._is_amid = False  # in an exchange, which an exception of a signal handler may cut short for good
         self._full_since: float | None = None
         self._next_try = 0.0
@@ -81,7 +84,7 @@ class Handover:
             self.close()  # cut short: the next answer on this connection might be the last question's
             self._is_amid = False
         if self._batch is not None and self._batch != batch:
-            self._batch = None  # given up meanwhile; what becomes of it is told in the manager's log
+            self.close()  # given up meanwhile; what becomes of it is told in the manager's log
         if self._batch is None and (not self._may_try() or self._clock() < self._next_try):
             return None
         # A mark and not a `finally`, because an exception of a signal handler cuts short any cleaning up too.
@@ -91,6 +94,7 @@ class Handover:
             outcome = self._exchange(batch, linger, urgent)
         except ValueError as problem:
             pass_on(problem)
+            self._batch = None
             self._tell(f"did not take a batch: {problem}")  # this one; nothing is wrong with the queue
         except Exception as problem:
             pass_on(problem)
@@ -105,7 +109,7 @@ class Handover:
     def close(self) -> None:
         """Close the connection, if there is one. The next batch opens another."""
         channel, self._channel = self._channel, None
-        self._batch = None
+        self._batch, self._is_accepted = None, False
         if channel is not None:
             channel.close()
 
@@ -113,30 +117,39 @@ class Handover:
         return not (self.target.retired or (self.target.has_feeder and _lifecycle.is_past_multiprocessing()))
 
     def _exchange(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
-        patience = self._patience if linger else INLINE_PATIENCE
-        if self._batch is None:
-            if not self._put(batch, urgent, patience):
+        wait = self._patience if linger else INLINE_WAIT
+        if not self._is_accepted:
+            answer = self._put(batch, urgent, wait)
+            if answer is NOT_YET:
+                return Pending(POLL)
+            self._batch = None
+            if not answer:
                 return self._wait_for_room()
             self._batch = batch
+            self._is_accepted = True
             self._full_since = None
             self._recover()
         assert self._channel is not None
-        reports = self._channel.settled(min(linger, patience), urgent, patience)
-        if reports is None:
+        reports = self._channel.settled(min(linger, self._patience), urgent, wait, self._patience)
+        if reports is None or reports is NOT_YET:
             return Pending(0.0 if linger else POLL)
-        self._batch = None
+        assert isinstance(reports, list)
+        self._batch, self._is_accepted = None, False
         self.relayed += len(batch)
         return Settled([lost_error(parse(report)) for report in reports])
 
-    def _put(self, batch: Batch, urgent: bool, patience: float) -> bool:
+    def _put(self, batch: Batch, urgent: bool, wait: float) -> bool | object:
         if self._channel is not None:
             try:
-                return self._channel.put(batch, urgent, patience)
+                answer = self._channel.put(batch, urgent, wait, self._patience)
+                self._batch = batch
+                return answer
             except ConnectionError as problem:
                 pass_on(problem)
                 self.close()  # its process was started anew while nothing was handed over, as a kept manager may be
-        self._channel = self.target.connect(patience if patience == INLINE_PATIENCE else CONNECTING * patience)
-        return self._channel.put(batch, urgent, patience)
+        self._channel = self.target.connect(CONNECTING * self._patience if wait == self._patience else INLINE_CONNECT)
+        self._batch = batch
+        return self._channel.put(batch, urgent, wait, self._patience)
 
     def _wait_for_room(self) -> Pending | None:
         now = self._clock()

@@ -112,17 +112,19 @@ class Line:
 
     def is_stale(self) -> bool:
         """True when the server closed the idle connection, or spoke out of turn, or gevent patched since."""
-        import select
+        # A socket of before would stop every greenlet while it waits.
+        return self._base is not _socket_class() or self.is_readable(0.0)
 
-        if self._base is not _socket_class():
-            return True  # a socket of before, which would stop every greenlet while it waits
+    def is_readable(self, wait: float) -> bool:
+        """True when there is something to read, or an error to be met, within ``wait`` seconds."""
+        import select
 
         try:
             if hasattr(select, "poll"):  # `select.select` fails above descriptor 1023
                 poll = select.poll()
                 poll.register(self._sock, select.POLLIN)
-                return bool(poll.poll(0))
-            return bool(select.select([self._sock], [], [], 0)[0])
+                return bool(poll.poll(wait * 1000))
+            return bool(select.select([self._sock], [], [], wait)[0])
         except (OSError, ValueError):
             return True
 

@@ -117,18 +117,16 @@ class Batches:
 
         It waits for the company of other processes' events for `flush_interval`, unless it is ``urgent``.
         """
+        # `Server.serve_client` keeps what is raised here, and so this frame: a session in it would outlive its thread.
         size = self._check(batch)
         with self._admission:
-            session = self._session()
             if self._is_closing:
                 raise Full("it is shutting down")
             if not self._sender.has_room(len(batch), size):
-                if self._settings.overflow == "block":
+                if self._settings.overflow == "block" and self._may_ever_fit(len(batch), size):
                     return False
                 raise Full
-            session.batch = owner = BatchOwner(session, len(batch))
-            if not all(self._sender.admit(event, owner) for event in batch):
-                session.batch = None  # what was admitted is sent, here and by its process, under the same ids
+            if not self._admit(batch):
                 raise Full
         if urgent or self._sender.stats()["waiting"] >= self._flush_at:
             self._sender.request_flush()
@@ -136,9 +134,8 @@ class Batches:
 
     def settled(self, seconds: float, urgent: bool) -> list[bytes] | None:
         """Wait up to ``seconds``: the reports of what is lost of this connection's batch, None if it is not settled."""
-        session: Session | None = getattr(self._local, "session", None)
-        owner = session.batch if session is not None else None
-        if session is None or owner is None:
+        owner = self._batch_of_this_connection()
+        if owner is None:
             raise ValueError("no batch was handed over on this connection")
         if urgent and not owner.is_settled():
             self._sender.request_flush()
@@ -146,7 +143,7 @@ class Batches:
         self._progress.wait_while(lambda: not owner.is_settled(), time.monotonic() + seconds, time.monotonic)
         if not owner.is_settled():
             return None
-        session.batch = None
+        self._session().batch = None
         return list(owner.reports)
 
     def status(self) -> dict[str, Any]:
@@ -189,6 +186,21 @@ class Batches:
 
     def _has_answers_to_give(self) -> bool:
         return any(session.batch is not None and session.batch.is_settled() for session in self._connected())
+
+    def _admit(self, batch: list[bytes]) -> bool:
+        session = self._session()
+        session.batch = owner = BatchOwner(session, len(batch))
+        if all(self._sender.admit(event, owner) for event in batch):
+            return True
+        session.batch = None  # what was admitted is sent, here and by its process, under the same ids
+        return False
+
+    def _may_ever_fit(self, events: int, size: int) -> bool:
+        return events <= self._settings.max_queue_events and size <= self._settings.max_queue_bytes
+
+    def _batch_of_this_connection(self) -> BatchOwner | None:
+        session: Session | None = getattr(self._local, "session", None)
+        return session.batch if session is not None else None
 
     def _connected(self) -> list[Session]:
         with self._admission:

@@ -36,14 +36,17 @@ if TYPE_CHECKING:
     class Channel(Protocol):
         """One process's way into a queue. Used by one thread at a time."""
 
-        def put(self, batch: Batch, urgent: bool, patience: float) -> bool:
-            """Hand ``batch`` over; False when the queue asks to be tried again soon. Raises when it cannot be done.
+        # Each of these raises when it cannot be done, or when there is no answer for ``patience`` seconds. NOT_YET: the
+        # answer was waited for no longer than ``wait`` seconds; the same call goes on with it.
+
+        def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool | object:
+            """Hand ``batch`` over; False when the queue asks to be tried again soon.
 
             ``urgent``: somebody waits for it, so it is to wait for no company.
             """
 
-        def settled(self, wait: float, urgent: bool, patience: float) -> list[bytes] | None:
-            """Wait up to ``wait`` seconds until the batch is settled: reports of what is lost of it, or None."""
+        def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | object | None:
+            """Wait up to ``linger`` seconds until the batch is settled: reports of what is lost of it, or None."""
 
         def close(self) -> None: ...
 
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
             """The process ends: do not let the queue keep it from that."""
 
 
+NOT_YET = object()  # the answer is still to come
 TYPEID = "batches"  # what a `SenderManager`'s server calls its queue
 ANSWERING = 5.0  # seconds that a server may take to answer what nobody waits for in a call
 MAX_ANSWER = 8_388_608  # bytes of one answer: 100 reports of 64 KiB and more
@@ -218,15 +222,15 @@ class ForeignQueue:
         except OSError:
             return False
 
-    def put(self, batch: Batch, urgent: bool, patience: float) -> bool:
+    def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool:
         if self.has_feeder:
             _renew_feeder(self.queue)
         self.queue.put_nowait(batch)
         self._stuck_from = time.monotonic()
         return True
 
-    def settled(self, wait: float, urgent: bool, patience: float) -> list[bytes] | None:
-        until = time.monotonic() + wait
+    def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | None:
+        until = time.monotonic() + linger
         pause = _FEEDER_LOOK
         while self._is_stuck():
             now = time.monotonic()
@@ -301,6 +305,7 @@ class ManagerConnection:
     ) -> None:
         """``reference`` is how the server is asked for the queue: "create", or "incref" of one that exists."""
         self._answers = answers
+        self._asked: float | None = None  # when the question was asked whose answer is still to come
         deadline = time.monotonic() + patience
         # The server answers one question on a connection, unless the question is to be accepted for more.
         self._wire = _open_wire(address, authkey, deadline)
@@ -316,30 +321,52 @@ class ManagerConnection:
             self._wire.close()
             raise
 
-    def put(self, batch: Batch, urgent: bool, patience: float) -> bool:
-        if self._answers:
-            return bool(self.call("put_nowait", batch, urgent, patience=patience))
-        self.call("put_nowait", batch, patience=patience)
-        return True
+    def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool | object:
+        arguments = (batch, urgent) if self._answers else (batch,)
+        answer: object = self._ask("put_nowait", *arguments, wait=wait, patience=patience)
+        if answer is NOT_YET:
+            return NOT_YET
+        return bool(answer) or not self._answers
 
-    def settled(self, wait: float, urgent: bool, patience: float) -> list[bytes] | None:
+    def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | object | None:
         if not self._answers:
             return []
-        reports: list[bytes] | None = self.call("settled", wait, urgent, patience=wait + patience)
-        return reports
+        answer: list[bytes] | object | None = self._ask(
+            "settled", linger, urgent, wait=linger + wait, patience=linger + patience
+        )
+        return answer
 
     def call(self, method: str, *arguments: Any, patience: float) -> Any:
         """Call ``method`` of the queue; raise what it raised, or `OSError`, after which this is to be closed."""
-        if self._wire.is_stale():
-            raise Disconnected("it closed the connection")
-        self._wire.set_deadline(time.monotonic() + patience)
-        return self._exchange(self._ident, method, *arguments)
+        return self._ask(method, *arguments, wait=patience, patience=patience)
 
     def close(self) -> None:
         self._wire.close()
 
+    def _ask(self, method: str, *arguments: Any, wait: float, patience: float) -> Any:
+        now = time.monotonic()
+        if self._asked is None:
+            if self._wire.is_stale():
+                raise Disconnected("it closed the connection")
+            self._wire.set_deadline(now + patience)
+            self._send(self._ident, method, *arguments)
+            self._asked = now
+        if not self._wire.has_answer(wait):
+            if time.monotonic() >= self._asked + patience:
+                raise socket.timeout("timed out")
+            return NOT_YET
+        self._asked = None
+        self._wire.set_deadline(time.monotonic() + patience)
+        return self._answer()
+
     def _exchange(self, ident: str | None, method: str, *arguments: Any) -> Any:
+        self._send(ident, method, *arguments)
+        return self._answer()
+
+    def _send(self, ident: str | None, method: str, *arguments: Any) -> None:
         self._wire.send_bytes(pickle.dumps((ident, method, arguments, {})))
+
+    def _answer(self) -> Any:
         kind, result = pickle.loads(self._wire.recv_bytes())
         if kind == "#RETURN":
             return result
@@ -359,6 +386,10 @@ class _SocketWire:
 
     def is_stale(self) -> bool:
         return self._line.is_stale() or not self._line.is_ours()
+
+    def has_answer(self, wait: float) -> bool:
+        """True when something can be read, or an error be met, within ``wait`` seconds."""
+        return self._line.is_readable(wait)
 
     def send_bytes(self, data: bytes) -> None:
         size = len(data)
@@ -400,6 +431,9 @@ class _PipeWire:
             return bool(self._pipe.poll(0))
         except OSError:
             return True
+
+    def has_answer(self, wait: float) -> bool:
+        return bool(self._pipe.poll(wait))
 
     def send_bytes(self, data: bytes) -> None:
         self._pipe.send_bytes(data)

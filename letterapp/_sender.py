@@ -31,7 +31,7 @@ from ._forks import this_process
 from ._handlers import pass_on
 from ._heir import Heir, home
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
-from ._retry import Again, Delivered, Pending, Settled, Split, judge
+from ._retry import Again, Delivered, Pending, Settled, Split, backoff, judge
 from ._settings import MAX_ITEMS
 from ._stores import Stores
 from ._transport import Transport, Unreachable
@@ -527,6 +527,12 @@ class Sender(Delivery):
         self._lose(verdict.cause, verdict.error)
 
     def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
+        if self._outbox.lasts() and any(error.cause != "rejected" for error in errors):
+            # The manager has given up, and a spool never does: all of it goes again, under the same ids.
+            if self._outbox.retry():
+                self._not_before = self._clock() + backoff(self._attempt, 0.0)
+                self._attempt += 1
+            return
         self._attempt = 0
         lost: dict[str, int] = {}
         for error in errors:

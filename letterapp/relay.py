@@ -350,7 +350,7 @@ class QueueListener:
         try:
             channel = self._source.connect(ANSWERING)
             try:
-                channel.put([_SENTINEL], True, ANSWERING)
+                channel.put([_SENTINEL], True, ANSWERING, ANSWERING)
             finally:
                 channel.close()
         except (OSError, EOFError, Full, RuntimeError, ValueError, AuthenticationError) as problem:

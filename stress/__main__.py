@@ -77,8 +77,8 @@ def _playing(command: argparse.ArgumentParser) -> None:
         action="append",
         dest="clients",
         metavar="NAME",
-        help="this, relay (this one with relay=True), letterapp, posthog, segment, rudder; NAME==VERSION too; "
-        "may be given again (all but relay)",
+        help="this, relay (this one with relay=True), manager (this one with the queue of a SenderManager), letterapp, "
+        "posthog, segment, rudder; NAME==VERSION too; may be given again (all but relay and manager)",
     )
     command.add_argument(
         "--seconds", type=float, default=20.0, metavar="N", help="length of those without an end: soak, chaos (20)"

@@ -149,7 +149,7 @@ class _Rounds:
             step(peer.column)
             if peer.column == FLOOR and measure not in ("calls", "stream"):
                 continue
-            if peer.column != SELF and measure == "relay":
+            if peer.column != SELF and measure in ("relay", "manager"):
                 continue
             if peer.column in self.failures.get(measure, {}):
                 figures: Figures | None = None  # once is enough: a hang costs minutes
@@ -242,7 +242,14 @@ class _Rounds:
         return {"import": (median(imported) - median(bare)) * 1e3}
 
     def _relay(self, peer: Peer) -> Figures:
-        through = peer._replace(client="letterapp_relay")
+        return self._handed_over(peer, "relay")
+
+    def _manager(self, peer: Peer) -> Figures:
+        return self._handed_over(peer, "manager")
+
+    def _handed_over(self, peer: Peer, mode: str) -> Figures:
+        """What it costs and what gets through where one process sends for all."""
+        through = peer._replace(client=f"letterapp_{mode}")
         without, call = self._calls(peer)["call"], self._calls(through)["call"]
         with self._measured(through, "scale", RELAYED, RELAYED_BY, 1) as (program, sink):
             heard = program.hear()
@@ -250,7 +257,8 @@ class _Rounds:
         if heard["hung"] or heard["raised"]:
             raise Failure(f"{heard['hung']} of {RELAYED_BY} processes hung, {heard['raised']} raised")
         rate = RELAYED / (tally["last"] - heard["began"])
-        return {"relay_call": call / without, "relay_rate": rate, "relay_own": 100 * (1 - heard["relayed"] / RELAYED)}
+        own = 100 * (1 - heard["relayed"] / RELAYED)
+        return {f"{mode}_call": call / without, f"{mode}_rate": rate, f"{mode}_own": own}
 
     def _idle(self, peer: Peer) -> Figures:
         raise AssertionError("all idle at once: see _start_idling")

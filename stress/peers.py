@@ -16,8 +16,8 @@ from typing import Any, Callable, Mapping, NamedTuple
 from .inside.clients import MODULES
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-SELF, RELAY, FLOOR = "this client", "relay=True", "floor"
-OWN = (SELF, RELAY)  # columns of this checkout
+SELF, RELAY, MANAGER, FLOOR = "this client", "relay=True", "relay=queue", "floor"
+OWN = (SELF, RELAY, MANAGER)  # columns of this checkout
 _CLEARED = ("PYTHON", "LETTER_", "POSTHOG_", "SEGMENT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "VIRTUAL_ENV")
 
 
@@ -68,6 +68,10 @@ class Environments:
     def relay(self) -> Peer:
         """This client, all of whose processes hand their events to one."""
         return self.this_client()._replace(column=RELAY, options={"relay": True})
+
+    def manager(self) -> Peer:
+        """This client, all of whose processes have the queue of one `letterapp.relay.SenderManager`."""
+        return self.this_client()._replace(column=MANAGER, options={"manager": {}})  # see inside/managers.py
 
     def floor(self) -> Peer:
         return Peer(FLOOR, "floor", "", "", self._environment(None), self.python_version, _clean())

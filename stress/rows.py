@@ -56,6 +56,9 @@ ROWS = (
     Row("relay_call", "relay", "track() with relay=True over without, median", (Limit(3.0),)),
     Row("relay_rate", "relay", "8 processes through one relay, all delivered, events/s", (Limit(50_000, "", True),)),
     Row("relay_own", "relay", "of these the part that went the processes' own way, %"),
+    Row("manager_call", "manager", "track() with relay=manager.queue over without, median", (Limit(1.2),)),
+    Row("manager_rate", "manager", "8 processes through one manager, delivered, events/s", (Limit(30_000, "", True),)),
+    Row("manager_own", "manager", "of these the part that went the processes' own way, %"),
 )
 
 

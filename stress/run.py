@@ -17,7 +17,7 @@ from .report import results, tables
 from .scenarios import SCENARIOS, chosen
 from .stage import Scenario, perform
 
-THIS, THROUGH_RELAY = "this", "relay"  # what this client is called on the command line
+THIS, THROUGH_RELAY, THROUGH_MANAGER = "this", "relay", "manager"  # what this client is called on the command line
 SERVERS = ("gunicorn", "packaging", "gevent", "uvicorn", "celery", "pyuwsgi>=2.0.27; sys_platform != 'win32'")
 
 
@@ -35,7 +35,7 @@ def run(patterns: list[str], options: argparse.Namespace) -> int:
         options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"), beside=SERVERS
     )
     names = options.clients or [THIS, *KNOWN]
-    own = {THIS: environments.this_client, THROUGH_RELAY: environments.relay}
+    own = {THIS: environments.this_client, THROUGH_RELAY: environments.relay, THROUGH_MANAGER: environments.manager}
     peers = [own[name]() if name in own else environments.peer(name) for name in names]
     data: dict[str, Any] = {
         "kind": "ledger",

@@ -32,7 +32,7 @@ PATIENCE = 40.0  # seconds for a program from its start to its end, where a scen
 BRIEFLY = 0.5
 LEAVING = 5.0  # seconds for a thread that is about to end, where threads are counted
 GRACE = 7.0  # seconds that a process may outlive its parents or clients, while it sends what it has: 5 by default
-LOGGED = re.compile(r"^letterapp relay \[\d+\]: ([\d,]+) of processes that have ended", re.MULTILINE)
+LOGGED = re.compile(r"^letterapp (?:relay|manager) \[\d+\]: ([\d,]+) of processes that have ended", re.MULTILINE)
 
 
 class Scenario(NamedTuple):
@@ -79,7 +79,7 @@ class Stage:
         self._journal = Path(tempfile.mkdtemp(dir=folder))
         self._programs: list[Program] = []
         self._has_lost = False
-        self._logged = 0  # events that a relay gave up when their process had ended: its log is who is told
+        self._logged = 0  # events that a relay or manager gave up when their process had ended: its log is who is told
         self._rested: dict[int, tuple[int, int]] = {}
 
     # What is started.
@@ -139,6 +139,12 @@ class Stage:
     def calls(self) -> int:
         """Calls that returned so far, in all processes."""
         return sum(page.read_bytes().count(b"\n") for page in self._journal.iterdir() if "told" not in page.name)
+
+    def times(self) -> dict[Key, int]:
+        """Of each call that returned so far the microseconds that it took."""
+        pages = [page for page in self._journal.iterdir() if "told" not in page.name]
+        lines = [(page.name, line.split()) for page in pages for line in page.read_text().splitlines()]
+        return {(who, int(words[0])): int(words[1]) for who, words in lines}
 
     def wait_for_all(self, seconds: float = 3.0) -> bool:
         """Wait until all has come whose calls returned. For a moment at which no program tracks.

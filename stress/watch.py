@@ -1,8 +1,8 @@
 """A look at the whole process tree while a scenario runs, and at what is left of it afterwards.
 
 Lives here: psutil. CPU and context switches come from the kernel's own sum over children that were waited for, because
-a sample misses every process that lives shorter than the time between two looks. So a relay, which is nobody's child,
-is in the peaks and not in those. Never here: who is to blame.
+a sample misses every process that lives shorter than the time between two looks. So a relay or a
+manager's process, which is nobody's child, is in the peaks and not in those. Never here: who is to blame.
 """
 
 from __future__ import annotations

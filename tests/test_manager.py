@@ -387,7 +387,7 @@ def test_a_process_ends_in_time_though_its_manager_is_stopped(manager: Any, lett
 
 
 def test_an_end_does_not_wait_for_room(manager: Any, letter_api: Any) -> None:
-    one = manager(max_queue_events=1, overflow="block")
+    one = manager(max_queue_events=3, overflow="block")
     hold = Hold()
     letter_api.plan(hold)
     first = Letter(relay=one.queue, flush_interval=0)
@@ -531,6 +531,34 @@ def test_an_event_that_is_too_large_for_the_manager_goes_its_own_way_alone(
     assert whose(letter_api) == {"large": [0], "program": [0, 1, 2]}
 
 
+def test_a_batch_that_can_never_fit_waits_for_no_room(manager: Any, letter_api: Any) -> None:
+    letter = Letter(relay=manager(max_queue_events=20, overflow="block").queue, timeout=DEADLINE * 2, **SLOW)
+    work(letter, 50)
+    assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 0
+    assert letter.close() and whose(letter_api) == {"program": list(range(50))}
+
+
+def test_a_connection_whose_batch_was_refused_ends_like_any_other(manager: Any, letter_api: Any) -> None:
+    one = manager(max_queue_events=1)
+    letter = Letter(relay=one.queue, on_error=lambda error: None, **SLOW)
+    work(letter, 50)
+    assert letter.close(DEADLINE)
+    assert eventually(lambda: one.status()["connections"], lambda count: count == 0) == 0
+
+
+def test_a_manager_that_gives_up_empties_no_spool(manager: Any, letter_api: Any, errors: Any, tmp_path: Any) -> None:
+    letter_api.rule = lambda request: status(503)
+    one = manager(max_retries=0)
+    letter = Letter(relay=one.queue, spool=tmp_path / "spool", on_error=errors.append, **SLOW)
+    work(letter, 50)
+    assert not letter.flush(1)
+    assert eventually(lambda: one.status()["lost"], bool)
+    assert balanced(letter)["waiting"] == 50 and not letter.stats()["lost"]
+    letter_api.rule = None
+    assert letter.flush(DEADLINE) and letter.stats()["delivered"] == 50
+    assert letter.close()
+
+
 def test_a_manager_stays_in_its_process(manager: Any) -> None:
     one = manager()
     with pytest.raises(LetterError, match=r"pass its \.queue"):
@@ -594,10 +622,10 @@ def test_an_exchange_that_was_cut_short_is_not_gone_on_with() -> None:
             self.connections += 1
             return self
 
-        def put(self, batch: list[bytes], urgent: bool, patience: float) -> bool:
+        def put(self, batch: list[bytes], urgent: bool, wait: float, patience: float) -> bool:
             return True
 
-        def settled(self, wait: float, urgent: bool, patience: float) -> list[bytes] | None:
+        def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | None:
             if self.cut:
                 self.cut = False
                 raise KeyboardInterrupt

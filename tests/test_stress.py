@@ -12,7 +12,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,9 +24,10 @@ from rich.console import Console
 
 from stress import ports, run, stage
 from stress.ledger import FAULTS, Books, balance, verdict
-from stress.peers import RELAY, SELF, Environments, Peer
+from stress.peers import MANAGER, RELAY, SELF, Environments, Peer
 from stress.ports import free_port
-from stress.scenarios import SCENARIOS, chaos, relay
+from stress.programs import Failure
+from stress.scenarios import SCENARIOS, chaos, manager, relay
 
 ONE, OTHER = ("1", 0), ("1", 1)
 
@@ -105,7 +108,7 @@ def perform(tmp_path: Path) -> Any:
     environments = Environments(sys.executable, tmp_path, print)
 
     def perform(scenario: str, client: str, **options: Any) -> dict[str, Any]:
-        column = RELAY if options else SELF
+        column = MANAGER if "manager" in options else RELAY if options else SELF
         peer = Peer(column, client, "letterapp", "", sys.executable, "", env, options)
         return stage.perform(SCENARIOS[scenario], peer, environments)
 
@@ -171,11 +174,117 @@ def test_a_relay_that_dies_with_events_is_played_for_real(perform: Any, monkeypa
     assert any("name no event" in note for note in entry["notes"]), "no process has met the end of its relay"
 
 
-def test_a_scenario_of_another_column_is_no_fault_of_this_client(perform: Any) -> None:
-    entry = perform("relay-killed", "letterapp")
+@needs_unix
+@pytest.mark.parametrize(
+    "scenario",
+    ["single", "single-close", "process-spawn", "sigterm-exit-signals", "manager-restarted", "manager-terminated"],
+)
+def test_the_client_with_a_manager_balances(scenario: str, perform: Any) -> None:
+    entry = perform(scenario, "letterapp", manager={})
+    assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
+    assert entry["delivered"] == entry["calls"] > 0
+
+
+@needs_unix
+def test_a_manager_that_dies_with_events_is_played_for_real(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "FAMILIES", 1)
+    entry = perform("manager-killed", "letterapp", manager={})
+    assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
+    assert any("name no event" in note for note in entry["notes"]), "no process has met the end of its manager"
+
+
+@needs_unix
+def test_a_manager_whose_starter_dies_serves_its_children_and_ends(
+    perform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "FAMILIES", 1)
+    entry = perform("manager-starter-killed", "letterapp", manager={})
+    assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
+
+
+@needs_unix
+def test_a_manager_that_outlives_its_family_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "GRACE", 1.0)
+
+    def outside(stage: Any) -> None:
+        program = stage.play("bursts", manager={"authkey": manager.AUTHKEY.hex()})
+        program.hear()
+        program.go_on()
+        program.hear()
+        pid = manager._used(stage)["pid"]
+        assert stage.wait_for_all(DEADLINE)
+        os.kill(pid, signal.SIGSTOP)
+        program.close_stdin()
+        stage.finish(program)
+
+    monkeypatch.setattr(SCENARIOS["bursts"].module, "outside", outside)
+    entry = perform("bursts", "letterapp", manager={})
+    assert (entry["verdict"], faults(entry)) == ("red", {"orphans": 1}), entry
+
+
+# Says which process sends for it; the same of a program that it starts; and of one that cannot reach that process.
+FAMILY = """
+import os, subprocess, sys
+import managers
+url, role = sys.argv[1:]
+print(managers.shared(url).status()["pid"], flush=True)
+if role == "parent":
+    subprocess.run([sys.executable, *sys.orig_argv[1:-1], "child"], check=True)
+    os.environ[managers.VARIABLE] = os.environ[managers.VARIABLE].replace("manager-", "gone-")
+    subprocess.run([sys.executable, *sys.orig_argv[1:-1], "child"], check=True)
+"""
+
+
+@needs_unix
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="the program uses sys.orig_argv")
+def test_a_spawned_process_finds_its_familys_manager_or_starts_its_own() -> None:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "stress" / "inside")])
+    with tempfile.TemporaryDirectory(prefix="stress-") as folder:  # a socket's path in it may have 103 bytes
+        done = subprocess.run(
+            [sys.executable, "-c", FAMILY, "http://127.0.0.1:9", "parent"],
+            env={**os.environ, "PYTHONPATH": path, "XDG_RUNTIME_DIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+    assert done.returncode == 0, done.stderr
+    first, found, own = done.stdout.split()
+    assert first == found != own
+
+
+@pytest.mark.parametrize("kind", ["relay", "manager"])
+def test_the_log_of_whoever_sends_says_what_ended_processes_have_lost(kind: str) -> None:
+    line = f"letterapp {kind} [123]: 1,234 of processes that have ended: 2 events lost: no answer"
+    assert stage.LOGGED.findall(f"something\n{line}\n") == ["1,234"]
+
+
+def test_a_call_that_waited_for_a_stopped_manager_is_found() -> None:
+    noted = SimpleNamespace(notes=[])
+    quick = [20] * 1_000
+    manager._compare(noted, quick, quick)
+    manager._compare(noted, [*quick, *[6_000] * 20], [*quick, *[6_000] * 30])  # a busy machine
+    with pytest.raises(Failure, match="slower"):
+        manager._compare(noted, quick, [*quick, *[6_000] * 30])
+    with pytest.raises(Failure, match="waited"):
+        manager._compare(noted, quick, [*quick, 1_200_000])
+
+
+@pytest.mark.parametrize(
+    ("scenario", "column", "options"),
+    [
+        ("relay-killed", RELAY, {}),
+        ("relay-killed", RELAY, {"manager": {}}),
+        ("manager-killed", MANAGER, {}),
+        ("manager-killed", MANAGER, {"relay": True}),
+    ],
+)
+def test_a_scenario_of_another_column_is_no_fault_of_this_client(
+    scenario: str, column: str, options: dict[str, Any], perform: Any
+) -> None:
+    entry = perform(scenario, "letterapp", **options)
     assert (entry["verdict"], entry["calls"]) == ("failed", 0)
-    assert RELAY in entry["failure"]
-    assert run._status(Console(quiet=True), ledger(entry), 1) == 0
+    assert column in entry["failure"]
+    assert run._status(Console(quiet=True), {**ledger(entry), "columns": [entry["column"]]}, 1) == 0
 
 
 def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,9 +411,10 @@ def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int,
     data = ledger(perform("single", client))
     assert run._status(console, data, 1) == status
     assert run._status(console, data, 2) == 1, "a scenario was not played"
-    data["columns"] = [RELAY]
-    data["entries"][0]["column"] = RELAY
-    assert run._status(console, data, 1) == status, "a column of this client's too"
+    for column in (RELAY, MANAGER):
+        data["columns"] = [column]
+        data["entries"][0]["column"] = column
+        assert run._status(console, data, 1) == status, "a column of this client's too"
 
 
 def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,16 +75,24 @@ class Uwsgi(Program):
     """A running uWSGI with the application above, its workers idle when the constructor returns."""
 
     def __init__(
-        self, api: Any, cwd: Path, *flags: str, processes: int = 2, flush_at: int = 10_000, package: str = ""
+        self,
+        api: Any,
+        cwd: Path,
+        *flags: str,
+        processes: int = 2,
+        flush_at: int = 10_000,
+        package: str = "",
+        first: str = "",
     ) -> None:
         (cwd / "launcher.py").write_text(LAUNCHER)
-        (cwd / "application.py").write_text(APPLICATION)
+        (cwd / "application.py").write_text(first + APPLICATION)
         self.api = api
         self.processes = processes
+        self.package = package
         self.has_master = "--no-master" not in flags
         self._serial = 0
-        self._port, self._stats_port = free_port(), free_port()
-        command = [sys.executable, "launcher.py", "--http-socket", f"127.0.0.1:{self._port}", "--die-on-term"]
+        self.port, self._stats_port = free_port(), free_port()
+        command = [sys.executable, "launcher.py", "--http-socket", f"127.0.0.1:{self.port}", "--die-on-term"]
         # A reload executes what uWSGI believes to be its binary: the interpreter behind a virtual environment, which
         # knows nothing of the packages in it, unless told otherwise.
         command += ["--binary-path", sys.executable, "--wsgi-file", "application.py", "--need-app"]
@@ -142,7 +150,7 @@ class Uwsgi(Program):
     # Requests.
 
     def get(self, path: str = "/") -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(get(f"http://127.0.0.1:{self._port}{path}"))
+        answer: dict[str, Any] = json.loads(get(f"http://127.0.0.1:{self.port}{path}"))
         return answer
 
     def track(self, count: int = 1) -> dict[str, Any]:

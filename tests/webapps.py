@@ -153,7 +153,8 @@ def without_servers_own(output: str) -> str:
     on its way out. Both with an application that has no client, too.
     """
     is_its_own = "SystemExit: 0" in output and not re.search(r'File ".*/letterapp/', output)
-    return output.replace("Traceback (most recent call last):", "") if is_its_own else output
+    # It may come while gunicorn formats another one, and then names what formats it.
+    return re.sub(r"Traceback( \(most recent call last\):|Exception)", "", output) if is_its_own else output
 
 
 class Visitor:

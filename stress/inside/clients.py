@@ -24,7 +24,7 @@ USER, EVENT = "user_12345", "Order Completed"
 class Client(NamedTuple):
     track: Callable[..., object]
     close: Callable[[], object]
-    relayed: Callable[[], int] = lambda: 0  # events of this process that went by a relay
+    relayed: Callable[[], int] = lambda: 0  # events of this process that another one sent
 
 
 def properties(number: int) -> dict[str, Any]:
@@ -44,6 +44,14 @@ def letterapp(url: str, room: int, **options: Any) -> Client:
 
 def letterapp_relay(url: str, room: int) -> Client:
     return letterapp(url, room, relay=True)
+
+
+def letterapp_manager(url: str, room: int) -> Client:
+    from letterapp.relay import SenderManager
+
+    manager = SenderManager("key", url, max_queue_events=room, max_queue_bytes=room * 1000, exit_timeout=60.0)
+    manager.start()
+    return letterapp(url, room, relay=manager.queue)
 
 
 def posthog(url: str, room: int) -> Client:

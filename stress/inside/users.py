@@ -31,7 +31,8 @@ def make(name: str, url: str, tell: Tell) -> Client:
     return client
 
 
-def letterapp(url: str, tell: Tell, **options: Any) -> Client:
+def letterapp(url: str, tell: Tell, manager: dict[str, Any] | None = None, **options: Any) -> Client:
+    """``manager``: the options of the `SenderManager` whose queue it gets; None for none."""
     from letterapp import Letter
 
     def on_error(error: Any) -> None:
@@ -39,8 +40,19 @@ def letterapp(url: str, tell: Tell, **options: Any) -> Client:
         # The report of a full queue names the first hundred and counts all: it stays small when memory is short.
         tell(events, getattr(error, "lost", 0) - len(events))
 
-    letter = Letter("key", url, on_error=on_error, **options)
-    return Client(partial(letter.track, USER, EVENT), letter.close, lambda answer: False)
+    if manager is None:
+        letter = Letter("key", url, on_error=on_error, **options)
+        close: Callable[[], object] = letter.close
+    else:
+        import managers
+
+        letter = Letter(relay=managers.shared(url, **manager).queue, on_error=on_error, **options)
+
+        def close() -> None:
+            letter.close()
+            managers.shut_down()
+
+    return Client(partial(letter.track, USER, EVENT), close, lambda answer: False)
 
 
 def posthog(url: str, tell: Tell) -> Client:

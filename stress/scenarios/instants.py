@@ -238,17 +238,19 @@ def outside(stage: Any) -> None:
 class Reaper:
     """Kills whoever sent a request that has come: a worker, or the relay where there is one. The parent is spared.
 
-    Not both: with a worker and its relay all copies of an event are gone.
+    Not both: with a worker and its relay all copies of an event are gone. With a manager there is one more copy, in the
+    memory that the family shares: there workers are killed too.
     """
 
     def __init__(self, stage: Any, parent: int) -> None:
-        from ..peers import RELAY
+        from ..peers import MANAGER, RELAY
 
         self._heirs_only = stage.name == "kill-heirs"
         self._stored = {"kill-before-stored": (False,), "kill-after-stored": (True,)}.get(stage.name, (False, True))
         self._wanted = HEIRS if self._heirs_only else REQUESTS
         self._parent = parent
-        self._relays_of = stage.token if stage.peer.column == RELAY else ""
+        self._relays_of = stage.token if stage.peer.column in (RELAY, MANAGER) else ""
+        self._spares_workers = stage.peer.column == RELAY
         self._chance = stage.random
         self._lock = threading.Lock()  # requests come on many threads
         self.killed = 0
@@ -295,7 +297,8 @@ class Reaper:
 
         if not self._relays_of:
             return self._workers()
-        return sorted({each.pid for each in left_behind(self._relays_of, 0)} - {self._parent, *self._workers()})
+        spared = {self._parent, *(self._workers() if self._spares_workers else ())}
+        return sorted({each.pid for each in left_behind(self._relays_of, 0)} - spared)
 
     def _workers(self) -> list[int]:
         import psutil

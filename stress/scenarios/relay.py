@@ -45,7 +45,7 @@ def outside(stage: Any) -> None:
     from ..stage import Elsewhere
 
     if stage.peer.column != RELAY:
-        raise Elsewhere("has no relay: see the column relay=True")
+        raise Elsewhere(f"has no such relay: see the column {RELAY}")
     stage.may_overtake = True  # while the relay is away each process sends for itself
     {
         "relay-killed": _kill,

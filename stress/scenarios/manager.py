@@ -1,0 +1,258 @@
+"""The process of a `SenderManager` is disturbed: killed, stopped, restarted, full, and signalled with its family.
+
+A parent and 4 forked children track meanwhile. For the column with a manager's queue alone; the others have none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, Iterator
+
+FULL = {
+    "manager-full-newest": "drop_newest",
+    "manager-full-oldest": "drop_oldest",
+    "manager-full-block": "block",
+}
+TITLES = {
+    "manager-killed": "SIGKILL to the managers of 3 families of a parent and 4 children, which track on without",
+    "manager-stopped": "6 SIGSTOPs of the manager, of up to 3 s: no call is slower for it",
+    "manager-restarted": "a manager kept with --manager: 3 restarts under load, by SIGTERM",
+    "manager-starter-killed": "SIGKILL to 3 parents that started a manager: it serves their children, then ends",
+    "manager-full-newest": "a manager with room for 100 events, API slow for 3 s; drop_newest",
+    "manager-full-oldest": "the same, drop_oldest: what gives way is told",
+    "manager-full-block": "the same, block",
+    "manager-terminated": "SIGTERM and SIGINT to the manager under load; then to it and its whole family at once",
+}
+KEY = "key"  # that every client has
+AUTHKEY = b"what-the-harness-knows-too"
+FAMILIES, STOPS, RESTARTS = 3, 6, 3
+AFTERWARDS = 400  # events of a child whose parent has been killed, one in 5 ms
+ROOM = 100  # events
+SLOW, ANSWER = 3.0, 0.3  # seconds for which the API is slow, and that each answer takes then
+MANY = 200  # events after which a manager counts as used
+SLOW_CALL = 5_000  # microseconds
+LONGEST_CALL = 250_000  # microseconds: a call that waited for a manager would take a second or more
+SPARE = 5  # slow calls that chance may add
+START = 20.0  # seconds for a manager to serve, and for its users to come back to it
+END = 10.0  # seconds for a family to end when nothing is in its way: it needs less than 1
+PATIENCE = 60.0
+
+
+def inside(name: str) -> None:
+    import desk
+    import kills
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
+    kills.family(parent_tracks=True, afterwards=AFTERWARDS if name == "manager-starter-killed" else 0)
+    desk.track(10)
+
+
+def outside(stage: Any) -> None:
+    from ..peers import MANAGER
+    from ..stage import Elsewhere
+
+    if stage.peer.column != MANAGER:
+        raise Elsewhere(f"has no manager: see the column {MANAGER}")
+    if stage.name in FULL:
+        _fill(stage, FULL[stage.name])
+        return
+    {
+        "manager-killed": _kill,
+        "manager-stopped": _stop,
+        "manager-restarted": _restart,
+        "manager-starter-killed": _kill_starter,
+        "manager-terminated": _terminate,
+    }[stage.name](stage)
+
+
+@contextlib.contextmanager
+def _family(stage: Any, **options: Any) -> Iterator[Any]:
+    """A parent and its children that track until the block ends. ``options`` are those of their manager."""
+    program = _start(stage, **options)
+    yield program
+    program.close_stdin()
+    stage.finish(program, seconds=END)
+
+
+def _start(stage: Any, **options: Any) -> Any:
+    # What else the client is given makes no difference where nobody sends that signal.
+    given = {"manager": {"authkey": AUTHKEY.hex(), **options}, "exit_signals": [signal.SIGTERM]}
+    program = stage.play(stage.name, patience=PATIENCE, **given)
+    program.hear()
+    return program
+
+
+def _kill(stage: Any) -> None:
+    for _ in range(FAMILIES):
+        with _family(stage):
+            pid = _used(stage)["pid"]
+            time.sleep(stage.random.uniform(0.05, 0.5))
+            os.kill(pid, signal.SIGKILL)
+            enough = stage.calls + MANY
+            _wait(partial(_has_calls, stage, enough), "nobody tracks after the manager's end")
+            _must(not _status(stage), "a manager that was killed was started again")
+
+
+def _has_calls(stage: Any, calls: int) -> bool:
+    return bool(stage.calls >= calls)
+
+
+def _stop(stage: Any) -> None:
+    with _family(stage):
+        running: list[int] = []
+        stopped: list[int] = []
+        status = _used(stage)
+        for _ in range(STOPS):
+            seconds = stage.random.uniform(0.3, 3)
+            before = stage.times()
+            time.sleep(seconds)
+            between = stage.times()
+            os.kill(status["pid"], signal.SIGSTOP)
+            time.sleep(seconds)
+            os.kill(status["pid"], signal.SIGCONT)
+            # A call that had waited for it would have returned by then.
+            status = _used(stage, events=_status(stage)["accepted"] + MANY)
+            after = stage.times()
+            running += [between[key] for key in between.keys() - before.keys()]
+            stopped += [after[key] for key in after.keys() - between.keys()]
+    _compare(stage, running, stopped)
+
+
+def _compare(stage: Any, running: list[int], stopped: list[int]) -> None:
+    """Fail if calls took longer while the manager was stopped. On a busy machine some are slow at any time."""
+    slow, slow_stopped = (sum(each > SLOW_CALL for each in times) for times in (running, stopped))
+    stage.notes.append(
+        f"calls over {SLOW_CALL / 1000:g} ms: {slow} of {len(running):,} while the manager ran, {slow_stopped} of "
+        f"{len(stopped):,} around its stops, the longest {max(stopped) / 1000:.1f} ms"
+    )
+    expected = slow * len(stopped) / len(running)
+    _must(slow_stopped <= 2 * expected + SPARE, "calls were slower while the manager was stopped")
+    _must(max(stopped) < LONGEST_CALL, "a call waited for a manager that was stopped")
+
+
+def _restart(stage: Any) -> None:
+    path, manager = _keep(stage)
+    with _family(stage, address=path):
+        dead = 0
+        for _ in range(RESTARTS):
+            dead = _used(stage, path, but=dead)["pid"]
+            time.sleep(stage.random.uniform(0.05, 0.5))
+            manager.signal(signal.SIGTERM)
+            stage.finish(manager, seconds=START)
+            path, manager = _keep(stage)
+        _used(stage, path, but=dead)
+    manager.signal(signal.SIGTERM)
+    stage.finish(manager, seconds=START)
+
+
+def _kill_starter(stage: Any) -> None:
+    for _ in range(FAMILIES):
+        program = _start(stage)
+        _used(stage)
+        time.sleep(stage.random.uniform(0.05, 0.5))
+        program.signal(signal.SIGKILL)
+        stage.finish(program)
+        status = _status(stage)
+        _must(status, "the manager has ended, and the children of its starter live")
+        _used(stage, events=status["accepted"] + MANY)
+        _must_be_gone(stage)
+
+
+def _fill(stage: Any, overflow: str) -> None:
+    from letterapp.testing import stall
+
+    with _family(stage, max_queue_events=ROOM, overflow=overflow):
+        _used(stage)
+        stage.api.rule = lambda request: stall(ANSWER)
+        _wait(lambda: _status(stage)["waiting"] >= ROOM / 2, "the manager was never full")
+        time.sleep(SLOW)
+        dropped = sum(_status(stage)["lost"].values())
+        stage.api.rule = None
+        stage.notes.append(f"{dropped:,} events gave way in the manager")
+        _must(bool(dropped) == (overflow == "drop_oldest"), stage.notes[-1])
+        _must_go_on(stage)
+
+
+def _must_go_on(stage: Any) -> None:
+    """Wait until an event has come from each process that was tracked after now."""
+    calls = Counter(who for who, _ in stage.times())
+
+    def have_all() -> bool:
+        latest = {who: serial for _, (who, serial) in stage.api.arrivals}
+        return all(latest.get(who, 0) >= serial for who, serial in calls.items())
+
+    _wait(have_all, "a process sends nothing more since its manager was full")
+
+
+def _terminate(stage: Any) -> None:
+    for last in (signal.SIGTERM, signal.SIGINT):
+        program = _start(stage)
+        status = _used(stage)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(status["pid"], number)
+        found = _used(stage, events=_status(stage).get("accepted", 0) + MANY)
+        _must(found["pid"] == status["pid"], "a signal has ended the manager of a family that lives")
+        program.signal_group(last)
+        os.kill(status["pid"], last)
+        stage.finish(program, seconds=END)
+        _must_be_gone(stage)
+
+
+def _keep(stage: Any) -> tuple[str, Any]:
+    """Start a manager that no client starts; return its address and its program, when it serves."""
+    path, secret = str(stage.folder / "kept" / "manager.sock"), stage.folder / "authkey"
+    secret.write_bytes(AUTHKEY)
+    arguments = ("-m", "letterapp", "relay", "--manager", path, "--authkey-file", secret, "--base-url", stage.api.url)
+    manager = stage.serve(*arguments, env={"LETTER_API_KEY": KEY}, patience=2 * PATIENCE)
+    _wait(lambda: _status(stage, path), "a manager that was started does not serve")
+    return path, manager
+
+
+def _used(stage: Any, path: str = "", events: int = MANY, but: int = 0) -> dict[str, Any]:
+    """Wait until a manager, not the process ``but``, has taken so many events; return how it is then."""
+    found: dict[str, Any] = {}
+
+    def is_used() -> bool:
+        found.update(_status(stage, path))
+        return bool(found) and found["pid"] != but and found["accepted"] >= events
+
+    _wait(is_used, "no manager is used")
+    return found
+
+
+def _status(stage: Any, path: str = "") -> dict[str, Any]:
+    """What the manager at ``path``, or the one that a client has started, says of itself; empty if none serves."""
+    from letterapp import LetterError
+    from letterapp.relay import SenderManager
+
+    for place in [path] if path else map(str, Path(stage.folder).glob("letterapp/manager-*.sock")):
+        manager = SenderManager(KEY, stage.api.url, address=place, authkey=AUTHKEY)
+        with contextlib.suppress(LetterError):
+            manager.connect()
+            return manager.status()
+    return {}
+
+
+def _must_be_gone(stage: Any) -> None:
+    from ..watch import left_behind
+
+    _must(not left_behind(stage.token, START), "something is left of a family that has ended")
+
+
+def _wait(true: Any, otherwise: str) -> None:
+    from ..visits import until
+
+    _must(until(true, START), otherwise)
+
+
+def _must(true: object, otherwise: str) -> None:
+    from ..programs import Failure
+
+    if not true:
+        raise Failure(otherwise)
