@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from . import _lifecycle
-from ._delivery import Delivery
+from ._delivery import Delivery, Reporter
 from ._event import Encoder, Unencodable
 from ._mail import post_mail
 from ._sender import Sender
@@ -57,7 +57,11 @@ class Letter:
         enabled: False makes every call do nothing, without a key too.
         ssl_context: An `ssl.SSLContext`, or a function that makes one in the process that uses it (needed for a client
             that is pickled, and under gevent). The default verifies against the system's certificates.
-        exit_signals: Signals on which to send what waits before doing what the signal did before; main thread only.
+        exit_signals: Signals on which to send what waits before doing what the signal did before. Installed by the
+            main thread: where the client is made on another one, at the main thread's first event.
+        send_on_os_exit: Send what waits when this process, having used its client, calls `os._exit`, as forked
+            children do in RQ or `socketserver.ForkingMixIn`. For that `os._exit` is replaced at the first event.
+            False leaves it alone.
         spool: A directory, made if missing, in whose files events wait instead of in memory. What is there when all
             processes are killed is sent when the next one starts, of this user and with this key.
         spool_sync: True makes a call return when its event would survive a loss of power too. Milliseconds a call.
@@ -94,6 +98,7 @@ class Letter:
         enabled: bool = True,
         ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         exit_signals: Iterable[int] = (),
+        send_on_os_exit: bool = True,
         spool: str | os.PathLike[str] | None = None,
         spool_sync: bool = False,
         spool_max_bytes: int = 268_435_456,
@@ -117,6 +122,7 @@ class Letter:
                 enabled=enabled,
                 ssl_context=ssl_context,
                 exit_signals=exit_signals,
+                send_on_os_exit=send_on_os_exit,
                 spool=spool,
                 spool_sync=spool_sync,
                 spool_max_bytes=spool_max_bytes,
@@ -133,7 +139,7 @@ class Letter:
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
         if settings.exit_signals:
-            _lifecycle.end_on(settings.exit_signals)
+            _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
 
     def _here(self) -> Delivery:
         """The delivery of this process, which a fork may just have made. Takes no lock."""

@@ -59,6 +59,15 @@ class Delivery(ABC):
         """
 
     @abstractmethod
+    def go_on(self) -> None:
+        """The end that was announced did not come: everything as before it."""
+
+    @property
+    def sends_on_os_exit(self) -> bool:
+        """Whether `os._exit` is an end of the process for it."""
+        return True
+
+    @abstractmethod
     def defers(self, act: Callable[[], object]) -> bool:
         """For a signal handler: False, unless it interrupted this very object, inside which nothing can be sent.
 

@@ -9,6 +9,7 @@ A signal handler may raise to have its program stop what it does: Celery's soft 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,3 +36,14 @@ def _codes_of_handlers() -> Iterator[object]:
             code = getattr(type(handler).__call__, "__code__", None)
         if code is not None:
             yield code
+
+
+def is_in_handler() -> bool:
+    """True in a signal handler, or in what it calls."""
+    codes = set(_codes_of_handlers())
+    frame = sys._getframe(1) if codes else None
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False

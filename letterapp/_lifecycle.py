@@ -16,13 +16,16 @@ import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
 from . import _forks
+from ._handlers import is_in_handler
 from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable
+    from typing import Any, Callable, Iterable, NoReturn
 
     from ._delivery import Delivery
+
+_clock = time.monotonic  # taken once: a program may replace it, as freezegun does
 
 # The deliveries of this process and of those that it descends from. Weak: a client that is thrown away stays only as
 # long as its thread has something to send. No lock: each use is one operation on a set.
@@ -33,6 +36,8 @@ _kept: set[Delivery] = set()  # those that wait without a thread, which nothing 
 _armed_pid = 0
 _ended_pid = 0
 _past_multiprocessing_pid = 0
+_spent_pid, _spent = 0, 0.0  # seconds that the ends of this process have taken so far: they share one budget
+_knows_forks = False  # whether multiprocessing calls us in its children, which forked ones inherit
 
 
 def watch(delivery: Delivery) -> None:
@@ -40,8 +45,9 @@ def watch(delivery: Delivery) -> None:
     _deliveries.add(ref(delivery, _deliveries.discard))
     _forks.watch()
     _arm()
-    if _ended_pid == delivery.owner.pid:  # made by an exit callback that ran after ours
-        delivery.end(time.monotonic() + delivery.exit_timeout, final=True)
+    # Made by an exit callback that runs after ours, or where ours is never called, because callbacks run already.
+    if _ended_pid == delivery.owner.pid or is_shutting_down():
+        delivery.end(_clock() + delivery.exit_timeout, final=True)
 
 
 def keep(delivery: Delivery) -> None:
@@ -71,6 +77,7 @@ def _arm() -> None:
     if _armed_pid == pid:
         return
     _armed_pid = pid
+    atexit.unregister(end_of_process)  # a parent's, which a forked child inherits
     atexit.register(end_of_process)
     _arm_multiprocessing()
     signals = sys.modules.get("celery.signals")
@@ -92,7 +99,10 @@ def _arm_multiprocessing() -> None:
     util.Finalize(None, _end_after_multiprocessing, exitpriority=-100)
     # What a spawned child registered while it imported the main module is cleared before its job begins
     # (`BaseProcess._bootstrap`, up to 3.10); this is called right after that.
-    util.register_after_fork(_arm_again, _arm_again)
+    global _knows_forks
+    if not _knows_forks:
+        _knows_forks = True
+        util.register_after_fork(_arm_again, _arm_again)
 
 
 def _arm_again(_: object) -> None:
@@ -112,25 +122,96 @@ def is_past_multiprocessing() -> bool:
     return _past_multiprocessing_pid == os.getpid()
 
 
+def is_shutting_down() -> bool:
+    """True when the interpreter runs its exit callbacks: one that is registered now is never called."""
+    threading = sys.modules.get("threading")
+    if threading is None:
+        return False
+    return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()
+
+
 def end_of_process(*_: object, **__: object) -> None:
-    """Settle what this process's clients still hold, all within one budget. Called by whatever announces the end."""
-    global _ended_pid
-    _ended_pid = os.getpid()
-    started = time.monotonic()
+    """Settle what this process's clients still hold. Called by whatever announces the end, all within one budget."""
+    _end_within_budget(lambda delivery: True)
+
+
+def _end_within_budget(chosen: Callable[[Delivery], bool]) -> None:
+    global _ended_pid, _spent_pid, _spent
+    pid = os.getpid()
+    if _spent_pid != pid:
+        _spent_pid, _spent = pid, 0.0
+    _ended_pid = pid
+    began = _clock()
+    try:
+        _end_whatever_comes(began - _spent, chosen)
+    finally:
+        _spent += _clock() - began
+        _restore_exit_status()
+
+
+def _end_whatever_comes(started: float, chosen: Callable[[Delivery], bool]) -> None:
     while True:
         try:
-            _end(started, final=True)
+            _end(started, True, chosen)
             return
         except SystemExit:
             pass  # a handler of a second signal, or a greenlet of gunicorn's, wants what is going on already
+        except KeyboardInterrupt:
+            _end(float("-inf"), True, chosen)  # who is in a hurry is told at once what is not delivered
+            raise
 
 
-def _end(started: float, final: bool) -> None:
-    mine = sorted(own(), key=lambda delivery: delivery.ends_last)
+def _restore_exit_status() -> None:
+    """Have a program that a Ctrl-C ended die of SIGINT, as Python does, so that the shell's loop around it ends too.
+
+    CPython keeps a mark for that, which any `eval` resets, as an import of ours may do by `namedtuple`; code that is
+    run by `exec` and raises sets it again (`Modules/main.c`, `Python/pythonrun.c`: `unhandled_keyboard_interrupt`).
+    """
+    kind = getattr(sys, "last_type", None)
+    if isinstance(kind, type) and issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
+        try:
+            exec("raise KeyboardInterrupt")
+        except KeyboardInterrupt:
+            pass
+
+
+def _end(started: float, final: bool, chosen: Callable[[Delivery], bool] = lambda delivery: True) -> None:
+    mine = sorted(filter(chosen, own()), key=lambda delivery: delivery.ends_last)
     for delivery in mine:
         delivery.hasten()
     for delivery in mine:
         delivery.end(started + delivery.exit_timeout, final)
+
+
+# `os._exit`, by which forked children leave, mostly in somebody else's code.
+
+_exit_of_os: Any = None  # what `os._exit` was before
+
+
+def watch_first_use(signals: Iterable[int], report: Any, wraps_exit: bool) -> None:
+    """A client of this process has its first event, or its first for a while."""
+    if wraps_exit:
+        _wrap_os_exit()
+    if signals:
+        end_on(signals, report)
+
+
+def _wrap_os_exit() -> None:
+    global _exit_of_os
+    if _exit_of_os is None:
+        _exit_of_os = os._exit
+        os._exit = _exit_after_sending
+
+
+def _exit_after_sending(status: int) -> NoReturn:
+    """`os._exit`, after what waits in this process has been sent: within what is left of the budget of its end."""
+    try:
+        if any(delivery.sends_on_os_exit for delivery in own()) and not is_in_handler():
+            _end_within_budget(lambda delivery: delivery.sends_on_os_exit)
+    except BaseException:
+        pass  # nothing keeps it from exiting
+    _exit_of_os(status)
+    raise SystemExit(status)  # never comes to it
 
 
 # Signals, where the application asked for it.
@@ -138,22 +219,41 @@ def _end(started: float, final: bool) -> None:
 _previous: dict[int, Any] = {}  # what handled each signal before
 
 
-def end_on(signals: Iterable[int]) -> None:
-    """Have ``signals`` send what waits before they do what they did. Main thread only; `LetterError` elsewhere."""
+_reported: set[str] = set()  # troubles with them, each of which is told once
+
+
+def end_on(signals: Iterable[int], report: Callable[[LetterError], object]) -> None:
+    """Have ``signals`` send what waits before they do what they did. Called again, it installs what is missing.
+
+    Only the main thread can do that; elsewhere, and where a signal is another library's, it is reported once: an
+    option of a client must not keep an application from starting.
+    """
     import signal
 
     for number in signals:
         handler = signal.getsignal(number)
         if handler is _on_signal:
             continue
+        name = signal.Signals(number).name
         if handler is None:
-            raise LetterError(f"exit_signals: {signal.Signals(number).name} is handled outside of Python here")
+            _report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
+            continue
         previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
         try:
             signal.signal(number, _on_signal)
         except ValueError:
             _previous[number] = previous
-            raise LetterError("exit_signals: only the main thread can install signal handlers") from None
+            _report_once(
+                report,
+                "exit_signals: only the main thread can install signal handlers; they are installed when the main "
+                "thread has an event",
+            )
+
+
+def _report_once(report: Callable[[LetterError], object], trouble: str) -> None:
+    if trouble not in _reported:
+        _reported.add(trouble)
+        report(LetterError(trouble))
 
 
 def _on_signal(number: int, frame: Any) -> None:
@@ -172,12 +272,16 @@ def _end_by_signal(number: int, frame: Any) -> None:
     import signal
 
     previous = _previous[number]
-    _end(time.monotonic(), final=previous is signal.SIG_DFL)
+    _end(_clock(), final=previous is signal.SIG_DFL)
     if callable(previous):
         previous(number, frame)
     elif previous == signal.SIG_DFL:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+        # Still here: the kernel ignores the default action for the first process of a container.
+        signal.signal(number, _on_signal)
+        for delivery in own():
+            delivery.go_on()
 
 
 # uWSGI, which forks without Python's hooks and may not let threads run.

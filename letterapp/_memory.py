@@ -61,6 +61,9 @@ class MemorySlot:
     def has_heirs(self) -> bool:
         return False
 
+    def mark_leaving(self, leaves: bool) -> None:
+        pass
+
     def release(self) -> None:
         pass
 
@@ -86,6 +89,12 @@ class SharedSlot(MemorySlot):
         self.is_own = owner.is_open  # type: ignore[method-assign]
         self.has_heirs = owner.has_others  # type: ignore[method-assign]
         self.release = lock.release  # type: ignore[method-assign]
+        self._shared_words = owner.words_of(number, WORDS + 1)
+        self.mark_leaving(False)  # whoever had it before
+
+    def mark_leaving(self, leaves: bool) -> None:
+        """Tell the family whether this process is at its end: who leaves delivers nothing that others leave."""
+        self._shared_words[WORDS] = leaves
 
     def trim(self, start: int, end: int) -> None:
         start, end = -(-start // self._page) * self._page, end // self._page * self._page
@@ -141,9 +150,9 @@ class SharedMemory:
         # One file serves all clients of all descendants, who cannot agree on ranges: so each client draws its own.
         self._range = int.from_bytes(os.urandom(6), "big") * SLOTS
 
-    def words_of(self, number: int) -> Any:
+    def words_of(self, number: int, count: int = WORDS) -> Any:
         at = number * _APART // UNIT
-        return self._words[at : at + WORDS]
+        return self._words[at : at + count]
 
     def claim(self) -> SharedSlot | None:
         """A slot for this process, empty if one is, else with a dead one's events; None when each has an owner."""
@@ -166,13 +175,13 @@ class SharedMemory:
             return PrivateMemory(self._settings)
 
     def has_others(self) -> bool:
-        """True while another process has a slot."""
+        """True while another process has a slot that is not at its own end."""
         names = this_process().locks
         for number in range(SLOTS):
             lock = self._lock(number)
             if lock is not None:
                 lock.release()
-            elif self._name(number) not in names:
+            elif self._name(number) not in names and not self._words[number * _APART // UNIT + WORDS]:
                 return True
         return False
 

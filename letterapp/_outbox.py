@@ -86,6 +86,7 @@ class Outbox:
         self._promise = Promise()  # that somebody looks here again
         self._prompt = len(ring) > 0  # every `put` wants somebody's attention
         self.closed = False
+        self._is_leaving = False
         self._delivered = 0
         self._retried = 0
         self._taken_over = len(ring)
@@ -138,6 +139,7 @@ class Outbox:
                     self._in_hand = None
                 self._ring = ring
                 self.kind = ring.slot.kind
+                ring.slot.mark_leaving(self._is_leaving)
                 self._join(ring)
 
     def leave_no_trace(self) -> None:
@@ -160,6 +162,13 @@ class Outbox:
     def be_prompt(self, prompt: bool) -> None:
         """Have each `put` ask for attention from now on, because no thread will come by itself; or no longer."""
         self._prompt = prompt
+
+    def mark_leaving(self, leaves: bool) -> None:
+        """Tell the family that this process is at its end, or that it goes on after all."""
+        with self._lock:
+            self._is_leaving = leaves
+            for ring in (self._ring, *self._adopted):
+                ring.slot.mark_leaving(leaves)
 
     def close(self) -> None:
         """Refuse every further event; what waits is still handed out."""
@@ -241,6 +250,7 @@ class Outbox:
     def adopt(self, ring: Ring) -> None:
         """Queue the events that a dead process left before all others."""
         with self._lock:
+            ring.slot.mark_leaving(self._is_leaving)
             self._adopted.append(ring)
             self._join(ring)
 

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
         def has_heirs(self) -> bool:
             """True when somebody else may find what it holds at this process's end."""
 
+        def mark_leaving(self, leaves: bool) -> None:
+            """Tell those others whether its process is at its end, and so delivers nothing that they leave."""
+
         def release(self) -> None:
             """Let others have it. What it still holds is theirs."""
 

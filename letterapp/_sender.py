@@ -123,6 +123,10 @@ class Sender(Delivery):
         """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
         return self._outbox.has_room(events, size)
 
+    @property
+    def sends_on_os_exit(self) -> bool:
+        return self._settings.send_on_os_exit
+
     def uses(self, queue: Target) -> bool:
         """True when batches are handed over to ``queue``."""
         return self._handover is not None and self._handover.target.is_same(queue)
@@ -189,8 +193,12 @@ class Sender(Delivery):
 
     def end(self, deadline: float, final: bool) -> None:
         self._final = final
+        self._outbox.mark_leaving(final)
         if self._gave_up and self._outbox.is_empty():
-            return
+            # What is on the wire is nobody's; what a killed process has left since is.
+            self._find_all(deadline)
+            if self._outbox.is_empty():
+                return
         self._outbox.be_prompt(True)
         settled = self._drain(deadline)
         if self._may_wait():
@@ -207,6 +215,12 @@ class Sender(Delivery):
                 self._outbox.leave_no_trace()
         self._budget = max(0.0, deadline - self._clock())
 
+    def go_on(self) -> None:
+        self._final = False
+        self._budget = FOREVER
+        self._outbox.mark_leaving(False)
+        self._outbox.be_prompt(self._inline)
+
     def defers(self, act: Callable[[], object]) -> bool:
         if not self._outbox.held_by_this_thread():
             return False
@@ -221,10 +235,8 @@ class Sender(Delivery):
         if self._outbox.closed:
             child._outbox.close()
         _lifecycle.release(self)
-        try:
-            _lifecycle.end_on(self._settings.exit_signals)  # gunicorn has reset them since
-        except LetterError:
-            pass  # not the main thread; what was inherited is all there is
+        if self._settings.exit_signals:
+            _lifecycle.end_on(self._settings.exit_signals, self._report)  # gunicorn has reset them since
         return child
 
     def _successor(self, stores: Stores) -> Sender:
@@ -259,6 +271,7 @@ class Sender(Delivery):
             # gevent has patched since. Our thread is a real one, which gevent's objects do not bear: it leaves at this
             # ring, because it is no longer `_mine`, and a greenlet takes its place.
             promise = self._outbox.attend_instead()
+        _lifecycle.watch_first_use(self._settings.exit_signals, self._report, self._settings.send_on_os_exit)
         with promise.making:
             promise.begun = self._start()
         if promise.begun:
@@ -414,8 +427,8 @@ class Sender(Delivery):
         return self._heir.left_some and self._may_wait() and self._clock() < deadline
 
     def _give_up(self, cause: str, why: str) -> None:
-        if self._heir.left_some:
-            self._heir.take_over(FOREVER)  # to be told of
+        if self._heir.left_some or cause == "exit":  # what others have left to this process is to be told of too
+            self._heir.take_over(FOREVER)
         events = self._outbox.abandon(cause)
         self._heir.give_back()
         self._progress.ring()

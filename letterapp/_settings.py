@@ -54,6 +54,7 @@ class Settings:
     enabled: bool
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
     exit_signals: tuple[int, ...]
+    send_on_os_exit: bool  # `os._exit` is an end of the process too
     spool: str | None  # the absolute path of a directory
     spool_sync: bool  # return from a call when its event would survive a loss of power
     spool_max_bytes: int  # of all files of one key in the directory
@@ -67,6 +68,7 @@ class Settings:
         enabled: bool,
         overflow: str,
         exit_signals: Iterable[int],
+        send_on_os_exit: bool,
         ssl_context: Any,
         on_error: Any,
         before_send: Any,
@@ -92,6 +94,7 @@ class Settings:
         checked["before_send"] = _callable("before_send", before_send)
         checked["ssl_context"] = _context(ssl_context)
         checked["exit_signals"] = _signals(exit_signals)
+        checked["send_on_os_exit"] = _flag("send_on_os_exit", send_on_os_exit)
         checked["spool"] = _path("spool", "the path of a directory", spool)
         checked["spool_sync"] = _flag("spool_sync", spool_sync)
 
@@ -186,9 +189,13 @@ def _signals(value: Iterable[int]) -> tuple[int, ...]:
     import signal
 
     try:
-        return tuple(signal.Signals(number) for number in value)
+        signals = tuple(signal.Signals(number) for number in value)
     except (TypeError, ValueError):
         raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {value!r}") from None
+    for number in signals:
+        if number.name in ("SIGKILL", "SIGSTOP"):
+            raise LetterError(f"exit_signals: no process can handle {number.name}; leave it out")
+    return signals
 
 
 def _path(name: str, what: str, value: Any) -> str | None:

@@ -82,6 +82,9 @@ class SpoolSlot:
     def has_heirs(self) -> bool:
         return True
 
+    def mark_leaving(self, leaves: bool) -> None:
+        pass  # there is always a next start
+
     def spoil(self) -> None:
         self.memory[_SPOILT_AT] = 1
 

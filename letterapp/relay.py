@@ -324,6 +324,10 @@ class QueueListener:
     # The end of the process, as `_lifecycle` announces it: after the clients, whose last batches come here.
 
     ends_last = True
+    sends_on_os_exit = True
+
+    def go_on(self) -> None:
+        pass
 
     def hasten(self) -> None:
         pass

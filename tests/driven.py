@@ -43,6 +43,9 @@ class Slot:
     def has_heirs(self) -> bool:
         return False
 
+    def mark_leaving(self, leaves: bool) -> None:
+        pass
+
     def release(self) -> None:
         self.released = True
 

@@ -311,21 +311,6 @@ def test_ssl_context_is_used(make: Any) -> None:
     assert make(base_url="https://localhost", ssl_context=lambda: context)._delivery._transport._tls() is context
 
 
-def test_exit_signals_only_in_the_main_thread() -> None:
-    caught: list[LetterError] = []
-
-    def elsewhere() -> None:
-        try:
-            Letter("k", exit_signals=(signal.SIGTERM,))
-        except LetterError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert "only the main thread" in str(caught[0])
-
-
 # Pickling.
 
 
