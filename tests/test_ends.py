@@ -215,7 +215,7 @@ def test_pytest_forked(letter_api: Any, tmp_path: Path) -> None:
     )
     flags = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--forked", "test_it.py"]
     with Program([sys.executable, *flags], environment(letter_api.url), tmp_path) as program:
-        finished = program.finish()
+        program.finish()
     # (1.7.5 with pytest 9 says of every test that it failed, an empty one too.)
     assert sorted(whose(letter_api).get("rq", [])) == list(range(5))
 

@@ -27,7 +27,7 @@ def gates(letter_api: Any) -> Gates:
 ENDS = {
     "SIGKILL": ("die()", -signal.SIGKILL),
     "SIGTERM": ("die(signal.SIGTERM)", -signal.SIGTERM),
-    "os._exit": ("os._exit(0)", 0),
+    "an exit that Python does not see": ("__import__('posix')._exit(0)", 0),
     "abort": ("os.abort()", -signal.SIGABRT),
     "crash": ("ctypes.string_at(0)", -signal.SIGSEGV),
     "exec": ("os.execv('/bin/true', ['true'])", 0),
