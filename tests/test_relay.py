@@ -913,7 +913,7 @@ def test_a_kept_one_is_joined_when_it_comes_late(
         ({"relay": "/" + "x" * 103}, "too long for a socket's path"),
         ({"relay": True, "spool": "spool", "spool_sync": True}, "spool_sync cannot be kept with a relay"),
         ({"relay": True, "ssl_context": ssl.create_default_context()}, "an ssl_context cannot go there"),
-        ({"relay": 7}, "relay must be True or a socket's path"),
+        ({"relay": 7}, "relay must be True, a socket's path or a queue"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
