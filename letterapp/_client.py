@@ -307,7 +307,8 @@ class Letter:
         ``accepted``: events whose call returned here, and those that were taken over; ``adopted``: the latter, which
         an ended process had left; ``delivered``; ``retried``: events in repeated requests; ``lost``: a dict by cause
         (docs/guarantees.md names them); ``waiting`` and ``waiting_bytes``: in the queue or on the wire; ``pid``;
-        ``mode``: ``"thread"``, or ``"inline"`` where the calls send; ``memory``, where events lie: ``"shared"`` with
+        ``mode``: ``"thread"``, ``"inline"`` where the calls send, or ``"relay"`` while a relay takes events;
+        ``relayed``: events that one took; ``memory``, where events lie: ``"shared"`` with
         the family, ``"spool"``, or ``"private"``: they go with this process. A forked child counts from zero.
         """
         return self._here().stats()

@@ -34,6 +34,7 @@ CONNECTING = 2.0  # times that, for two connections with a challenge and an answ
 # Seconds in a call that sends because no thread can run: for an answer, which a later call may read, and for a
 # connection. A manager on a busy machine takes some 10 ms for that; one that stands still is tried each second at most.
 INLINE_WAIT, INLINE_CONNECT = 0.002, 0.025
+LINGER = 0.25  # seconds that one question whether a batch is settled waits: then a flush that has begun is told
 POLL = 0.05  # seconds until the next such question where none may wait, and until a full queue is tried again
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
 QUIET = 60.0  # seconds in which the same trouble is not reported again
@@ -117,7 +118,8 @@ class Handover:
         return not (self.target.retired or (self.target.has_feeder and _lifecycle.is_past_multiprocessing()))
 
     def _exchange(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
-        wait = self._patience if linger else INLINE_WAIT
+        # Seconds for an answer: no more than the caller has.
+        wait = min(self._patience, linger) if linger else INLINE_WAIT
         if not self._is_accepted:
             answer = self._put(batch, urgent, wait)
             if answer is NOT_YET:
@@ -130,7 +132,7 @@ class Handover:
             self._full_since = None
             self._recover()
         assert self._channel is not None
-        reports = self._channel.settled(min(linger, self._patience), urgent, wait, self._patience)
+        reports = self._channel.settled(min(linger, wait, LINGER), urgent, wait, self._patience)
         if reports is None or reports is NOT_YET:
             return Pending(0.0 if linger else POLL)
         assert isinstance(reports, list)
@@ -147,7 +149,7 @@ class Handover:
             except ConnectionError as problem:
                 pass_on(problem)
                 self.close()  # its process was started anew while nothing was handed over, as a kept manager may be
-        self._channel = self.target.connect(CONNECTING * self._patience if wait == self._patience else INLINE_CONNECT)
+        self._channel = self.target.connect(INLINE_CONNECT if wait == INLINE_WAIT else CONNECTING * wait)
         self._batch = batch
         return self._channel.put(batch, urgent, wait, self._patience)
 
@@ -168,7 +170,6 @@ class Handover:
 
     def _fail(self, why: str) -> None:
         self.close()
-        self._is_amid = False
         if self.target.retired:
             return
         self._is_working = False

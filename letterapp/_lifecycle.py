@@ -50,6 +50,11 @@ def watch(delivery: Delivery) -> None:
         delivery.end(_clock() + delivery.exit_timeout, final=True)
 
 
+def unwatch(delivery: Delivery) -> None:
+    """Tell ``delivery`` nothing of the end: whoever made it does."""
+    _deliveries.discard(ref(delivery))
+
+
 def keep(delivery: Delivery) -> None:
     """Hold on to a delivery that has no thread, until the process ends."""
     _kept.add(delivery)

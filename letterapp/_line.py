@@ -43,7 +43,8 @@ class Line:
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._detach = _detach(sock)
-        self._inode = os.fstat(sock.fileno()).st_ino
+        # Windows' sockets are no descriptors, and nothing is inherited there.
+        self._inode = os.fstat(sock.fileno()).st_ino if os.name == "posix" else -1
         self._base = _socket_class()
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
@@ -131,7 +132,7 @@ class Line:
     def is_ours(self) -> bool:
         """False when somebody has closed the descriptor, whose number may be another file's by now."""
         try:
-            return os.fstat(self._sock.fileno()).st_ino == self._inode
+            return self._inode == -1 or os.fstat(self._sock.fileno()).st_ino == self._inode
         except OSError:
             return False
 

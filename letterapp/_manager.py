@@ -22,7 +22,7 @@ from multiprocessing.managers import Server
 from queue import Full
 from weakref import WeakSet, ref
 
-from . import _protocol
+from . import _lifecycle, _protocol
 from ._bell import Bell
 from ._ownership import OwnedSender, Owner
 from ._queues import TYPEID
@@ -141,8 +141,8 @@ class Batches:
             self._sender.request_flush()
         self._sender.pending_acks()  # nobody is told unasked here
         self._progress.wait_while(lambda: not owner.is_settled(), time.monotonic() + seconds, time.monotonic)
-        if not owner.is_settled():
-            return None
+        if owner.keeps or not owner.is_settled():
+            return None  # the first: given up here at the end, and its process sends it
         self._session().batch = None
         return list(owner.reports)
 
@@ -182,7 +182,9 @@ class Batches:
         for session in self._connected():
             if session.batch is not None:
                 session.batch.keeps, session.batch.hears = True, False
-        return self._sender.close_by(deadline, timeout)
+        settled = self._sender.close_by(deadline, timeout)
+        _lifecycle.unwatch(self._sender)  # this was its end; what a spool keeps the next start sends
+        return settled
 
     def _has_answers_to_give(self) -> bool:
         return any(session.batch is not None and session.batch.is_settled() for session in self._connected())
@@ -248,6 +250,8 @@ class BatchServer(Server):
                     return
                 time.sleep(_CROWDED)
                 continue
+            if not isinstance(self.address, str):
+                _keep_alive(connection)
             thread = threading.Thread(target=self.handle_request, args=(connection,), daemon=True)
             try:
                 thread.start()
@@ -266,6 +270,12 @@ class BatchServer(Server):
             self.listener.close()
         except FileNotFoundError:
             pass  # somebody has removed the socket's file
+
+
+def _keep_alive(connection: Any) -> None:
+    """Have the system find out when the host at the other end has gone."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def log(text: str) -> None:

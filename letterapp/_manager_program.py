@@ -219,10 +219,10 @@ def serve(
     """
     if hasattr(os, "umask"):
         os.umask(0o077)
-    told_to_end = threading.Event()
+    told_to_end, tell = os.pipe()  # a handler may not take a lock that it may have interrupted
     if starters_word is None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: told_to_end.set())
+            signal.signal(number, lambda *_: os.write(tell, b"."))
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = _bound(batches, address, authkey)
@@ -233,7 +233,7 @@ def serve(
     announce(place)
     if starters_word is None:
         _launch.notify("READY=1")
-        told_to_end.wait()
+        os.read(told_to_end, 1)
         _launch.notify("STOPPING=1")
     elif starters_word() != SHUTDOWN:
         _serve_the_connected(batches)
@@ -256,6 +256,7 @@ def _bound(batches: Batches, address: Address | None, authkey: bytes) -> BatchSe
         directory = _launch.own_directory()
         _remove_abandoned(directory)
         address = os.path.join(directory, f"{_PRIVATE}{os.urandom(8).hex()}.sock")
+        return _listening(batches, address, authkey)
     if not isinstance(address, str) or address.startswith("\\\\"):
         return _listening(batches, address, authkey)
     if len(os.fsencode(address)) > _launch.LONGEST_PATH:
@@ -270,8 +271,23 @@ def _bound(batches: Batches, address: Address | None, authkey: bytes) -> BatchSe
         must_be_guarded(os.path.dirname(address))
     except OSError as problem:
         raise LetterError(f"{os.path.dirname(address)}: {problem.strerror}") from None
+    if not _lock(address):
+        raise LetterError(f"another process serves at {address}")
     _remove_what_a_killed_one_left(address)
     return _listening(batches, address, authkey)
+
+
+def _lock(path: str) -> bool:
+    """Have the place to ourselves, from the look at what is there until the end of the process."""
+    import fcntl
+
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return False
+    return True
 
 
 def _listening(batches: Batches, address: Address | None, authkey: bytes) -> BatchServer:

@@ -126,9 +126,8 @@ class ManagerQueue:
         self.process: object = None  # the manager's, which it keeps going, in the process that started it alone
 
     def connect(self, patience: float) -> ManagerConnection:
-        return ManagerConnection(
-            self.address, self._authkey, patience, "create", (TYPEID, self._proof, self.base_url), answers=True
-        )
+        asked = (TYPEID, self._proof, self.base_url)
+        return ManagerConnection(self.address, self._authkey, patience, asked, answers=True)
 
     def is_same(self, other: Target) -> bool:
         return isinstance(other, ManagerQueue) and other.address == self.address
@@ -170,7 +169,7 @@ class ProxyQueue:
         self._ident = ident
 
     def connect(self, patience: float) -> ManagerConnection:
-        return ManagerConnection(self.address, self._authkey, patience, "incref", (self._ident,), answers=False)
+        return ManagerConnection(self.address, self._authkey, patience, self._ident, answers=False)
 
     def is_same(self, other: Target) -> bool:
         return isinstance(other, ProxyQueue) and (other.address, other._ident) == (self.address, self._ident)
@@ -203,6 +202,8 @@ class ForeignQueue:
         self.queue = queue
         self.has_feeder = all(hasattr(queue, name) for name in ("_buffer", "_notempty", "_thread"))
         self._stuck_from = 0.0  # when the last batch was put
+        self._gave_up = False  # one of ours may still be with a feeder that cannot write it
+        self._pipe = _identity(queue) if self.has_feeder else None
         if self.has_feeder:
             _feeders.setdefault(queue, os.getpid())
 
@@ -224,7 +225,12 @@ class ForeignQueue:
 
     def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool:
         if self.has_feeder:
+            if _identity(self.queue) != self._pipe:
+                raise Disconnected("its descriptor was closed")
             _renew_feeder(self.queue)
+            if self._gave_up and self._is_stuck():
+                raise Full("nobody reads it")
+            self._gave_up = False
         self.queue.put_nowait(batch)
         self._stuck_from = time.monotonic()
         return True
@@ -235,6 +241,7 @@ class ForeignQueue:
         while self._is_stuck():
             now = time.monotonic()
             if now >= self._stuck_from + _STUCK:
+                self._gave_up = True
                 raise Full("nobody reads it")
             if now >= until:
                 return None
@@ -252,7 +259,8 @@ class ForeignQueue:
 
     def _is_stuck(self) -> bool:
         """True until the feeder has written all that it has. It waits for more only then."""
-        if not self.has_feeder or self.queue._thread is None:
+        # A parent's feeder is nothing to wait for, nor is its lock, which some thread may have held at the fork.
+        if not self.has_feeder or self.queue._thread is None or _feeders.get(self.queue) != os.getpid():
             return False
         with self.queue._notempty:
             return bool(self.queue._buffer) or not self.queue._notempty._waiters
@@ -265,6 +273,15 @@ class ForeignQueue:
 
     def __repr__(self) -> str:
         return f"<{type(self.queue).__module__}.{type(self.queue).__name__}>"
+
+
+def _identity(queue: Any) -> tuple[int, int] | None:
+    """What the feeder writes to; another file when somebody has closed the descriptor, whose number is given again."""
+    try:
+        status = os.fstat(queue._writer.fileno())
+    except (AttributeError, OSError, ValueError):
+        return None  # closed; a Windows pipe, which has no descriptor
+    return status.st_dev, status.st_ino
 
 
 def _renew_feeder(queue: Any) -> None:
@@ -299,21 +316,22 @@ class ManagerConnection:
         address: Address,
         authkey: bytes,
         patience: float,
-        reference: str,
-        arguments: tuple[Any, ...],
+        queue: str | tuple[str, str, str],
         answers: bool,
     ) -> None:
-        """``reference`` is how the server is asked for the queue: "create", or "incref" of one that exists."""
+        """``queue``: its identity in the server, or the arguments by which the server is asked for it."""
         self._answers = answers
         self._asked: float | None = None  # when the question was asked whose answer is still to come
         deadline = time.monotonic() + patience
-        # The server answers one question on a connection, unless the question is to be accepted for more.
-        self._wire = _open_wire(address, authkey, deadline)
-        try:
-            found = self._exchange(None, reference, *arguments)
-        finally:
-            self._wire.close()
-        self._ident = found[0] if reference == "create" else arguments[0]
+        if isinstance(queue, tuple):
+            # The server answers one question on a connection, unless the question is to be accepted for more.
+            self._wire = _open_wire(address, authkey, deadline)
+            try:
+                self._ident = self._exchange(None, "create", *queue)[0]
+            finally:
+                self._wire.close()
+        else:
+            self._ident = queue
         self._wire = _open_wire(address, authkey, deadline)
         try:
             self._exchange(None, "accept_connection", f"letterapp {os.getpid()}")
@@ -340,6 +358,10 @@ class ManagerConnection:
         """Call ``method`` of the queue; raise what it raised, or `OSError`, after which this is to be closed."""
         return self._ask(method, *arguments, wait=patience, patience=patience)
 
+    def ask(self, method: str, *arguments: Any, wait: float) -> Any:
+        """The same, but NOT_YET after ``wait`` seconds; called again, it goes on waiting for that answer."""
+        return self._ask(method, *arguments, wait=wait, patience=float("inf"))
+
     def close(self) -> None:
         self._wire.close()
 
@@ -348,7 +370,7 @@ class ManagerConnection:
         if self._asked is None:
             if self._wire.is_stale():
                 raise Disconnected("it closed the connection")
-            self._wire.set_deadline(now + patience)
+            self._wire.set_deadline(now + min(wait, patience))
             self._send(self._ident, method, *arguments)
             self._asked = now
         if not self._wire.has_answer(wait):
@@ -356,7 +378,7 @@ class ManagerConnection:
                 raise socket.timeout("timed out")
             return NOT_YET
         self._asked = None
-        self._wire.set_deadline(time.monotonic() + patience)
+        self._wire.set_deadline(time.monotonic() + min(patience, ANSWERING))
         return self._answer()
 
     def _exchange(self, ident: str | None, method: str, *arguments: Any) -> Any:

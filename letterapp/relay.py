@@ -18,6 +18,7 @@ its process (`_manager_program`).
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -33,7 +34,7 @@ from ._delivery import Reporter
 from ._forks import this_process
 from ._handlers import pass_on
 from ._manager_program import batches_of, start_process
-from ._queues import ANSWERING, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
+from ._queues import ANSWERING, NOT_YET, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, seconds
 from .errors import LetterError
@@ -89,8 +90,8 @@ class SenderManager(BaseManager):
         address: Where the server listens: None for a private place, the path of a Unix socket, ``(host, port)`` for
             TCP (trusted networks only: whoever has the authkey can run code there), or a Windows pipe.
         authkey: The secret, in bytes, that both sides must have. None makes a random one in `start`.
-        options: Of `Letter`'s options those that concern sending: max_retries, timeout, max_queue_bytes,
-            max_queue_events, overflow, max_batch_bytes, exit_timeout, spool, spool_max_bytes. With
+        options: Of `Letter`'s options those that concern sending: flush_at, flush_interval, max_retries, timeout,
+            max_queue_bytes, max_queue_events, overflow, max_batch_bytes, exit_timeout, spool, spool_max_bytes. With
             ``overflow="block"`` a batch waits for room, up to the client's `timeout`; else a full queue refuses it, and
             its process sends it.
 
@@ -164,8 +165,9 @@ class SenderManager(BaseManager):
     def shutdown(self) -> None:  # type: ignore[override]
         """Have this process's clients hand over what waits, and the sender process send it and end.
 
-        Blocks for `exit_timeout` for the clients, and again for the process, at most. What cannot be sent by then is
-        sent by the processes that tracked it. Without effect in a process that did not start it, and the second time.
+        Blocks for `exit_timeout` for the clients, and for `exit_timeout` and 5 s more for the process, at most. What
+        cannot be sent by then is sent by the processes that tracked it. Without effect in a process that did not start
+        it, and the second time.
 
         Raises:
             LetterError: This manager was connected: whoever keeps the server ends it, by SIGTERM.
@@ -189,7 +191,9 @@ class SenderManager(BaseManager):
         from ._manager import BatchServer
 
         self._must_be_new()
-        return BatchServer(batches_of(self._options()), self._address, self._key)
+        batches = batches_of(self._options())
+        batches.begin()
+        return BatchServer(batches, self._address, self._key)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the process that `start` started has ended, ``timeout`` seconds at most."""
@@ -288,8 +292,10 @@ class QueueListener:
         self.owner = this_process()
         self._room = Bell()
         self._sender = Sender(self._settings, report=self._report, progress=self._room)
+        _lifecycle.unwatch(self._sender)  # its end is that of the listener
         _lifecycle.watch(self)  # type: ignore[arg-type]  # the process's end stops it
         if not _lifecycle.start_thread(self._run):
+            self._sender = None
             raise LetterError("a listener needs a thread, and none can run in this process")
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -333,10 +339,19 @@ class QueueListener:
         pass
 
     def end(self, deadline: float, final: bool) -> None:
-        if self._sender is not None and final:
-            self._drain(deadline)
-            self._is_over = True
-            self._sender.end(deadline, final)
+        if self._sender is None or not final:
+            return
+        if (
+            isinstance(self._source, ForeignQueue)
+            and multiprocessing.active_children()
+            and not _lifecycle.is_past_multiprocessing()
+        ):
+            # They are joined next, and go on putting until then. This is called again after that, when a manager that
+            # this process has started is gone.
+            return
+        self._drain(deadline)
+        self._is_over = True
+        self._sender.end(deadline, final)
 
     def defers(self, act: Callable[[], object]) -> bool:
         return False
@@ -459,12 +474,16 @@ class _Source:
         if self._connection is None:
             return self._target.queue.get(wait > 0, wait)
         # Asked again and again: a manager that waits for an item on behalf of a listener would give it to nobody, if
-        # that one is killed meanwhile.
+        # that one is killed meanwhile. A question that was asked is not abandoned, for its answer is an item.
         until = time.monotonic() + wait
         pause = _SHORTEST_PAUSE
         while True:
+            left = max(0.0, until - time.monotonic())
             try:
-                return self._connection.call("get_nowait", patience=ANSWERING)
+                item = self._connection.ask("get_nowait", wait=left or ANSWERING)
+                if item is not NOT_YET:
+                    return item
+                raise Empty
             except Empty:
                 if time.monotonic() + pause >= until:
                     raise

@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, run, start, whose
+from harness import DEADLINE, Program, environment, eventually, run, start, whose
 from managed import KEY, SECRET, Directory, own_directory  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError
@@ -559,6 +559,90 @@ def test_a_manager_that_gives_up_empties_no_spool(manager: Any, letter_api: Any,
     assert letter.close()
 
 
+def test_a_manager_that_gives_up_at_its_end_leaves_events_to_their_process(
+    directory: Directory, letter_api: Any, errors: Any
+) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    with directory.keep() as kept:
+        one = SenderManager(KEY, letter_api.url, address=directory.socket, authkey=SECRET)
+        one.connect()
+        letter = Letter(relay=one.queue, on_error=errors.append, flush_interval=0, exit_timeout=DEADLINE)
+        work(letter, 10)
+        assert hold.arrived.wait(DEADLINE)
+        kept.signal(signal.SIGTERM)
+        assert kept.finish().code == 0, kept.output
+        assert letter.flush(DEADLINE)
+    hold.release()
+    assert letter.close() and whose(letter_api) == {"program": list(range(10))}, (letter.stats(), kept.output)
+
+
+def test_a_kept_manager_with_a_spool_ends_within_its_time(directory: Directory, letter_api: Any, tmp_path: Any) -> None:
+    letter_api.rule = lambda request: status(503)
+    with directory.keep("--spool", str(tmp_path / "spool")) as kept:
+        one = SenderManager(KEY, letter_api.url, address=directory.socket, authkey=SECRET)
+        one.connect()
+        letter = Letter(relay=one.queue, on_error=lambda error: None, flush_interval=0)
+        work(letter, 5)
+        assert eventually(lambda: one.status()["waiting"], lambda waiting: waiting == 5) == 5
+        began = time.monotonic()
+        kept.signal(signal.SIGTERM)
+        assert kept.finish().code == 0
+        assert time.monotonic() - began < 9  # 5, and what a busy machine takes
+    letter_api.rule = None
+    assert letter.close(DEADLINE)
+
+
+def test_two_managers_that_start_at_one_address(directory: Directory, letter_api: Any) -> None:
+    with directory.keep() as kept:
+        kept.signal(signal.SIGKILL)
+        kept.finish()
+    starting = [
+        Program(
+            directory.command_line("--manager", directory.socket),
+            environment(letter_api.url, LETTER_API_KEY=KEY),
+            directory.path,
+        )
+        for _ in range(4)
+    ]
+    try:
+        outputs = eventually(
+            lambda: [program.output for program in starting], lambda outputs: all("serve" in text for text in outputs)
+        )
+        assert ["serving at" in text for text in outputs].count(True) == 1, outputs
+        assert directory.status()["accepted"] == 0
+    finally:
+        for program in starting:
+            program.__exit__()
+
+
+def test_a_flush_takes_no_longer_than_it_may_where_the_manager_stands_still(manager: Any, letter_api: Any) -> None:
+    one = manager()
+    pid = one.status()["pid"]
+    letter = Letter(relay=one.queue, on_error=lambda error: None, **SLOW)
+    letter._delivery._start = lambda: False  # type: ignore[attr-defined]  # as where no thread runs
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            work(letter, 3)
+            began = time.monotonic()
+            letter.flush(0.05)
+            assert time.monotonic() - began < 0.9
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert letter.flush(DEADLINE)
+    letter.close()
+
+
+def test_a_flush_that_begins_while_a_small_batch_waits_for_others(manager: Any, letter_api: Any) -> None:
+    one = manager(flush_interval=3600)
+    letter = Letter(relay=one.queue, flush_interval=0)
+    work(letter, 1)
+    assert eventually(lambda: one.status()["waiting"], bool)
+    assert letter.flush(DEADLINE)
+    assert letter.close()
+
+
 def test_a_manager_stays_in_its_process(manager: Any) -> None:
     one = manager()
     with pytest.raises(LetterError, match=r"pass its \.queue"):
@@ -1055,6 +1139,102 @@ def test_a_listener_takes_no_more_than_it_has_room_for(letter_api: Any, errors: 
             hold.release()
         assert queue.empty() and not errors
     assert whose(letter_api) == {"u": list(range(100))}
+
+
+def test_a_listener_that_nobody_stops_sends_what_children_put_that_are_joined_at_the_end(
+    letter_api: Any, tmp_path: Any
+) -> None:
+    code = """
+    import multiprocessing
+    from letterapp.relay import QueueListener
+    context = multiprocessing.get_context("fork")
+
+    def job():
+        os.read(reader, 1)  # until the parent is at its end
+        work(letter, 20, "child")
+
+    queue = context.Queue()
+    letter = Letter("test-key", API, relay=queue)
+    listener = QueueListener(queue, "test-key", API)
+    listener.start()
+    reader, writer = os.pipe()
+    context.Process(target=job).start()
+    work(letter, 2000, "parent")
+    import atexit
+    atexit.register(os.write, writer, b".")
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.code == 0 and not finished.output, finished
+    assert whose(letter_api) == {"parent": list(range(2000)), "child": list(range(20))}
+    assert len(letter_api.requests) < 60
+
+
+def test_a_manager_that_stands_still_for_a_while_costs_a_listener_nothing(letter_api: Any, errors: Any) -> None:
+    with multiprocessing.Manager() as other:
+        queue = other.Queue()
+        listener = QueueListener(queue, KEY, letter_api.url, on_error=errors.append)
+        with listener:
+            for turn in range(20):
+                queue.put([event(3 * turn + n) for n in range(3)])
+            os.kill(other._process.pid, signal.SIGSTOP)
+            over = time.monotonic() + 6  # longer than an answer is waited for anywhere else
+            eventually(lambda: time.monotonic() > over, bool)
+            os.kill(other._process.pid, signal.SIGCONT)
+    assert whose(letter_api) == {"u": list(range(60))} and not errors
+
+
+def test_a_queue_whose_descriptor_was_closed_writes_into_nobody_s_file(letter_api: Any, tmp_path: Any) -> None:
+    code = """
+    import multiprocessing
+    queue = multiprocessing.Queue()
+    letter = Letter("test-key", API, relay=queue, on_error=lambda error: print(error))
+
+    def job():
+        os.closerange(3, 64)  # as a daemon does
+        log = open("log", "wb")
+        while os.dup(log.fileno()) < 40:
+            pass
+        work(letter, 5, "child")
+        assert letter.flush() and letter.stats()["relayed"] == 0
+        print(os.path.getsize("log"))
+        sys.stdout.flush()
+
+    os.waitpid(child(job), 0)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert "its descriptor was closed" in finished.output and finished.output.endswith("\n0\n"), finished
+    assert whose(letter_api) == {"child": list(range(5))}
+
+
+def test_a_child_does_not_wait_for_its_parent_s_feeder(letter_api: Any, tmp_path: Any) -> None:
+    code = """
+    import multiprocessing
+    queue = multiprocessing.Queue()
+    letter = Letter("test-key", API, relay=queue)
+    work(letter, 1)
+    letter.flush()
+    queue._notempty.acquire()  # as some thread may have at the fork
+    pid = child(lambda: signal.alarm(20) or letter.close())
+    queue._notempty.release()
+    print(os.waitpid(pid, 0)[1])
+    queue.get()
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.output == "256\n", finished  # `close` was True
+
+
+def test_a_queue_that_nobody_reads_does_not_grow(letter_api: Any, errors: Any) -> None:
+    queue = multiprocessing.Queue()
+    letter = Letter(KEY, letter_api.url, relay=queue, on_error=errors.append, **SLOW)
+    handover = letter._delivery._handover  # type: ignore[attr-defined]
+    for turn in range(5):
+        letter.track("program", "Worked", {"serial": turn, "x": "y" * 70_000})
+        assert letter.flush(DEADLINE)
+        handover._next_try = 0.0
+    assert len(queue._buffer) <= 1
+    assert whose(letter_api) == {"program": list(range(5))}
+    letter.close()
+    queue.cancel_join_thread()
 
 
 def test_a_listener_that_stops_in_time_leaves_the_rest_in_the_queue(letter_api: Any, errors: Any) -> None:
