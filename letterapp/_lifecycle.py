@@ -193,12 +193,12 @@ def _end(started: float, final: bool, chosen: Callable[[Delivery], bool] = lambd
 _exit_of_os: Any = None  # what `os._exit` was before
 
 
-def watch_first_use(signals: Iterable[int], report: Any, wraps_exit: bool) -> None:
+def watch_first_use(signals: Iterable[int], wraps_exit: bool) -> None:
     """A client of this process has its first event, or its first for a while."""
     if wraps_exit:
         _wrap_os_exit()
     if signals:
-        end_on(signals, report)
+        end_on(signals)
 
 
 def _wrap_os_exit() -> None:
@@ -227,11 +227,11 @@ _previous: dict[int, Any] = {}  # what handled each signal before
 _reported: set[str] = set()  # troubles with them, each of which is told once
 
 
-def end_on(signals: Iterable[int], report: Callable[[LetterError], object]) -> None:
+def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | None = None) -> None:
     """Have ``signals`` send what waits before they do what they did. Called again, it installs what is missing.
 
-    Only the main thread can do that; elsewhere, and where a signal is another library's, it is reported once: an
-    option of a client must not keep an application from starting.
+    Only the main thread can do that; elsewhere, and where a signal is another library's, it is reported, once, if there
+    is a ``report``: an option of a client must not keep an application from starting.
     """
     import signal
 
@@ -255,8 +255,8 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object]) -> N
             )
 
 
-def _report_once(report: Callable[[LetterError], object], trouble: str) -> None:
-    if trouble not in _reported:
+def _report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
+    if report is not None and trouble not in _reported:
         _reported.add(trouble)
         report(LetterError(trouble))
 

@@ -236,7 +236,7 @@ class Sender(Delivery):
             child._outbox.close()
         _lifecycle.release(self)
         if self._settings.exit_signals:
-            _lifecycle.end_on(self._settings.exit_signals, self._report)  # gunicorn has reset them since
+            _lifecycle.end_on(self._settings.exit_signals)  # gunicorn has reset them since
         return child
 
     def _successor(self, stores: Stores) -> Sender:
@@ -271,7 +271,7 @@ class Sender(Delivery):
             # gevent has patched since. Our thread is a real one, which gevent's objects do not bear: it leaves at this
             # ring, because it is no longer `_mine`, and a greenlet takes its place.
             promise = self._outbox.attend_instead()
-        _lifecycle.watch_first_use(self._settings.exit_signals, self._report, self._settings.send_on_os_exit)
+        _lifecycle.watch_first_use(self._settings.exit_signals, self._settings.send_on_os_exit)
         with promise.making:
             promise.begun = self._start()
         if promise.begun:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import signal
 import ssl
 import threading
 from typing import Any
