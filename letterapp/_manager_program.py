@@ -215,8 +215,8 @@ def serve(
     batches = Batches(settings, log)
     server = _bound(batches, address, authkey)
     _launch.raise_descriptors()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     batches.begin()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     place: Any = server.address
     announce(place)
     if starters_word is None:
