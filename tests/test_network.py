@@ -739,7 +739,7 @@ def test_a_server_that_closes_in_the_middle_of_a_body_ends_no_program_that_has_s
     code = """
     import socket
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    letter = Letter('k', API, flush_interval=600, flush_at=1000, max_retries=5, timeout=30, on_error=lambda error: None,
+    letter = Letter('k', API, flush_interval=600, flush_at=1000, max_retries=2, timeout=30, on_error=lambda error: None,
                     max_batch_bytes=4_000_000)
     if sys.argv[1] == 'flush':
         import _thread
