@@ -20,8 +20,8 @@ LONGEST_RETRY_AFTER = 300.0  # seconds; beyond this an answer is a mistake, or t
 REFUSES_EVENTS = (400, 422)  # what an API says of a batch when it may mean one event of it
 # Splits of one batch in search of the events that are refused. Each costs two requests, and one bad event of a hundred
 # is alone after seven. An API that answers 400 to everything, as a wrong base_url makes it, accepts no part: it is
-# asked 17 times for a batch at the most. One that accepts some of it is asked 65 times, which finds five bad events
-# wherever they are.
+# asked 17 times for a batch at the most. One that accepts some of it is asked 65 times at the most. These bounds find
+# any four bad events of a hundred, wherever they are.
 SPLITS_IN_VAIN, MOST_SPLITS = 8, 32
 JITTER = 0.25  # of the wait, so that the workers of one server do not come back together
 

@@ -127,6 +127,46 @@ def test_what_may_mean_one_event_of_several_is_split_a_bounded_number_of_times(s
         assert isinstance(too_large, Split) and not too_large.in_search  # that one needs no bound
 
 
+def search(bad: set[int]) -> tuple[list[int], int]:
+    """Play the search in a batch of a hundred: what is given up, and how many requests it took."""
+    effort, given_up, requests = Effort(), [], 0
+    parts = [list(range(100))]
+    while parts:
+        part = parts.pop()
+        requests += 1
+        verdict = judge(Answer(400 if bad & set(part) else 200), effort, 0, len(part), NOW, 0.0)
+        if isinstance(verdict, Split):
+            effort.note_split(verdict.in_search)
+            parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+            continue
+        effort.note_end(accepted=isinstance(verdict, Delivered))
+        if isinstance(verdict, GiveUp):
+            given_up += part
+    return given_up, requests
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(st.sets(st.integers(0, 99), max_size=4) | st.integers(0, 96).map(lambda first: set(range(first, first + 4))))
+def test_any_four_bad_events_of_a_hundred_are_found(bad: set[int]) -> None:
+    given_up, requests = search(bad)
+    assert given_up == sorted(bad) and requests <= 1 + 46
+
+
+@pytest.mark.parametrize("bad", range(100))
+def test_one_bad_event_of_a_hundred_is_found_in_14_further_requests(bad: int) -> None:
+    given_up, requests = search({bad})
+    assert given_up == [bad] and requests <= 1 + 14
+
+
+@same
+@given(st.sets(st.integers(0, 99)))
+def test_a_search_is_bounded_and_loses_every_bad_event(bad: set[int]) -> None:
+    given_up, requests = search(bad)
+    assert bad <= set(given_up) and requests <= 1 + 2 * MOST_SPLITS
+    if len(bad) == 100:
+        assert requests <= 1 + 2 * SPLITS_IN_VAIN
+
+
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 409, 410, 415, 429, 500])
 def test_what_is_said_of_the_request_as_a_whole_is_not_split(status: int) -> None:
     assert not isinstance(verdict_on(Answer(status), items=100), Split)
