@@ -22,12 +22,13 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, run, start, whose
+from harness import DEADLINE, FEW_DESCRIPTORS, eventually, run, start, whose
 from managed import KEY, SECRET, Directory, own_directory  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError
 from letterapp._handover import Handover
 from letterapp._manager_program import address_of, spawn_process
+from letterapp._protocol import proof
 from letterapp._queues import Disconnected, ManagerQueue, ProxyQueue
 from letterapp._retry import Pending, Settled
 from letterapp.relay import SENDING, QueueListener, SenderManager
@@ -1022,3 +1023,23 @@ def test_a_connection_whose_descriptor_somebody_closed_is_replaced(manager: Any,
         stranger.setblocking(False)
     assert isinstance(Disconnected(), ConnectionError)
     assert letter.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of descriptors here")
+def test_a_manager_keeps_descriptors_in_reserve_for_sending(
+    directory: Directory, letter_api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, few = directory.command_line, [sys.executable, "-c", FEW_DESCRIPTORS]
+    monkeypatch.setattr(directory, "command_line", lambda *options: [*few, *real(*options)])
+    event = b'{"type":"track","userId":"u","messageId":"m","timestamp":"t","event":"E","properties":{}}'
+    with directory.keep():
+        queue = ManagerQueue(directory.socket, SECRET, KEY, letter_api.url, proof(KEY))
+        connections = []
+        with pytest.raises(OSError, match="timed out"):
+            while len(connections) < 64:
+                connections.append(queue.connect(3.0))
+        assert connections[0].put([event], DEADLINE)
+        assert connections[0].settled(DEADLINE, DEADLINE) == []
+        assert letter_api.distinct == 1
+        for connection in connections:
+            connection.close()

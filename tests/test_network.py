@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator
 import pytest
 import trustme
 from driven import connections
-from harness import DEADLINE, eventually, run
+from harness import DEADLINE, FEW_DESCRIPTORS, eventually, run
 from relayed import Runtime, own_runtime  # noqa: F401  # the fixture
 
 from letterapp import Letter, LetterError
@@ -223,19 +223,12 @@ def greeted(path: str, key: str, url: str) -> socket.socket:
     return sock
 
 
-LIMITED = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
 @pytest.fixture
 def limited(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """Relays of the test have 64 descriptors."""
     real = runtime.command_line
     monkeypatch.setattr(
-        runtime, "command_line", lambda *options: [sys.executable, "-c", LIMITED, *real(*options)], raising=False
+        runtime, "command_line", lambda *options: [sys.executable, "-c", FEW_DESCRIPTORS, *real(*options)], raising=False
     )
     return runtime
 
