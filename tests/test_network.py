@@ -39,6 +39,11 @@ def lost(errors: list[LetterError]) -> list[int]:
     return [event["properties"]["serial"] for error in errors for event in error.events]
 
 
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
 # 429: never sooner than the back-off.
 
 
@@ -213,6 +218,22 @@ def test_a_look_for_ended_processes_that_fails_is_told_once_and_repeated(
     assert len(looks) == 4 and len(errors) == 1
 
 
+def test_a_tls_context_that_was_made_without_its_certificates_is_made_anew(
+    ca: trustme.CA, driven: Any, errors: list[LetterError]
+) -> None:
+    # OpenSSL does not say when it could not open the file of certificates, for want of a descriptor.
+    serving, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    ca.issue_cert("localhost").configure_cert(serving)
+    ca.configure_trust(trusting)
+    contexts = [ssl.create_default_context(), trusting]
+    with IngestionServer(ssl_context=serving) as api:
+        one = driven(api.url, ssl_context=lambda: contexts.pop(0))
+        for tries in (1, 0):
+            one.track()
+            assert len(one.settle()) == tries
+        assert api.distinct == 2 and errors == [] and contexts == []
+
+
 def greeted(path: str, key: str, url: str) -> socket.socket:
     from letterapp import _protocol
 
@@ -228,7 +249,10 @@ def limited(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """Relays of the test have 64 descriptors."""
     real = runtime.command_line
     monkeypatch.setattr(
-        runtime, "command_line", lambda *options: [sys.executable, "-c", FEW_DESCRIPTORS, *real(*options)], raising=False
+        runtime,
+        "command_line",
+        lambda *options: [sys.executable, "-c", FEW_DESCRIPTORS, *real(*options)],
+        raising=False,
     )
     return runtime
 
@@ -628,11 +652,6 @@ def test_a_switch_of_protocols_is_an_error(letter_api: IngestionServer, driven: 
 
 
 # Answers that nobody asked for.
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
 
 
 @pytest.fixture(params=["http", "https"])
