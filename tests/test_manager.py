@@ -254,12 +254,12 @@ def test_a_batch_counts_as_delivered_when_the_api_has_it(manager: Any, letter_ap
 def test_what_the_api_refuses_is_told_to_the_process_that_tracked_it(
     manager: Any, letter_api: Any, errors: Any
 ) -> None:
-    letter_api.plan(status(400, b'{"error":{"code":"bad","message":"no such thing","reason":"x"}}'))
+    letter_api.plan(status(403, b'{"error":{"code":"bad","message":"no such thing","reason":"x"}}'))
     letter = Letter(relay=manager().queue, on_error=errors.append, **SLOW)
     work(letter, 3)
     assert letter.flush(DEADLINE)
     (error,) = errors
-    assert (error.cause, error.status, error.code, error.lost) == ("rejected", 400, "bad", 3)
+    assert (error.cause, error.status, error.code, error.lost) == ("rejected", 403, "bad", 3)
     assert [event["properties"]["serial"] for event in error.events] == [0, 1, 2]
     assert balanced(letter)["lost"] == {"rejected": 3}
     work(letter, 1, start=3)
@@ -270,7 +270,7 @@ def test_each_process_is_told_of_its_own_events_alone(manager: Any, letter_api: 
     # While the first request is held, batches of two clients come together, and travel together.
     one = manager()
     hold = Hold()
-    letter_api.plan(hold, status(422))
+    letter_api.plan(hold, status(403))
     told: dict[str, list[LetterError]] = {"first": [], "a": [], "b": []}
     letters = {who: Letter(relay=one.queue, on_error=told[who].append, flush_interval=0) for who in told}
     work(letters["first"], 1, "first")
