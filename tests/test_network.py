@@ -414,8 +414,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> Iterator[Addresses]:
     made.close()
 
 
-@pytest.mark.parametrize("before", [1, 2, 5])
-@pytest.mark.parametrize("timeout", [2.0, 10.0])
+@pytest.mark.parametrize("before, timeout", [(1, 2.0), (5, 2.0), (2, 10.0)])
 def test_an_address_that_swallows_packets_does_not_cost_the_others_their_time(
     before: int,
     timeout: float,
