@@ -42,7 +42,8 @@ class Letter:
         base_url: Where the API is. When not given, the variable ``LETTER_BASE_URL``, else letter.app.
         flush_at: Events at which a batch leaves without waiting longer. One request carries at most 100.
         flush_interval: Seconds that an event waits for company.
-        max_retries: Tries after the first, for requests that met a 429, a 5xx or no answer.
+        max_retries: Tries after the first, for requests that met a 429, a 408, a 5xx or no answer. None tries as long
+            as the queue has room: an API that is away costs nothing until `overflow` sets in.
         timeout: Seconds that one request may take as a whole.
         on_error: Called with a `LetterError` for each event or batch that is lost, on whichever thread found out,
             outside of all locks. May call the client. The default prints one line to stderr.
@@ -85,7 +86,7 @@ class Letter:
         base_url: str = DEFAULT_BASE_URL,
         flush_at: int = 50,
         flush_interval: float = 0.1,
-        max_retries: int = 3,
+        max_retries: int | None = 3,
         timeout: float = 10.0,
         on_error: Callable[[LetterError], object] | None = None,
         *,
@@ -251,7 +252,8 @@ class Letter:
         """Send one transactional email now; return the API's answer (``id``, ``messageId``, ``status``, ``replayed``).
 
         Not queued: it blocks for up to `timeout` seconds a try, and for the waits between tries. Only a call with an
-        ``idempotency_key`` is tried again. After `close` it still works. With ``enabled=False`` it returns ``{}``.
+        ``idempotency_key`` is tried again: `max_retries` times, 3 times if that is None. After `close` it still works.
+        With ``enabled=False`` it returns ``{}``.
 
         Raises:
             LetterError: An argument is missing or not JSON, the API refused (``status``, ``code``), or no answer came.

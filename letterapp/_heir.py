@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ._stores import Stores
 
 LOOK = 1.0  # seconds from one look for what ended processes left to the next, while something is sent
+LOOK_AFTER_FAULT = 30.0  # the same after one that failed, as without a descriptor; each costs the directory's listing
 FEW = 32  # dead ones' slots taken over at a time: what is left a newborn process can go on in, and would else find none
-FOREVER = float("inf")
 
 
 def home(stores: Stores, report: Callable[[LetterError], object]) -> Ring:
@@ -46,6 +46,7 @@ class Heir:
         self._clock = clock
         self._progress = progress
         self._next_look = 0.0
+        self._is_told = False  # that looking failed
         self.left_some = False  # there were more than `FEW`
 
     def for_child(self) -> Stores:
@@ -70,8 +71,10 @@ class Heir:
             self._outbox.looking.run(lambda: self._look(most))
         except Exception as surprise:  # a fault of ours must cost neither this process's own events nor its thread
             pass_on(surprise)
-            self._next_look = FOREVER
-            self._report(LetterError(f"what ended processes left cannot be looked for: {surprise!r}"))
+            self._next_look = self._clock() + LOOK_AFTER_FAULT
+            if not self._is_told:
+                self._is_told = True
+                self._report(LetterError(f"what ended processes left cannot be looked for: {surprise!r}"))
         finally:
             self._progress.ring()
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
     from ._settings import Settings
 
+# Descriptors that connections of clients may not use, for sending what they hand over: some connections that are tried
+# at once, looking up a name, certificates, a spool's file.
+RESERVE = 16
 STARTING = 20.0  # seconds that a new relay may take until it serves
 ANSWERING = 5.0  # seconds that one which serves may take to answer a greeting
 TRIES = 10
@@ -124,7 +127,7 @@ def lease(settings: Settings) -> Lease | None:
             tries += 1
     except (_socket.timeout, BlockingIOError) as problem:
         pass_on(problem)
-        return None  # there is one, and it stands still: the calls will find it so
+        return None  # there is one, and it stands still or is full: the calls will find it so
     if found is None and settings.relay is True:
         raise LetterError(f"relay: the program that was started has ended at once; run it by hand to see: {_by_hand()}")
     return found
@@ -134,7 +137,10 @@ def ask(path: str, api_key: str, base_url: str, wants: str) -> tuple[Any, dict[s
     """Greet the relay at ``path``; return the socket and the answer. `OSError` if nobody answers."""
     sock = connect(path, ANSWERING)
     try:
-        sock.sendall(_protocol.greeting(api_key, base_url, wants), QUIETLY)
+        try:
+            sock.sendall(_protocol.greeting(api_key, base_url, wants), QUIETLY)
+        except OSError as problem:
+            pass_on(problem)  # else it has closed already, and what it said before that is still to be read
         heard = b""
         while not heard.endswith(_protocol.END):
             data = sock.recv(65_536)
@@ -157,6 +163,8 @@ def _join(path: str, settings: Settings) -> Lease | None:
         return None  # nobody there, or one that is about to leave
     if "welcome" not in answer:
         sock.close()
+        if answer.get("busy"):
+            raise BlockingIOError("it has no room for another connection")
         raise LetterError(f"the relay at {path} refuses this client: {answer.get('refused', 'for no reason')}")
     return Lease(sock)
 
@@ -308,6 +316,23 @@ def raise_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     except (ValueError, OSError):
         pass  # macOS calls "without limit" what it then refuses
+
+
+def has_descriptor_for_client() -> bool:
+    """True while a connection more leaves `RESERVE` descriptors for sending."""
+    try:
+        import resource
+
+        lowest = os.dup(0)
+    except ImportError:
+        return True  # Windows has no such limit
+    except OSError:
+        return False
+    os.close(lowest)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The system gives the lowest number that is free. So with the numbers below this one all taken by clients and the
+    # program itself, those above it are never given to a client.
+    return limit == resource.RLIM_INFINITY or lowest < limit - min(RESERVE, limit // 4)
 
 
 def notify(state: str) -> None:

@@ -1,7 +1,8 @@
 """A connected socket, as `http.client` uses one, whose every wait ends at one deadline.
 
-Lives here: opening it, TLS, an HTTP proxy's tunnel, and what becomes of it in a forked child. Never here: requests,
-answers, retries. Used by one thread at a time; `abandon` and `abandon_late` alone may be called in a forked child.
+Lives here: TLS, an HTTP proxy's tunnel, waiting, and what becomes of it in a forked child. Never here: which address it
+leads to (`_connect`), requests, answers, retries. Used by one thread at a time; `abandon` and `abandon_late` alone may
+be called in a forked child.
 
 This file and the network's modules are imported at the first request: `_transport.load` says why, and why all at once.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 import _socket
 import io
 import os
+import sys
 import time
 
+from ._connect import Race, detaching, readable, writable
 from ._forks import NETWORK, close_own, inherits, undisturbed
-from ._handlers import pass_on
+from ._sigpipe import without_sigpipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 
-# Linux's, by which a peer that has gone is an error here; elsewhere and over TLS an application that has given SIGPIPE
-# its default action, as command lines do, would be ended.
+# Linux's, by which a write to a peer that has gone is an error and no signal. Elsewhere, and over TLS, the signal is
+# blocked instead.
 _QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)
 
 
@@ -32,22 +35,31 @@ def open_line(host: str, port: int, deadline: float) -> Line:
     """Open a line, and have a child that is forked from now on find it."""
     from socket import IPPROTO_TCP, TCP_NODELAY
 
-    sock = _connected(undisturbed(NETWORK, _places, host, port), deadline)
-    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    return Line(sock, deadline)
+    with Race(undisturbed(NETWORK, _places, host, port), deadline) as race:
+        sock = race.run()
+        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        line = Line(sock, deadline)
+        race.take(sock)
+        return line
 
 
 class Line:
-    """The socket. Its waits end at ``deadline``; its own time-out would start anew with each byte that trickles in."""
+    """The socket. Its waits end at ``deadline``; its own time-out would start anew with each byte that trickles in.
+
+    The socket itself never waits: what it cannot do at once is waited for outside of the call, where no signal is
+    blocked, and other greenlets of gevent may go on.
+    """
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
+        sock.settimeout(0.0)
         self._sock = sock
-        self._detach = _detach(sock)
+        self._detach = detaching(sock)
         # Windows' sockets are no descriptors, and nothing is inherited there.
         self._inode = os.fstat(sock.fileno()).st_ino if os.name == "posix" else -1
         self._base = _socket_class()
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
+        self._has_surplus = False  # more was read than the answers that were asked for
         self._held: list[bytes] | None = None  # what is to leave in one piece
         self._flags = _QUIETLY
         inherits(self)
@@ -56,7 +68,7 @@ class Line:
 
     def ask_for_tunnel(self, authority: str, headers: dict[str, str]) -> None:
         """Have an HTTP proxy connect this line to ``authority`` (RFC 9110, 9.3.6)."""
-        import http.client
+        from ._response import TunnelResponse
 
         lines = [
             f"CONNECT {authority} HTTP/1.1",
@@ -64,19 +76,22 @@ class Line:
             *(f"{name}: {headers[name]}" for name in headers),
         ]
         self.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
-        response = http.client.HTTPResponse(self, method="CONNECT")  # type: ignore[arg-type]
+        response = TunnelResponse(self, method="CONNECT")  # type: ignore[arg-type]
         response.begin()
+        response.close()
         if response.status != 200:
             raise OSError(f"the proxy refused: {response.status} {response.reason}")
+        if self._has_surplus:
+            raise OSError("the proxy said more than it was asked")
 
     def secure(self, context: ssl.SSLContext, host: str) -> None:
         # In two steps, because a socket in the middle of `wrap_socket`'s own handshake is in nobody's hands, and a
         # child forked then could not give it back.
         secured = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
-        self._sock, self._detach = secured, _detach(secured)
+        self._sock, self._detach = secured, detaching(secured)
         self._flags = 0  # the only ones that a TLS socket takes
-        self._armed()
-        secured.do_handshake()
+        secured.settimeout(0.0)
+        self._when_ready(secured.do_handshake, for_writing=False)
 
     # What `http.client` calls.
 
@@ -86,10 +101,10 @@ class Line:
             return
         rest = memoryview(data)
         while rest:
-            rest = rest[self._armed().send(rest, self._flags) :]
+            rest = rest[self._when_ready(self._send_some, rest, for_writing=True) :]
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self))
+        return _Buffered(_Reader(self))
 
     def close(self) -> None:
         """Without effect: `http.client` lets go of the socket while the answer is still to be read."""
@@ -107,25 +122,26 @@ class Line:
         self.sendall(b"".join(held))
 
     def receive_into(self, buffer: Any) -> int:
-        received = self._armed().recv_into(buffer)
+        received: int = self._when_ready(self._sock.recv_into, buffer, for_writing=False)
         self.ended = not received
         return received
 
+    def note_surplus(self) -> None:
+        """What was read ahead belongs to no answer that was asked for."""
+        self._has_surplus = True
+
     def is_stale(self) -> bool:
         """True when the server closed the idle connection, or spoke out of turn, or gevent patched since."""
-        # A socket of before would stop every greenlet while it waits.
-        return self._base is not _socket_class() or self.is_readable(0.0)
+        if self._base is not _socket_class():
+            return True  # a socket of before, which would stop every greenlet while it waits
+        return self._has_surplus or self.is_readable(0.0)
 
     def is_readable(self, wait: float) -> bool:
         """True when there is something to read, or an error to be met, within ``wait`` seconds."""
-        import select
-
         try:
-            if hasattr(select, "poll"):  # `select.select` fails above descriptor 1023
-                poll = select.poll()
-                poll.register(self._sock, select.POLLIN)
-                return bool(poll.poll(wait * 1000))
-            return bool(select.select([self._sock], [], [], wait)[0])
+            # What OpenSSL has read and nobody has asked for is in no socket any more, so no poll sees it.
+            pending = getattr(self._sock, "pending", None)
+            return bool(pending is not None and pending()) or readable(self._sock, wait)
         except (OSError, ValueError):
             return True
 
@@ -155,27 +171,69 @@ class Line:
     def abandon_late(self) -> None:
         close_own(self._detach(), self._inode)  # daemons and workers close what they inherited
 
-    def _armed(self) -> socket.socket:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            import socket
+    # One operation.
 
-            raise socket.timeout("timed out")
-        self._sock.settimeout(left)
-        return self._sock
+    def _when_ready(self, act: Callable[..., Any], *arguments: Any, for_writing: bool) -> Any:
+        """Do ``act``, as often as it takes until the socket is ready for it."""
+        while True:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise _socket.timeout("timed out")
+            try:
+                if self._flags:
+                    return act(*arguments)
+                return without_sigpipe(act, *arguments)
+            except OSError as problem:
+                wants = _wants_to_write(problem, for_writing)
+                if wants is None:
+                    raise
+            if wants:
+                writable([self._sock], left)
+            else:
+                readable(self._sock, left)
+
+    def _send_some(self, data: memoryview) -> int:
+        sent = self._sock.send(data, self._flags)
+        if not sent:
+            raise BlockingIOError  # gevent's TLS socket says it so
+        return sent
 
 
 class _Reader(io.RawIOBase):
     """The reading end of a line. Closing it leaves the line open, for the next request."""
 
     def __init__(self, line: Line) -> None:
-        self._line = line
+        self.line = line
+        self.is_done = False
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        return self._line.receive_into(buffer)
+    def readinto(self, buffer: Any) -> int | None:
+        return None if self.is_done else self.line.receive_into(buffer)
+
+
+class _Buffered(io.BufferedReader):
+    """What one answer is read from. At its end the line is told if more had come."""
+
+    raw: _Reader
+
+    def close(self) -> None:
+        if not self.closed:
+            self.raw.is_done = True  # so that `peek` looks at what is here, and waits for nothing
+            if self.peek(1):
+                self.raw.line.note_surplus()
+        super().close()
+
+
+def _wants_to_write(problem: OSError, for_writing: bool) -> bool | None:
+    """What a socket that is not ready must be waited for; None when ``problem`` is another one."""
+    if isinstance(problem, BlockingIOError):
+        return for_writing
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(problem, (ssl.SSLWantReadError, ssl.SSLWantWriteError)):
+        return isinstance(problem, ssl.SSLWantWriteError)
+    return None
 
 
 def _places(host: str, port: int) -> list[Any]:
@@ -184,35 +242,7 @@ def _places(host: str, port: int) -> list[Any]:
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
-def _connected(places: list[Any], deadline: float) -> socket.socket:
-    """What `socket.create_connection` does, but with one deadline for all addresses of the host together."""
-    import socket
-
-    problem: OSError = OSError("the host has no address")
-    for family, kind, protocol, _, place in places:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            sock.connect(place)
-        except OSError as error:
-            sock.close()
-            pass_on(error)
-            problem = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise problem
-
-
 def _socket_class() -> type:
     import socket
 
     return socket.socket
-
-
-def _detach(sock: socket.socket) -> Callable[[], int]:
-    """What takes its descriptor from ``sock``: C's own where it can be, since Python's is some pages more in a fork."""
-    taking: Callable[[], int] = _socket.socket.detach.__get__(sock) if isinstance(sock, _socket.socket) else sock.detach
-    return taking

@@ -9,7 +9,7 @@ import os
 import time
 
 from ._event import to_json
-from ._retry import Again, Delivered, GiveUp, judge
+from ._retry import Again, Delivered, Effort, GiveUp, judge
 from ._transport import Transport, Unreachable
 from .errors import LetterError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ._settings import Settings
 
+RETRIES = 3  # where `max_retries` is None: somebody waits for this call, so it cannot try for as long as it takes
 _NAMES = {
     "from_email": "from",
     "from_name": "fromName",
@@ -38,30 +39,30 @@ def post_mail(settings: Settings, **fields: Any) -> dict[str, Any]:
     if not (fields["html"] or fields["text"]):
         raise LetterError("html or text is required")
     body = to_json("send", {_NAMES.get(name, name): value for name, value in fields.items() if value is not None})
-    retries = settings.max_retries if fields["idempotency_key"] else 0
+    retries = RETRIES if settings.max_retries is None else settings.max_retries
     transport = Transport(settings)  # of its own: a kept connection may need a second try, which is not always allowed
     try:
-        return _post(transport, settings.timeout, body, retries)
+        return _post(transport, settings.timeout, body, retries if fields["idempotency_key"] else 0)
     finally:
         transport.close()
 
 
 def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> dict[str, Any]:
-    attempt = 0
+    effort = Effort()
     while True:
         try:
             outcome: Any = transport.post("/v1/send", body, timeout)
         except Unreachable as problem:
             outcome = problem
         jitter = int.from_bytes(os.urandom(2), "big") / 65536
-        verdict = judge(outcome, attempt, retries, 1, time.time(), jitter)
+        verdict = judge(outcome, effort, retries, 1, time.time(), jitter)
         if isinstance(verdict, Delivered):
             return _answer(outcome.body)
         if isinstance(verdict, GiveUp):
             raise verdict.error
         assert isinstance(verdict, Again)
         time.sleep(verdict.seconds)
-        attempt += 1
+        effort.note_failure()
 
 
 def _answer(body: str) -> dict[str, Any]:

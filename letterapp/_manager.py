@@ -22,7 +22,7 @@ from multiprocessing.managers import Server
 from queue import Full
 from weakref import WeakSet, ref
 
-from . import _lifecycle, _protocol
+from . import _launch, _lifecycle, _protocol
 from ._bell import Bell
 from ._ownership import OwnedSender, Owner
 from ._queues import TYPEID
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 EXPOSED = ("put_nowait", "settled", "status")
 BACKLOG = 512  # connections that the system accepts while the server is busy
-_CROWDED = 0.1  # seconds until connections are accepted again after the system had no descriptor or thread left
+_CROWDED = 0.1  # seconds until connections are accepted again after there was no descriptor or thread for them
 
 
 class Session:
@@ -162,7 +162,8 @@ class Batches:
     # Called by the process's main thread.
 
     def begin(self) -> None:
-        """Send what an earlier process left in the spool."""
+        """Send what an earlier process left in the spool. To be called before clients take descriptors."""
+        self._sender.prepare()
         self._sender.flush(0.0)
 
     def is_used(self) -> bool:
@@ -243,6 +244,8 @@ class BatchServer(Server):
 
     def accepter(self) -> None:
         while True:
+            while not (self._is_closed or _launch.has_descriptor_for_client()):
+                time.sleep(_CROWDED)
             try:
                 connection = self.listener.accept()
             except OSError:

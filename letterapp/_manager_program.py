@@ -227,8 +227,8 @@ def serve(
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = _bound(batches, address, authkey)
     _launch.raise_descriptors()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     batches.begin()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     place: Any = server.address
     announce(place)
     if starters_word is None:

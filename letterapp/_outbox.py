@@ -77,6 +77,7 @@ class Outbox:
         self._adopted: list[Ring] = []  # the first one first; none is empty
         self._given_back: list[Ring] = []  # adopted, and empty by now
         self._in_hand: Ring | None = None  # whose batch is on the wire, or between two tries
+        self.batch_number = 0  # of the batch in hand, and of all parts that it is split into
         self._since = 0.0  # when the oldest event of `_ring` came that is not in hand
         self._burst: Burst | None = None
         # Events that left the queue, one way or the other, less those that came in at its head: what was queued before
@@ -276,6 +277,7 @@ class Outbox:
                     self._in_hand = None
             if self._in_hand is None:
                 self._in_hand = self._adopted[0] if self._adopted else self._ring
+                self.batch_number += 1
             batch = self._in_hand.take(max_items, max_bytes)
             if not batch:
                 self._in_hand = None
@@ -286,6 +288,10 @@ class Outbox:
         with self._lock:
             if self._in_hand is not None:
                 self._in_hand.halve()
+
+    def is_sending(self) -> bool:
+        """True while a batch is in hand."""
+        return self._in_hand is not None
 
     def lasts(self) -> bool:
         """True when what is in hand is in a spool, where it may wait for as long as it takes."""

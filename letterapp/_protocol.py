@@ -7,7 +7,7 @@ Lives here: the lines, and the proof that both have the same API key. Never here
                          !                         send what I handed over without delay
 
     relay -> process     {"welcome": ...}          to a greeting
-                         {"refused": "why"}        instead, and the end
+                         {"refused": "why"}        instead, and the end; with "busy": true where it may pass
                          [N]                       N of your events are settled, counted from the greeting
                          {"lost": N, ...}          of which N are lost, and why; before the `[N]` that counts them
 

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from json import dumps
 
-from . import _protocol
+from . import _launch, _protocol
 from ._bell import Bell
 from ._link import QUIETLY
 from ._ownership import OwnedSender, Owner
@@ -121,6 +121,7 @@ class Relay:
 
     def serve(self, vacate: Callable[[], None]) -> None:
         """Until it is time to leave. Then ``vacate``, which frees the place for another relay, and drain."""
+        self._sender.prepare()  # before clients have taken the descriptors that it needs
         self._sender.flush(0.0)  # what is in the spool
         while not self._should_leave():
             self._turn(self._next_moment())
@@ -205,14 +206,15 @@ class Relay:
                     self._accept_later(SOON)  # who waits to be accepted costs nothing, and loses nothing
                     return False
                 self._hear_or_refuse(oldest, "too many at a time do not say who they are")
+            is_crowded = not _launch.has_descriptor_for_client()
             try:
                 descriptor, _ = self._listener._accept()
             except BlockingIOError:
                 return False
             except ConnectionError:
                 continue
-            except OSError as problem:  # no descriptor is left
-                self._say(f"no further connection can be taken: {problem.strerror}")
+            except OSError as problem:  # the system as a whole has none left
+                self._say(f"no further connection is taken: {problem.strerror}")
                 self._accept_later(CROWDED)
                 return False
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, descriptor)
@@ -220,6 +222,9 @@ class Relay:
             peer = Peer(sock, time.monotonic())
             self._peers[peer] = self._unknown[peer] = None
             self._selector.register(sock, selectors.EVENT_READ, peer)
+            if is_crowded:
+                # Left waiting, it would hold its events for the relay as long as the others stay. So it sends them.
+                self._refuse(peer, "it needs its last descriptors for sending", is_busy=True)
         return True
 
     def _accept_later(self, seconds: float) -> None:
@@ -353,12 +358,12 @@ class Relay:
                 peer.unsent += _protocol.settled(settled)
         return bool(peer.unsent)
 
-    def _refuse(self, peer: Peer, reason: str, tell: bool = True) -> None:
+    def _refuse(self, peer: Peer, reason: str, tell: bool = True, is_busy: bool = False) -> None:
         self._refused += 1
         self._say(f"a connection was refused: {reason}")
         try:
             if tell:
-                peer.sock.send(_protocol.line_of({"refused": reason}), QUIETLY)
+                peer.sock.send(_protocol.line_of({"refused": reason, **({"busy": True} if is_busy else {})}), QUIETLY)
         except OSError:
             pass
         self._part_with(peer)

@@ -124,7 +124,7 @@ class Ring:
         self._limit = self._room  # where the next record must end at the latest
         self._in_hand = (0, 0)  # from where to where in the hand
         self.batch: list[bytes] = []  # in hand, and being sent
-        self._next: list[bytes] = []  # in hand, split off from the batch
+        self._next: list[list[bytes]] = []  # in hand, split off from the batch: what comes first stands last
         self.waiting = 0  # events that are not in hand
         self.held = 0  # events that are
         self.size = 0  # bytes of all events
@@ -187,20 +187,19 @@ class Ring:
         """The batch in hand, or the next one. ``max_bytes`` counts a comma after each event."""
         if not self.batch:
             if self._next:
-                self.batch, self._next = self._next, []
+                self.batch, self._next = self._next[-1], self._next[:-1]
             elif self._head != self._tail:
                 self._fill_hand(max_items, max_bytes)
         return self.batch
 
     def in_hand(self) -> list[bytes]:
         """The events of the batch in hand, and of what was split off from it."""
-        return self.batch + self._next
+        return self.batch + [event for part in self._next for event in part]
 
     def halve(self) -> None:
         """Have the first half of the batch in hand be the batch, and the rest the next one."""
         keep = len(self.batch) // 2
-        self._next = self.batch[keep:] + self._next
-        self.batch = self.batch[:keep]
+        self._next, self.batch = [*self._next, self.batch[keep:]], self.batch[:keep]
 
     def settle(self) -> list[bytes]:
         """Remove and return the batch in hand."""
@@ -210,7 +209,7 @@ class Ring:
         if not self.is_lost():
             self._words[HAND] = _word(*self._in_hand)
         self.size -= sum(map(len, batch))
-        self.held = len(self._next)
+        self.held = sum(map(len, self._next))
         if self.is_empty():
             self.size = self.waiting = 0  # an exception from a signal handler may have come between a write and its sum
         return batch
@@ -222,7 +221,7 @@ class Ring:
         if self.is_lost():
             self._forget()
             return []
-        events = self.batch + self._next
+        events = [event for part in (self.batch, *reversed(self._next)) for event in part]
         while self._head != self._tail:
             events.append(self.pop())
         self._words[HAND] = self._words[STATE] = 0
@@ -312,10 +311,12 @@ class Ring:
             wrong = str(problem)
         self._limit = self._head - UNIT if self._tail < self._head else self._room
         if not self._was_killed_in_take(*hand):
+            held: list[bytes] = []
             try:
                 for after, event in self._verified(self._hand_base, self.slot.hand, *hand):
                     self._in_hand = hand[0], after
-                    self._next.append(event)
+                    held.append(event)
+                    self._next = [held]
                     self.held += 1
                     self.size += len(event)
             except ValueError as problem:

@@ -12,8 +12,11 @@ Lives here: `Sender`, its thread and who waits for whom. Never here: what an eve
 process ends.
 
 The thread starts at the first event and leaves when it has been idle for a while, so an idle parent forks without
-threads. Between two tries nothing is held on a stack: the batch stays in the outbox, the attempt and the moment of the
-next are fields, so the turns of one batch may be taken by different threads.
+threads. Between two tries nothing is held on a stack: the batch stays in the outbox, what was spent on it and the
+moment of the next try are fields, so the turns of one batch may be taken by different threads.
+
+No exception settles a batch, but the API's word, or that the last try has failed: whatever comes up on the way (no
+descriptor, no memory, half a module, a mistake of ours) is a failed try.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from ._forks import this_process
 from ._handlers import pass_on
 from ._heir import Heir, home
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
-from ._retry import Again, Delivered, Pending, Settled, Split, backoff, judge
+from ._retry import Again, Delivered, Effort, Pending, Settled, Split, Surprise, backoff, judge
 from ._settings import MAX_ITEMS
 from ._stores import Stores
 from ._transport import Transport, Unreachable
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from ._settings import Settings
     from ._transport import Answer
 
-    Outcome = Union[Answer, Unreachable, Settled, Pending]
+    Outcome = Union[Answer, Unreachable, Surprise, Settled, Pending]
 
 IDLE = 5.0  # seconds without an event after which the thread leaves; starting it again costs some 50 us
 BURST = 1.0  # seconds after which drops are reported though the queue is still full
@@ -97,7 +100,7 @@ class Sender(Delivery):
         # transport one connection. Others wait for it only with a deadline, and never its owner.
         self._turn = threading.Lock()
         self._turn_owner = 0  # thread ident; read by a thread only to find out whether it is its own
-        self._attempt = 0  # of the batch in hand
+        self._effort = Effort()  # what was spent on the batch in hand, or on the last one
         self._not_before = 0.0  # the moment of its next try
         self._haste = 0  # times that an end has brought it forward
 
@@ -118,6 +121,13 @@ class Sender(Delivery):
             self._outbox.sync()
         if answer:
             self._follow(answer, event)
+
+    def prepare(self) -> None:
+        """Load what the first request needs now, in a process that may be short of it later. Never raises for that."""
+        try:
+            self._transport.prepare()
+        except Exception as problem:
+            pass_on(problem)  # else the first request meets it again, and says what it is
 
     def has_room(self, events: int, size: int) -> bool:
         """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
@@ -377,7 +387,7 @@ class Sender(Delivery):
             self._handover.is_ending = True
         self._haste += 1  # first: a turn that just sets the moment sees this, or what it has set is seen below
         if self._not_before > self._clock():
-            self._attempt = max(0, self._attempt - 1)
+            self._effort.take_back_failure()
         self._not_before = 0.0
 
     def _drain(self, deadline: float) -> bool:
@@ -430,6 +440,7 @@ class Sender(Delivery):
         if self._heir.left_some or cause == "exit":  # what others have left to this process is to be told of too
             self._heir.take_over(FOREVER)
         events = self._outbox.abandon(cause)
+        self._not_before = 0.0  # it was theirs
         self._heir.give_back()
         self._progress.ring()
         if events:
@@ -486,18 +497,26 @@ class Sender(Delivery):
         wait = max(self._outbox.due(now, self._settings.flush_interval), self._not_before - now)
         if wait > 0:
             return min(wait, until_burst)
+        try:
+            return 0.0 if self._send_batch(min(patience, self._settings.timeout), linger) else until_burst
+        except Exception as surprise:  # it costs a try, and neither an event nor the thread
+            pass_on(surprise)
+            if self._outbox.is_sending():
+                self._obey(Surprise(surprise), [])
+            else:
+                self._not_before = self._clock() + backoff(0, 0.0)
+            return 0.0
+
+    def _send_batch(self, timeout: float, linger: float) -> bool:
+        """Take the next batch, send it and do what its answer demands; False when there is none."""
         batch = self._outbox.take(MAX_ITEMS, self._settings.max_batch_bytes - len(_HEAD) - len(_TAIL) + 1)
         if not batch:
-            return until_burst
+            return False
         haste = self._haste
-        try:
-            self._obey(self._hand_over_or_post(batch, min(patience, self._settings.timeout), linger), batch)
-            if self._haste != haste:  # an end has come while the request was on the wire
-                self._bring_forward()
-        except Exception as surprise:  # a fault of ours costs this batch, and neither the thread nor the next one
-            pass_on(surprise)
-            self._lose("undeliverable", LetterError(f"a fault of the client's own: {surprise!r}"))
-        return 0.0
+        self._obey(self._hand_over_or_post(batch, timeout, linger), batch)
+        if self._haste != haste:  # an end has come while the request was on the wire
+            self._bring_forward()
+        return True
 
     def _hand_over_or_post(self, batch: list[bytes], timeout: float, linger: float) -> Outcome:
         if self._handover is not None:
@@ -508,7 +527,6 @@ class Sender(Delivery):
 
     def _post(self, batch: list[bytes], timeout: float) -> Answer | Unreachable:
         try:
-            self._transport.prepare()
             return self._transport.post("/v1/batch", _HEAD + b",".join(batch) + _TAIL, max(0.001, timeout))
         except Unreachable as problem:
             return problem
@@ -520,18 +538,19 @@ class Sender(Delivery):
         if isinstance(outcome, Settled):
             self._settle_by_relay(outcome.errors, len(batch))
             return
+        effort = self._effort_of_batch()
         jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
-        tries = FOREVER if self._outbox.lasts() else self._settings.max_retries
-        verdict = judge(outcome, self._attempt, tries, len(batch), time.time(), jitter)
+        verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter)
         if isinstance(verdict, Again):
             if self._outbox.retry():
-                self._attempt += 1
+                effort.note_failure()
                 self._not_before = self._clock() + verdict.seconds
             return
-        self._attempt = 0
         if isinstance(verdict, Split):
+            effort.note_split(verdict.in_search)
             self._outbox.halve()
             return
+        effort.note_end(accepted=isinstance(verdict, Delivered))
         if isinstance(verdict, Delivered):
             self._outbox.settle()
             self._heir.give_back()
@@ -539,14 +558,25 @@ class Sender(Delivery):
             return
         self._lose(verdict.cause, verdict.error)
 
+    def _effort_of_batch(self) -> Effort:
+        """What was spent on the batch in hand: nothing, if it is another one than before."""
+        if self._effort.batch != self._outbox.batch_number:
+            self._effort = Effort(self._outbox.batch_number)
+        return self._effort
+
+    def _most_retries(self) -> float:
+        most = self._settings.max_retries
+        return FOREVER if most is None or self._outbox.lasts() else most
+
     def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
+        effort = self._effort_of_batch()
         if self._outbox.lasts() and any(error.cause != "rejected" for error in errors):
             # The manager has given up, and a spool never does: all of it goes again, under the same ids.
             if self._outbox.retry():
-                self._not_before = self._clock() + backoff(self._attempt, 0.0)
-                self._attempt += 1
+                self._not_before = self._clock() + backoff(effort.attempt, 0.0)
+                effort.note_failure()
             return
-        self._attempt = 0
+        effort.note_end(accepted=True)
         lost: dict[str, int] = {}
         for error in errors:
             count = min(error.lost, events - sum(lost.values()))

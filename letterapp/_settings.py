@@ -42,7 +42,7 @@ class Settings:
     path: str  # of base_url: "" or "/prefix"
     flush_at: int  # events that wait before a batch leaves early
     flush_interval: float  # seconds the oldest event waits for company
-    max_retries: int  # tries after the first
+    max_retries: int | None  # tries after the first; None: as many as it takes
     timeout: float  # seconds for one request as a whole
     on_error: Callable[[LetterError], object] | None
     max_queue_bytes: int  # encoded events, waiting or on the wire
@@ -243,6 +243,15 @@ def _from(least: int) -> Callable[[str, Any], int]:
     return lambda name, value: _count(name, value, least)
 
 
+def _retries(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        return _count(name, value, 0)
+    except LetterError:
+        raise LetterError(f"{name} must be a whole number, 0 or more, or None, not {value!r}") from None
+
+
 def seconds(name: str, value: Any) -> float:
     """Check a length of time that a caller gave."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _FOREVER:
@@ -259,7 +268,7 @@ def _some_seconds(name: str, value: Any) -> float:
 _NUMBERS: dict[str, Callable[[str, Any], Any]] = {
     "flush_at": _from(1),
     "flush_interval": seconds,
-    "max_retries": _from(0),
+    "max_retries": _retries,
     "timeout": _some_seconds,
     "max_queue_bytes": _from(1),
     "max_queue_events": _from(1),

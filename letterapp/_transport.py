@@ -10,6 +10,8 @@ the child a half-made module for ever, so `_forks` has forks wait for that momen
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 from ._forks import NETWORK, WORK, undisturbed
@@ -25,21 +27,43 @@ if TYPE_CHECKING:
     from ._settings import Settings
 
 MAX_ANSWER = 65_536  # bytes of an answer's body that are read; what the API says fits many times over
+REQUEST_TIMEOUT = 408  # how balancers close a connection that they find idle too long: no answer to a request
 
 
-# All that a request, its answer and its failures make use of, the codec of host names included.
+# All that a request, its answer and its failures make use of, the codec of host names included. `ssl` comes before
+# `http.client`, which does without it for as long as the process lives if it cannot be imported at that moment.
 _NEEDED = (
-    *("base64", "calendar", "email.utils", "encodings.idna", "http.client", "json", "select", "socket", "ssl"),
+    *("socket", "select", "ssl", "base64", "calendar", "email.utils", "encodings.idna", "http.client", "json"),
     "urllib.parse",
 )
+_OPEN_AT_ONCE = 8  # files: what an import, a library of C and its libraries have open at the same time, and some more
 
 
 def load() -> None:
-    """Import what the first request needs. Takes some 30 ms; cheap when done."""
-    from . import _line, _proxy  # noqa: F401  # of `_line` the first use is later
+    """Import what the first request needs. Takes some 30 ms; cheap when done. `OSError` when no file can be opened."""
+    from . import _proxy
 
-    for name in (*_NEEDED, "urllib.request") if _proxy.may_have_proxies() else _NEEDED:
+    needed = (*_NEEDED, "urllib.request") if _proxy.may_have_proxies() else _NEEDED
+    if not all(name in sys.modules for name in needed):
+        _try_descriptors()
+    for name in needed:
         __import__(name)
+    from . import _line, _response  # noqa: F401  # whose first use is later
+
+
+def _try_descriptors() -> None:
+    """Raise the system's `OSError` before the first import, if none of them could open its file.
+
+    Not in the middle of one: modules that catch `ImportError`, as `hashlib` and `http.client` do, would lack a part of
+    themselves for the application too, long after there are descriptors again.
+    """
+    held: list[int] = []
+    try:
+        while len(held) < _OPEN_AT_ONCE:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 class Answer:
@@ -76,13 +100,10 @@ class Transport:
         self._context_type: type | None = None
 
     def prepare(self) -> None:
-        """Do what the first request does once: the imports, and the TLS context."""
+        """Do what the first request does once: the imports, and the TLS context. May raise anything."""
         undisturbed(WORK, load)
         if self._settings.secure:
-            try:
-                undisturbed(WORK, self._tls)
-            except Exception as error:
-                pass_on(error)  # else `post` meets it again, and says what it is
+            undisturbed(WORK, self._tls)
 
     def post(self, path: str, body: bytes, timeout: float) -> Answer:
         """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
@@ -91,25 +112,35 @@ class Transport:
         no bound there). A kept connection that turns out to be closed by the server is replaced at once, once: every
         body posted over a kept connection is safe to send twice.
         """
-        deadline = time.monotonic() + timeout
         try:
-            if self._line is not None and self._line.is_stale():
-                self.close()
-            kept = self._line is not None
-            try:
-                return self._exchange(path, body, deadline)
-            except OSError as error:
-                if not kept or _is_timeout(error):
-                    raise
-                self.close()
-                return self._exchange(path, body, deadline)
+            self.prepare()
+            return self._post(path, body, time.monotonic() + timeout)
         except Exception as error:
             self.close()
             pass_on(error)
+            if _is_distrust(error):
+                # The file of certificates may have been out of reach when the context was made, which OpenSSL does not
+                # say, or be renewed by now.
+                self._context = None
             raise Unreachable(_reason(error, timeout)) from error
         except BaseException:
             self.close()  # a KeyboardInterrupt in the middle: the connection's state is unknown
             raise
+
+    def _post(self, path: str, body: bytes, deadline: float) -> Answer:
+        if self._line is not None and self._line.is_stale():
+            self.close()
+        is_kept = self._line is not None
+        try:
+            answer = self._exchange(path, body, deadline)
+        except OSError as error:
+            if not is_kept or _is_timeout(error):
+                raise
+        else:
+            if not is_kept or answer.status != REQUEST_TIMEOUT:
+                return answer
+        self.close()
+        return self._exchange(path, body, deadline)
 
     def close(self) -> None:
         """Close the connection, if there is one. The next `post` opens another."""
@@ -140,7 +171,7 @@ class Transport:
         if response.length and len(data) <= MAX_ANSWER:
             raise http.client.IncompleteRead(data, response.length)
         headers = response.headers
-        if response.will_close or not response.isclosed():
+        if response.will_close or not response.isclosed() or response.status == REQUEST_TIMEOUT:
             self.close()  # the server closes, or there is more to read than is worth reading
         text = data[:MAX_ANSWER].decode("utf-8", "replace")
         return Answer(response.status, text, headers.get("Retry-After"), headers.get("Location"))
@@ -151,6 +182,7 @@ class Transport:
 
             from ._line import open_line
             from ._proxy import proxy_for
+            from ._response import Response
 
             settings = self._settings
             proxy = undisturbed(WORK, proxy_for, settings.secure, settings.host, settings.port)
@@ -166,6 +198,7 @@ class Transport:
                 self._prefix = f"http://{settings.authority}{settings.path}"
                 self._headers.update(proxy.headers)
             self._connection = http.client.HTTPConnection(settings.host, settings.port)
+            self._connection.response_class = Response
             self._connection.sock = line
         return self._connection, self._line
 
@@ -182,13 +215,17 @@ class Transport:
         return self._context
 
 
-def _is_timeout(error: OSError) -> bool:
-    import socket
+def _is_timeout(error: Exception) -> bool:
+    socket = sys.modules.get("socket")  # what failed may be its import
+    return socket is not None and isinstance(error, getattr(socket, "timeout", ()))
 
-    return isinstance(error, socket.timeout)
+
+def _is_distrust(error: Exception) -> bool:
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(error, getattr(ssl, "SSLCertVerificationError", ()))
 
 
 def _reason(error: Exception, timeout: float) -> str:
-    if isinstance(error, OSError) and _is_timeout(error):
+    if _is_timeout(error):
         return f"no answer within {timeout:g} s"
     return f"{error} ({type(error).__name__})" if str(error) else type(error).__name__

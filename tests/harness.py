@@ -65,6 +65,14 @@ def environment(api_url: str, **more: str) -> dict[str, str]:
     return {**env, "PYTHONPATH": path, **QUIET, "PYTHONUNBUFFERED": "1", "TEST_API": api_url, **more}
 
 
+# ``python -c FEW_DESCRIPTORS COMMAND...``: the command, in a process that may have 64 files open.
+FEW_DESCRIPTORS = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Finished:
     def __init__(self, code: int, output: str, seconds: float) -> None:
         self.code = code

@@ -225,7 +225,7 @@ thread.join()
 def test_a_fork_from_on_error_on_the_senders_own_thread(letter_api: Any, tmp_path: Path) -> None:
     from letterapp.testing import status
 
-    letter_api.plan(status(400))
+    letter_api.plan(status(403))
     body = """
 def on_error(error):
     pid = os.fork()

@@ -22,6 +22,7 @@ PACKAGE = ROOT / "letterapp"
 # From the ground up: a room may import what stands before it.
 FLOORS = [
     ["errors", "_version", "_bell", "_inside", "_handlers", "_forks", "_private", "_ring", "testing"],
+    ["_sigpipe", "_connect", "_response"],
     ["_line"],
     ["_queues"],
     ["_settings", "_event", "_delivery", "_outbox", "_locks", "_proxy", "_protocol"],

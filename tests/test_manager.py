@@ -22,12 +22,13 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, Program, environment, eventually, run, start, whose
+from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment, eventually, run, start, whose
 from managed import KEY, SECRET, Directory, own_directory  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError
 from letterapp._handover import Handover
 from letterapp._manager_program import address_of, spawn_process
+from letterapp._protocol import proof
 from letterapp._queues import Disconnected, ManagerQueue, ProxyQueue
 from letterapp._retry import Pending, Settled
 from letterapp.relay import SENDING, QueueListener, SenderManager
@@ -255,12 +256,12 @@ def test_a_batch_counts_as_delivered_when_the_api_has_it(manager: Any, letter_ap
 def test_what_the_api_refuses_is_told_to_the_process_that_tracked_it(
     manager: Any, letter_api: Any, errors: Any
 ) -> None:
-    letter_api.plan(status(400, b'{"error":{"code":"bad","message":"no such thing","reason":"x"}}'))
+    letter_api.plan(status(403, b'{"error":{"code":"bad","message":"no such thing","reason":"x"}}'))
     letter = Letter(relay=manager().queue, on_error=errors.append, **SLOW)
     work(letter, 3)
     assert letter.flush(DEADLINE)
     (error,) = errors
-    assert (error.cause, error.status, error.code, error.lost) == ("rejected", 400, "bad", 3)
+    assert (error.cause, error.status, error.code, error.lost) == ("rejected", 403, "bad", 3)
     assert [event["properties"]["serial"] for event in error.events] == [0, 1, 2]
     assert balanced(letter)["lost"] == {"rejected": 3}
     work(letter, 1, start=3)
@@ -271,7 +272,7 @@ def test_each_process_is_told_of_its_own_events_alone(manager: Any, letter_api: 
     # While the first request is held, batches of two clients come together, and travel together.
     one = manager()
     hold = Hold()
-    letter_api.plan(hold, status(422))
+    letter_api.plan(hold, status(403))
     told: dict[str, list[LetterError]] = {"first": [], "a": [], "b": []}
     letters = {who: Letter(relay=one.queue, on_error=told[who].append, flush_interval=0) for who in told}
     work(letters["first"], 1, "first")
@@ -1352,3 +1353,23 @@ def test_a_connection_whose_descriptor_somebody_closed_is_replaced(manager: Any,
         stranger.setblocking(False)
     assert isinstance(Disconnected(), ConnectionError)
     assert letter.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of descriptors here")
+def test_a_manager_keeps_descriptors_in_reserve_for_sending(
+    directory: Directory, letter_api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, few = directory.command_line, [sys.executable, "-c", FEW_DESCRIPTORS]
+    monkeypatch.setattr(directory, "command_line", lambda *options: [*few, *real(*options)])
+    event = b'{"type":"track","userId":"u","messageId":"m","timestamp":"t","event":"E","properties":{}}'
+    with directory.keep():
+        queue = ManagerQueue(directory.socket, SECRET, KEY, letter_api.url, proof(KEY))
+        connections = []
+        with pytest.raises(OSError, match="timed out"):
+            while len(connections) < 64:
+                connections.append(queue.connect(3.0))
+        assert connections[0].put([event], DEADLINE)
+        assert connections[0].settled(DEADLINE, DEADLINE) == []
+        assert letter_api.distinct == 1
+        for connection in connections:
+            connection.close()

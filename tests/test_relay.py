@@ -440,7 +440,7 @@ def test_close_means_settled_and_false_leaves_it_to_the_relay(
 def test_an_error_reaches_the_client_whose_event_failed_and_no_other(
     make: Callable[..., Letter], letter_api: Any
 ) -> None:
-    bad = status(400, b'{"error": {"code": "bad", "message": "no", "reason": "so"}}')
+    bad = status(403, b'{"error": {"code": "bad", "message": "no", "reason": "so"}}')
     letter_api.rule = lambda request: bad if b"evil" in request.body else None
     heard: dict[str, list[LetterError]] = {"good": [], "evil": []}
     letters = {who: make(relay=True, on_error=heard[who].append, flush_interval=600) for who in heard}
@@ -449,7 +449,7 @@ def test_an_error_reaches_the_client_whose_event_failed_and_no_other(
         assert letter.flush(DEADLINE)
     assert heard["good"] == []
     (error,) = heard["evil"]
-    assert (error.status, error.code, error.reason, error.cause, error.lost) == (400, "bad", "so", "rejected", 3)
+    assert (error.status, error.code, error.reason, error.cause, error.lost) == (403, "bad", "so", "rejected", 3)
     assert len(error.events) == 3 and "by the relay" in str(error)
     assert balanced(letters["evil"].stats())["lost"] == {"rejected": 3}
     assert balanced(letters["good"].stats())["delivered"] == 3

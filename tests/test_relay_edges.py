@@ -174,7 +174,7 @@ def test_an_exception_from_a_signal_handler_in_the_middle_leaves_counters_that_b
 def test_on_error_that_tracks_and_flushes_does_not_nest(
     make: Callable[..., Letter], letter_api: IngestionServer
 ) -> None:
-    letter_api.rule = lambda request: status(400, b"no") if b"first" in request.body else None
+    letter_api.rule = lambda request: status(403, b"no") if b"first" in request.body else None
     depth: list[int] = []
     seen: list[tuple[int, bool]] = []
 

@@ -17,10 +17,14 @@ from letterapp._retry import (
     JITTER,
     LONGEST_BACKOFF,
     LONGEST_RETRY_AFTER,
+    MOST_SPLITS,
+    SPLITS_IN_VAIN,
     Again,
     Delivered,
+    Effort,
     GiveUp,
     Split,
+    Surprise,
     backoff,
     judge,
     retry_after,
@@ -33,8 +37,15 @@ same = settings(derandomize=True, deadline=None)
 NOW = 1_700_000_000.0  # 14 November 2023, 22:13:20 UTC
 
 
-def verdict_on(outcome: Any, attempt: int = 0, max_retries: int = 3, items: int = 1, jitter: float = 0.0) -> Any:
-    return judge(outcome, attempt, max_retries, items, NOW, jitter)
+def spent(attempt: int) -> Effort:
+    effort = Effort()
+    for _ in range(attempt):
+        effort.note_failure()
+    return effort
+
+
+def verdict_on(outcome: Any, attempt: int = 0, max_retries: float = 3, items: int = 1, jitter: float = 0.0) -> Any:
+    return judge(outcome, spent(attempt), max_retries, items, NOW, jitter)
 
 
 @pytest.mark.parametrize("body", ["", "{}", "not JSON", "[1, 2", '{"error": {"code": "x"}}'])
@@ -56,17 +67,25 @@ def test_any_2xx_is_success_whatever_stands_in_it(status: int, body: str) -> Non
         (Answer(429, retry_after="7"), 0, 7.0),
         (Answer(429, retry_after="7"), 2, 7.0),  # what was asked for, however often
         (Answer(429), 0, 1.0),
-        (Answer(429, retry_after="0"), 0, 0.0),
+        (Answer(429), 3, 2.0),  # never sooner than the back-off
+        (Answer(429, retry_after="0"), 0, 0.25),
+        (Answer(429, retry_after="-5"), 1, 0.5),
+        (Answer(429, retry_after=formatdate(NOW - 5, usegmt=True)), 2, 1.0),
+        (Answer(429, retry_after="0"), 9, LONGEST_BACKOFF),
+        (Answer(408), 1, 0.5),
+        (Surprise(MemoryError()), 1, 0.5),
     ],
 )
 def test_what_may_pass_is_tried_again_after(outcome: Any, attempt: int, seconds: float) -> None:
-    verdict = verdict_on(outcome, attempt)
+    verdict = verdict_on(outcome, attempt, max_retries=10)
     assert isinstance(verdict, Again)
     assert verdict.seconds == pytest.approx(seconds)
-    assert verdict_on(outcome, attempt, jitter=1.0).seconds == pytest.approx(seconds * (1 + JITTER))
+    assert verdict_on(outcome, attempt, max_retries=10, jitter=1.0).seconds == pytest.approx(seconds * (1 + JITTER))
 
 
-@pytest.mark.parametrize("outcome", [Answer(500), Answer(429, retry_after="1"), Unreachable("reset")])
+@pytest.mark.parametrize(
+    "outcome", [Answer(500), Answer(429, retry_after="1"), Answer(408), Unreachable("reset"), Surprise(OSError())]
+)
 @pytest.mark.parametrize("max_retries", [0, 1, 3])
 def test_the_last_try_is_the_one_after_max_retries(outcome: Any, max_retries: int) -> None:
     for attempt in range(max_retries):
@@ -76,7 +95,7 @@ def test_the_last_try_is_the_one_after_max_retries(outcome: Any, max_retries: in
     assert last.error.status == getattr(outcome, "status", None)
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 415, 422, 451, 499])
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 406, 407, 409, 410, 415, 422, 451, 499])
 def test_another_4xx_is_not_tried_again(status: int) -> None:
     body = json.dumps({"error": {"code": "bad_key", "message": "No such key.", "reason": "revoked"}})
     verdict = verdict_on(Answer(status, body))
@@ -89,6 +108,75 @@ def test_another_4xx_is_not_tried_again(status: int) -> None:
 @pytest.mark.parametrize("items", [2, 3, 100])
 def test_413_for_several_is_split_even_when_no_try_is_left(items: int) -> None:
     assert isinstance(verdict_on(Answer(413), attempt=0, max_retries=0, items=items), Split)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_what_may_mean_one_event_of_several_is_split_a_bounded_number_of_times(status: int) -> None:
+    effort = Effort()
+    for accepted, most in ((False, SPLITS_IN_VAIN), (True, MOST_SPLITS - SPLITS_IN_VAIN)):
+        if accepted:
+            effort.note_end(accepted=True)
+        for _ in range(most):
+            verdict = judge(Answer(status), effort, 0, 2, NOW, 0.0)
+            assert isinstance(verdict, Split) and verdict.in_search
+            effort.note_split(in_search=True)
+            effort.note_end(accepted=False)
+        verdict = judge(Answer(status), effort, 0, 100, NOW, 0.0)
+        assert isinstance(verdict, GiveUp) and verdict.cause == "rejected" and verdict.error.status == status
+        too_large = judge(Answer(413), effort, 0, 100, NOW, 0.0)
+        assert isinstance(too_large, Split) and not too_large.in_search  # that one needs no bound
+
+
+def search(bad: set[int]) -> tuple[list[int], int]:
+    """Play the search in a batch of a hundred: what is given up, and how many requests it took."""
+    effort, given_up, requests = Effort(), [], 0
+    parts = [list(range(100))]
+    while parts:
+        part = parts.pop()
+        requests += 1
+        verdict = judge(Answer(400 if bad & set(part) else 200), effort, 0, len(part), NOW, 0.0)
+        if isinstance(verdict, Split):
+            effort.note_split(verdict.in_search)
+            parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+            continue
+        effort.note_end(accepted=isinstance(verdict, Delivered))
+        if isinstance(verdict, GiveUp):
+            given_up += part
+    return given_up, requests
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(st.sets(st.integers(0, 99), max_size=4) | st.integers(0, 96).map(lambda first: set(range(first, first + 4))))
+def test_any_four_bad_events_of_a_hundred_are_found(bad: set[int]) -> None:
+    given_up, requests = search(bad)
+    assert given_up == sorted(bad) and requests <= 1 + 46
+
+
+@pytest.mark.parametrize("bad", range(100))
+def test_one_bad_event_of_a_hundred_is_found_in_14_further_requests(bad: int) -> None:
+    given_up, requests = search({bad})
+    assert given_up == [bad] and requests <= 1 + 14
+
+
+@same
+@given(st.sets(st.integers(0, 99)))
+def test_a_search_is_bounded_and_loses_every_bad_event(bad: set[int]) -> None:
+    given_up, requests = search(bad)
+    assert bad <= set(given_up) and requests <= 1 + 2 * MOST_SPLITS
+    if len(bad) == 100:
+        assert requests <= 1 + 2 * SPLITS_IN_VAIN
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 409, 410, 415, 429, 500])
+def test_what_is_said_of_the_request_as_a_whole_is_not_split(status: int) -> None:
+    assert not isinstance(verdict_on(Answer(status), items=100), Split)
+
+
+def test_splits_of_what_is_too_large_do_not_count() -> None:
+    effort = Effort()
+    for _ in range(100):
+        effort.note_split(in_search=False)
+    assert effort.may_search()
 
 
 def test_413_for_one_is_given_up() -> None:
@@ -244,13 +332,13 @@ ANSWERS = st.builds(
 @same
 @given(ANSWERS, st.integers(0, 10), st.integers(0, 10), st.integers(1, 100), st.floats(0, 1))
 def test_every_answer_has_a_verdict(outcome: Answer, attempt: int, max_retries: int, items: int, jitter: float) -> None:
-    verdict = judge(outcome, attempt, max_retries, items, NOW, jitter)
+    verdict = judge(outcome, spent(attempt), max_retries, items, NOW, jitter)
     assert isinstance(verdict, (Delivered, Again, Split, GiveUp))
     assert isinstance(verdict, Delivered) is (200 <= outcome.status < 300)
     if isinstance(verdict, Again):
         assert attempt < max_retries
-        assert 0.0 <= verdict.seconds <= LONGEST_RETRY_AFTER * (1 + JITTER)
-        assert outcome.status == 429 or not 200 <= outcome.status < 500
+        assert backoff(attempt, jitter) <= verdict.seconds <= LONGEST_RETRY_AFTER * (1 + JITTER)
+        assert outcome.status in (408, 429) or not 200 <= outcome.status < 500
     if isinstance(verdict, GiveUp):
         assert isinstance(verdict.error, LetterError)
         assert verdict.error.status == outcome.status and verdict.error.body == outcome.body

@@ -287,7 +287,8 @@ def test_a_child_keeps_no_copy_of_a_connection_whose_handshake_was_under_way(ca_
     def sockets():
         return sum(os.readlink(f'/proc/self/fd/{name}').startswith('socket:') for name in os.listdir('/proc/self/fd')
                    if os.path.lexists(f'/proc/self/fd/{name}'))
-    letter = Letter('k', API, flush_at=1, max_retries=0, timeout=60, exit_timeout=0, on_error=print, send_on_os_exit=False)
+    letter = Letter('k', API, flush_at=1, max_retries=0, timeout=60, exit_timeout=0, on_error=print,
+                    send_on_os_exit=False)
     work(letter, 1)
     signal.sigwait({signal.SIGUSR1})
     inherited = sockets()
