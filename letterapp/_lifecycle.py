@@ -197,7 +197,7 @@ _twisted_pid = 0
 
 
 def _arm_twisted() -> None:
-    """Have Twisted's reactor tell of its end: it replaces signal handlers, and ends by the default action of a signal."""
+    """Have Twisted tell of its reactor's end, which replaces signal handlers and is a signal's default action."""
     global _twisted_pid
     reactor: Any = sys.modules.get("twisted.internet.reactor")
     if _twisted_pid != os.getpid() and hasattr(reactor, "addSystemEventTrigger"):
