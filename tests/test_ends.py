@@ -220,6 +220,22 @@ def test_pytest_forked(letter_api: Any, tmp_path: Path) -> None:
     assert sorted(whose(letter_api).get("rq", [])) == list(range(5))
 
 
+@needs("daemon")
+def test_a_daemon_keeps_what_was_tracked_before_it_became_one(letter_api: Any, tmp_path: Path) -> None:
+    # It forks twice, leaves by `os._exit` both times, and closes every descriptor that it inherited.
+    code = """
+    import daemon
+    letter = Letter('k', API, flush_interval=10)
+    work(letter, 5, "before")
+    with daemon.DaemonContext(working_directory=os.getcwd()):
+        work(letter, 5, "after")
+    """
+    with start(code, letter_api.url, tmp_path) as program:
+        finished = program.finish()
+        assert letter_api.wait_for(10), finished
+    assert whose(letter_api) == {"before": list(range(5)), "after": list(range(5))}
+
+
 TWISTED = """
 import os
 from twisted.application import service
