@@ -193,10 +193,23 @@ def _end(started: float, final: bool, chosen: Callable[[Delivery], bool] = lambd
 _exit_of_os: Any = None  # what `os._exit` was before
 
 
+_twisted_pid = 0
+
+
+def _arm_twisted() -> None:
+    """Have Twisted tell of its reactor's end, which replaces signal handlers and is a signal's default action."""
+    global _twisted_pid
+    reactor: Any = sys.modules.get("twisted.internet.reactor")
+    if _twisted_pid != os.getpid() and hasattr(reactor, "addSystemEventTrigger"):
+        _twisted_pid = os.getpid()
+        reactor.addSystemEventTrigger("after", "shutdown", end_of_process)
+
+
 def watch_first_use(signals: Iterable[int], wraps_exit: bool) -> None:
     """A client of this process has its first event, or its first for a while."""
     if wraps_exit:
         _wrap_os_exit()
+    _arm_twisted()
     if signals:
         end_on(signals)
 

@@ -220,6 +220,56 @@ def test_pytest_forked(letter_api: Any, tmp_path: Path) -> None:
     assert sorted(whose(letter_api).get("rq", [])) == list(range(5))
 
 
+@needs("daemon")
+def test_a_daemon_keeps_what_was_tracked_before_it_became_one(letter_api: Any, tmp_path: Path) -> None:
+    # It forks twice, leaves by `os._exit` both times, and closes every descriptor that it inherited.
+    code = """
+    import daemon
+    letter = Letter('k', API, flush_interval=10)
+    work(letter, 5, "before")
+    with daemon.DaemonContext(working_directory=os.getcwd()):
+        work(letter, 5, "after")
+    """
+    with start(code, letter_api.url, tmp_path) as program:
+        finished = program.finish()
+        assert letter_api.wait_for(10), finished
+    assert whose(letter_api) == {"before": list(range(5)), "after": list(range(5))}
+
+
+TWISTED = """
+import os
+from twisted.application import service
+from twisted.internet import task
+from letterapp import Letter
+
+letter = Letter("k", os.environ["TEST_API"], flush_interval=10)
+serials = iter(range(10**6))
+
+def track():
+    serial = next(serials)
+    letter.track("twisted", "Worked", {"serial": serial})
+    os.write(1, f"{serial}\\n".encode())
+
+task.LoopingCall(track).start(0.01)
+application = service.Application("letters")
+"""
+
+
+@needs("twisted")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_twisteds_reactor_ends_by_a_signal_s_default_action(number: int, letter_api: Any, tmp_path: Path) -> None:
+    (tmp_path / "application.py").write_text(TWISTED)
+    twistd = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+    flags = ["-n", "--pidfile=", "-l", str(tmp_path / "log"), "-y", "application.py"]
+    with Program([*twistd, *flags], environment(letter_api.url), tmp_path) as program:
+        assert eventually(lambda: program.output, lambda text: "20\n" in text), program.output
+        program.signal(number)
+        finished = program.finish()
+    assert finished.code == -number, finished
+    tracked = [int(line) for line in finished.output.split()]
+    assert len(tracked) > 20 and set(tracked) <= set(whose(letter_api)["twisted"]), finished
+
+
 # One budget a process.
 
 
