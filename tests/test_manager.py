@@ -1368,8 +1368,8 @@ def test_a_manager_keeps_descriptors_in_reserve_for_sending(
         with pytest.raises(OSError, match="timed out"):
             while len(connections) < 64:
                 connections.append(queue.connect(3.0))
-        assert connections[0].put([event], DEADLINE)
-        assert connections[0].settled(DEADLINE, DEADLINE) == []
+        assert connections[0].put([event], True, DEADLINE, DEADLINE)
+        assert connections[0].settled(DEADLINE, True, DEADLINE, DEADLINE) == []
         assert letter_api.distinct == 1
         for connection in connections:
             connection.close()

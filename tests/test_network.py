@@ -511,7 +511,8 @@ def sockets():
     return sum(os.readlink(f'/proc/self/fd/{name}').startswith('socket:') for name in os.listdir('/proc/self/fd')
                if os.path.lexists(f'/proc/self/fd/{name}'))
 before = sockets()
-letter = Letter('k', 'http://name.example', flush_at=1, max_retries=0, timeout=60, exit_timeout=0, on_error=print)
+letter = Letter('k', 'http://name.example', flush_at=1, max_retries=0, timeout=60, exit_timeout=0, on_error=print,
+                send_on_os_exit=False)
 work(letter, 1)
 deadline = time.monotonic() + 60
 while sockets() < before + 3 and time.monotonic() < deadline:
