@@ -95,8 +95,8 @@ class Handover:
             outcome = self._exchange(batch, linger, urgent)
         except ValueError as problem:
             pass_on(problem)
-            self._batch = None
-            self._tell(f"did not take a batch: {problem}")  # this one; nothing is wrong with the queue
+            self.close()
+            self._tell(f"did not take a batch: {problem}")  # this one: nothing is wrong with the queue
         except Exception as problem:
             pass_on(problem)
             self._fail(reason(problem))

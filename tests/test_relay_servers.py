@@ -412,13 +412,22 @@ def uwsgi(serve: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Callabl
     return start
 
 
+def stop_uwsgi(service: Service) -> None:
+    """SIGTERM, which uWSGI ignores until its master's loop runs: so it is told again until it says that it heard."""
+    for _ in range(60):
+        service.program.signal(signal.SIGTERM)
+        if eventually(lambda: "received...killing workers" in service.output, bool, 1.0):
+            return
+    raise AssertionError(service.output)
+
+
 @needs("pyuwsgi")
 @every_start
 def test_uwsgi_is_stopped_under_load(start: str, uwsgi: Any) -> None:
     service = uwsgi(start)
     service.one_relay()
     with Load(service):
-        service.program.signal(signal.SIGTERM)
+        stop_uwsgi(service)
         service.ended()
 
 
@@ -428,7 +437,7 @@ def test_uwsgi_is_stopped_right_after_a_response(start: str, uwsgi: Any) -> None
     service = uwsgi(start)
     service.one_relay()
     assert service.ask()
-    service.program.signal(signal.SIGTERM)
+    stop_uwsgi(service)
     service.ended()
 
 
@@ -439,7 +448,7 @@ def test_uwsgi_is_stopped_in_the_middle_of_requests(start: str, uwsgi: Any, gate
     with ThreadPoolExecutor(2) as visitors:
         answers = [visitors.submit(service.ask, "/stay") for _ in range(2)]
         gate.wait_for(2)
-        service.program.signal(signal.SIGTERM)
+        stop_uwsgi(service)
         service.ended()
         assert [answer.result() for answer in answers] == [False, False]
 
@@ -456,7 +465,7 @@ def test_uwsgis_reload(start: str, uwsgi: Any) -> None:
             service.put_to_work(old=old)
         service.one_relay()  # the first has left, or was joined by who came after it
         old = service.at_work()
-    service.program.signal(signal.SIGTERM)
+    stop_uwsgi(service)
     service.ended()
 
 
@@ -478,7 +487,7 @@ def test_uwsgis_workers_are_killed_in_the_middle_of_requests(by: str, start: str
     gate.open()
     service.put_to_work(old=gone)
     service.one_relay()
-    service.program.signal(signal.SIGTERM)
+    stop_uwsgi(service)
     service.ended()
 
 
