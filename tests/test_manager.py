@@ -1177,6 +1177,7 @@ def test_a_manager_that_stands_still_for_a_while_costs_a_listener_nothing(letter
         with listener:
             for turn in range(20):
                 queue.put([event(3 * turn + n) for n in range(3)])
+            assert eventually(lambda: listener.stats()["accepted"], bool)  # it is connected
             os.kill(other._process.pid, signal.SIGSTOP)
             over = time.monotonic() + 6  # longer than an answer is waited for anywhere else
             eventually(lambda: time.monotonic() > over, bool)
