@@ -89,11 +89,13 @@ class SharedSlot(MemorySlot):
         self.is_own = owner.is_open  # type: ignore[method-assign]
         self.has_heirs = owner.has_others  # type: ignore[method-assign]
         self.release = lock.release  # type: ignore[method-assign]
+        self._owner = owner
         self._shared_words = owner.words_of(number, WORDS + 1)
-        self.mark_leaving(False)  # whoever had it before
+        self._shared_words[WORDS] = owner.is_leaving  # at once: a slot that is taken over by who leaves is no way out
 
     def mark_leaving(self, leaves: bool) -> None:
         """Tell the family whether this process is at its end: who leaves delivers nothing that others leave."""
+        self._owner.is_leaving = leaves
         self._shared_words[WORDS] = leaves
 
     def trim(self, start: int, end: int) -> None:
@@ -132,6 +134,7 @@ class SharedMemory:
     def __init__(self, settings: Settings) -> None:
         """Raises `Unavailable`. Starts nothing and touches no page."""
         self._settings = settings
+        self.is_leaving = False  # this process is at its end
         self.rooms = _rooms(settings)
         if not POSSIBLE or self.rooms[0] > LARGEST or not hasattr(os, "fork"):
             raise Unavailable
@@ -167,6 +170,7 @@ class SharedMemory:
 
     def for_child(self) -> SharedMemory | PrivateMemory:
         """The same slots, in a descendant; others where somebody has closed the descriptor that locks them."""
+        self.is_leaving = False  # a parent may have been
         if self.is_open():
             return self
         try:

@@ -55,6 +55,7 @@ IDLE = 5.0  # seconds without an event after which the thread leaves; starting i
 BURST = 1.0  # seconds after which drops are reported though the queue is still full
 FOREVER = float("inf")
 _WHILE_LOOKING = 0.05  # seconds: the thread that looks may have been cut short
+_LAST_LOOK = 0.5  # seconds that a look which is under way may take when events are given up; microseconds, mostly
 _HEAD, _TAIL = b'{"batch":[', b"]}"
 
 
@@ -437,7 +438,11 @@ class Sender(Delivery):
         return self._heir.left_some and self._may_wait() and self._clock() < deadline
 
     def _give_up(self, cause: str, why: str) -> None:
-        if self._heir.left_some or cause == "exit":  # what others have left to this process is to be told of too
+        if cause == "exit":
+            # What others have left to this process is to be told of too, and what its thread is just taking over.
+            until = self._clock() + _LAST_LOOK
+            self._progress.wait_while(self._outbox.looking.has_others, until, self._clock, _WHILE_LOOKING)
+        if self._heir.left_some or cause == "exit":
             self._heir.take_over(FOREVER)
         events = self._outbox.abandon(cause)
         self._not_before = 0.0  # it was theirs

@@ -24,8 +24,6 @@ from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
-DOWN = "http://127.0.0.1:9"  # where nobody listens
-
 
 def needs(package: str) -> Any:
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
@@ -366,29 +364,6 @@ def test_a_second_ctrl_c_during_the_end_tells_what_is_lost(letter_api: Any, tmp_
         finished = program.finish(20)
     hold.release()
     assert "10 events given up" in finished.output, finished
-
-
-def test_a_family_that_ends_together_while_the_api_is_down_tells_each_event(tmp_path: Any) -> None:
-    code = """
-    def told(error):
-        if error.lost:
-            os.write(1, f"told {error.lost}\\n".encode())
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    letter = Letter('k', API, on_error=told, exit_timeout=1, max_retries=100)
-    for n in range(3):
-        if not os.fork():
-            break
-    work(letter, 10, str(os.getpid()))
-    os.write(1, b"ready\\n")
-    stay()
-    """
-    with start(code, DOWN, tmp_path) as program:
-        assert eventually(lambda: program.output.count("ready"), lambda count: count == 4) == 4
-        program.signal_group(signal.SIGINT)
-        program.finish()
-        assert not program.left_behind()
-        assert sum(int(line.split()[1]) for line in program.output.splitlines() if line.startswith("told")) == 40
 
 
 def test_what_a_killed_child_left_after_a_close_that_gave_up_is_delivered(letter_api: Any, tmp_path: Any) -> None:
