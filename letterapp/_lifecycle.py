@@ -16,7 +16,7 @@ import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
 from . import _forks
-from ._handlers import is_in_handler
+from ._handlers import is_in_handler, pass_on
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -202,7 +202,10 @@ def _arm_twisted() -> None:
     reactor: Any = sys.modules.get("twisted.internet.reactor")
     if _twisted_pid != os.getpid() and hasattr(reactor, "addSystemEventTrigger"):
         _twisted_pid = os.getpid()
-        reactor.addSystemEventTrigger("after", "shutdown", end_of_process)
+        try:
+            reactor.addSystemEventTrigger("after", "shutdown", end_of_process)
+        except Exception as problem:
+            pass_on(problem)  # else it is the reactor's, and no reason for a call to fail
 
 
 def watch_first_use(signals: Iterable[int], wraps_exit: bool) -> None:
@@ -210,8 +213,8 @@ def watch_first_use(signals: Iterable[int], wraps_exit: bool) -> None:
     if wraps_exit:
         _wrap_os_exit()
     _arm_twisted()
-    if signals:
-        end_on(signals)
+    if _not_installed:  # and never what a server has replaced since: that is its own affair
+        end_on([number for number in signals if number in _not_installed])
 
 
 def _wrap_os_exit() -> None:
@@ -237,6 +240,7 @@ def _exit_after_sending(status: int) -> NoReturn:
 _previous: dict[int, Any] = {}  # what handled each signal before
 
 
+_not_installed: set[int] = set()  # because no main thread was there to do it
 _reported: set[str] = set()  # troubles with them, each of which is told once
 
 
@@ -259,7 +263,9 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
         previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
         try:
             signal.signal(number, _on_signal)
+            _not_installed.discard(number)
         except ValueError:
+            _not_installed.add(number)
             _previous[number] = previous
             _report_once(
                 report,
