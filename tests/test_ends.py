@@ -444,6 +444,18 @@ def test_exit_signals_keep_no_application_from_starting(letter_api: Any, tmp_pat
     assert whose(letter_api) == {"program": [0, 1, 2]}
 
 
+def test_a_handler_that_replaced_ours_is_left_alone(letter_api: Any, tmp_path: Any) -> None:
+    code = """
+    letter = Letter('k', API, exit_signals=(signal.SIGTERM,))
+    servers_own = lambda *_: None
+    signal.signal(signal.SIGTERM, servers_own)
+    work(letter, 1)
+    letter.flush()
+    print(signal.getsignal(signal.SIGTERM) is servers_own)
+    """
+    assert run(code, letter_api.url, tmp_path).output == "True\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_signals_that_no_process_can_handle_are_an_error_of_the_options(number: Any) -> None:
     with pytest.raises(LetterError, match="no process can handle"):
