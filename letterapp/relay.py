@@ -335,6 +335,9 @@ class QueueListener:
     def go_on(self) -> None:
         pass
 
+    def look_after_children(self) -> None:
+        pass
+
     def hasten(self) -> None:
         pass
 

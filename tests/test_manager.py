@@ -619,7 +619,7 @@ def test_two_managers_that_start_at_one_address(directory: Directory, letter_api
     ]
     try:
         outputs = eventually(
-            lambda: [program.output for program in starting], lambda outputs: all("serve" in text for text in outputs)
+            lambda: [program.output for program in starting], lambda outputs: all("serv" in text for text in outputs)
         )
         assert ["serving at" in text for text in outputs].count(True) == 1, outputs
         assert directory.status()["accepted"] == 0
