@@ -393,9 +393,10 @@ def _unusual(value: Any, depth: int) -> Any:
         return _plain(list(value), depth)
     if isinstance(value, (set, frozenset)):
         return _plain(_in_order(value), depth)
-    fields = getattr(type(value), "__dataclass_fields__", None)
-    if fields is not None:
-        return _plain({name: getattr(value, name) for name in fields}, depth)
+    if hasattr(type(value), "__dataclass_fields__"):
+        # Not all that stands there: class variables do too, and arguments of `__init__` alone, a password perhaps.
+        fields = sys.modules["dataclasses"].fields(value)
+        return _plain({field.name: getattr(value, field.name) for field in fields}, depth)
     if isinstance(value, _Mapping):
         return _plain(dict(value), depth)
     raise Unencodable(f"{_short(value)} ({type(value).__name__}) is not JSON")
