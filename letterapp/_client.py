@@ -229,6 +229,7 @@ class Letter:
             delivery.refuse("filtered")  # by the application's own before_send
 
     def _refuse(self, problem: Unencodable, **event: Any) -> None:
+        event.update(timestamp=problem.timestamp, messageId=problem.message_id)
         given = {name: value for name, value in event.items() if value is not None}
         error = LetterError(f"{event['type']}: {problem}; the event is lost", cause="invalid", events=[given])
         self._here().refuse("invalid", error)
