@@ -40,7 +40,8 @@ class Letter:
     Args:
         api_key: The API key. None reads the variable ``LETTER_API_KEY``.
         base_url: Where the API is. When not given, the variable ``LETTER_BASE_URL``, else letter.app.
-        flush_at: Events at which a batch leaves without waiting longer. One request carries at most 100.
+        flush_at: When so many events wait, all that wait leave at once, in requests of at most 100 events and
+            `max_batch_bytes`.
         flush_interval: Seconds that an event waits for company.
         max_retries: Tries after the first, for requests that met a 429, a 408, a 5xx or no answer. None tries as long
             as the queue has room: an API that is away costs nothing until `overflow` sets in.

@@ -118,6 +118,38 @@ def test_flush_at_sends_a_batch_before_its_interval(make: Any, letter_api: Any) 
     assert len(letter_api.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "waiting, options, sizes",
+    [
+        (250, {"flush_at": 250}, [100, 100, 50]),
+        (250, {"flush_at": 101}, [100, 100, 50]),
+        (100, {"flush_at": 100}, [100]),
+        (120, {"flush_at": 50}, [100, 20]),
+        (40, {"flush_at": 40, "max_batch_bytes": 2000}, None),
+    ],
+    ids=["three requests", "one more than a request carries", "one request", "more than flush_at", "large events"],
+)
+def test_all_that_waits_when_flush_at_is_reached_leaves_at_once(
+    waiting: int, options: dict[str, Any], sizes: Any, driven: Any, letter_api: Any
+) -> None:
+    one = driven(flush_interval=1000, **options)
+    one.track(waiting)
+    assert one.settle() == []  # the clock stood still
+    came = [len(request.json["batch"]) for request in letter_api.requests]
+    assert sum(came) == waiting and len(came) > 1 if sizes is None else came == sizes
+    one.track(1)
+    assert one.settle() == [1000.0], "what comes later waits for company as before"
+
+
+def test_flush_at_counts_what_came_while_a_request_was_under_way(driven: Any, letter_api: Any) -> None:
+    one = driven(flush_interval=1000, flush_at=150)
+    one.track(150)
+    assert one.sender.step() == 0.0
+    one.track(99)  # with the 50 that are left
+    assert one.settle() == [1000.0]
+    assert [len(request.json["batch"]) for request in letter_api.requests] == [100, 100, 49]
+
+
 def test_flush_interval_sends_what_has_no_company(make: Any, letter_api: Any) -> None:
     letter = make(flush_at=1000, flush_interval=0.05)
     fill(letter, 3)
