@@ -52,6 +52,34 @@ def test_the_documented_seven_keep_their_names_order_and_defaults() -> None:
         ({"base_url": "http://ho st"}, "base_url"),
         ({"base_url": "http://[::1"}, "base_url"),
         ({"base_url": 5}, "base_url"),
+        ({"base_url": "http://host:0"}, "base_url"),
+        ({"base_url": "http://[::1]:0"}, "base_url"),
+        ({"base_url": "https://host:00/prefix"}, "base_url"),
+        ({"base_url": "http://host:65536"}, "base_url"),
+        ({"base_url": "http://host:-1"}, "base_url"),
+        ({"base_url": "http://host:+80"}, "base_url"),
+        ({"base_url": "http://host:8_0"}, "base_url"),
+        ({"base_url": "http://host:\u0668\u0660"}, "base_url"),
+        ({"base_url": "http://host:"}, "base_url"),
+        ({"base_url": "http://host:/prefix"}, "base_url"),
+        ({"base_url": "http://:80"}, "base_url"),
+        ({"base_url": "http://::1"}, "base_url"),
+        ({"base_url": "http://host:80:90"}, "base_url"),
+        ({"base_url": "http://[::1]80"}, "base_url"),
+        ({"base_url": "http://[::1]x:80"}, "base_url"),
+        ({"base_url": "http://x[::1]:80"}, "base_url"),
+        ({"base_url": "http://[x]:80"}, "base_url"),
+        ({"base_url": "http://host: 80"}, "base_url"),
+        ({"base_url": " http://host"}, "base_url"),
+        ({"base_url": "http://host\n"}, "base_url"),
+        ({"base_url": "http://host\t:80"}, "base_url"),
+        ({"base_url": "http://host\xa0"}, "base_url"),
+        ({"base_url": "http://:password@host"}, "base_url"),
+        ({"base_url": "http://@host"}, "base_url"),
+        ({"base_url": "http://ho\\st"}, "base_url"),
+        ({"base_url": "http://ho%73t"}, "base_url"),
+        ({"base_url": "http:host"}, "base_url"),
+        ({"base_url": "http:///host"}, "base_url"),
         ({"flush_at": 0}, "flush_at"),
         ({"flush_at": 1.5}, "flush_at"),
         ({"flush_at": True}, "flush_at"),
@@ -78,6 +106,27 @@ def test_the_documented_seven_keep_their_names_order_and_defaults() -> None:
 def test_a_wrong_option_is_an_error_that_names_it_at_construction(options: dict[str, Any], named: str) -> None:
     with pytest.raises(LetterError, match=named):
         Letter(**{"api_key": "k", **options})
+
+
+@pytest.mark.parametrize(
+    "base_url, host, port",
+    [
+        ("http://host", "host", 80),
+        ("https://Host:8443/prefix/", "host", 8443),
+        ("http://host:080", "host", 80),
+        ("http://host:65535", "host", 65535),
+        ("http://[::1]", "::1", 80),
+        ("http://[::1]:8080", "::1", 8080),
+        ("http://[fe80::1%eth0]:8080", "fe80::1%eth0", 8080),
+        ("http://[::ffff:127.0.0.1]", "::ffff:127.0.0.1", 80),
+        ("http://under_score.example", "under_score.example", 80),
+        ("http://b\xfccher.example", "xn--bcher-kva.example", 80),
+        ("http://host.", "host.", 80),
+    ],
+)
+def test_an_address_is_taken_as_it_is_written(base_url: str, host: str, port: int) -> None:
+    settings = Letter("k", base_url)._settings
+    assert (settings.host, settings.port) == (host, port)
 
 
 def test_an_unknown_option_is_python_s_own_error() -> None:
