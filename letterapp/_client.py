@@ -13,7 +13,7 @@ from ._delivery import Delivery, Reporter
 from ._event import Encoder, Unencodable
 from ._mail import post_mail
 from ._sender import Sender
-from ._settings import DEFAULT_BASE_URL, Settings, seconds
+from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     MessageId = Union[str, UUID, None]
 
 
-class Letter:
+class Letter(FixedOptions):
     """A client of letter.app's ingestion API.
 
     `identify`, `group` and `track` queue an event and return in microseconds; a background thread of this process,
     started at the first event, delivers batches. All methods may be called from any thread, from signal handlers and
     from `on_error`. After a fork the parent's waiting events stay the parent's, and the child's client starts empty.
     What a process leaves that is killed is delivered by another one that was forked since the client was made.
-    A client can be pickled: the other side gets one with the same options, the key included.
+    A client can be pickled: the other side gets one with the same options, the key included. Options cannot be changed
+    afterwards: to set one as an attribute is an `AttributeError`.
 
     Args:
         api_key: The API key. None reads the variable ``LETTER_API_KEY``.

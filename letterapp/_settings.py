@@ -281,3 +281,19 @@ _NUMBERS: dict[str, Callable[[str, Any], Any]] = {
     "exit_timeout": seconds,
     "spool_max_bytes": _from(1),
 }
+
+
+# By the names under which `Letter` takes them; the other fields of `Settings` follow from these.
+OPTIONS = frozenset(Settings.__init__.__annotations__) - {"numbers", "return"} | frozenset(_NUMBERS)
+
+
+class FixedOptions:
+    """A base of what takes options: to set one later is an error, where it would only look as if it had an effect."""
+
+    if not TYPE_CHECKING:  # where it would have every attribute look as if it could be set
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name in OPTIONS and not hasattr(type(self), name):  # else a subclass has it, for its own purposes
+                kind = type(self).__name__
+                raise AttributeError(f"{name} is an option, which cannot be changed: make another {kind}({name}=...)")
+            super().__setattr__(name, value)

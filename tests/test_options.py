@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import multiprocessing
 import pickle
 import ssl
 import threading
 from typing import Any
+from unittest import mock
 
 import pytest
 from harness import DEADLINE, eventually
 
 from letterapp import Letter, LetterError
+from letterapp.relay import LISTENING, SENDING, QueueListener, SenderManager
 from letterapp.testing import Hold, status
 
 
@@ -391,6 +395,63 @@ def test_ssl_context_is_used(make: Any) -> None:
     assert make(base_url="https://localhost", ssl_context=lambda: context)._delivery._transport._tls() is context
 
 
+# Options are fixed.
+
+OPTIONS = list(inspect.signature(Letter).parameters)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_cannot_be_set_afterwards(name: str, make: Any) -> None:
+    letter = make()
+    with pytest.raises(AttributeError, match=rf"^{name} is an option, .* make another Letter\({name}=\.\.\.\)$"):
+        setattr(letter, name, 3)
+    with pytest.raises(AttributeError):
+        delattr(letter, name)
+    assert not hasattr(letter, name)
+
+
+def test_nor_can_those_of_a_manager_and_a_listener() -> None:
+    for sends in (SenderManager("k"), QueueListener(multiprocessing.Queue(), "k")):
+        for name in (*LISTENING, *SENDING, "api_key", "base_url"):
+            with pytest.raises(AttributeError):
+                setattr(sends, name, 3)
+        sends.label = "mine"
+
+
+def test_what_is_no_option_can_be_set_as_ever(make: Any, letter_api: Any) -> None:
+    class Mine(Letter):
+        timeout = 5  # its own
+
+        def __init__(self, *given: Any, **options: Any) -> None:
+            self.host = "of the application"
+            self.timeout = 7
+            super().__init__(*given, **options)
+            self.name = "orders"
+            self.flush_interval_of_mine = 1
+
+    letter = Mine("k", letter_api.url)
+    assert (letter.host, letter.timeout, letter.name) == ("of the application", 7, "orders")
+    assert letter._settings.timeout == 10.0
+    letter.track("u", "e")
+    for replaced in (letter, Letter):
+        with mock.patch.object(replaced, "track") as track:
+            letter.track("u", "not this one")
+        track.assert_called_once()
+    mock.create_autospec(letter).track("u", "nor this one")
+    letter.track("u", "e")
+    assert letter.close()
+    assert [item["event"] for item in letter_api.events] == ["e", "e"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_is_a_client_with_the_same_options_too(copied: Any, make: Any, letter_api: Any) -> None:
+    other = copied(make(on_error=None, flush_at=3))
+    assert other._settings.flush_at == 3
+    other.track("u", "of the copy")
+    assert other.close()
+    assert letter_api.distinct == 1
+
+
 # Pickling.
 
 
@@ -401,11 +462,11 @@ def on_error(error: LetterError) -> None:
 def test_a_pickled_client_is_one_with_the_same_options(letter_api: Any) -> None:
     letter = Letter("k", letter_api.url, flush_at=3, overflow="block", on_error=on_error, exit_timeout=7)
     letter.track("u", "stays here")
-    copy = pickle.loads(pickle.dumps(letter))
-    assert copy._settings.__dict__ == letter._settings.__dict__
-    assert copy.stats()["waiting"] == 0
-    copy.track("u", "from the copy")
-    assert copy.close()
+    other = pickle.loads(pickle.dumps(letter))
+    assert other._settings.__dict__ == letter._settings.__dict__
+    assert other.stats()["waiting"] == 0
+    other.track("u", "from the copy")
+    assert other.close()
     assert [item["event"] for item in letter_api.events if item["event"] == "from the copy"] == ["from the copy"]
     letter.close()
 
@@ -419,6 +480,6 @@ def test_an_error_can_be_pickled_whatever_its_events_hold() -> None:
     error = LetterError(
         "m", 400, "body", "code", "reason", cause="invalid", events=[b'{"a":1}', {"x": threading.Lock()}]
     )
-    copy = pickle.loads(pickle.dumps(error))
-    assert str(copy) == "m" and (copy.status, copy.body, copy.code, copy.reason) == (400, "body", "code", "reason")
-    assert copy.cause == "invalid" and copy.lost == 2 and copy.events == [{"a": 1}]
+    other = pickle.loads(pickle.dumps(error))
+    assert str(other) == "m" and (other.status, other.body, other.code, other.reason) == (400, "body", "code", "reason")
+    assert other.cause == "invalid" and other.lost == 2 and other.events == [{"a": 1}]
