@@ -7,6 +7,7 @@ sending, forks; each has its room.
 from __future__ import annotations
 
 import os
+import time
 
 from . import _lifecycle
 from ._delivery import Delivery, Reporter
@@ -299,12 +300,18 @@ class Letter(FixedOptions):
         return self._here().close(self._seconds(timeout))
 
     async def aflush(self, timeout: float | None = None) -> bool:
-        """`flush` for asyncio: waits on a thread of the loop's default executor, so the loop goes on."""
-        return await _in_thread(self.flush, timeout)
+        """`flush` for asyncio: waits on a thread of its own, so neither the loop nor its executor has to.
+
+        ``timeout`` counts from this call. Cancelled, it returns at once, and the flush goes on without it.
+        """
+        return await _in_thread(self.flush, self._seconds(timeout))
 
     async def aclose(self, timeout: float | None = None) -> bool:
-        """`close` for asyncio: waits on a thread of the loop's default executor, so the loop goes on."""
-        return await _in_thread(self.close, timeout)
+        """`close` for asyncio: waits on a thread of its own, so neither the loop nor its executor has to.
+
+        ``timeout`` counts from this call. Cancelled, it returns at once, and the client is closed without it.
+        """
+        return await _in_thread(self.close, self._seconds(timeout))
 
     def stats(self) -> dict[str, Any]:
         """Counters of this process's client: a dict that balances, accepted = delivered + lost + waiting.
@@ -386,7 +393,34 @@ def _unpickled(settings: Settings) -> Letter:
     return letter
 
 
-async def _in_thread(wait: Callable[[float | None], bool], timeout: float | None) -> bool:
+async def _in_thread(wait: Callable[[float], bool], timeout: float) -> bool:
+    # Not on the executor's threads: there are a few, which the application needs too, and the end of `asyncio.run`
+    # waits for them, those of cancelled tasks included.
     import asyncio
 
-    return await asyncio.get_running_loop().run_in_executor(None, wait, timeout)
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bool] = loop.create_future()
+    deadline = time.monotonic() + timeout
+
+    def settle(result: bool, problem: BaseException | None) -> None:
+        if answer.done():
+            return  # cancelled
+        if problem is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(problem)
+
+    def run() -> None:
+        result, problem = False, None
+        try:
+            result = wait(max(0.0, round(deadline - time.monotonic(), 2)))  # rounded for the report of what is given up
+        except BaseException as raised:
+            problem = raised
+        try:
+            loop.call_soon_threadsafe(settle, result, problem)
+        except RuntimeError:
+            pass  # the loop has been closed meanwhile
+
+    if not _lifecycle.start_thread(run):
+        return wait(timeout)  # as all else here, where no thread can run
+    return await answer

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
-from typing import Any
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Iterator
 
-from harness import DEADLINE
+import pytest
+from harness import DEADLINE, eventually
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold
@@ -76,6 +82,133 @@ def test_aflush_says_when_time_ran_out(letter_api: Any) -> None:
         assert await letter.aflush(0.05) is False
         hold.release()
         assert await letter.aclose() is True
+
+    asyncio.run(main())
+
+
+@contextlib.contextmanager
+def no_executor_to_be_had(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """While the application uses all threads of its loop's executor."""
+    over = threading.Event()
+    executor = ThreadPoolExecutor(1)
+    executor.submit(over.wait, 2 * DEADLINE)
+    loop.set_default_executor(executor)
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("wait", ["aflush", "aclose", "async with"])
+def test_waiting_needs_no_thread_of_the_loop_s_executor(wait: str, letter_api: Any) -> None:
+    async def main() -> None:
+        with no_executor_to_be_had(asyncio.get_running_loop()):
+            letter = Letter("k", letter_api.url, flush_interval=30)
+            track(letter, 10)
+            if wait == "async with":
+                await asyncio.wait_for(letter.__aexit__(None, None, None), DEADLINE / 4)
+            else:
+                assert await asyncio.wait_for(getattr(letter, wait)(DEADLINE), DEADLINE / 4) is True
+            assert letter.stats()["delivered"] == 10
+
+    asyncio.run(main())
+
+
+def test_the_time_of_each_aflush_counts_from_its_call(letter_api: Any) -> None:
+    hold = Hold()
+    letter_api.rule = lambda request: hold
+
+    async def main() -> None:
+        with no_executor_to_be_had(asyncio.get_running_loop()):
+            letter = Letter("k", letter_api.url, flush_at=1)
+            track(letter, 1)
+            began = time.monotonic()
+            answers = await asyncio.gather(*(letter.aflush(1) for _ in range(60)))
+            assert answers == [False] * 60
+            assert 0.99 <= time.monotonic() - began < 20  # one after the other they would take a minute
+            hold.release()
+            assert await letter.aclose(DEADLINE) is True
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_aflush_keeps_nobody_waiting(letter_api: Any) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = Letter("k", letter_api.url, flush_at=1)
+
+    async def main() -> None:
+        track(letter, 1)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(letter.aflush(10 * DEADLINE), 0.05)
+        flush = asyncio.ensure_future(letter.aflush(10 * DEADLINE))
+        await asyncio.sleep(0)
+        flush.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flush
+
+    began = time.monotonic()
+    asyncio.run(main())  # whose end waits for the executor's threads
+    assert time.monotonic() - began < DEADLINE
+    hold.release()
+    assert letter.close(DEADLINE) is True
+
+
+def test_a_cancelled_aclose_closes_all_the_same(letter_api: Any) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = Letter("k", letter_api.url, flush_at=1, on_error=lambda error: None)
+
+    async def main() -> None:
+        track(letter, 3)
+        close = asyncio.ensure_future(letter.aclose(DEADLINE))
+        await asyncio.sleep(0)  # it has a thread from then on
+        close.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await close
+
+    asyncio.run(main())
+
+    def refused() -> int:
+        track(letter, 1)
+        return int(letter.stats()["lost"].get("closed", 0))
+
+    assert eventually(refused, bool)
+    hold.release()
+    assert letter_api.wait_for(3)
+    assert letter.close(DEADLINE) is True
+
+
+def test_a_wrong_timeout_is_an_error_and_so_is_one_of_the_call_itself(letter_api: Any) -> None:
+    class Broken(Letter):
+        def flush(self, timeout: float | None = None) -> bool:
+            raise ZeroDivisionError("mine")
+
+    async def main() -> None:
+        async with Broken("k", letter_api.url) as letter:
+            with pytest.raises(LetterError, match="timeout"):
+                await letter.aflush(-1)
+            with pytest.raises(LetterError, match="timeout"):
+                await letter.aclose("soon")  # type: ignore[arg-type]
+            with pytest.raises(ZeroDivisionError):
+                await letter.aflush()
+
+    asyncio.run(main())
+
+
+def test_where_no_thread_can_run_the_call_itself_waits(
+    letter_api: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def none(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", none)
+
+    async def main() -> None:
+        letter = Letter("k", letter_api.url)
+        track(letter, 3)
+        assert await letter.aflush(DEADLINE) is True and await letter.aclose(DEADLINE) is True
+        assert letter.stats()["delivered"] == 3
 
     asyncio.run(main())
 
