@@ -284,9 +284,9 @@ class Letter(FixedOptions):
     def flush(self, timeout: float | None = None) -> bool:
         """Send what this process has queued, and wait for it: at most ``timeout`` seconds, `exit_timeout` if None.
 
-        Returns True when all that was queued before the call is settled: delivered, or reported as lost. False when
-        time ran out (what is left goes on waiting), and in `on_error` on the sender's own thread, which cannot wait
-        for itself.
+        Returns True when nothing of what was queued before the call waits any longer: each event was delivered, or
+        reported as lost (`on_error` and ``stats()["lost"]`` say which). False when time ran out (what is left goes on
+        waiting), and in `on_error` on the sender's own thread, which cannot wait for itself.
         After it an idle client has no thread, so a fork that follows finds the process single-threaded.
         """
         return self._here().flush(self._seconds(timeout))
@@ -295,7 +295,12 @@ class Letter(FixedOptions):
         """Refuse further events in this process, settle what waits, end the thread. May be called again.
 
         Blocks for at most ``timeout`` seconds, `exit_timeout` if None. What is not delivered by then is given up and
-        reported; with a `spool` it stays there, and goes on being tried. The answer is then False.
+        reported; with a `spool` it stays there, and goes on being tried.
+
+        Returns True when all that this process had queued was settled in time, as `flush` means it: an event that the
+        API refused was reported, and is settled. False when time ran out, and so each later `close` of a client that
+        has given events up. In `on_error` on the sender's own thread it is False at once; what waits is still
+        sent then.
         """
         return self._here().close(self._seconds(timeout))
 

@@ -112,6 +112,7 @@ class Sender(Delivery):
         self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
         self._final = False  # it is sure to end
         self._gave_up = False  # by `close`: what may still be on the wire is nothing that anybody waits for
+        self._lost_at_close = 0  # events; so no later `close` can say that all was settled
         _lifecycle.watch(self)
 
     # Called by any thread.
@@ -166,13 +167,13 @@ class Sender(Delivery):
         settled = self._drain(deadline)
         if self._may_wait() and not settled:
             self._gave_up = True
-            self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
+            self._lost_at_close += self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
             self._rest(deadline)
         if self._may_wait():
             self._disconnect()
             self._report_drops(0.0)
             self._outbox.leave_no_trace()
-        return settled
+        return settled and not self._lost_at_close
 
     def _disconnect(self) -> None:
         """Close the connections, unless somebody uses them. A batch that comes nevertheless opens others."""
@@ -437,7 +438,8 @@ class Sender(Delivery):
         """True when an ended process's events are still to be taken over, and there is time."""
         return self._heir.left_some and self._may_wait() and self._clock() < deadline
 
-    def _give_up(self, cause: str, why: str) -> None:
+    def _give_up(self, cause: str, why: str) -> int:
+        """Report what waits as lost for ``cause``, but what others may find; return how many events that is."""
         if cause == "exit":
             # What others have left to this process is to be told of too, and what its thread is just taking over.
             until = self._clock() + _LAST_LOOK
@@ -450,6 +452,7 @@ class Sender(Delivery):
         self._progress.ring()
         if events:
             self._report(LetterError(f"{_events(len(events))} given up: {why}", cause=cause, events=events))
+        return len(events)
 
     # Runs on the sender's thread, or in a caller that has the turn.
 

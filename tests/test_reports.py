@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, Program, environment
+from harness import DEADLINE, Program, environment, start
 
 from letterapp import LetterError
 from letterapp.testing import Hold, IngestionServer, status
@@ -167,3 +167,79 @@ def test_a_fault_in_the_look_for_what_dead_processes_left_costs_nothing_else(
         one.now += 10
     assert letter_api.distinct == 3
     assert ["ZeroDivisionError" in str(error) for error in errors] == [True], "said once"
+
+
+# What `flush` and `close` answer.
+
+
+def test_flush_is_true_when_all_was_delivered_or_reported(
+    letter_api: IngestionServer, make: Any, errors: list[LetterError]
+) -> None:
+    letter_api.plan(status(401))
+    letter = make()
+    letter.track("u", "Refused")
+    assert letter.flush(DEADLINE) is True
+    assert (letter.stats()["waiting"], letter.stats()["lost"]) == (0, {"rejected": 1})
+    assert [error.lost for error in errors] == [1], "reported by then"
+    letter_api.plan(status(401))
+    letter.track("u", "Refused too")
+    assert letter.close(DEADLINE) is True and letter.close(DEADLINE) is True
+    assert len(errors) == 2
+
+
+@pytest.mark.parametrize("again", ["close", "with", "flush"])
+def test_a_close_that_gave_events_up_is_false_and_so_is_each_later_one(
+    again: str, letter_api: IngestionServer, make: Any, errors: list[LetterError]
+) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = make(flush_at=1)
+    for _ in range(20):
+        letter.track("u", "E")
+    assert hold.arrived.wait(DEADLINE)
+    assert letter.flush(0) is False
+    assert letter.close(0) is False
+    assert letter.stats()["lost"] == {"closed": 20} and [error.lost for error in errors] == [20]
+    hold.release()
+    if again == "with":
+        with letter:
+            pass
+    if again == "flush":
+        assert letter.flush(DEADLINE) is True, "nothing waits"
+    for _ in range(2):
+        assert letter.close(DEADLINE) is False
+    assert sum(letter.stats()["lost"].values()) == 20
+
+
+def test_with_a_spool_a_later_close_is_true_when_what_was_left_is_delivered(
+    letter_api: IngestionServer, make: Any, errors: list[LetterError], tmp_path: Path
+) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = make(flush_at=1, spool=tmp_path / "spool")
+    letter.track("u", "E")
+    assert hold.arrived.wait(DEADLINE)
+    assert letter.close(0) is False
+    hold.release()
+    assert letter_api.wait_for(1)
+    assert letter.close(DEADLINE) is True
+    assert letter.stats()["lost"] == {} and errors == []
+
+
+def test_a_child_s_close_answers_for_the_child_alone(letter_api: IngestionServer, tmp_path: Path) -> None:
+    code = """
+    letter = Letter('k', API, flush_at=1, on_error=lambda error: None)
+    work(letter, 1)
+    while not os.path.exists('arrived'):
+        time.sleep(0.01)
+    assert letter.close(0) is False
+    pid = child(lambda: 0 if letter.close() else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    """
+    hold = Hold()
+    letter_api.rule = lambda request: hold
+    with start(code, letter_api.url, tmp_path) as program:
+        assert hold.arrived.wait(DEADLINE)
+        (tmp_path / "arrived").touch()
+        assert program.finish().code == 0
+    hold.release()
