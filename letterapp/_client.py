@@ -49,7 +49,9 @@ class Letter(FixedOptions):
             as the queue has room: an API that is away costs nothing until `overflow` sets in.
         timeout: Seconds that one request may take as a whole.
         on_error: Called with a `LetterError` for each event or batch that is lost, on whichever thread found out,
-            outside of all locks. May call the client. The default prints one line to stderr.
+            outside of all locks; mostly the one that sends, which sends nothing until it returns, so leave what takes
+            long to another thread. May call the client; what it tracks is not reported to it if that is lost in its
+            turn, but printed. The default prints one line to stderr.
         max_queue_bytes: Bound of the queue in bytes of encoded events.
         max_queue_events: Bound of the queue in events.
         overflow: What gives way at a bound: ``"drop_newest"``, ``"drop_oldest"``, or ``"block"``, which makes the
@@ -227,6 +229,8 @@ class Letter(FixedOptions):
         if delivery.owner.pid != os.getpid():
             delivery = self._here()
         if event is not None:
+            if delivery.reporter.has_called:
+                delivery.reporter.note(event)
             delivery.put(event)
         else:
             delivery.refuse("filtered")  # by the application's own before_send

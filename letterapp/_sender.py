@@ -77,7 +77,8 @@ class Sender(Delivery):
         self._settings = settings
         self._syncs = settings.spool_sync
         self._clock = clock
-        self._report = report or Reporter(settings.on_error)
+        self.reporter = Reporter(settings.on_error)
+        self._report = report or self.reporter
         stores = stores or Stores.open(settings)
         self._bell = Bell()  # wakes whoever sends
         self._progress = progress or Bell()  # wakes those who wait until something is settled

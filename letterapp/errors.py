@@ -64,6 +64,11 @@ class LetterError(Exception):
         return (_rebuild, (str(self), {**self.__dict__, "_events": tuple(filter(_is_picklable, self._events))}))
 
 
+def encoded_events(error: LetterError) -> Sequence[bytes | dict[str, Any]]:
+    """``error.events`` as they are kept: each encoded, or as it was called where that failed."""
+    return error._events
+
+
 def _rebuild(message: str, state: dict[str, Any]) -> LetterError:
     error = LetterError(message)
     error.__dict__.update(state)
