@@ -214,7 +214,9 @@ class Letter(FixedOptions):
             LetterError: ``user_id`` or ``event`` is missing, or an argument has a wrong type.
 
         Does no I/O and takes one short lock. It waits only with ``overflow="block"`` at a full queue, while the
-        process is ending, and where no thread can run (uWSGI without threads).
+        process is ending, and where no thread can run (uWSGI without threads). In a thread that runs an asyncio loop it
+        does not wait for the first of these, nor after `exit_signals` have sent what waited. With `spool_sync` each
+        call waits for the disk, there too.
         """
         if self._settings.enabled:
             try:

@@ -59,7 +59,8 @@ class Delivery(ABC):
     def end(self, deadline: float, final: bool) -> None:
         """Wait until all is settled or the monotonic ``deadline`` has come.
 
-        From then on each `put` returns when its event is settled, because no thread can be relied on any more.
+        From then on each `put` returns when its event is settled, because no thread can be relied on any more; but not
+        in a thread that runs an asyncio loop, unless this is ``final``: then its events wait for the next end.
         ``final``: the process is sure to end, so what is not settled in time is reported as lost.
         """
 

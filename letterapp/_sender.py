@@ -348,10 +348,7 @@ class Sender(Delivery):
                 self._wait_or_work(sleeper, left)
 
     def _may_block(self) -> bool:
-        if not self._may_wait():
-            return False
-        asyncio = sys.modules.get("asyncio")
-        return asyncio is None or asyncio._get_running_loop() is None  # a call never blocks an event loop
+        return self._may_wait() and not _runs_a_loop()  # a call never blocks an event loop
 
     # Waiting for settlement. Runs in the caller.
 
@@ -412,6 +409,8 @@ class Sender(Delivery):
         """The process is ending: return only when what waits is settled, or its budget is spent."""
         if not self._may_wait():
             return
+        if not self._final and _runs_a_loop():
+            return  # a signal came, and the loop goes on: so does the thread, and there will be another end
         started = self._clock()
         settled = self._await(self._outbox.hurry(), started + self._budget)
         if settled:
@@ -633,6 +632,12 @@ class Sender(Delivery):
                 events=burst.sample,
             )
         )
+
+
+def _runs_a_loop() -> bool:
+    """True in a thread that runs an asyncio loop."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _events(count: int) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from harness import DEADLINE, eventually
+from harness import DEADLINE, eventually, run, start, whose
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold
@@ -228,3 +230,129 @@ def test_a_full_queue_never_blocks_the_loop_even_with_block(letter_api: Any) -> 
         await letter.aclose()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+# After a signal of `exit_signals` that the program's own loop survives.
+
+SURVIVES = """
+import asyncio
+from pathlib import Path
+
+async def main():
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, came.set)
+    options = {OPTIONS}
+    letter = Letter('k', API, flush_at=1, exit_signals=(signal.SIGTERM,), exit_timeout=60, **options)
+    work(letter, 3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert letter.stats()['delivered'] == 3  # by the handler
+    await came.wait()
+    Path('held').touch()
+    while not os.path.exists('hold'):
+        await asyncio.sleep(0.01)
+    work(letter, 20, start=3)  # the API stands still from now on
+    Path('tracked').touch()
+    await asyncio.sleep(0)
+    if {THREAD}:
+        await loop.run_in_executor(None, work, letter, 1, 'program', 23)
+        assert letter.stats()['delivered'] == 24
+    print(letter.stats()['lost'], flush=True)
+    return letter
+
+letter = asyncio.run(main())
+{LAST}
+"""
+
+
+def survive(letter_api: Any, tmp_path: Path, last: str = "", options: str = "{}", thread: bool = False) -> None:
+    code = SURVIVES.replace("{OPTIONS}", options).replace("{LAST}", last).replace("{THREAD}", str(thread))
+    hold = Hold()
+    with start(code, letter_api.url, tmp_path) as program:
+        assert eventually((tmp_path / "held").exists, lambda there: there or program.process.poll() is not None)
+        letter_api.rule = lambda request: hold
+        (tmp_path / "hold").touch()
+        tracked = eventually((tmp_path / "tracked").exists, bool, DEADLINE / 2)
+        letter_api.rule = None
+        hold.release()
+        finished = program.finish()
+    assert (finished.code, finished.output) == (0, "{}\n"), finished
+    assert tracked, "the loop stood still"
+    assert whose(letter_api) == {"program": list(range(23 + thread))}
+
+
+@pytest.mark.parametrize("last", ["", "letter.close()", "letter.flush()"], ids=["end", "close", "flush"])
+def test_after_a_signal_that_the_loop_survives_no_call_waits_in_it_and_all_arrives(
+    last: str, letter_api: Any, tmp_path: Path
+) -> None:
+    survive(letter_api, tmp_path, last)
+
+
+def test_a_thread_beside_the_loop_waits_for_its_event_then(letter_api: Any, tmp_path: Path) -> None:
+    survive(letter_api, tmp_path, thread=True)
+
+
+def test_no_call_waits_in_the_loop_then_for_room_or_a_spool(letter_api: Any, tmp_path: Path) -> None:
+    survive(letter_api, tmp_path, options="{'spool': 'spool', 'overflow': 'block'}")
+
+
+RAISES_AGAIN = """
+import asyncio
+from pathlib import Path
+
+async def main():
+    came = asyncio.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.set())
+    letter = Letter('k', API, flush_at=1, exit_signals=(signal.SIGTERM,), exit_timeout=TIME, on_error=on_error)
+    work(letter, 3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await came.wait()
+    Path('held').touch()
+    while not os.path.exists('hold'):
+        await asyncio.sleep(0.01)
+    work(letter, 20, start=3)
+    Path('tracked').touch()
+    signal.signal(signal.SIGTERM, before)
+    signal.raise_signal(signal.SIGTERM)
+
+def on_error(error):
+    print(error.cause, error.lost, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["delivers", "reports"])
+def test_a_program_that_raises_its_signal_again_as_uvicorn_does(
+    answers: bool, letter_api: Any, tmp_path: Path
+) -> None:
+    hold = Hold()
+    with start(RAISES_AGAIN.replace("TIME", "60" if answers else "0.3"), letter_api.url, tmp_path) as program:
+        assert eventually((tmp_path / "held").exists, lambda there: there or program.process.poll() is not None)
+        letter_api.rule = lambda request: hold
+        (tmp_path / "hold").touch()
+        assert eventually((tmp_path / "tracked").exists, bool, DEADLINE / 2), "the loop stood still"
+        if answers:
+            letter_api.rule = None
+            hold.release()
+        finished = program.finish()
+    hold.release()
+    assert (finished.code, finished.output) == (-signal.SIGTERM, "" if answers else "exit 20\n"), finished
+    if answers:
+        assert whose(letter_api) == {"program": list(range(23))}
+
+
+def test_what_a_loop_of_an_exit_callback_tracks_is_sent(letter_api: Any, tmp_path: Path) -> None:
+    code = """
+    import asyncio, atexit
+
+    async def last():
+        work(letter, 5, start=1)
+
+    atexit.register(lambda: asyncio.run(last()))  # after the client's own end
+    letter = Letter('k', API)
+    work(letter, 1)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.code == 0, finished
+    assert whose(letter_api) == {"program": list(range(6))}
