@@ -61,6 +61,8 @@ _FRAME = len(b'{"batch":[]}')  # what a request adds around a single event
 class Unencodable(Exception):
     """A value is not JSON, or the event is too large; ``path`` says where: ``properties.cart[3].price``."""
 
+    timestamp = message_id = ""  # those that the event would have had on the wire
+
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
@@ -136,9 +138,18 @@ class Encoder:
             _wrong_text("user_id", user_id)
         stamp = _now() if timestamp is None else _quote(_wire_time(timestamp))
         identity = _new_id() if message_id is None else _quote(_wire_id(message_id))
-        text = (
-            f'{head}{_object(name, properties)},"userId":{_quote(user_id)},"timestamp":{stamp},"messageId":{identity}}}'
-        )
+        try:
+            text = (
+                f'{head}{_object(name, properties)},"userId":{_quote(user_id)},'
+                f'"timestamp":{stamp},"messageId":{identity}}}'
+            )
+            return self._as_bytes(text)
+        except Unencodable as problem:
+            problem.timestamp = stamp[1:-1] if timestamp is None else _wire_time(timestamp)
+            problem.message_id = identity[1:-1] if message_id is None else _wire_id(message_id)
+            raise
+
+    def _as_bytes(self, text: str) -> bytes | None:
         try:
             data = text.encode()
         except UnicodeEncodeError as error:  # in another argument: the properties have been looked at
@@ -393,9 +404,10 @@ def _unusual(value: Any, depth: int) -> Any:
         return _plain(list(value), depth)
     if isinstance(value, (set, frozenset)):
         return _plain(_in_order(value), depth)
-    fields = getattr(type(value), "__dataclass_fields__", None)
-    if fields is not None:
-        return _plain({name: getattr(value, name) for name in fields}, depth)
+    if hasattr(type(value), "__dataclass_fields__"):
+        # Not all that stands there: class variables do too, and arguments of `__init__` alone, a password perhaps.
+        fields = sys.modules["dataclasses"].fields(value)
+        return _plain({field.name: getattr(value, field.name) for field in fields}, depth)
     if isinstance(value, _Mapping):
         return _plain(dict(value), depth)
     raise Unencodable(f"{_short(value)} ({type(value).__name__}) is not JSON")

@@ -312,12 +312,42 @@ def _end_by_signal(number: int, frame: Any) -> None:
     previous = _previous[number]
     _end(_clock(), final=previous is signal.SIG_DFL)
     if callable(previous):
+        _watch_raising()
         previous(number, frame)
     elif previous == signal.SIG_DFL:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         # Still here: the kernel ignores the default action for the first process of a container.
         signal.signal(number, _on_signal)
+        for delivery in own():
+            delivery.go_on()
+
+
+_raise_of_signal: Any = None  # what `signal.raise_signal` was before
+
+
+def _watch_raising() -> None:
+    """Have the end noticed that uvicorn makes of a signal which has come: its default action, restored and raised.
+
+    Until then it answers what is under way, in a loop where no call waits until its event is settled.
+    """
+    global _raise_of_signal
+    import signal
+
+    if _raise_of_signal is None:
+        _raise_of_signal = signal.raise_signal
+        signal.raise_signal = _raise_after_sending
+
+
+def _raise_after_sending(number: int) -> None:
+    """`signal.raise_signal`, after what waits has been sent, where it ends the process by one of `exit_signals`."""
+    import signal
+
+    ends = number in _previous and signal.getsignal(number) is signal.SIG_DFL
+    if ends:
+        _end(_clock(), final=True)
+    _raise_of_signal(number)
+    if ends:  # and has not: the kernel ignores the default action for the first process of a container
         for delivery in own():
             delivery.go_on()
 

@@ -172,6 +172,16 @@ class Line:
             pass_on(problem)
             return False
 
+    def __del__(self) -> None:
+        # Of a client that nobody closed. A socket that is left to itself is closed too, but complains of that.
+        try:
+            if self._inode == -1:
+                self.hang_up()
+            else:
+                self.abandon_late()
+        except (AttributeError, TypeError):
+            pass  # it was not made to its end, or the interpreter is taken apart
+
     # One operation.
 
     def _when_ready(self, act: Callable[..., Any], *arguments: Any, for_writing: bool) -> Any:

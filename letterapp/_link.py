@@ -221,6 +221,13 @@ class Link:
         if sock is not None:
             close_own(sock.detach(), self._inode)
 
+    def __del__(self) -> None:
+        # Of a client that nobody closed. A socket that is left to itself is closed too, but complains of that.
+        try:
+            self.abandon_late()
+        except (AttributeError, TypeError):
+            pass  # it was not made to its end, or the interpreter is taken apart
+
     # Under the lock.
 
     def _begin(self) -> None:

@@ -78,7 +78,8 @@ class Sender(Delivery):
         self._settings = settings
         self._syncs = settings.spool_sync
         self._clock = clock
-        self._report = report or Reporter(settings.on_error)
+        self.reporter = Reporter(settings.on_error)
+        self._report = report or self.reporter
         stores = stores or Stores.open(settings)
         self._bell = Bell()  # wakes whoever sends
         self._progress = progress or Bell()  # wakes those who wait until something is settled
@@ -112,6 +113,7 @@ class Sender(Delivery):
         self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
         self._final = False  # it is sure to end
         self._gave_up = False  # by `close`: what may still be on the wire is nothing that anybody waits for
+        self._lost_at_close = 0  # events; so no later `close` can say that all was settled
         _lifecycle.watch(self)
 
     # Called by any thread.
@@ -166,13 +168,13 @@ class Sender(Delivery):
         settled = self._drain(deadline)
         if self._may_wait() and not settled:
             self._gave_up = True
-            self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
+            self._lost_at_close += self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
             self._rest(deadline)
         if self._may_wait():
             self._disconnect()
             self._report_drops(0.0)
             self._outbox.leave_no_trace()
-        return settled
+        return settled and not self._lost_at_close
 
     def _disconnect(self) -> None:
         """Close the connections, unless somebody uses them. A batch that comes nevertheless opens others."""
@@ -351,10 +353,7 @@ class Sender(Delivery):
                 self._wait_or_work(sleeper, left)
 
     def _may_block(self) -> bool:
-        if not self._may_wait():
-            return False
-        asyncio = sys.modules.get("asyncio")
-        return asyncio is None or asyncio._get_running_loop() is None  # a call never blocks an event loop
+        return self._may_wait() and not _runs_a_loop()  # a call never blocks an event loop
 
     # Waiting for settlement. Runs in the caller.
 
@@ -415,6 +414,8 @@ class Sender(Delivery):
         """The process is ending: return only when what waits is settled, or its budget is spent."""
         if not self._may_wait():
             return
+        if not self._final and _runs_a_loop():
+            return  # a signal came, and the loop goes on: so does the thread, and there will be another end
         started = self._clock()
         settled = self._await(self._outbox.hurry(), started + self._budget)
         if settled:
@@ -442,7 +443,8 @@ class Sender(Delivery):
         """True when an ended process's events are still to be taken over, and there is time."""
         return self._heir.left_some and self._may_wait() and self._clock() < deadline
 
-    def _give_up(self, cause: str, why: str) -> None:
+    def _give_up(self, cause: str, why: str) -> int:
+        """Report what waits as lost for ``cause``, but what others may find; return how many events that is."""
         if cause == "exit":
             self._leave_to_others()
         elif self._heir.left_some:
@@ -453,6 +455,7 @@ class Sender(Delivery):
         self._progress.ring()
         if events:
             self._report(LetterError(f"{_events(len(events))} given up: {why}", cause=cause, events=events))
+        return len(events)
 
     def _leave_to_others(self) -> None:
         # What others have left to this process is theirs too, and what its thread is just taking over.
@@ -642,6 +645,12 @@ class Sender(Delivery):
                 events=burst.sample,
             )
         )
+
+
+def _runs_a_loop() -> bool:
+    """True in a thread that runs an asyncio loop."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _events(count: int) -> str:

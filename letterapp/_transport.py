@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import ssl
 
     from ._line import Line
+    from ._proxy import Proxy
     from ._settings import Settings
 
 MAX_ANSWER = 65_536  # bytes of an answer's body that are read; what the API says fits many times over
@@ -183,11 +184,10 @@ class Transport:
             import http.client
 
             from ._line import open_line
-            from ._proxy import proxy_for
             from ._response import Response
 
             settings = self._settings
-            proxy = undisturbed(WORK, proxy_for, settings.secure, settings.host, settings.port)
+            proxy = undisturbed(WORK, self._proxy)
             host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
             self._headers.pop("Proxy-Authorization", None)
@@ -203,6 +203,11 @@ class Transport:
             self._connection.response_class = Response
             self._connection.sock = line
         return self._connection, self._line
+
+    def _proxy(self) -> Proxy | None:
+        from ._proxy import proxy_for
+
+        return proxy_for(self._settings.secure, self._settings.netloc)
 
     def _tls(self) -> ssl.SSLContext:
         import ssl

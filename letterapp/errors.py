@@ -51,8 +51,10 @@ class LetterError(Exception):
     def events(self) -> list[dict[str, Any]]:
         """The events that were given up, as dicts in the wire's form, so that an application can keep them.
 
-        A report of a full queue carries the first 100 of its burst. An event that could not be encoded stands here
-        as the arguments it was called with. Decoded anew at each access; safe from any thread.
+        Each has its ``messageId`` and ``timestamp``, so it can be sent again as the same event: docs/guarantees.md
+        shows how. A report of a full queue carries the first 100 of its burst. An event that could not be encoded
+        (``cause`` is ``"invalid"``) holds the very values that it was called with, under the wire's names.
+        Decoded anew at each access; safe from any thread.
         """
         from json import loads  # not at import: it costs more than the whole package
 
@@ -60,6 +62,11 @@ class LetterError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (str(self), {**self.__dict__, "_events": tuple(filter(_is_picklable, self._events))}))
+
+
+def encoded_events(error: LetterError) -> Sequence[bytes | dict[str, Any]]:
+    """``error.events`` as they are kept: each encoded, or as it was called where that failed."""
+    return error._events
 
 
 def _rebuild(message: str, state: dict[str, Any]) -> LetterError:

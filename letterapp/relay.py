@@ -36,7 +36,7 @@ from ._handlers import pass_on
 from ._manager_program import batches_of, start_process
 from ._queues import ANSWERING, NOT_YET, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
 from ._sender import Sender
-from ._settings import DEFAULT_BASE_URL, seconds
+from ._settings import DEFAULT_BASE_URL, FixedOptions, seconds
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -76,7 +76,7 @@ class Stage(Enum):
     SHUT_DOWN = "shut down"
 
 
-class SenderManager(BaseManager):
+class SenderManager(FixedOptions, BaseManager):
     """A manager whose server process is the one sender process of all clients that have its ``queue``.
 
     The process is a program of its own (nobody's child, so daemonic workers may start it and no ``__main__`` guard is
@@ -238,7 +238,7 @@ class SenderManager(BaseManager):
         return self._queue
 
 
-class QueueListener:
+class QueueListener(FixedOptions):
     """Sends what clients put into a queue, in one process, as `logging.handlers.QueueListener` handles records.
 
         queue = multiprocessing.Queue(1000)
@@ -273,7 +273,6 @@ class QueueListener:
         assert not isinstance(source, ManagerQueue)
         self._source: Any = source
         self._settings = settings_of(api_key=api_key, base_url=base_url, **options)
-        self.exit_timeout = self._settings.exit_timeout
         self.owner = this_process()
         self._report = Reporter(self._settings.on_error)
         self._sender: Sender | None = None
@@ -331,6 +330,10 @@ class QueueListener:
 
     ends_last = True
     sends_on_os_exit = True
+
+    @property
+    def exit_timeout(self) -> float:
+        return self._settings.exit_timeout
 
     def go_on(self) -> None:
         pass
