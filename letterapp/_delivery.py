@@ -83,6 +83,12 @@ class Delivery(ABC):
         """The carrier of this process, a descendant of ``owner``: made by whichever thread asks first, empty."""
 
 
+def unreadable(events: int, why: str) -> LetterError:
+    """The report of events that an ended process left and nobody can read: ``events`` of them, or more."""
+    said = f"at least {events:,} of the events that an ended process left cannot be read: {why}"
+    return LetterError(said, cause="damaged", lost=events)
+
+
 class Reporter:
     """Hands errors to the application's ``on_error``, or prints a line to stderr. It cannot fail, and takes no lock."""
 

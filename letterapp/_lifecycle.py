@@ -277,7 +277,7 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
 def _report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
     if report is not None and trouble not in _reported:
         _reported.add(trouble)
-        report(LetterError(trouble))
+        report(LetterError(trouble, cause="degraded"))
 
 
 def _on_signal(number: int, frame: Any) -> None:

@@ -175,7 +175,7 @@ class RelayedSender(Sender):
         now = self._clock()
         if now - self._told.get(trouble, -_QUIET) >= _QUIET:
             self._told[trouble] = now
-            self._report(LetterError(trouble))
+            self._report(LetterError(trouble, cause="degraded"))
 
     def _await_relay(self, deadline: float) -> bool:
         """Wait until what was handed over is settled, or on its own way; False when ``deadline`` has come."""

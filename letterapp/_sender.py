@@ -82,15 +82,13 @@ class Sender(Delivery):
         self._bell = Bell()  # wakes whoever sends
         self._progress = progress or Bell()  # wakes those who wait until something is settled
         self._outbox = Outbox(
-            home(stores, self._report),
+            home(stores),
             settings.max_queue_events,
             settings.max_queue_bytes,
             settings.flush_at,
             settings.overflow == "drop_oldest",
             clock,
         )
-        for event in stores.dropped():
-            self._outbox.drop(event)
         self._heir = Heir(self._outbox, stores, self._report, clock, self._progress)
         self._transport = Transport(settings)
         self._make_handover = handover
@@ -112,6 +110,7 @@ class Sender(Delivery):
         self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
         self._final = False  # it is sure to end
         self._gave_up = False  # by `close`: what may still be on the wire is nothing that anybody waits for
+        self._heir.tell_losses()
         _lifecycle.watch(self)
 
     # Called by any thread.
@@ -326,7 +325,11 @@ class Sender(Delivery):
         may_fit = len(event) <= self._settings.max_queue_bytes
         if self._settings.overflow == "block" and may_fit and self._may_block() and self._put_when_there_is_room(event):
             return
-        if self._outbox.drop(event):
+        if not may_fit:
+            most = self._settings.max_queue_bytes
+            said = f"1 event dropped: it has {len(event):,} bytes, and the queue takes {most:,} (max_queue_bytes)"
+            self.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
+        elif self._outbox.drop(event):
             self._wake()  # it reports the burst when it is over
 
     def _put_when_there_is_room(self, event: bytes) -> bool:

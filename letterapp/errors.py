@@ -22,8 +22,9 @@ class LetterError(Exception):
         body: text of the answer (at most 64 KiB), or None.
         code: ``error.code`` of the API's answer, or None.
         reason: ``error.reason`` of the API's answer, or None.
-        cause: why events were given up, one of the keys of ``Letter.stats()["lost"]``, or None.
-        lost: how many events this report stands for.
+        cause: of what ``on_error`` gets: why events were given up, one of the keys of ``Letter.stats()["lost"]``, or
+            ``"degraded"`` for what is no loss, but trouble that may become one. None for what is raised.
+        lost: how many lost events this report stands for.
     """
 
     def __init__(

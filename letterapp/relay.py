@@ -456,7 +456,7 @@ class QueueListener:
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:
             self._told = trouble
-            self._report(LetterError(trouble))
+            self._report(LetterError(trouble, cause="degraded"))
 
 
 class _Source:

@@ -440,7 +440,8 @@ def test_a_spoilt_event_costs_what_comes_after_it_and_is_reported_once(
     letter = make(spool=bench.directory)
     assert letter.flush(DEADLINE) and letter.flush(DEADLINE)
     assert whose(letter_api).get("program", []) == list(range(serial))
-    assert [error.cause for error in errors] == ["damaged"]
+    assert [(error.cause, error.lost) for error in errors] == [("damaged", 10 - serial)]
+    assert letter.stats()["lost"] == {"damaged": 10 - serial}
     assert name + ".damaged" in bench.files() and len(bench.files()) == 2
 
 
