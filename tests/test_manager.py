@@ -547,8 +547,11 @@ def test_a_connection_whose_batch_was_refused_ends_like_any_other(manager: Any, 
     assert eventually(lambda: one.status()["connections"], lambda count: count == 0) == 0
 
 
-def test_a_manager_that_gives_up_empties_no_spool(manager: Any, letter_api: Any, errors: Any, tmp_path: Any) -> None:
-    letter_api.rule = lambda request: status(503)
+@pytest.mark.parametrize("code", [503, 401])
+def test_a_manager_that_gives_up_empties_no_spool(
+    code: int, manager: Any, letter_api: Any, errors: Any, tmp_path: Any
+) -> None:
+    letter_api.rule = lambda request: status(code)
     one = manager(max_retries=0)
     letter = Letter(relay=one.queue, spool=tmp_path / "spool", on_error=errors.append, **SLOW)
     work(letter, 50)
@@ -557,7 +560,7 @@ def test_a_manager_that_gives_up_empties_no_spool(manager: Any, letter_api: Any,
     assert balanced(letter)["waiting"] == 50 and not letter.stats()["lost"]
     letter_api.rule = None
     assert letter.flush(DEADLINE) and letter.stats()["delivered"] == 50
-    assert letter.close()
+    assert letter.close() and [error.cause for error in errors] == ["degraded"] * (code == 401)
 
 
 def test_a_manager_that_gives_up_at_its_end_leaves_events_to_their_process(
