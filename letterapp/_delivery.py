@@ -62,6 +62,10 @@ class Delivery(ABC):
     def go_on(self) -> None:
         """The end that was announced did not come: everything as before it."""
 
+    @abstractmethod
+    def send_orphans(self) -> None:
+        """The client is made: begin to send what ended processes left that no other one may find. Returns at once."""
+
     @property
     def sends_on_os_exit(self) -> bool:
         """Whether `os._exit` is an end of the process for it."""

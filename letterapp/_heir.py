@@ -66,6 +66,10 @@ class Heir:
             self._outbox.refuse(error.cause or "damaged", error.lost)
             self._report(error)
 
+    def has_orphans(self) -> bool:
+        """True when ended processes have left something. Takes nothing over."""
+        return self._stores.has_orphans()
+
     def look_if_due(self, now: float) -> None:
         if now >= self._next_look or (self.left_some and not self._outbox.adopted()):
             self._next_look = now + LOOK

@@ -343,6 +343,11 @@ def _threads_run(uwsgi: Any) -> bool:
     return _version(uwsgi) >= (2, 0, 27) or "enable-threads" in uwsgi.opt or "threads" in uwsgi.opt
 
 
+def is_before_fork() -> bool:
+    """True where an application may be imported in a process that does nothing but fork workers afterwards."""
+    return is_before_workers() or "gunicorn.arbiter" in sys.modules  # gunicorn's workers have that module too
+
+
 def is_before_workers() -> bool:
     """True while uWSGI imports the application before its workers exist: the last chance to send from this process."""
     uwsgi = _uwsgi()

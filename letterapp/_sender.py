@@ -143,6 +143,11 @@ class Sender(Delivery):
         except Exception as problem:
             pass_on(problem)  # else the first request meets it again, and says what it is
 
+    def send_orphans(self) -> None:
+        if self._settings.spool and not _lifecycle.is_before_fork() and self._heir.has_orphans():
+            self._wake()
+            self._resting = True  # the thread is for that alone
+
     def has_room(self, events: int, size: int) -> bool:
         """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
         return self._outbox.has_room(events, size)
