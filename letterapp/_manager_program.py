@@ -169,6 +169,7 @@ def run_for_manager() -> int:
         signal.signal(number, signal.SIG_IGN)
 
     def announce(place: Address) -> None:
+        _leave_starters_pipe()
         os.write(1, f"ready {json.dumps(place)}\n".encode())
         os.dup2(2, 1)
 
@@ -178,6 +179,14 @@ def run_for_manager() -> int:
         os.write(1, f"{problem}\n".encode())
         return 1
     return 0
+
+
+def _leave_starters_pipe() -> None:
+    try:
+        directory: str | None = _launch.own_directory()
+    except OSError:
+        directory = None
+    _launch.leave_starters_pipe(directory)
 
 
 def run_kept(options: argparse.Namespace) -> int:

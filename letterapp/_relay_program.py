@@ -111,6 +111,7 @@ class _Program:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, lambda *_: self._relay.tell_status())
         if self._for_clients:
+            _launch.leave_starters_pipe(os.path.dirname(self._path))
             _ready()
         else:
             _log(f"serving at {self._path} for {self._settings.base_url}")
@@ -229,11 +230,7 @@ def _ready() -> None:
 
 
 def _log(text: str) -> None:
-    line = "".join(sign if sign.isprintable() else " " for sign in text)
-    try:
-        os.write(2, f"letterapp relay [{os.getpid()}]: {line}\n".encode())
-    except OSError:
-        pass  # who started it has closed what it wrote to
+    _launch.write_log("relay", text)
 
 
 # Status.

@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, run, start, whose
+from harness import DEADLINE, PRELUDE, environment, eventually, run, start, whose
 from relayed import KEY, STATUSES, Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError, _protocol
@@ -962,3 +962,89 @@ def test_a_directory_that_others_may_write_in_is_believed_by_nobody(
         make(relay=runtime.socket)
     refused = runtime.command("--socket", runtime.socket)
     assert refused.returncode == 1 and "others may write in it" in refused.stderr
+
+
+# What it holds of its starter.
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+STARTS_ONE = """
+letter = Letter('test-key', API, relay=True)
+print("started", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_reads_all_output_of_a_program_does_not_wait_for_the_relay_that_it_started(
+    runtime: Runtime, make: Any, letter_api: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(PRELUDE + STARTS_ONE)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(letter_api.url),
+        encoding="utf-8",
+    ) as program:
+        assert program.stdout is not None and program.stdout.readline() == "started\n"
+        relay = runtime.relay()
+        make(relay=True)  # which keeps it going
+        assert program.communicate(timeout=DEADLINE) == ("", "")
+    assert runtime.relays() == [relay] and relay.is_running()
+    # Its messages go to a file now, which is begun anew when it is large.
+    log = runtime.path / "letterapp" / "relay.log"
+    assert log.stat().st_mode & 0o777 == 0o600 and log.read_bytes() == b""
+    place = next(runtime.path.glob("letterapp/*.sock"))
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(place))
+        stranger.sendall(b"hello\n")
+        assert b"refused" in stranger.recv(1000)
+    said = eventually(log.read_text, bool)
+    assert re.fullmatch(r"[\d-]{10} [\d:]{8} letterapp relay \[\d+\]: a connection was refused: .+\n", said), said
+    log.write_bytes(b"x" * 1_048_577)
+    relay.send_signal(signal.SIGUSR1)
+    assert eventually(log.stat, lambda status: status.st_size < 2000).st_size < 2000
+    assert '"delivered"' in log.read_text()
+
+
+@linux
+def test_a_relay_has_no_open_file_of_its_starter_but_stderr(
+    runtime: Runtime, make: Any, letter_api: Any, tmp_path: Path
+) -> None:
+    code = """
+    ends = os.pipe()
+    for number in (40, 41):
+        os.dup2(ends[1], number)  # which can be inherited
+        os.set_inheritable(number, True)
+    kept = open(sys.argv[1], "w")
+    os.dup2(kept.fileno(), 42)
+    letter = Letter('test-key', API, relay=True)
+    print("started", flush=True)
+    stay()
+    """
+    with start(code, letter_api.url, tmp_path, str(tmp_path / "kept")) as program:
+        assert eventually(lambda: program.output, lambda text: "started" in text)
+        relay = runtime.relay()
+        theirs = {os.stat(f"/proc/{program.pid}/fd/{name}").st_ino for name in os.listdir(f"/proc/{program.pid}/fd")}
+        output = os.fstat(program._output.fileno()).st_ino  # a file, for which nobody waits
+        null = os.stat(os.devnull).st_ino
+        mine = {os.stat(f"/proc/{relay.pid}/fd/{name}").st_ino for name in os.listdir(f"/proc/{relay.pid}/fd")}
+        assert mine & theirs <= {output, null} and output in mine
+        assert not (runtime.path / "letterapp" / "relay.log").exists()
+
+
+@linux
+def test_a_program_without_stderr_starts_a_relay_that_writes_into_none_of_its_sockets(
+    runtime: Runtime, letter_api: Any, tmp_path: Path
+) -> None:
+    code = """
+    os.close(2)
+    letter = Letter('test-key', API, relay=True)
+    os.write(1, b"started\\n")
+    stay()
+    """
+    with start(code, letter_api.url, tmp_path) as program:
+        assert eventually(lambda: program.output, lambda text: "started" in text)
+        assert os.readlink(f"/proc/{runtime.relay().pid}/fd/2") == os.devnull
