@@ -120,7 +120,8 @@ def lease(settings: Settings) -> Lease | None:
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise LetterError(f"relay: no place for the socket: {problem.strerror or problem}") from None
+        where = f"{problem.filename}: " if problem.filename else ""
+        raise LetterError(f"relay: no place for the socket: {where}{problem.strerror or problem}") from None
     try:
         found = _join(path, settings)
         tries = 0 if settings.relay is True else TRIES
@@ -193,7 +194,10 @@ def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any
     JSON, and so in no argument, which all users of the machine may read.
     """
     command = [interpreter(), "-I", "-c", _BOOT, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-    ours, its = _standard_input()
+    try:
+        ours, its = _standard_input()
+    except OSError as problem:
+        raise LetterError(f"relay: it could not be started: {problem.strerror or problem}") from None
     try:
         process = subprocess.Popen(
             [*command, "relay", *arguments],
@@ -279,6 +283,23 @@ def interpreter() -> str:
         f"a relay needs a Python interpreter to run, and none is in {os.path.join(sys.prefix, 'bin')}: "
         f"keep a relay yourself ({_by_hand()}) and give its socket"
     )
+
+
+def read_secret(option: str, path: str) -> bytes:
+    """The content of the file that ``option`` names, without white space around it; `LetterError` if there is none."""
+    try:
+        with open(path, "rb") as file:
+            secret = file.read().strip()
+    except OSError as problem:
+        raise LetterError(f"{option}: {path}: {problem.strerror or problem}") from None
+    if not secret:
+        raise LetterError(f"{option}: {path} is empty")
+    return secret
+
+
+def read_api_key(path: str | None) -> str | None:
+    """The content of ``--api-key-file``; None for the variable LETTER_API_KEY."""
+    return read_secret("--api-key-file", path).decode("ascii", "replace") if path else None
 
 
 def _by_hand() -> str:

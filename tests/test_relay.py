@@ -1048,3 +1048,98 @@ def test_a_program_without_stderr_starts_a_relay_that_writes_into_none_of_its_so
     with start(code, letter_api.url, tmp_path) as program:
         assert eventually(lambda: program.output, lambda text: "started" in text)
         assert os.readlink(f"/proc/{runtime.relay().pid}/fd/2") == os.devnull
+
+
+def _missing_key(path: Path) -> tuple[list[str], str]:
+    return ["--socket", str(path / "r.sock"), "--api-key-file", "/no/key"], "--api-key-file: /no/key: No such file"
+
+
+def _status_with_missing_key(path: Path) -> tuple[list[str], str]:
+    return ["--status", "--api-key-file", "/no/key"], "--api-key-file: /no/key: No such file"
+
+
+def _empty_key(path: Path) -> tuple[list[str], str]:
+    return ["--status", "--api-key-file", os.devnull], f"--api-key-file: {os.devnull} is empty"
+
+
+def _binary_key(path: Path) -> tuple[list[str], str]:
+    (path / "key").write_bytes(bytes(range(256)))
+    return ["--status", "--api-key-file", str(path / "key")], "api_key holds a line break"
+
+
+def _managers_missing_key(path: Path) -> tuple[list[str], str]:
+    (path / "authkey").write_text("secret")
+    options = ["--manager", str(path / "m.sock"), "--authkey-file", str(path / "authkey"), "--api-key-file", "/no/key"]
+    return options, "--api-key-file: /no/key: No such file"
+
+
+def _missing_authkey(path: Path) -> tuple[list[str], str]:
+    return ["--manager", str(path / "m.sock"), "--authkey-file", "/no/authkey"], "--authkey-file: /no/authkey: No such"
+
+
+def _managers_port(path: Path) -> tuple[list[str], str]:
+    (path / "authkey").write_text("secret")
+    options = ["--manager", "127.0.0.1:99999", "--authkey-file", str(path / "authkey")]
+    return options, "cannot listen at ('127.0.0.1', 99999): "
+
+
+def _directory_in_nothing(path: Path) -> tuple[list[str], str]:
+    return ["--socket", str(path / "a" / "b" / "r.sock")], f"{path / 'a' / 'b'}: No such file"
+
+
+def _open_directory(path: Path) -> tuple[list[str], str]:
+    (path / "open").mkdir()
+    (path / "open").chmod(0o777)
+    return ["--socket", str(path / "open" / "r.sock")], f"{path / 'open'}: others may write in it"
+
+
+def _directory_is_a_file(path: Path) -> tuple[list[str], str]:
+    (path / "file").write_text("")
+    return ["--socket", str(path / "file" / "r.sock")], f"{path / 'file'}: it must be a directory"
+
+
+@pytest.mark.parametrize(
+    "lay",
+    [
+        _missing_key,
+        _status_with_missing_key,
+        _empty_key,
+        _binary_key,
+        _managers_missing_key,
+        _missing_authkey,
+        _managers_port,
+        _directory_in_nothing,
+        _open_directory,
+        _directory_is_a_file,
+    ],
+)
+def test_a_command_names_the_file_that_it_cannot_use(
+    lay: Callable[[Path], tuple[list[str], str]], runtime: Runtime, tmp_path: Path
+) -> None:
+    options, says = lay(tmp_path)
+    done = runtime.command(*options)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.split("]: ", 1)[1].startswith(says), line
+
+
+def test_the_inbox_names_a_port_that_is_none(runtime: Runtime) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "letterapp", "inbox", "--port", "70000"],
+        env=environment(runtime.api.url),
+        stderr=subprocess.PIPE,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 2 and b"argument --port: from 0 to 65535" in done.stderr
+
+
+def test_no_descriptor_for_starting_a_relay_is_an_error_that_says_so(runtime: Runtime, tmp_path: Path) -> None:
+    code = """
+    import resource
+    limit = len(os.listdir("/dev/fd")) - 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    try:
+        Letter('test-key', API, relay=True)
+    except LetterError as error:
+        print(error)
+    """
+    assert "Too many open files" in run(code, runtime.api.url, tmp_path).output
