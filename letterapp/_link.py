@@ -185,6 +185,14 @@ class Link:
             errors, self.errors = self.errors, []
             return errors
 
+    def unsettled(self) -> list[bytes]:
+        """What the relay has and has not settled; nothing where it is to be sent another way."""
+        self.listen()
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return []
+        with self._lock:
+            return [] if self.is_returning() else list(self._held)
+
     def is_connected(self) -> bool:
         return self._sock is not None
 

@@ -36,7 +36,7 @@ class LetterError(Exception):
         reason: str | None = None,
         *,
         cause: str | None = None,
-        lost: int = 0,
+        lost: int | None = None,
         events: Sequence[bytes | dict[str, Any]] = (),
     ) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class LetterError(Exception):
         self.code = code
         self.reason = reason
         self.cause = cause
-        self.lost = lost or len(events)
+        self.lost = len(events) if lost is None else lost
         self._events = tuple(events)
 
     @property
@@ -53,7 +53,8 @@ class LetterError(Exception):
         """The events that were given up, as dicts in the wire's form, so that an application can keep them.
 
         A report of a full queue carries the first 100 of its burst. An event that could not be encoded stands here
-        as the arguments it was called with. Decoded anew at each access; safe from any thread.
+        as the arguments it was called with. With the cause ``degraded`` they are what a relay still has when their
+        process ends, and may give up. Decoded anew at each access; safe from any thread.
         """
         from json import loads  # not at import: it costs more than the whole package
 
