@@ -690,7 +690,8 @@ def test_a_limit_on_files_costs_a_report_and_leaves_nothing_behind(bench: Bench,
     """
     spool, first, second, *errors = run(code, NOWHERE, tmp_path, str(bench.directory)).output.splitlines()
     assert (spool, first, second) == ("spool", "shared", "shared")
-    assert len(errors) == 2 and "File too large" in errors[0] and "Too many open files" in errors[1]
+    assert len(errors) == 3 and "File too large" in errors[0]
+    assert "cannot be used: Too many open files" in errors[1] and "cannot be read: Too many open files" in errors[2]
     assert len(bench.files()) == 1
 
 
@@ -742,3 +743,37 @@ def test_a_disk_that_cannot_sync_is_reported_once(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(os, "fdatasync", fail, raising=False)
     slot.sync(), slot.sync()
     assert bench.said("cannot be synced: Input/output error")
+
+
+def test_a_file_that_becomes_too_short_while_it_is_opened_costs_a_report(
+    bench: Bench, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, spool = bench.left(b"x", key="test-key"), bench.spool("test-key")
+    rooms_of = _spool.Spool._rooms_of
+
+    def cut(spool: Any, file: Any) -> Any:
+        rooms = rooms_of(spool, file)
+        os.truncate(path, HEADER)
+        return rooms
+
+    monkeypatch.setattr(_spool.Spool, "_rooms_of", cut)
+    size, before = os.path.getsize(path), descriptors()
+    assert bench.adopt(spool) == [] and descriptors() == before
+    assert bench.said("cannot be taken over: mmap length is greater than file size")
+    os.truncate(path, size)
+    letter = make(spool=bench.directory)
+    assert letter.stats()["memory"] == "spool" and [error.cause for error in errors] == ["degraded"]
+
+
+@pytest.mark.skipif(not IS_ROOT or sys.platform != "linux", reason="needs to mount")
+def test_nothing_comes_out_of_a_client_whose_disk_is_full(
+    tiny_disk: Path, make: Any, errors: list[LetterError]
+) -> None:
+    os.mkdir(tiny_disk / "spool", 0o700)
+    Path(tiny_disk, "rest").write_bytes(b"x" * os.statvfs(tiny_disk).f_bavail * 4096)
+    letter = make(spool=tiny_disk / "spool")
+    letter.track("u", "E", {"serial": 0})
+    assert letter.close(DEADLINE) and letter.stats()["delivered"] == 1
+    assert letter.stats()["memory"] == "shared" and os.listdir(tiny_disk / "spool") == []
+    (error,) = errors
+    assert error.cause == "degraded" and "No space left on device; events lie in memory instead" in str(error)
