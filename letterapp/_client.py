@@ -69,7 +69,8 @@ class Letter(FixedOptions):
             children do in RQ or `socketserver.ForkingMixIn`. For that `os._exit` is replaced at the first event.
             False leaves it alone.
         spool: A directory, made if missing, in whose files events wait instead of in memory. What is there when all
-            processes are killed is sent when the next one starts, of this user and with this key.
+            processes are killed is sent by the next one of this user that makes a client with it and this key, on a
+            thread that starts at once. In gunicorn, and in uWSGI's master, the first event of a worker starts it.
         spool_sync: True makes a call return when its event would survive a loss of power too. Milliseconds a call.
         spool_max_bytes: Bound of this key's files in `spool`. A process that finds no room there uses memory; with
             ``overflow="drop_oldest"`` the oldest file of an ended process gives way.
@@ -146,6 +147,7 @@ class Letter(FixedOptions):
         self._delivery: Delivery = _carrier(settings)
         if settings.exit_signals:
             _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
+        self._delivery.send_orphans()
 
     def _here(self) -> Delivery:
         """The delivery of this process, which a fork may just have made. Takes no lock."""

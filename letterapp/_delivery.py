@@ -68,6 +68,10 @@ class Delivery(ABC):
     def go_on(self) -> None:
         """The end that was announced did not come: everything as before it."""
 
+    @abstractmethod
+    def send_orphans(self) -> None:
+        """The client is made: begin to send what ended processes left that no other one may find. Returns at once."""
+
     @property
     def sends_on_os_exit(self) -> bool:
         """Whether `os._exit` is an end of the process for it."""
@@ -91,6 +95,12 @@ class Delivery(ABC):
     @abstractmethod
     def for_child(self) -> Delivery:
         """The carrier of this process, a descendant of ``owner``: made by whichever thread asks first, empty."""
+
+
+def unreadable(events: int, why: str) -> LetterError:
+    """The report of events that an ended process left and nobody can read: ``events`` of them, or more."""
+    said = f"at least {events:,} of the events that an ended process left cannot be read: {why}"
+    return LetterError(said, cause="damaged", lost=events)
 
 
 class Reporter:

@@ -63,7 +63,7 @@ class Turn:
         # Around two operations. Re-entrant, because a signal handler in the middle of them may want a turn too.
         self._choosing = threading.RLock()
         self._holder: tuple[Any, int] = (_thread.allocate_lock(), 0)  # of the last turn: locked during it; its thread
-        self._waiting: deque[Any] = deque()  # the locks of those who wait for it, first come first; locked until they go
+        self._waiting: deque[Any] = deque()  # the locks of those who wait, in turn; locked until they go
         self._over = Bell()
 
     def run(self, act: Callable[[], object], patience: float) -> bool:

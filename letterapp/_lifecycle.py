@@ -291,7 +291,7 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
 def _report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
     if report is not None and trouble not in _reported:
         _reported.add(trouble)
-        report(LetterError(trouble))
+        report(LetterError(trouble, cause="degraded"))
 
 
 def _on_signal(number: int, frame: Any) -> None:
@@ -385,6 +385,11 @@ def _threads_run(uwsgi: Any) -> bool:
     if is_before_workers():
         return False  # once the import is over, the master's loop holds the GIL for ever
     return _version(uwsgi) >= (2, 0, 27) or "enable-threads" in uwsgi.opt or "threads" in uwsgi.opt
+
+
+def is_before_fork() -> bool:
+    """True where an application may be imported in a process that does nothing but fork workers afterwards."""
+    return is_before_workers() or "gunicorn.arbiter" in sys.modules  # gunicorn's workers have that module too
 
 
 def is_before_workers() -> bool:

@@ -178,7 +178,7 @@ class Line:
             if self._inode == -1:
                 self.hang_up()
             else:
-                self.abandon_late()
+                self.abandon()
         except (AttributeError, TypeError):
             pass  # it was not made to its end, or the interpreter is taken apart
 

@@ -185,6 +185,14 @@ class Link:
             errors, self.errors = self.errors, []
             return errors
 
+    def unsettled(self) -> list[bytes]:
+        """What the relay has and has not settled; nothing where it is to be sent another way."""
+        self.listen()
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return []
+        with self._lock:
+            return [] if self.is_returning() else list(self._held)
+
     def is_connected(self) -> bool:
         return self._sock is not None
 
@@ -224,7 +232,7 @@ class Link:
     def __del__(self) -> None:
         # Of a client that nobody closed. A socket that is left to itself is closed too, but complains of that.
         try:
-            self.abandon_late()
+            self.abandon()
         except (AttributeError, TypeError):
             pass  # it was not made to its end, or the interpreter is taken apart
 

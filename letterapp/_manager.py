@@ -282,9 +282,4 @@ def _keep_alive(connection: Any) -> None:
 
 
 def log(text: str) -> None:
-    """A line to the stderr of this process, in one piece."""
-    line = "".join(sign if sign.isprintable() else " " for sign in text)
-    try:
-        os.write(2, f"letterapp manager [{os.getpid()}]: {line}\n".encode())
-    except OSError:
-        pass  # who started it has closed what it wrote to
+    _launch.write_log("manager", text)

@@ -123,10 +123,10 @@ class Outbox:
             self._count_lost("overflow", 1)
             return self._add_to_burst(event)
 
-    def refuse(self, cause: str) -> None:
-        """Count an event that was never queued."""
+    def refuse(self, cause: str, events: int = 1) -> None:
+        """Count events that were never queued."""
         with self._lock:
-            self._count_lost(cause, 1)
+            self._count_lost(cause, events)
 
     def is_lost(self) -> bool:
         """True when another process has taken the queue for a dead one's."""

@@ -59,7 +59,7 @@ def relay(options: argparse.Namespace) -> int:
     except LetterError as problem:
         _log(str(problem))
     except OSError as problem:
-        _log(f"{options.socket or 'relay'}: {problem.strerror or problem}")
+        _log(f"{problem.filename or options.socket or 'relay'}: {problem.strerror or problem}")
     return 1
 
 
@@ -68,18 +68,10 @@ def _settings_of(options: argparse.Namespace) -> Settings:
         raise LetterError("--socket is required: the path at which the clients find the relay")
     if len(os.fsencode(os.path.abspath(options.socket))) > _launch.LONGEST_PATH:
         raise LetterError(f"--socket is too long for a socket's path: {_launch.LONGEST_PATH} bytes at most")
-    given: dict[str, Any] = {"spool": options.spool, "api_key": _api_key(options)}
+    given: dict[str, Any] = {"spool": options.spool, "api_key": _launch.read_api_key(options.api_key_file)}
     if options.base_url:
         given["base_url"] = options.base_url
     return settings_of(**given)
-
-
-def _api_key(options: argparse.Namespace) -> str | None:
-    """None for the variable LETTER_API_KEY."""
-    if not options.api_key_file:
-        return None
-    with open(options.api_key_file) as file:
-        return file.read().strip()
 
 
 class _Program:
@@ -111,6 +103,7 @@ class _Program:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, lambda *_: self._relay.tell_status())
         if self._for_clients:
+            _launch.leave_starters_pipe(os.path.dirname(self._path))
             _ready()
         else:
             _log(f"serving at {self._path} for {self._settings.base_url}")
@@ -229,18 +222,14 @@ def _ready() -> None:
 
 
 def _log(text: str) -> None:
-    line = "".join(sign if sign.isprintable() else " " for sign in text)
-    try:
-        os.write(2, f"letterapp relay [{os.getpid()}]: {line}\n".encode())
-    except OSError:
-        pass  # who started it has closed what it wrote to
+    _launch.write_log("relay", text)
 
 
 # Status.
 
 
 def _show_status(options: argparse.Namespace) -> int:
-    key = settings_of(api_key=_api_key(options), base_url=options.base_url or "").api_key
+    key = settings_of(api_key=_launch.read_api_key(options.api_key_file), base_url=options.base_url or "").api_key
     url = settings_of(api_key=key, base_url=options.base_url or "").base_url
     places = [os.path.abspath(options.socket)] if options.socket else _launch.places()
     found = 0

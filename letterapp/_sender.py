@@ -35,7 +35,20 @@ from ._handlers import pass_on
 from ._heir import Heir, home
 from ._inside import Turn
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
-from ._retry import Again, Delivered, Effort, Pending, Settled, Split, Surprise, backoff, judge
+from ._retry import (
+    LONGEST_BACKOFF,
+    LONGEST_WHILE_REFUSED,
+    Again,
+    Delivered,
+    Effort,
+    Pending,
+    Settled,
+    Split,
+    Surprise,
+    backoff,
+    is_refusal_of_all,
+    judge,
+)
 from ._settings import MAX_ITEMS
 from ._stores import Stores
 from ._transport import Transport, Unreachable
@@ -84,15 +97,13 @@ class Sender(Delivery):
         self._bell = Bell()  # wakes whoever sends
         self._progress = progress or Bell()  # wakes those who wait until something is settled
         self._outbox = Outbox(
-            home(stores, self._report),
+            home(stores),
             settings.max_queue_events,
             settings.max_queue_bytes,
             settings.flush_at,
             settings.overflow == "drop_oldest",
             clock,
         )
-        for event in stores.dropped():
-            self._outbox.drop(event)
         self._heir = Heir(self._outbox, stores, self._report, clock, self._progress)
         self._transport = Transport(settings)
         self._make_handover = handover
@@ -105,6 +116,7 @@ class Sender(Delivery):
         self._effort = Effort()  # what was spent on the batch in hand, or on the last one
         self._not_before = 0.0  # the moment of its next try
         self._haste = 0  # times that an end has brought it forward
+        self._is_refused = False  # the API refuses all that is in the spool, which has been reported
 
         self._resting = False  # the thread should leave as soon as nothing waits
         self._mine: object = None  # what the thread that may send was started with
@@ -114,6 +126,7 @@ class Sender(Delivery):
         self._final = False  # it is sure to end
         self._gave_up = False  # by `close`: what may still be on the wire is nothing that anybody waits for
         self._lost_at_close = 0  # events; so no later `close` can say that all was settled
+        self._heir.tell_losses()
         _lifecycle.watch(self)
 
     # Called by any thread.
@@ -131,6 +144,11 @@ class Sender(Delivery):
             self._transport.prepare()
         except Exception as problem:
             pass_on(problem)  # else the first request meets it again, and says what it is
+
+    def send_orphans(self) -> None:
+        if self._settings.spool and not _lifecycle.is_before_fork() and self._heir.has_orphans():
+            self._wake()
+            self._resting = True  # the thread is for that alone
 
     def has_room(self, events: int, size: int) -> bool:
         """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
@@ -333,7 +351,11 @@ class Sender(Delivery):
         may_fit = len(event) <= self._settings.max_queue_bytes
         if self._settings.overflow == "block" and may_fit and self._may_block() and self._put_when_there_is_room(event):
             return
-        if self._outbox.drop(event):
+        if not may_fit:
+            most = self._settings.max_queue_bytes
+            said = f"1 event dropped: it has {len(event):,} bytes, and the queue takes {most:,} (max_queue_bytes)"
+            self.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
+        elif self._outbox.drop(event):
             self._wake()  # it reports the burst when it is over
 
     def _put_when_there_is_room(self, event: bytes) -> bool:
@@ -561,11 +583,14 @@ class Sender(Delivery):
             return
         effort = self._effort_of_batch()
         jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
-        verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter)
+        lasts = self._outbox.lasts()
+        verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter, lasts)
         if isinstance(verdict, Again):
             if self._outbox.retry():
                 effort.note_failure()
                 self._not_before = self._clock() + verdict.seconds
+            if verdict.refusal is not None:
+                self._report_refusal(verdict.refusal)
             return
         if isinstance(verdict, Split):
             effort.note_split(verdict.in_search)
@@ -573,6 +598,7 @@ class Sender(Delivery):
             return
         effort.note_end(accepted=isinstance(verdict, Delivered))
         if isinstance(verdict, Delivered):
+            self._is_refused = False
             self._outbox.settle()
             self._heir.give_back()
             self._progress.ring()
@@ -591,12 +617,18 @@ class Sender(Delivery):
 
     def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
         effort = self._effort_of_batch()
-        if self._outbox.lasts() and any(error.cause != "rejected" for error in errors):
+        kept = [error for error in errors if error.cause != "rejected" or is_refusal_of_all(error)]
+        if self._outbox.lasts() and kept:
             # The manager has given up, and a spool never does: all of it goes again, under the same ids.
+            refusals = [error for error in kept if is_refusal_of_all(error)]
             if self._outbox.retry():
-                self._not_before = self._clock() + backoff(effort.attempt, 0.0)
+                longest = LONGEST_WHILE_REFUSED if refusals else LONGEST_BACKOFF
+                self._not_before = self._clock() + backoff(effort.attempt, 0.0, longest)
                 effort.note_failure()
+            if refusals:
+                self._report_refusal(refusals[0])
             return
+        self._is_refused = False
         effort.note_end(accepted=True)
         lost: dict[str, int] = {}
         for error in errors:
@@ -609,6 +641,13 @@ class Sender(Delivery):
         self._progress.ring()
         for error in errors:
             self._report(error)
+
+    def _report_refusal(self, error: LetterError) -> None:
+        """Say that the API refuses whatever it is sent, and the spool keeps it: once, until something is accepted."""
+        if not self._is_refused:
+            self._is_refused = True
+            said = f"{error}. What waits stays in the spool and is tried again, at longer and longer intervals"
+            self._report(LetterError(said, error.status, error.body, error.code, error.reason, cause="degraded"))
 
     def _lose(self, cause: str, error: LetterError) -> None:
         lost = self._outbox.settle(cause)

@@ -22,8 +22,9 @@ class LetterError(Exception):
         body: text of the answer (at most 64 KiB), or None.
         code: ``error.code`` of the API's answer, or None.
         reason: ``error.reason`` of the API's answer, or None.
-        cause: why events were given up, one of the keys of ``Letter.stats()["lost"]``, or None.
-        lost: how many events this report stands for.
+        cause: of what ``on_error`` gets: why events were given up, one of the keys of ``Letter.stats()["lost"]``, or
+            ``"degraded"`` for what is no loss, but trouble that may become one. None for what is raised.
+        lost: how many lost events this report stands for.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class LetterError(Exception):
         reason: str | None = None,
         *,
         cause: str | None = None,
-        lost: int = 0,
+        lost: int | None = None,
         events: Sequence[bytes | dict[str, Any]] = (),
     ) -> None:
         super().__init__(message)
@@ -44,7 +45,7 @@ class LetterError(Exception):
         self.code = code
         self.reason = reason
         self.cause = cause
-        self.lost = lost or len(events)
+        self.lost = len(events) if lost is None else lost
         self._events = tuple(events)
 
     @property
@@ -53,7 +54,8 @@ class LetterError(Exception):
 
         Each has its ``messageId`` and ``timestamp``, so it can be sent again as the same event: docs/guarantees.md
         shows how. A report of a full queue carries the first 100 of its burst. An event that could not be encoded
-        (``cause`` is ``"invalid"``) holds the very values that it was called with, under the wire's names.
+        (``cause`` is ``"invalid"``) holds the very values that it was called with, under the wire's names. With the
+        cause ``degraded`` they are what a relay still has when their process ends, and may give up.
         Decoded anew at each access; safe from any thread.
         """
         from json import loads  # not at import: it costs more than the whole package

@@ -293,6 +293,7 @@ class QueueListener(FixedOptions):
         self._sender = Sender(self._settings, report=self._report, progress=self._room)
         _lifecycle.unwatch(self._sender)  # its end is that of the listener
         _lifecycle.watch(self)  # type: ignore[arg-type]  # the process's end stops it
+        self._sender.send_orphans()
         if not _lifecycle.start_thread(self._run):
             self._sender = None
             raise LetterError("a listener needs a thread, and none can run in this process")
@@ -462,7 +463,7 @@ class QueueListener(FixedOptions):
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:
             self._told = trouble
-            self._report(LetterError(trouble))
+            self._report(LetterError(trouble, cause="degraded"))
 
 
 class _Source:

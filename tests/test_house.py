@@ -150,6 +150,20 @@ def test_letter_has_at_most_ten_public_methods_and_each_is_documented() -> None:
     assert all(inspect.getdoc(getattr(Letter, name)) for name in methods)
 
 
+REPORTING = {"report", "_report", "note_loss", "refuse", "append"}  # the functions that a report goes to
+
+
+def test_every_report_has_a_cause() -> None:
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = getattr(node, "func", None)
+            if getattr(called, "attr", None) not in REPORTING and getattr(called, "id", None) not in REPORTING:
+                continue
+            for given in getattr(node, "args", []):
+                if isinstance(given, ast.Call) and getattr(given.func, "id", "") == "LetterError":
+                    assert "cause" in {keyword.arg for keyword in given.keywords}, f"{path.name}:{given.lineno}"
+
+
 def test_the_documents_name_every_option_and_every_cause() -> None:
     configuration = (ROOT / "docs" / "configuration.md").read_text()
     for name in inspect.signature(Letter).parameters:

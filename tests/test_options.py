@@ -6,6 +6,7 @@ import copy
 import inspect
 import multiprocessing
 import pickle
+import re
 import ssl
 import threading
 from typing import Any
@@ -304,6 +305,9 @@ def test_an_event_larger_than_the_queue_is_dropped_at_once(make: Any, errors: li
         fill(letter, 2)
         letter.track("u", "large", {"blob": "x" * 2000})
         assert letter.stats()["lost"] == {"overflow": 1} and letter.stats()["waiting"] == 2
+        error = errors.pop()
+        assert re.fullmatch(r"1 event dropped: it has 2,\d+ bytes, and the queue takes 1,000 .*", str(error)), error
+        assert (error.cause, error.lost) == ("overflow", 1) and error.events[0]["event"] == "large" and errors == []
 
 
 def test_drops_are_reported_once_a_burst(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
