@@ -15,7 +15,7 @@ import sys
 import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
-from . import _forks
+from . import _forks, _greenlets
 from ._handlers import is_in_handler, pass_on
 from .errors import LetterError
 
@@ -284,11 +284,7 @@ def _on_signal(number: int, frame: Any) -> None:
     pid = os.getpid()
     if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in own()):
         return  # it came in the middle of a `put`, and comes again after it
-    monkey: Any = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        # The handler runs in whatever greenlet is current, the hub or the sender's own, and neither may wait here.
-        sys.modules["gevent"].spawn(_end_by_signal, number, frame)
-    else:
+    if not _greenlets.spawn(_end_by_signal, number, frame):
         _end_by_signal(number, frame)
 
 
