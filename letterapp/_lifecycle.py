@@ -258,7 +258,7 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
             continue
         name = signal.Signals(number).name
         if handler is None:
-            _report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
+            report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
             continue
         previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
         try:
@@ -267,14 +267,14 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
         except ValueError:
             _not_installed.add(number)
             _previous[number] = previous
-            _report_once(
+            report_once(
                 report,
                 "exit_signals: only the main thread can install signal handlers; they are installed when the main "
                 "thread has an event",
             )
 
 
-def _report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
+def report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
     if report is not None and trouble not in _reported:
         _reported.add(trouble)
         report(LetterError(trouble))
@@ -337,6 +337,20 @@ def _threads_run(uwsgi: Any) -> bool:
     if is_before_workers():
         return False  # once the import is over, the master's loop holds the GIL for ever
     return _version(uwsgi) >= (2, 0, 27) or "enable-threads" in uwsgi.opt or "threads" in uwsgi.opt
+
+
+def is_never_ended() -> bool:
+    """True in an interpreter of which nobody announces the end: uWSGI's for each `--mount` after the first."""
+    return _uwsgi() is not None and not _is_main_interpreter()
+
+
+def _is_main_interpreter() -> bool:
+    try:
+        interpreters: Any = __import__("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
+    except ImportError:
+        return True
+    main: bool = interpreters.get_current() == interpreters.get_main()
+    return main
 
 
 def is_before_workers() -> bool:

@@ -75,6 +75,7 @@ class Sender(Delivery):
         self.owner = this_process()
         self.exit_timeout = settings.exit_timeout
         self._settings = settings
+        self._interval = settings.flush_interval
         self._syncs = settings.spool_sync
         self._clock = clock
         self._report = report or Reporter(settings.on_error)
@@ -113,6 +114,15 @@ class Sender(Delivery):
         self._final = False  # it is sure to end
         self._gave_up = False  # by `close`: what may still be on the wire is nothing that anybody waits for
         _lifecycle.watch(self)
+        if _lifecycle.is_never_ended():
+            self._interval = 0.0  # what waits for company would be lost
+            if not settings.spool and (not settings.relay or handover is not None):
+                _lifecycle.report_once(
+                    self._report,
+                    "uWSGI ends an interpreter that is not its first without any exit code. So events are sent at once "
+                    "there, whatever flush_interval is; what is not delivered at a stop is lost untold. Start uWSGI "
+                    "with --single-interpreter, or give the client a spool or a relay",
+                )
 
     # Called by any thread.
 
@@ -311,7 +321,7 @@ class Sender(Delivery):
             return
         if _lifecycle.is_before_workers():
             self._send_before_workers()
-        elif self._outbox.due(self._clock(), self._settings.flush_interval) <= 0 and self._not_before <= self._clock():
+        elif self._outbox.due(self._clock(), self._interval) <= 0 and self._not_before <= self._clock():
             self._take_turn(self._settings.timeout, linger=0.0)
 
     def _send_before_workers(self) -> None:
@@ -499,7 +509,7 @@ class Sender(Delivery):
         if self._outbox.is_lost():
             self._heir.move()
         until_burst = self._report_drops(BURST)
-        wait = max(self._outbox.due(now, self._settings.flush_interval), self._not_before - now)
+        wait = max(self._outbox.due(now, self._interval), self._not_before - now)
         if wait > 0:
             return min(wait, until_burst)
         try:
