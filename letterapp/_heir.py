@@ -92,7 +92,7 @@ class Heir:
         finally:
             self._progress.ring()
 
-    def sees_some(self) -> bool:
+    def has_orphans_in_memory(self) -> bool:
         """True when a killed process of the family has left something. What is in a spool would take a listing."""
         return self._stores.has_orphans_in_memory()
 

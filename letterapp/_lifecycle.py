@@ -15,7 +15,7 @@ import sys
 import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
-from . import _forks
+from . import _forks, _greenlets
 from ._handlers import is_in_handler, pass_on
 from .errors import LetterError
 
@@ -272,7 +272,7 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
             continue
         name = signal.Signals(number).name
         if handler is None:
-            _report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
+            report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
             continue
         previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
         try:
@@ -281,14 +281,14 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
         except ValueError:
             _not_installed.add(number)
             _previous[number] = previous
-            _report_once(
+            report_once(
                 report,
                 "exit_signals: only the main thread can install signal handlers; they are installed when the main "
                 "thread has an event",
             )
 
 
-def _report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
+def report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
     if report is not None and trouble not in _reported:
         _reported.add(trouble)
         report(LetterError(trouble, cause="degraded"))
@@ -298,11 +298,7 @@ def _on_signal(number: int, frame: Any) -> None:
     pid = os.getpid()
     if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in own()):
         return  # it came in the middle of a `put`, and comes again after it
-    monkey: Any = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        # The handler runs in whatever greenlet is current, the hub or the sender's own, and neither may wait here.
-        sys.modules["gevent"].spawn(_end_by_signal, number, frame)
-    else:
+    if not _greenlets.spawn(_end_by_signal, number, frame):
         _end_by_signal(number, frame)
 
 
@@ -390,6 +386,20 @@ def _threads_run(uwsgi: Any) -> bool:
 def is_before_fork() -> bool:
     """True where an application may be imported in a process that does nothing but fork workers afterwards."""
     return is_before_workers() or "gunicorn.arbiter" in sys.modules  # gunicorn's workers have that module too
+
+
+def is_never_ended() -> bool:
+    """True in an interpreter of which nobody announces the end: uWSGI's for each `--mount` after the first."""
+    return _uwsgi() is not None and not _is_main_interpreter()
+
+
+def _is_main_interpreter() -> bool:
+    try:
+        interpreters: Any = __import__("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
+    except ImportError:
+        return True
+    main: bool = interpreters.get_current() == interpreters.get_main()
+    return main
 
 
 def is_before_workers() -> bool:

@@ -89,6 +89,7 @@ class Sender(Delivery):
         self.owner = this_process()
         self.exit_timeout = settings.exit_timeout
         self._settings = settings
+        self._interval = settings.flush_interval
         self._syncs = settings.spool_sync
         self._clock = clock
         self.reporter = Reporter(settings.on_error)
@@ -128,6 +129,15 @@ class Sender(Delivery):
         self._lost_at_close = 0  # events; so no later `close` can say that all was settled
         self._heir.tell_losses()
         _lifecycle.watch(self)
+        if _lifecycle.is_never_ended():
+            self._interval = 0.0  # what waits for company would be lost
+            if not settings.spool and (not settings.relay or handover is not None):
+                _lifecycle.report_once(
+                    self._report,
+                    "uWSGI ends an interpreter that is not its first without any exit code. So events are sent at once "
+                    "there, whatever flush_interval is; what is not delivered at a stop is lost untold. Start uWSGI "
+                    "with --single-interpreter, or give the client a spool or a relay",
+                )
 
     # Called by any thread.
 
@@ -216,7 +226,7 @@ class Sender(Delivery):
         }
 
     def look_after_children(self) -> None:
-        if self._heir.sees_some():
+        if self._heir.has_orphans_in_memory():
             self._wake()
             self._resting = True  # the next fork finds no thread, if that can be
 
@@ -336,7 +346,7 @@ class Sender(Delivery):
             return
         if _lifecycle.is_before_workers():
             self._send_before_workers()
-        elif self._outbox.due(self._clock(), self._settings.flush_interval) <= 0 and self._not_before <= self._clock():
+        elif self._outbox.due(self._clock(), self._interval) <= 0 and self._not_before <= self._clock():
             self._take_turn(self._settings.timeout, linger=0.0)
 
     def _send_before_workers(self) -> None:
@@ -537,7 +547,7 @@ class Sender(Delivery):
         if self._outbox.is_lost():
             self._heir.move()
         until_burst = self._report_drops(BURST)
-        wait = max(self._outbox.due(now, self._settings.flush_interval), self._not_before - now)
+        wait = max(self._outbox.due(now, self._interval), self._not_before - now)
         if wait > 0:
             return min(wait, until_burst)
         try:

@@ -21,7 +21,7 @@ from letterapp import Letter
 PACKAGE = ROOT / "letterapp"
 # From the ground up: a room may import what stands before it.
 FLOORS = [
-    ["errors", "_version", "_bell", "_handlers", "_private", "_ring", "testing"],
+    ["errors", "_version", "_bell", "_handlers", "_greenlets", "_private", "_ring", "testing"],
     ["_inside", "_forks"],
     ["_sigpipe", "_connect", "_response"],
     ["_line"],
