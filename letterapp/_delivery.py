@@ -10,6 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 
 from ._handlers import pass_on
+from ._threads import as_started
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -92,7 +93,7 @@ class Reporter:
     def __call__(self, error: LetterError) -> None:
         try:
             if self._on_error is not None:
-                self._on_error(error)
+                as_started(self._on_error, error)
             else:
                 _print(f"letterapp: {error}")
         except Exception as failure:

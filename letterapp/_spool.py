@@ -384,7 +384,9 @@ def _must_be_trusted(status: os.stat_result) -> None:
 def _allocate(descriptor: int, size: int) -> None:
     """Have the disk keep room for the whole file: a page that it has no room for would kill the process (SIGBUS)."""
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        failure = os.posix_fallocate(descriptor, 0, size)  # type: ignore[func-returns-value]
+        if failure:  # PyPy returns what C does, and raises nothing
+            raise OSError(failure, os.strerror(failure))
         return
     except AttributeError:
         pass  # macOS
