@@ -34,6 +34,7 @@ from ._forks import this_process
 from ._handlers import pass_on
 from ._heir import Heir, home
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
+from ._random import random_bytes
 from ._retry import Again, Delivered, Effort, Pending, Settled, Split, Surprise, backoff, judge
 from ._settings import MAX_ITEMS
 from ._stores import Stores
@@ -549,7 +550,7 @@ class Sender(Delivery):
             self._settle_by_relay(outcome.errors, len(batch))
             return
         effort = self._effort_of_batch()
-        jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
+        jitter = int.from_bytes(random_bytes(2), "big") / 65536  # not `random`: forked workers would draw alike
         verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter)
         if isinstance(verdict, Again):
             if self._outbox.retry():

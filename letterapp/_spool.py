@@ -23,6 +23,7 @@ from struct import Struct
 from ._handlers import pass_on
 from ._locks import POSSIBLE, LockedFile
 from ._private import must_be_ours
+from ._random import random_bytes
 from ._ring import LARGEST, UNIT, WORDS, Ring, holds_events, rooms
 from ._settings import MAX_ITEMS
 from .errors import LetterError
@@ -254,7 +255,7 @@ class Spool:
             self._tell(f"{full}; events lie in memory instead")
             return None
         for _ in range(3):
-            name = f"{self._prefix}{os.urandom(8).hex()}.ring"
+            name = f"{self._prefix}{random_bytes(8).hex()}.ring"
             slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
             if slot is not None:
                 return slot
@@ -314,7 +315,7 @@ class Spool:
     def _set_aside(self, path: str) -> None:
         aside = path + ".damaged"
         while os.path.lexists(aside):
-            aside = f"{path}.{os.urandom(4).hex()}.damaged"
+            aside = f"{path}.{random_bytes(4).hex()}.damaged"
         try:
             os.rename(path, aside)
             since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
@@ -352,7 +353,7 @@ class Spool:
             )
         try:
             must_be_ours(self._directory)
-            self._try_out(os.path.join(self._directory, f".{self._prefix}{os.urandom(8).hex()}.probe"))
+            self._try_out(os.path.join(self._directory, f".{self._prefix}{random_bytes(8).hex()}.probe"))
         except OSError as problem:
             if problem.errno not in _PASSING:
                 raise LetterError(f"spool={self._directory!r} cannot be used: {_text(problem)}")

@@ -21,6 +21,7 @@ from letterapp import Letter
 PACKAGE = ROOT / "letterapp"
 # From the ground up: a room may import what stands before it.
 FLOORS = [
+    ["_random"],
     ["errors", "_version", "_bell", "_inside", "_handlers", "_forks", "_private", "_ring", "_threads", "testing"],
     ["_sigpipe", "_connect", "_response"],
     ["_line"],
