@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 
 from ._handlers import pass_on
 from ._inside import Inside
+from ._threads import as_started
 from .errors import LetterError, encoded_events
 
 TYPE_CHECKING = False
@@ -127,7 +128,7 @@ class Reporter:
                 _print(f"letterapp: {error} (on_error had tracked it)")
             else:
                 self.has_called = True
-                self._calling.run(lambda: self._call(error))
+                self._calling.run(lambda: as_started(self._call, error))
         except Exception as failure:
             pass_on(failure)
             _print(f"letterapp: on_error raised {failure!r} for: {error}")

@@ -15,15 +15,8 @@ import time
 from collections.abc import Mapping as _Mapping
 
 from ._handlers import pass_on
+from ._random import random_bytes
 from .errors import LetterError
-
-try:
-    # Not `urandom`, which lets go of the GIL: each call would hand it to the sender's thread and wait to get it back.
-    from os import getrandom as _random
-
-    _random(1)  # an old kernel or a sandbox may refuse it
-except (ImportError, OSError):
-    from os import urandom as _random  # type: ignore[assignment]
 
 try:
     # CPython's own encoder, held directly: `json.dumps` costs half as much again, and importing `json` costs more
@@ -278,7 +271,7 @@ def _new_id() -> str:
     From the kernel at each call: a generator of one's own would repeat itself in forked children, and `uuid.uuid4`
     costs four times as much.
     """
-    digits = _random(16).hex()
+    digits = random_bytes(16).hex()
     return f'"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"'
 
 

@@ -69,9 +69,7 @@ def watch(after_in_parent: Callable[[], object]) -> None:
     if not _hooked:
         _hooked = True
         if hasattr(os, "register_at_fork"):  # not on Windows
-            os.register_at_fork(
-                before=_before_fork, after_in_parent=after_in_parent, after_in_child=_in_child
-            )
+            os.register_at_fork(before=_before_fork, after_in_parent=after_in_parent, after_in_child=_in_child)
 
 
 def inherits(opened: Inheritable) -> None:

@@ -8,14 +8,13 @@ Nothing is imported for this: a server is recognised by the modules that it has 
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import os
 import sys
 import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
-from . import _forks, _greenlets
+from . import _forks, _greenlets, _threads
 from ._handlers import is_in_handler, pass_on
 from .errors import LetterError
 
@@ -352,7 +351,7 @@ def _raise_after_sending(number: int) -> None:
 
 
 def start_thread(run: Callable[..., object], *arguments: object) -> bool:
-    """Start a daemon thread; False where it could not be, or would never get a turn.
+    """Start a daemon thread that takes no signals; False where it could not be, or would never get a turn.
 
     Not `threading.Thread`: its `start` waits for the new thread inside locks, where a signal handler or a `__del__`
     that calls `track` would stand still.
@@ -361,14 +360,15 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
     if uwsgi is not None and not _threads_run(uwsgi):
         return False
     # uWSGI's handlers are C's own, and end the process in whichever thread the system picks: for ours, a second signal
-    # (Ctrl-C reaches a worker twice) would cut short the end that the first one began. The mask is inherited.
+    # (Ctrl-C reaches a worker twice) would cut short the end that the first one began. So not one instruction of the
+    # thread may run with them: the mask is inherited.
     block = uwsgi is not None
     if block:
         import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
 
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
     try:
-        _thread.start_new_thread(run, arguments)
+        _threads.start(run, *arguments)
     except RuntimeError:
         return False  # the interpreter is shutting down (3.12), or the system has no thread left
     finally:

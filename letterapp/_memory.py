@@ -21,6 +21,7 @@ except ImportError:
 from ._forks import this_process
 from ._handlers import pass_on
 from ._locks import POSSIBLE, Lock, above_stderr, is_locked
+from ._random import random_bytes
 from ._ring import LARGEST, UNIT, WORDS, holds_events, rooms
 from ._settings import MAX_ITEMS
 
@@ -162,7 +163,7 @@ class SharedMemory:
             raise Unavailable(getattr(problem, "strerror", None) or repr(problem)) from problem
         self._words = memoryview(self.memory)[: self.first].cast("Q")
         # One file serves all clients of all descendants, who cannot agree on ranges: so each client draws its own.
-        self._range = int.from_bytes(os.urandom(6), "big") * SLOTS
+        self._range = int.from_bytes(random_bytes(6), "big") * SLOTS
 
     def words_of(self, number: int, count: int = WORDS) -> Any:
         at = number * _APART // UNIT

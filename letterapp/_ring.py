@@ -15,9 +15,10 @@ batch in both parts, which can be seen.
 
 from __future__ import annotations
 
-import os
 from binascii import crc32
 from struct import Struct
+
+from ._random import random_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Ring:
         self._base = slot.base
         self._room = slot.room
         self._hand_base = slot.base + slot.room
-        self._token = slot.words[OWNER] = int.from_bytes(os.urandom(8), "big")
+        self._token = slot.words[OWNER] = int.from_bytes(random_bytes(8), "big")
         self._used = slot.room  # what records have lain in since memory was given back: all, by who was here before
         self._hand_used = slot.hand
         self.unreadable = 0  # events that the last process left and that cannot be read, as far as one can count them

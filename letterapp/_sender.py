@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 
-from . import _lifecycle
+from . import _lifecycle, _threads
 from ._bell import Bell
 from ._delivery import Delivery, Reporter
 from ._forks import this_process
@@ -35,6 +35,7 @@ from ._handlers import pass_on
 from ._heir import Heir, home
 from ._inside import Turn
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
+from ._random import random_bytes
 from ._retry import (
     LONGEST_BACKOFF,
     LONGEST_WHILE_REFUSED,
@@ -122,6 +123,7 @@ class Sender(Delivery):
         self._resting = False  # the thread should leave as soon as nothing waits
         self._mine: object = None  # what the thread that may send was started with
         self._started_by: object = _thread.start_new_thread  # and the function that started it
+        self._native_id = 0  # the thread's, as the system has it
         self._inline = False  # no thread runs: callers take the turns
         self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
         self._final = False  # it is sure to end
@@ -462,6 +464,9 @@ class Sender(Delivery):
         self._bell.ring()
         if self._may_wait():
             self._progress.wait_while(lambda: self._outbox.attended and self._outbox.is_empty(), deadline, self._clock)
+            if not self._outbox.attended:
+                thread, self._native_id = self._native_id, 0
+                _threads.await_end(thread, deadline - self._clock())
 
     def _find_all(self, deadline: float) -> None:
         """Take over what every process left that has ended by now."""
@@ -504,6 +509,7 @@ class Sender(Delivery):
 
     def _run(self, mine: object) -> None:
         left = False
+        self._native_id = _thread.get_native_id()
         try:
             # A callback of ours may have forked, and the child is not the sender's; or another thread has taken over.
             while self.owner.pid == os.getpid() and self._mine is mine:
@@ -592,7 +598,7 @@ class Sender(Delivery):
             self._settle_by_relay(outcome.errors, len(batch))
             return
         effort = self._effort_of_batch()
-        jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
+        jitter = int.from_bytes(random_bytes(2), "big") / 65536  # not `random`: forked workers would draw alike
         lasts = self._outbox.lasts()
         verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter, lasts)
         if isinstance(verdict, Again):

@@ -25,6 +25,7 @@ from ._delivery import unreadable
 from ._handlers import pass_on
 from ._locks import POSSIBLE, LockedFile
 from ._private import must_be_ours
+from ._random import random_bytes
 from ._ring import LARGEST, UNIT, WORDS, Ring, holds_events, rooms
 from ._settings import MAX_ITEMS
 from .errors import LetterError
@@ -265,7 +266,7 @@ class Spool:
             self._tell(f"{full}; events lie in memory instead")
             return None
         for _ in range(3):
-            name = f"{self._prefix}{os.urandom(8).hex()}.ring"
+            name = f"{self._prefix}{random_bytes(8).hex()}.ring"
             slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
             if slot is not None:
                 return slot
@@ -356,7 +357,7 @@ class Spool:
     def _set_aside(self, path: str) -> None:
         aside = path + ".damaged"
         while os.path.lexists(aside):
-            aside = f"{path}.{os.urandom(4).hex()}.damaged"
+            aside = f"{path}.{random_bytes(4).hex()}.damaged"
         try:
             os.rename(path, aside)
             since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
@@ -394,7 +395,7 @@ class Spool:
             )
         try:
             must_be_ours(self._directory)
-            self._try_out(os.path.join(self._directory, f".{self._prefix}{os.urandom(8).hex()}.probe"))
+            self._try_out(os.path.join(self._directory, f".{self._prefix}{random_bytes(8).hex()}.probe"))
         except OSError as problem:
             if problem.errno not in _PASSING:
                 raise LetterError(f"spool={self._directory!r} cannot be used: {_text(problem)}")
@@ -440,7 +441,9 @@ def _may_hold_events(start: bytes) -> bool:
 def _allocate(descriptor: int, size: int) -> None:
     """Have the disk keep room for the whole file: a page that it has no room for would kill the process (SIGBUS)."""
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        failure = os.posix_fallocate(descriptor, 0, size)  # type: ignore[func-returns-value]
+        if failure:  # PyPy returns what C does, and raises nothing
+            raise OSError(failure, os.strerror(failure))
         return
     except AttributeError:
         pass  # macOS

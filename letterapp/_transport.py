@@ -16,6 +16,7 @@ import time
 
 from ._forks import NETWORK, WORK, undisturbed
 from ._handlers import pass_on
+from ._threads import as_started
 from ._version import __version__
 
 TYPE_CHECKING = False
@@ -217,7 +218,7 @@ class Transport:
             return given
         # gevent replaces the class, and a context of the class before fails at every request after that.
         if self._context is None or self._context_type is not ssl.SSLContext:
-            self._context = given() if given is not None else ssl.create_default_context()
+            self._context = as_started(given) if given is not None else ssl.create_default_context()
             self._context_type = ssl.SSLContext
         return self._context
 
