@@ -18,7 +18,11 @@ from .scenarios import SCENARIOS, chosen
 from .stage import Scenario, perform
 
 THIS, THROUGH_RELAY, THROUGH_MANAGER = "this", "relay", "manager"  # what this client is called on the command line
-SERVERS = ("gunicorn", "packaging", "gevent", "uvicorn", "celery", "pyuwsgi>=2.0.27; sys_platform != 'win32'")
+SERVERS = (
+    *("gunicorn", "packaging", "gevent", "uvicorn", "celery", "pyuwsgi>=2.0.27; sys_platform != 'win32'"),
+    *("rq>=2", "twisted", "python-daemon>=3"),
+    *("pytest<9", "pytest-forked"),  # which says of each test under pytest 9 that it failed
+)
 
 
 def list_scenarios() -> int:
