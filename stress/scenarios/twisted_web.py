@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 TITLES = {
-    "twisted": "twistd web with a WSGI application, SIGTERM to it at work after 300 requests",
+    "twisted": "twistd web with a resource, SIGTERM to it at work after 300 requests",
     "twisted-ctrl-c": "the same; Ctrl-C",
 }
 REQUESTS = 300
@@ -20,7 +20,7 @@ def outside(stage: Any) -> None:
 
     port = free_port()
     twistd = ("-c", RUN, "--nodaemon", "--pidfile=", "--logfile", stage.folder / "log")
-    web = ("web", "--listen", f"tcp:{port}:interface=127.0.0.1", "--wsgi", "app.app")
+    web = ("web", "--listen", f"tcp:{port}:interface=127.0.0.1", "--class", "twisted_site.Site")
     server = stage.serve(*twistd, *web, patience=2 * PATIENCE)
     visitors = Visitors(server, port)
     visitors.meet(1)
