@@ -15,6 +15,7 @@ TITLES = {
     "python-daemon": "python-daemon: 20 events, DaemonContext, which closes every descriptor; SIGTERM to the daemon",
     "family-ctrl-c": "a process and 3 forked children, 10 events waiting in each: one Ctrl-C; 5 families",
     "family-ctrl-c-outage": "the same, while the API is down: all is told",
+    "family-ctrl-c-hurried": "the same with exit_timeout=1 where it exists, over before the tries are",
 }
 CHILDREN = 30
 AT_ONCE = 4
@@ -91,7 +92,7 @@ def outside(stage: Any) -> None:
     elif stage.name == "os-exit":
         stage.finish(stage.play(stage.name, patience=PATIENCE), seconds=PATIENCE)
     else:
-        if stage.name == "family-ctrl-c-outage":
+        if stage.name != "family-ctrl-c":
             stage.api.down()
         for _ in range(FAMILIES):
             _interrupt(stage)
@@ -102,7 +103,8 @@ def _interrupt(stage: Any) -> None:
     from ..visits import until
     from ..watch import is_alive
 
-    program = stage.play(stage.name, patience=2 * PATIENCE)
+    options = {"exit_timeout": 1.0} if stage.name == "family-ctrl-c-hurried" else {}
+    program = stage.play(stage.name, patience=2 * PATIENCE, **options)
     family = [program.hear()["pid"] for _ in range(4)]
     program.signal_group(signal.SIGINT)
     stage.finish(program, seconds=PATIENCE)
