@@ -85,16 +85,7 @@ class Race:
 
     def abandon(self) -> None:
         for attempt in self._attempts:
-            descriptor = attempt.detach()
-            if descriptor >= 0:  # -1 where the line that took it was asked before
-                try:
-                    os.close(descriptor)
-                except OSError:
-                    pass  # somebody else closed it
-
-    def abandon_late(self) -> None:
-        for attempt in self._attempts:
-            close_own(attempt.detach(), attempt.inode)
+            close_own(attempt.detach(), attempt.inode)  # -1 where the line that took it was asked before
 
     # One attempt.
 

@@ -68,6 +68,10 @@ class Delivery(ABC):
         return True
 
     @abstractmethod
+    def look_after_children(self) -> None:
+        """This process has forked: start sending what a killed child left, if it left something. Microseconds."""
+
+    @abstractmethod
     def defers(self, act: Callable[[], object]) -> bool:
         """For a signal handler: False, unless it interrupted this very object, inside which nothing can be sent.
 

@@ -9,9 +9,12 @@ objects of the parent that they are nobody's.
 
 from __future__ import annotations
 
+import _thread
 import os
 import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
+
+from ._handlers import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,10 +24,7 @@ if TYPE_CHECKING:
         """What a forked child has a copy of, and is to give back."""
 
         def abandon(self) -> None:
-            """In the hook."""
-
-        def abandon_late(self) -> None:
-            """Where no hook was called: the descriptor may be something else by now."""
+            """Close the copy, if the descriptor is not something else by now. In the fork hook, or late without one."""
 
 
 # Seconds that a fork waits at the longest for what is undisturbed.
@@ -47,7 +47,7 @@ _process = Process()
 _hooked = False
 # No locks: each use is one operation on a set or a dict.
 _open: set[ref[Inheritable]] = set()
-_undisturbed: dict[object, tuple[int, float]] = {}  # of each act under way: its process, and until when forks wait
+_undisturbed: dict[object, tuple[int, int, float]] = {}  # each act: its process, thread, and until when forks wait
 
 
 def this_process() -> Process:
@@ -59,17 +59,19 @@ def this_process() -> Process:
         _process = parent.children.setdefault(pid, mine)  # atomic: two threads may be the first
         if parent.pid and _process is mine:  # no hook was called: uWSGI
             for opened in _inherited():
-                opened.abandon_late()
+                opened.abandon()
     return _process
 
 
-def watch() -> None:
+def watch(after_in_parent: Callable[[], object]) -> None:
     """Have forks noticed from now on. Starts nothing; once per interpreter, because hooks cannot be taken back."""
     global _hooked
     if not _hooked:
         _hooked = True
         if hasattr(os, "register_at_fork"):  # not on Windows
-            os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+            os.register_at_fork(
+                before=_before_fork, after_in_parent=after_in_parent, after_in_child=_in_child
+            )
 
 
 def inherits(opened: Inheritable) -> None:
@@ -85,7 +87,7 @@ def undisturbed(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
     """
     mine = object()
     try:  # around the first line too: were an entry left by a Ctrl-C, every later fork would wait its longest
-        _undisturbed[mine] = os.getpid(), time.monotonic() + longest
+        _undisturbed[mine] = os.getpid(), _thread.get_ident(), time.monotonic() + longest
         return act(*arguments)
     finally:
         _undisturbed.pop(mine, None)
@@ -96,14 +98,18 @@ def close_own(descriptor: int, inode: int) -> None:
     try:
         if descriptor >= 0 and os.fstat(descriptor).st_ino == inode:
             os.close(descriptor)
-    except OSError:
-        pass  # closed by somebody before
+    except OSError as problem:
+        pass_on(problem)  # else somebody has closed it before
 
 
 def _before_fork() -> None:
     if _undisturbed:
-        pid = os.getpid()
-        while any(mine == pid and time.monotonic() < until for mine, until in tuple(_undisturbed.values())):
+        # An act that forks itself, as an import may, or a program's function that makes a TLS context, goes on in both.
+        here, me = os.getpid(), _thread.get_ident()
+        while any(
+            pid == here and thread != me and time.monotonic() < until
+            for pid, thread, until in tuple(_undisturbed.values())
+        ):
             time.sleep(0.001)
 
 

@@ -78,6 +78,10 @@ class Heir:
         finally:
             self._progress.ring()
 
+    def sees_some(self) -> bool:
+        """True when a killed process of the family has left something. What is in a spool would take a listing."""
+        return self._stores.has_orphans()
+
     def give_back(self) -> None:
         """Free the slots of those whose events are settled."""
         for ring in self._outbox.given_back():

@@ -1,6 +1,6 @@
 """Which threads are inside a piece of code, or begin one, told by what no exception can leave behind.
 
-Lives here: `Inside`, `Promise`. Never here: what that code does.
+Lives here: `Inside`, `Turn`, `Promise`. Never here: what that code does.
 
 A signal handler may raise wherever Python looks for signals, in a `finally` too, so a count or a set of threads that is
 kept right by one goes wrong some day, for good. A lock in a `with` is let go of by C: between a call and the end of the
@@ -10,10 +10,17 @@ block no signal is looked for.
 from __future__ import annotations
 
 import _thread
+import threading
+import time
+
+from ._bell import Bell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
+
+
+_CUT_SHORT = 0.05  # seconds after which who waits for a turn looks again: an exception may have cut short the ring
 
 
 class Inside:
@@ -46,6 +53,48 @@ class Inside:
             if thread != me and lock is not None and lock.locked():
                 return True
         return False
+
+
+class Turn:
+    """Lets one thread at a time do something that takes long. Others wait for it with a deadline."""
+
+    def __init__(self) -> None:
+        # Around two operations. Re-entrant, because a signal handler in the middle of them may want a turn too.
+        self._choosing = threading.RLock()
+        self._holder: tuple[Any, int] = (_thread.allocate_lock(), 0)  # of the last turn: locked during it; its thread
+        self._over = Bell()
+
+    def run(self, act: Callable[[], object], patience: float) -> bool:
+        """Call ``act``; False, and nothing is called, if another thread has the turn for all of ``patience`` seconds.
+
+        A thread that has the turn must not ask for it.
+        """
+        mine = _thread.allocate_lock()
+        try:
+            with mine:
+                if not self._take(mine):
+                    deadline = time.monotonic() + patience
+                    self._over.wait_while(lambda: not self._take(mine), deadline, time.monotonic, _CUT_SHORT)
+                    if self._holder[0] is not mine:
+                        return False
+                act()
+                return True
+        finally:
+            self._over.ring()
+
+    def is_mine(self) -> bool:
+        """True in the thread that has it."""
+        lock, thread = self._holder
+        return thread == _thread.get_ident() and bool(lock.locked())
+
+    def is_taken(self) -> bool:
+        return bool(self._holder[0].locked())
+
+    def _take(self, mine: Any) -> bool:
+        with self._choosing:
+            if not self._holder[0].locked():
+                self._holder = mine, _thread.get_ident()
+            return self._holder[0] is mine
 
 
 class Promise:

@@ -43,7 +43,7 @@ _knows_forks = False  # whether multiprocessing calls us in its children, which 
 def watch(delivery: Delivery) -> None:
     """See to it that ``delivery`` is told of this process's forks and of its end. Cheap; starts nothing."""
     _deliveries.add(ref(delivery, _deliveries.discard))
-    _forks.watch()
+    _forks.watch(_after_fork_in_parent)
     _arm()
     # Made by an exit callback that runs after ours, or where ours is never called, because callbacks run already.
     if _ended_pid == delivery.owner.pid or is_shutting_down():
@@ -63,6 +63,20 @@ def keep(delivery: Delivery) -> None:
 def release(delivery: Delivery) -> None:
     """Let go of a delivery that is its parent's."""
     _kept.discard(delivery)
+
+
+_LOOK = 1.0  # seconds between two looks of a process that forks
+_next_look = 0.0
+
+
+def _after_fork_in_parent() -> None:
+    """Have what a killed child left be sent. Its parent may never use its client, and so would not look."""
+    global _next_look
+    now = _clock()
+    if now >= _next_look and not is_shutting_down():
+        _next_look = now + _LOOK
+        for delivery in own():
+            delivery.look_after_children()
 
 
 def own() -> list[Delivery]:

@@ -1,7 +1,7 @@
 """A connected socket, as `http.client` uses one, whose every wait ends at one deadline.
 
 Lives here: TLS, an HTTP proxy's tunnel, waiting, and what becomes of it in a forked child. Never here: which address it
-leads to (`_connect`), requests, answers, retries. Used by one thread at a time; `abandon` and `abandon_late` alone may
+leads to (`_connect`), requests, answers, retries. Used by one thread at a time; `abandon` alone may
 be called in a forked child.
 
 This file and the network's modules are imported at the first request: `_transport.load` says why, and why all at once.
@@ -17,6 +17,7 @@ import time
 
 from ._connect import Race, detaching, readable, writable
 from ._forks import NETWORK, close_own, inherits, undisturbed
+from ._handlers import pass_on
 from ._sigpipe import without_sigpipe
 
 TYPE_CHECKING = False
@@ -131,9 +132,14 @@ class Line:
         self._has_surplus = True
 
     def is_stale(self) -> bool:
-        """True when the server closed the idle connection, or spoke out of turn, or gevent patched since."""
+        """True when the server closed the idle connection, or spoke out of turn, or gevent patched since.
+
+        And when somebody closed its descriptor, whose number may be another file's by now.
+        """
         if self._base is not _socket_class():
             return True  # a socket of before, which would stop every greenlet while it waits
+        if not self._is_ours():
+            return True
         return self._has_surplus or self.is_readable(0.0)
 
     def is_readable(self, wait: float) -> bool:
@@ -142,34 +148,29 @@ class Line:
             # What OpenSSL has read and nobody has asked for is in no socket any more, so no poll sees it.
             pending = getattr(self._sock, "pending", None)
             return bool(pending is not None and pending()) or readable(self._sock, wait)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as problem:
+            pass_on(problem)
             return True
 
-    def is_ours(self) -> bool:
-        """False when somebody has closed the descriptor, whose number may be another file's by now."""
-        try:
-            return self._inode == -1 or os.fstat(self._sock.fileno()).st_ino == self._inode
-        except OSError:
-            return False
-
     def hang_up(self) -> None:
+        if not self._is_ours():
+            self._detach()
         try:
             self._sock.close()
-        except OSError:
-            pass  # it is gone, which is what was wanted
+        except OSError as problem:
+            pass_on(problem)  # else it is gone, which is what was wanted
 
     def abandon(self) -> None:
-        # In the fork hook. Only this process's copy of the descriptor goes; `shutdown` or TLS's farewell would end the
-        # parent's connection.
-        descriptor = self._detach()
-        if descriptor >= 0:  # -1 the second time
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # somebody else closed it
+        # Only this process's copy of the descriptor goes; `shutdown` or TLS's farewell would end the parent's
+        # connection. And only if it still is that: daemons and workers close what they inherited.
+        close_own(self._detach(), self._inode)
 
-    def abandon_late(self) -> None:
-        close_own(self._detach(), self._inode)  # daemons and workers close what they inherited
+    def _is_ours(self) -> bool:
+        try:
+            return self._inode == -1 or os.fstat(self._sock.fileno()).st_ino == self._inode
+        except OSError as problem:
+            pass_on(problem)
+            return False
 
     # One operation.
 

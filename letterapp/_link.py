@@ -216,16 +216,7 @@ class Link:
     # A forked child's.
 
     def abandon(self) -> None:
-        # In the fork hook: this process's copy alone, so that the relay sees the end of the one that uses it.
-        sock = self._sock
-        descriptor = sock.detach() if sock is not None else -1
-        if descriptor >= 0:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # somebody else closed it
-
-    def abandon_late(self) -> None:
+        # This process's copy alone, so that the relay sees the end of the one that uses it.
         sock = self._sock
         if sock is not None:
             close_own(sock.detach(), self._inode)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+from struct import Struct
 
 from ._forks import inherits, this_process
 from ._handlers import pass_on
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 POSSIBLE = fcntl is not None
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_RDWR", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
+# Linux's `struct flock`: type, whence, start, length, pid.
+_FLOCK = Struct("@hhqqi4x") if sys.platform == "linux" else None
 _MAPS_ALONE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # without a descriptor
 
 
@@ -73,6 +76,25 @@ class Lock:
             self.release()
         except TypeError:
             pass  # the interpreter is taken apart and names are None by now; the lock goes with the process
+
+
+def is_locked(descriptor: int, offset: int) -> bool:
+    """True when another process has that byte of a file locked.
+
+    To take the lock and give it back would tell as well, and is done where there is no other way. But for that moment
+    it looks to every other process as if an owner were there.
+    """
+    try:
+        if _FLOCK is not None:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+            kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+            return kind != fcntl.F_UNLCK
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, offset)
+        return False
+    except OSError as problem:
+        pass_on(problem)
+        return _FLOCK is None
 
 
 class LockedFile:
@@ -154,7 +176,10 @@ class LockedFile:
             del held[self._name]  # after the last descriptor: see above
 
     def abandon(self) -> None:
-        """Close the descriptors. In a forked child they are no locks; kept, they would one day cost it a lock."""
+        """Close the descriptors that are still its own.
+
+        In a forked child they are no locks; kept, they would one day cost it a lock.
+        """
         memory, self._memory = self._memory, None
         if memory is not None:
             if self._words is not None:
@@ -167,8 +192,6 @@ class LockedFile:
             descriptor = self._descriptors.pop()
             if self._status_of(descriptor):
                 os.close(descriptor)
-
-    abandon_late = abandon  # which looks whether a descriptor is still its own
 
     def _reserve(self) -> bool:
         return self._process.locks.setdefault(self._name, self) is self  # atomic, between the threads of this process

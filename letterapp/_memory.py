@@ -20,7 +20,7 @@ except ImportError:
 
 from ._forks import this_process
 from ._handlers import pass_on
-from ._locks import POSSIBLE, Lock, above_stderr
+from ._locks import POSSIBLE, Lock, above_stderr, is_locked
 from ._ring import LARGEST, UNIT, WORDS, holds_events, rooms
 from ._settings import MAX_ITEMS
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SLOTS = 128  # processes of one client at a time; one more keeps its events to itself
 _APART = 64  # bytes from the words of one slot to those of the next: a line of the processor's cache
+_GOES_ON = WORDS  # the word after a ring's: 1 while the process whose own events lie there is not at its end
 # Linux's, which `mmap` has no name for in every version.
 _NO_RESERVE = 0x4000  # MAP_NORESERVE: addresses are not counted as memory that was promised
 _REMOVE = 9  # MADV_REMOVE
@@ -82,7 +83,7 @@ class SharedSlot(MemorySlot):
 
     kind = "shared"
 
-    def __init__(self, owner: SharedMemory, number: int, lock: Lock) -> None:
+    def __init__(self, owner: SharedMemory, number: int, lock: Lock, is_home: bool) -> None:
         room, hand = owner.rooms
         super().__init__(owner.memory, owner.words_of(number), owner.first + number * owner.apart, room, hand)
         self._page = owner.page
@@ -90,13 +91,12 @@ class SharedSlot(MemorySlot):
         self.has_heirs = owner.has_others  # type: ignore[method-assign]
         self.release = lock.release  # type: ignore[method-assign]
         self._owner = owner
-        self._shared_words = owner.words_of(number, WORDS + 1)
-        self._shared_words[WORDS] = owner.is_leaving  # at once: a slot that is taken over by who leaves is no way out
+        self._shared_words = owner.words_of(number, _GOES_ON + 1)
+        self._shared_words[_GOES_ON] = is_home and not owner.is_leaving
 
     def mark_leaving(self, leaves: bool) -> None:
-        """Tell the family whether this process is at its end: who leaves delivers nothing that others leave."""
         self._owner.is_leaving = leaves
-        self._shared_words[WORDS] = leaves
+        self._shared_words[_GOES_ON] = not leaves
 
     def trim(self, start: int, end: int) -> None:
         start, end = -(-start // self._page) * self._page, end // self._page * self._page
@@ -120,6 +120,9 @@ class PrivateMemory:
 
     def orphans(self) -> Iterable[MemorySlot]:
         return ()
+
+    def has_orphans(self) -> bool:
+        return False
 
     def dropped(self) -> list[bytes]:
         return []
@@ -159,11 +162,16 @@ class SharedMemory:
 
     def claim(self) -> SharedSlot | None:
         """A slot for this process, empty if one is, else with a dead one's events; None when each has an owner."""
-        return next(self._free(with_events=False), None) or next(self._free(with_events=True), None)
+        found = next(self._free(with_events=False), None) or next(self._free(with_events=True), None)
+        return SharedSlot(self, *found, is_home=True) if found else None
 
     def orphans(self) -> Iterator[SharedSlot]:
         """The slots with events of processes that have ended: from now on this process's."""
-        return self._free(with_events=True)
+        return (SharedSlot(self, *found, is_home=False) for found in self._free(with_events=True))
+
+    def has_orphans(self) -> bool:
+        """True when a process has ended whose events are still here. Microseconds: a fork waits for it."""
+        return any(self._holds_events(number) and self._has_ended(number) for number in range(SLOTS))
 
     def dropped(self) -> list[bytes]:
         return []
@@ -179,24 +187,30 @@ class SharedMemory:
             return PrivateMemory(self._settings)
 
     def has_others(self) -> bool:
-        """True while another process has a slot that is not at its own end."""
+        """True while another process goes on."""
         names = this_process().locks
-        for number in range(SLOTS):
-            lock = self._lock(number)
-            if lock is not None:
-                lock.release()
-            elif self._name(number) not in names and not self._words[number * _APART // UNIT + WORDS]:
-                return True
-        return False
+        return self.is_open() and any(
+            self._words[number * _APART // UNIT + _GOES_ON]
+            and self._name(number) not in names
+            and is_locked(self._file.descriptor, self._range + number)
+            for number in range(SLOTS)
+        )
 
-    def _free(self, with_events: bool) -> Iterator[SharedSlot]:
+    def _has_ended(self, number: int) -> bool:
+        return (
+            self._name(number) not in this_process().locks
+            and self.is_open()
+            and not is_locked(self._file.descriptor, self._range + number)
+        )
+
+    def _free(self, with_events: bool) -> Iterator[tuple[int, Lock]]:
         for number in range(SLOTS):
             if self._holds_events(number) == with_events:
                 lock = self._lock(number)
                 if lock is None:
                     continue
                 if self._holds_events(number) == with_events:  # nobody was quicker
-                    yield SharedSlot(self, number, lock)
+                    yield number, lock
                 else:
                     lock.release()
 

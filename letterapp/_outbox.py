@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Mapping
 
-    from ._ring import Ring
+    from ._ring import Ring, Slot
 
 # What `put` answers. The caller has something to do for all but the first.
 QUEUED, WAKE, FULL, CLOSED, HOMELESS = range(5)
@@ -168,8 +168,7 @@ class Outbox:
         """Tell the family that this process is at its end, or that it goes on after all."""
         with self._lock:
             self._is_leaving = leaves
-            for ring in (self._ring, *self._adopted):
-                ring.slot.mark_leaving(leaves)
+            self._ring.slot.mark_leaving(leaves)
 
     def close(self) -> None:
         """Refuse every further event; what waits is still handed out."""
@@ -251,7 +250,6 @@ class Outbox:
     def adopt(self, ring: Ring) -> None:
         """Queue the events that a dead process left before all others."""
         with self._lock:
-            ring.slot.mark_leaving(self._is_leaving)
             self._adopted.append(ring)
             self._join(ring)
 
@@ -325,16 +323,31 @@ class Outbox:
             self._let_go_if_empty(ring)
             return batch
 
+    def leave_to_others(self) -> list[Slot]:
+        """Let other processes have what waits in the family's memory, if one of them goes on. Returns the slots."""
+        with self._lock:
+            self._sweep()
+            left = [ring for ring in (*self._adopted, self._ring) if not (ring.is_empty() or ring.slot.lasts)]
+            left = [ring for ring in left if ring.slot.has_heirs()]
+            for ring in left:
+                self._settled += len(ring)
+                if ring is self._in_hand:
+                    self._in_hand = None
+                ring.detach()
+                ring.slot.release()
+            self._adopted = [ring for ring in self._adopted if ring not in left]
+            return [ring.slot for ring in left]
+
     def abandon(self, cause: str) -> list[bytes]:
         """Give up all that waits, the batch in hand too, whatever becomes of it on the wire. Returns it.
 
-        What others may find is left to them: in a spool always, in the family's memory when the process ends.
+        What is in a spool is left there.
         """
         with self._lock:
             self._sweep()
             given_up = []
             for ring in (*self._adopted, self._ring):
-                if ring.slot.lasts or (cause == "exit" and ring.slot.has_heirs()):
+                if ring.slot.lasts:
                     continue
                 given_up += ring.clear()
                 self._let_go_if_empty(ring)

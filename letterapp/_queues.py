@@ -407,7 +407,7 @@ class _SocketWire:
         self._line.deadline = deadline
 
     def is_stale(self) -> bool:
-        return self._line.is_stale() or not self._line.is_ours()
+        return self._line.is_stale()
 
     def has_answer(self, wait: float) -> bool:
         """True when something can be read, or an error be met, within ``wait`` seconds."""

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
             """False when the lock that keeps others away was lost, as by somebody who closed its descriptor."""
 
         def has_heirs(self) -> bool:
-            """True when somebody else may find what it holds at this process's end."""
+            """True while another process goes on that will find what it holds when it is released."""
 
         def mark_leaving(self, leaves: bool) -> None:
-            """Tell those others whether its process is at its end, and so delivers nothing that they leave."""
+            """Tell those others whether its process, whose own events lie here, delivers no more what they leave."""
 
         def release(self) -> None:
             """Let others have it. What it still holds is theirs."""
@@ -227,6 +227,12 @@ class Ring:
         self._words[HAND] = self._words[STATE] = 0
         self._forget()
         return events
+
+    def detach(self) -> None:
+        """Forget all events, which stay in the memory for whoever gets the slot when it is released."""
+        if not self.is_lost():
+            self._words[OWNER] = 0
+        self._forget()
 
     def trim(self) -> None:
         """Give memory back, if the ring is empty and has been large."""

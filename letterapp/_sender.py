@@ -33,6 +33,7 @@ from ._delivery import Delivery, Reporter
 from ._forks import this_process
 from ._handlers import pass_on
 from ._heir import Heir, home
+from ._inside import Turn
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
 from ._retry import Again, Delivered, Effort, Pending, Settled, Split, Surprise, backoff, judge
 from ._settings import MAX_ITEMS
@@ -99,8 +100,7 @@ class Sender(Delivery):
 
         # Held by whoever takes a turn, over the request on the wire: the outbox has one batch in hand and the
         # transport one connection. Others wait for it only with a deadline, and never its owner.
-        self._turn = threading.Lock()
-        self._turn_owner = 0  # thread ident; read by a thread only to find out whether it is its own
+        self._turn = Turn()
         self._effort = Effort()  # what was spent on the batch in hand, or on the last one
         self._not_before = 0.0  # the moment of its next try
         self._haste = 0  # times that an end has brought it forward
@@ -176,13 +176,13 @@ class Sender(Delivery):
 
     def _disconnect(self) -> None:
         """Close the connections, unless somebody uses them. A batch that comes nevertheless opens others."""
-        if not self._outbox.attended and self._turn.acquire(False):
-            try:
-                self._transport.close()
-                if self._handover is not None:
-                    self._handover.close()
-            finally:
-                self._turn.release()
+        if not self._outbox.attended:
+            self._turn.run(self._close_connections, 0.0)
+
+    def _close_connections(self) -> None:
+        self._transport.close()
+        if self._handover is not None:
+            self._handover.close()
 
     def stats(self) -> dict[str, Any]:
         handover = self._handover
@@ -194,6 +194,11 @@ class Sender(Delivery):
             "relayed": handover.relayed if handover is not None else 0,
             **self._outbox.counts(),
         }
+
+    def look_after_children(self) -> None:
+        if self._heir.sees_some():
+            self._wake()
+            self._resting = True  # the next fork finds no thread, if that can be
 
     # The end of the process.
 
@@ -355,7 +360,7 @@ class Sender(Delivery):
 
     def _may_wait(self) -> bool:
         """False in a callback on the sender's own turn and in a handler that interrupted the outbox."""
-        return self._turn_owner != _thread.get_ident() and not self._outbox.held_by_this_thread()
+        return not self._turn.is_mine() and not self._outbox.held_by_this_thread()
 
     def _await(self, target: int, deadline: float) -> bool:
         """Wait until ``target`` events are settled; False when ``deadline`` has come, or waiting is impossible."""
@@ -439,10 +444,8 @@ class Sender(Delivery):
 
     def _give_up(self, cause: str, why: str) -> None:
         if cause == "exit":
-            # What others have left to this process is to be told of too, and what its thread is just taking over.
-            until = self._clock() + _LAST_LOOK
-            self._progress.wait_while(self._outbox.looking.has_others, until, self._clock, _WHILE_LOOKING)
-        if self._heir.left_some or cause == "exit":
+            self._leave_to_others()
+        elif self._heir.left_some:
             self._heir.take_over(FOREVER)
         events = self._outbox.abandon(cause)
         self._not_before = 0.0  # it was theirs
@@ -450,6 +453,17 @@ class Sender(Delivery):
         self._progress.ring()
         if events:
             self._report(LetterError(f"{_events(len(events))} given up: {why}", cause=cause, events=events))
+
+    def _leave_to_others(self) -> None:
+        # What others have left to this process is theirs too, and what its thread is just taking over.
+        until = self._clock() + _LAST_LOOK
+        self._progress.wait_while(self._outbox.looking.has_others, until, self._clock, _WHILE_LOOKING)
+        self._heir.take_over(FOREVER)
+        left = self._outbox.leave_to_others()
+        if left and not any(slot.has_heirs() for slot in left):
+            # Who went on has come to its own end meanwhile, and may have looked for the last time before there was
+            # anything. It says first that it leaves and looks then; here it is the other way round: so one sees it.
+            self._heir.take_over(FOREVER)
 
     # Runs on the sender's thread, or in a caller that has the turn.
 
@@ -477,15 +491,14 @@ class Sender(Delivery):
 
     def _take_turn(self, patience: float, linger: float = FOREVER) -> float:
         """Do one `step` unless another thread has the turn for all of ``patience`` seconds; return what it returned."""
-        if not self._turn.acquire(True, min(patience, threading.TIMEOUT_MAX)):
-            return 0.0
-        self._turn_owner = _thread.get_ident()
-        try:
-            return self.step(patience, linger)
-        finally:
-            if self.owner.pid == os.getpid():
-                self._turn_owner = 0
-                self._turn.release()
+        wait = 0.0
+
+        def take() -> None:
+            nonlocal wait
+            wait = self.step(patience, linger)
+
+        self._turn.run(take, patience)
+        return wait
 
     def step(self, patience: float = FOREVER, linger: float = FOREVER) -> float:
         """One turn: send the next batch if it is due, waiting at most ``patience`` seconds for the answer.

@@ -171,6 +171,9 @@ class Spool:
 
     # What the sender and the slots ask.
 
+    def has_orphans(self) -> bool:
+        return False  # that takes a listing of the directory
+
     def dropped(self) -> list[bytes]:
         """The events of ended processes that gave way at the bound, since the last call."""
         events, self._dropped = self._dropped, []

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
         def orphans(self) -> Iterable[Slot]:
             """The slots with events of processes that have ended: from now on this process's."""
 
+        def has_orphans(self) -> bool:
+            """True when there are such slots, as far as that can be seen within microseconds."""
+
         def dropped(self) -> list[bytes]:
             """The events of ended processes that gave way for a slot, since the last call."""
 
@@ -58,6 +61,9 @@ class Stores:
     def orphans(self) -> Iterator[Slot]:
         for place in self._places:
             yield from place.orphans()
+
+    def has_orphans(self) -> bool:
+        return any(place.has_orphans() for place in self._places)
 
     def dropped(self) -> list[bytes]:
         return [event for place in self._places for event in place.dropped()]

@@ -134,6 +134,7 @@ class Transport:
         try:
             answer = self._exchange(path, body, deadline)
         except OSError as error:
+            pass_on(error)
             if not is_kept or _is_timeout(error):
                 raise
         else:
@@ -159,7 +160,8 @@ class Transport:
             # A server may refuse a large body before it has read it, and close; the answer is there all the same.
             try:
                 response = connection.getresponse()
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as problem:
+                pass_on(problem)
                 raise error from None
         else:
             response = connection.getresponse()

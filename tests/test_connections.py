@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from driven import connections
-from harness import DEADLINE, eventually
+from harness import DEADLINE, eventually, run
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer, raw, reset, status
@@ -189,3 +191,31 @@ def test_a_reset_with_nothing_lingering_is_what_the_server_sends(letter_api: Ing
         sock.sendall(b"POST /v1/batch HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its sockets are no descriptors")
+@pytest.mark.parametrize("after", ["", "if os.fork(): sys.exit(os.wait()[1])"], ids=["", "forked"])
+def test_a_kept_connection_whose_descriptor_is_a_strangers_by_now_is_left_alone(
+    after: str, letter_api: IngestionServer, tmp_path: Path
+) -> None:
+    # What a daemon library closes, the next file gets. It is to hear nothing of ours, the key least of all.
+    code = f"""
+    import socket
+    letter = Letter("k", API)
+    work(letter, 1)
+    assert letter.flush(30)
+    os.closerange(3, 256)
+    strangers = [socket.socketpair() for _ in range(10)]
+    {after}
+    work(letter, 1, start=1)
+    assert letter.flush(30), letter.stats()
+    for one in sum(strangers, ()):
+        one.setblocking(False)
+        try:
+            print("a stranger got", one.recv(1000))
+        except BlockingIOError:
+            pass
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert (finished.code, finished.output) == (0, ""), finished
+    assert letter_api.distinct == 2

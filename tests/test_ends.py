@@ -24,6 +24,8 @@ from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
+DOWN = "http://127.0.0.1:9"  # where nobody listens
+
 
 def needs(package: str) -> Any:
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
@@ -366,6 +368,29 @@ def test_a_second_ctrl_c_during_the_end_tells_what_is_lost(letter_api: Any, tmp_
     assert "10 events given up" in finished.output, finished
 
 
+def test_a_family_that_ends_together_while_the_api_is_down_tells_each_event(tmp_path: Any) -> None:
+    code = """
+    def told(error):
+        if error.lost:
+            os.write(1, f"told {error.lost}\\n".encode())
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    letter = Letter('k', API, on_error=told, exit_timeout=1, max_retries=100)
+    for n in range(3):
+        if not os.fork():
+            break
+    work(letter, 10, str(os.getpid()))
+    os.write(1, b"ready\\n")
+    stay()
+    """
+    with start(code, DOWN, tmp_path) as program:
+        assert eventually(lambda: program.output.count("ready"), lambda count: count == 4) == 4
+        program.signal_group(signal.SIGINT)
+        program.finish()
+        assert not program.left_behind()
+        assert sum(int(line.split()[1]) for line in program.output.splitlines() if line.startswith("told")) == 40
+
+
 def test_what_a_killed_child_left_after_a_close_that_gave_up_is_delivered(letter_api: Any, tmp_path: Any) -> None:
     code = """
     letter = Letter('k', API, flush_interval=3600, max_retries=0, on_error=lambda error: None)
@@ -381,7 +406,7 @@ def test_what_a_killed_child_left_after_a_close_that_gave_up_is_delivered(letter
     os.waitpid(pid, 0)
     print("closed")
     sys.stdout.flush()
-    while letter._delivery._turn.locked():  # until the request that nobody waits for is over
+    while letter._delivery._turn.is_taken():  # until the request that nobody waits for is over
         time.sleep(0.01)
     """
     hold = Hold()

@@ -186,9 +186,11 @@ letter = Letter('k', API)
 work(letter, 10, 'parent')
 held, over = threading.Event(), threading.Event()
 def hold():
-    with letter._delivery._outbox._lock, letter._delivery._turn:
-        held.set()
-        over.wait(40)
+    def wait_inside():
+        with letter._delivery._outbox._lock:
+            held.set()
+            over.wait(40)
+    letter._delivery._turn.run(wait_inside, 0)
 holder = threading.Thread(target=hold)
 letter.flush()
 holder.start()

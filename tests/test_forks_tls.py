@@ -14,6 +14,28 @@ from letterapp.testing import IngestionServer
 trustme = pytest.importorskip("trustme")
 
 
+def test_a_fork_on_the_very_thread_for_which_forks_wait_does_not_wait(tmp_path: Path) -> None:
+    # The program's own function may run a program, or fork, while a request is being prepared.
+    code = """
+    import subprocess
+    def context():
+        import ssl
+        subprocess.run([sys.executable, "-c", ""], preexec_fn=lambda: None)
+        if not os.fork():
+            sys.__stdout__.flush()
+            __import__("posix")._exit(0)
+        os.wait()
+        return ssl.create_default_context()
+    letter = Letter("k", "https://127.0.0.1:9", flush_interval=0, ssl_context=context, max_retries=0, on_error=print)
+    began = time.monotonic()
+    work(letter, 1)
+    letter.flush(40)
+    print(time.monotonic() - began < 20)
+    """
+    finished = run(code, "http://unused", tmp_path)
+    assert finished.output.endswith("True\n") and "1 event lost" in finished.output, finished
+
+
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs os.fork")
 def test_a_fork_while_the_sender_makes_its_tls_context_leaves_a_child_that_can_send(tmp_path: Path) -> None:
     ca: Any = trustme.CA()

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import traceback
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import count
@@ -161,6 +162,37 @@ def interrupted_while_sending(make: Callable[..., Letter], api: Any, at: set[int
 @every_gap
 def test_sending(later: int, make: Callable[..., Letter], letter_api: Any) -> None:
     assert next(at for at in count(1) if not interrupted_while_sending(make, letter_api, {at, at + later})) > 150
+
+
+@needs_instructions
+def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: Any) -> None:
+    files = {str(PACKAGE / f"{name}.py") for name in ("_sender", "_inside", "_bell", "_outbox", "_heir")}
+
+    def interrupted(at: set[int]) -> bool:
+        handler = Handler(files, at)
+        letter = make(flush_interval=0, flush_at=100, max_retries=0)
+        letter._delivery._start = lambda: False  # type: ignore[attr-defined]
+        returned = set()
+        for serial in range(3):
+            who = f"{sorted(at)} {serial}"
+            if handler.during(letter.track, who, "E"):
+                returned.add(who)
+        handler.during(letter.flush, DEADLINE)
+        last = f"{sorted(at)} last"
+        letter.track(last, "E")
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(letter.flush, 10).result(), at
+        assert letter.flush(10), at
+        assert {*returned, last} <= tracked(letter_api), at
+        stats = letter.stats()
+        assert stats["accepted"] == stats["delivered"] and stats["lost"] == {}, (at, stats)
+        assert letter.close(10), at
+        return handler.reached()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Each third place: they are many, and each costs a connection.
+        assert next(at for at in count(1, 3) if not interrupted({at})) > 150
 
 
 @needs_instructions

@@ -687,3 +687,24 @@ def test_250_processes_killed_at_random_instants_lose_nothing(seed: int, letter_
         serials = came.pop(f"child {number}", [])
         assert serials in (NUMBERED[:count], NUMBERED[: count + 1]), (number, count, serials)
     assert not came
+
+
+def test_a_parent_that_never_tracks_sends_what_a_killed_child_left_when_it_forks_again(
+    letter_api: Any, tmp_path: Path
+) -> None:
+    # As a forking server does whose children are killed. Nothing else would look: no child that lives tracks.
+    body = """
+    letter = make()
+    assert leave(letter, 30) == -signal.SIGKILL
+    _lifecycle._next_look = 0
+    while letter.stats()['adopted'] < 30 or letter.stats()['waiting']:
+        assert reap(fork(lambda: os._exit(7))) == 7
+        time.sleep(0.01)
+    assert letter.stats()['delivered'] == 30
+    while threading.active_count() > 1 or letter._delivery._outbox.attended:
+        time.sleep(0.01)  # the thread that it took has gone
+    die()
+    """
+    with running(body, letter_api, tmp_path) as program:
+        assert program.finish().code == -signal.SIGKILL
+    once(letter_api, dead=30)

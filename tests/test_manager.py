@@ -472,12 +472,23 @@ class Suspended:
 
     def __init__(self, letter: Letter) -> None:
         self._turn = letter._delivery._turn  # type: ignore[attr-defined]
+        self._begun, self._over = threading.Event(), threading.Event()
+        self._holder = threading.Thread(target=self._hold)
+
+    def _hold(self) -> None:
+        def wait() -> None:
+            self._begun.set()
+            assert self._over.wait(DEADLINE)
+
+        assert self._turn.run(wait, DEADLINE)
 
     def __enter__(self) -> None:
-        self._turn.acquire()
+        self._holder.start()
+        assert self._begun.wait(DEADLINE)
 
     def __exit__(self, *_: Any) -> None:
-        self._turn.release()
+        self._over.set()
+        self._holder.join(DEADLINE)
 
 
 def test_a_batch_on_the_wire_that_fills_the_queue_is_a_full_queue(manager: Any, letter_api: Any) -> None:
