@@ -164,7 +164,7 @@ def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatc
         program.hear()
         program.go_on()
         program.hear()
-        pid = relay._used(stage, events=200)["pid"]
+        pid = relay.used(stage, events=200)["pid"]
         assert stage.wait_for_all(DEADLINE)
         os.kill(pid, signal.SIGSTOP)
         program.close_stdin()
