@@ -84,6 +84,13 @@ def _playing(command: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=20.0, metavar="N", help="length of those without an end: soak, chaos (20)"
     )
     command.add_argument("--seed", type=int, metavar="S", help="play the same choices again (a new one)")
+    command.add_argument(
+        "--repeat",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="play each N times, with N seeds from --seed on; the ledger keeps the worst (1)",
+    )
     command.add_argument("--json", type=Path, metavar="FILE", help="write the ledger")
     _environments(command)
 

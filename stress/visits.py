@@ -41,6 +41,12 @@ def until(true: Callable[[], Any], seconds: float) -> bool:
     return True
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(1)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 def stop(stage: Any, server: Program, seconds: float) -> None:
     """SIGTERM, unless it has ended by itself."""
     if server.is_running:
@@ -63,7 +69,7 @@ class Visitors:
         self._answers: Counter[int] = Counter()  # by the process that answered
         self._port = port
         self._life = life
-        until(lambda: not server.is_running or self._listens(), START)
+        until(lambda: not server.is_running or listens(port), START)
         if not server.is_running:
             raise Failure(server.last_words())
 
@@ -113,8 +119,3 @@ class Visitors:
             return None
         finally:
             connection.close()
-
-    def _listens(self) -> bool:
-        with socket.socket() as sock:
-            sock.settimeout(1)
-            return sock.connect_ex(("127.0.0.1", self._port)) == 0

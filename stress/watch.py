@@ -90,6 +90,14 @@ def held(pid: int) -> tuple[int, int]:
     return process.num_threads(), _descriptors(process)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether it has not ended; nobody need have waited for it."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
 def left_behind(token: str, seconds: float) -> list[psutil.Process]:
     """The processes of a run that still live after ``seconds`` of patience."""
     deadline = time.monotonic() + seconds

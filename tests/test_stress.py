@@ -27,7 +27,7 @@ from stress.ledger import FAULTS, Books, balance, verdict
 from stress.peers import MANAGER, RELAY, SELF, Environments, Peer
 from stress.ports import free_port
 from stress.programs import Failure
-from stress.scenarios import SCENARIOS, chaos, manager, relay
+from stress.scenarios import SCENARIOS, chaos, ends, manager, relay
 
 ONE, OTHER = ("1", 0), ("1", 1)
 
@@ -108,7 +108,7 @@ def perform(tmp_path: Path) -> Any:
     environments = Environments(sys.executable, tmp_path, print)
 
     def perform(scenario: str, client: str, **options: Any) -> dict[str, Any]:
-        column = MANAGER if "manager" in options else RELAY if options else SELF
+        column = MANAGER if "manager" in options else RELAY if "relay" in options else SELF
         peer = Peer(column, client, "letterapp", "", sys.executable, "", env, options)
         return stage.perform(SCENARIOS[scenario], peer, environments)
 
@@ -119,14 +119,31 @@ def faults(entry: dict[str, Any]) -> dict[str, int]:
     return {fault: entry[fault] for fault in FAULTS if entry[fault]}
 
 
-@pytest.mark.parametrize("scenario", ["single", "bursts", "threads"])
+needs_unix = pytest.mark.skipif(sys.platform == "win32", reason="forks, and a relay needs Unix sockets")
+
+
+@pytest.mark.parametrize(
+    "scenario", ["single", "bursts", "threads", pytest.param("python-daemon", marks=needs_unix)]
+)
 def test_the_client_as_it_is_balances(scenario: str, perform: Any) -> None:
+    if scenario == "python-daemon":
+        pytest.importorskip("daemon")
     entry = perform(scenario, "letterapp")
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
     assert entry["delivered"] == entry["calls"] > 0
 
 
-needs_unix = pytest.mark.skipif(sys.platform == "win32", reason="a relay needs Unix sockets")
+@needs_unix
+def test_what_a_process_keeps_at_its_os_exit_is_lost(perform: Any) -> None:
+    entry = perform("os-exit", "letterapp", send_on_os_exit=False)
+    assert (entry["verdict"], list(faults(entry)), entry["calls"]) == ("red", ["lost"], 320), entry
+
+
+@needs_unix
+def test_a_family_that_a_ctrl_c_ends_is_told_of_every_event(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ends, "FAMILIES", 1)
+    entry = perform("family-ctrl-c-outage", "letterapp")
+    assert (entry["verdict"], entry["told"], entry["calls"], faults(entry)) == ("told", 40, 40, {}), entry
 
 
 @needs_unix
@@ -141,27 +158,27 @@ def test_the_client_with_a_relay_balances(scenario: str, perform: Any) -> None:
 
 @needs_unix
 def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 1.0)
+    monkeypatch.setattr(stage, "GRACE", 0.3)
     def outside(stage: Any) -> None:
         program = stage.play("bursts")
         program.hear()
         program.go_on()
         program.hear()
-        pid = relay._used(stage, events=200)["pid"]
+        pid = relay.used(stage, events=200)["pid"]
         assert stage.wait_for_all(DEADLINE)
         os.kill(pid, signal.SIGSTOP)
         program.close_stdin()
         stage.finish(program)
 
     monkeypatch.setattr(SCENARIOS["bursts"].module, "outside", outside)
-    entry = perform("bursts", "letterapp", relay=True)
+    entry = perform("bursts", "letterapp", relay=True, exit_timeout=1.0)
     assert (entry["verdict"], faults(entry)) == ("red", {"orphans": 1}), entry
 
 
 @needs_unix
 def test_what_a_relay_writes_into_its_log_is_told(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "GRACE", 15.0)  # it has its own time after its last client
-    entry = perform("outage-end", "letterapp", relay=True)
+    entry = perform("outage-end", "letterapp", relay=True, exit_timeout=1.0)
     assert (entry["verdict"], faults(entry)) == ("told", {}), entry
     assert entry["calls"] == entry["told"] + entry["delivered"] > entry["delivered"]
 
@@ -179,7 +196,8 @@ def test_a_relay_that_dies_with_events_is_played_for_real(perform: Any, monkeypa
     "scenario",
     ["single", "single-close", "process-spawn", "sigterm-exit-signals", "manager-restarted", "manager-terminated"],
 )
-def test_the_client_with_a_manager_balances(scenario: str, perform: Any) -> None:
+def test_the_client_with_a_manager_balances(scenario: str, perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "RESTARTS", 1)
     entry = perform(scenario, "letterapp", manager={})
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
     assert entry["delivered"] == entry["calls"] > 0
@@ -204,7 +222,7 @@ def test_a_manager_whose_starter_dies_serves_its_children_and_ends(
 
 @needs_unix
 def test_a_manager_that_outlives_its_family_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 1.0)
+    monkeypatch.setattr(stage, "GRACE", 0.3)
 
     def outside(stage: Any) -> None:
         program = stage.play("bursts", manager={"authkey": manager.AUTHKEY.hex()})
@@ -218,7 +236,7 @@ def test_a_manager_that_outlives_its_family_is_an_orphan(perform: Any, monkeypat
         stage.finish(program)
 
     monkeypatch.setattr(SCENARIOS["bursts"].module, "outside", outside)
-    entry = perform("bursts", "letterapp", manager={})
+    entry = perform("bursts", "letterapp", manager={}, exit_timeout=1.0)
     assert (entry["verdict"], faults(entry)) == ("red", {"orphans": 1}), entry
 
 
@@ -302,19 +320,27 @@ def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, mon
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "collided", "disordered", "orphans"])
 def test_a_broken_client_turns_its_column_red(fault: str, perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 1.0 if fault == "orphans" else stage.GRACE)
+    monkeypatch.setattr(stage, "GRACE", 0.3 if fault == "orphans" else stage.GRACE)
     entry = perform("single", f"broken:{fault}")
     assert (entry["verdict"], list(faults(entry))) == ("red", [fault]), entry
 
 
 def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "PATIENCE", 15.0)
+    def outside(stage: Any) -> None:
+        program = stage.play("single")
+        assert stage.api.wait_for(5_000, DEADLINE)
+        stage.finish(program, seconds=0.5)
+
+    monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
     entry = perform("single", "broken:hung")
     assert (entry["verdict"], faults(entry)) == ("red", {"hung": 1}), entry
 
 
 @pytest.mark.parametrize("what", ["descriptors", "threads"])
-def test_a_client_that_keeps_something_of_each_burst_leaks(what: str, perform: Any) -> None:
+def test_a_client_that_keeps_something_of_each_burst_leaks(
+    what: str, perform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "LEAVING", 0.2)
     entry = perform("bursts", f"broken:{what}")
     assert (entry["verdict"], list(faults(entry))) == ("red", ["leaked"]), entry
 
@@ -415,6 +441,18 @@ def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int,
         data["columns"] = [column]
         data["entries"][0]["column"] = column
         assert run._status(console, data, 1) == status, "a column of this client's too"
+
+
+def test_the_worst_of_several_performances_is_kept() -> None:
+    played = [
+        {"verdict": verdict, "lost": lost, "notes": ["as it was"]}
+        for verdict, lost in [("balances", 0), ("red", 10), ("told", 0), ("red", 40), ("failed", 0)]
+    ]
+    assert run.worst(played[:1]) == played[0]
+    assert run.worst(played) == {
+        **played[3],
+        "notes": ["as it was", "the worst of 5 times: 3 did not balance, 50 events lost in all"],
+    }
 
 
 def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:

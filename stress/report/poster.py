@@ -12,7 +12,7 @@ from typing import Callable, NamedTuple, Tuple
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from ..peers import SELF
 from .canvas import COLOURS, POSTER, Canvas, styled
@@ -232,4 +232,5 @@ def _fitting(text: str, width: float, size: float) -> float:
 
 
 def _wide(text: str, size: float) -> float:
-    return float(TextPath((0, 0), text, size=size, prop=_FONT).get_extents().width) if text.strip() else 0.0
+    width, _, _ = text_to_path.get_text_width_height_descent(text, _FONT, False)
+    return float(width) * size / float(_FONT.get_size_in_points())

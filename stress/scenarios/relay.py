@@ -71,33 +71,33 @@ def _kill(stage: Any) -> None:
     with _family(stage):
         dead = 0
         for _ in range(KILLS):
-            dead = _used(stage, but=dead)["pid"]
+            dead = used(stage, but=dead)["pid"]
             time.sleep(stage.random.uniform(0.5, 1))  # one that falls at once is started less often
             os.kill(dead, signal.SIGKILL)
-        _used(stage, but=dead)
+        used(stage, but=dead)
 
 
 def _stop(stage: Any) -> None:
     with _family(stage):
-        pid = _used(stage)["pid"]
+        pid = used(stage)["pid"]
         for _ in range(STOPS):
             time.sleep(stage.random.uniform(0.05, 0.3))
             os.kill(pid, signal.SIGSTOP)
             time.sleep(stage.random.uniform(0.01, 0.8))
             os.kill(pid, signal.SIGCONT)
-        _must(_used(stage)["pid"] == pid, "a stopped relay was replaced")
+        _must(used(stage)["pid"] == pid, "a stopped relay was replaced")
 
 
 def _restart(stage: Any) -> None:
     path, relay = _keep(stage)
     with _family(stage, relay=path):
         for _ in range(RESTARTS):
-            _used(stage, path)
+            used(stage, path)
             time.sleep(stage.random.uniform(0.05, 0.5))
             relay.signal(signal.SIGTERM)
             stage.finish(relay, seconds=START)
             path, relay = _keep(stage)
-        _used(stage, path)
+        used(stage, path)
     _end(stage, relay)
 
 
@@ -115,7 +115,7 @@ def _kill_family(stage: Any, *spool: Any) -> None:
     path, relay = _keep(stage, *spool)
     family = stage.play(patience=PATIENCE, relay=path)
     family.hear()
-    _used(stage, path, events=ENOUGH)
+    used(stage, path, events=ENOUGH)
     family.signal_group(signal.SIGSTOP)
     # What a relay has not read yet is in no file, so this is waited for.
     _wait(lambda: _status(stage, path)["accepted"] >= stage.calls - before, "not all came to the relay")
@@ -139,7 +139,7 @@ def _stop_service(stage: Any) -> None:
     server = stage.serve("-m", "gunicorn", "app:app", "--preload", "-w", WORKERS, "-b", f"127.0.0.1:{port}")
     visitors = Visitors(server, port)
     visitors.meet(WORKERS)
-    relay = _used(stage)["pid"]
+    relay = used(stage)["pid"]
 
     def stop() -> None:
         everybody = {process.pid for process in left_behind(stage.token, 0)}
@@ -156,7 +156,7 @@ def _annoy(stage: Any) -> None:
     from letterapp import _protocol
 
     with _family(stage), contextlib.ExitStack() as opened:
-        relay = _used(stage)
+        relay = used(stage)
         wrong = _protocol.greeting("another key", stage.api.url, _protocol.EVENTS) + b'{"messageId": "x"}\n'
         right = _protocol.greeting(KEY, stage.api.url, _protocol.EVENTS)
         said = [  # by one after the other
@@ -171,7 +171,7 @@ def _annoy(stage: Any) -> None:
             silent.append(sock)
             if len(silent) == AT_ONCE:
                 silent.pop(stage.random.randrange(AT_ONCE)).close()
-        _must(_used(stage)["pid"] == relay["pid"], "the relay did not survive")
+        _must(used(stage)["pid"] == relay["pid"], "the relay did not survive")
 
 
 def _connection(path: str) -> socket.socket:
@@ -195,7 +195,7 @@ def _end(stage: Any, relay: Any) -> None:
     stage.finish(relay, seconds=START)
 
 
-def _used(stage: Any, path: str = "", events: int = 1, but: int = 0) -> dict[str, Any]:
+def used(stage: Any, path: str = "", events: int = 1, but: int = 0) -> dict[str, Any]:
     """Wait until a relay, not the process ``but``, has taken so many events; return how it is then."""
     found: dict[str, Any] = {}
 

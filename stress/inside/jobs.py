@@ -1,0 +1,14 @@
+"""A job of RQ's: each process that does one imports this module, and so makes its own client. Standard library only."""
+
+from __future__ import annotations
+
+import time
+
+import desk
+
+TAKES = 0.02  # seconds
+
+
+def work(events: int) -> None:
+    desk.track(events)
+    time.sleep(TAKES)

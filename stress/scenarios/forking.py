@@ -1,0 +1,56 @@
+"""``socketserver.ForkingMixIn``: a child for each request, which leaves by ``os._exit``. The parent never tracks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socketserver
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+TITLES = {
+    "forking-mixin": "an HTTP server that forks for each of 300 requests; SIGTERM to it at work",
+    "forking-mixin-shutdown": "the same; at SIGTERM it waits for its children: shutdown() and server_close()",
+}
+REQUESTS = 300
+A_REQUEST = 3  # events
+PATIENCE = 30.0
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        import desk
+
+        desk.track(A_REQUEST)
+        body = b"%d" % os.getpid()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def inside(name: str, port: str) -> None:
+    class Server(socketserver.ForkingMixIn, HTTPServer):  # here, because not every system has it
+        max_children = 8
+
+    server = Server(("127.0.0.1", int(port)), Handler)
+    if name == "forking-mixin-shutdown":
+        # In a thread, because it waits until the loop, which the signal has interrupted, has ended.
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    with server:
+        server.serve_forever(poll_interval=0.05)
+
+
+def outside(stage: Any) -> None:
+    from ..ports import free_port
+    from ..visits import Visitors
+
+    port = free_port()
+    server = stage.play(stage.name, port, patience=2 * PATIENCE)
+    visitors = Visitors(server, port)
+    visitors.ask(2 * REQUESTS, halfway=lambda: server.signal(signal.SIGTERM))
+    stage.finish(server, seconds=PATIENCE)
