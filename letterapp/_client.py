@@ -7,9 +7,9 @@ sending, forks; each has its room.
 from __future__ import annotations
 
 import os
-import time
 
 from . import _lifecycle
+from ._clock import monotonic
 from ._delivery import Delivery, Reporter
 from ._event import Encoder, Unencodable
 from ._mail import post_mail
@@ -413,7 +413,7 @@ async def _in_thread(wait: Callable[[float], bool], timeout: float) -> bool:
 
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[bool] = loop.create_future()
-    deadline = time.monotonic() + timeout
+    deadline = monotonic() + timeout
 
     def settle(result: bool, problem: BaseException | None) -> None:
         if answer.done():
@@ -426,7 +426,7 @@ async def _in_thread(wait: Callable[[float], bool], timeout: float) -> bool:
     def run() -> None:
         result, problem = False, None
         try:
-            result = wait(max(0.0, round(deadline - time.monotonic(), 2)))  # rounded for the report of what is given up
+            result = wait(max(0.0, round(deadline - monotonic(), 2)))  # rounded for the report of what is given up
         except BaseException as raised:
             problem = raised
         try:

@@ -14,6 +14,7 @@ import os
 import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
+from ._clock import monotonic
 from ._handlers import pass_on
 
 TYPE_CHECKING = False
@@ -85,7 +86,7 @@ def undisturbed(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
     """
     mine = object()
     try:  # around the first line too: were an entry left by a Ctrl-C, every later fork would wait its longest
-        _undisturbed[mine] = os.getpid(), _thread.get_ident(), time.monotonic() + longest
+        _undisturbed[mine] = os.getpid(), _thread.get_ident(), monotonic() + longest
         return act(*arguments)
     finally:
         _undisturbed.pop(mine, None)
@@ -105,8 +106,7 @@ def _before_fork() -> None:
         # An act that forks itself, as an import may, or a program's function that makes a TLS context, goes on in both.
         here, me = os.getpid(), _thread.get_ident()
         while any(
-            pid == here and thread != me and time.monotonic() < until
-            for pid, thread, until in tuple(_undisturbed.values())
+            pid == here and thread != me and monotonic() < until for pid, thread, until in tuple(_undisturbed.values())
         ):
             time.sleep(0.001)
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import _thread
 import threading
-import time
 from collections import deque
 
 from ._bell import Bell
+from ._clock import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ class Turn:
                 if not self._take(mine):
                     if patience <= 0:
                         return False
-                    deadline = time.monotonic() + patience
+                    deadline = monotonic() + patience
                     self._waiting.append(mine)
-                    self._over.wait_while(lambda: not self._take(mine), deadline, time.monotonic, _CUT_SHORT)
+                    self._over.wait_while(lambda: not self._take(mine), deadline, monotonic, _CUT_SHORT)
                     if self._holder[0] is not mine:
                         return False
                 act()

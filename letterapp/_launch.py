@@ -24,6 +24,7 @@ import time
 from hashlib import sha256
 
 from . import _protocol
+from ._clock import monotonic
 from ._forks import close_own
 from ._handlers import pass_on
 from ._link import POSSIBLE, QUIETLY, connect
@@ -239,10 +240,10 @@ def _standard_input() -> tuple[Any, Any]:
 
 
 def _first_line(descriptor: int) -> str:
-    deadline = time.monotonic() + STARTING
+    deadline = monotonic() + STARTING
     heard = b""
     while not heard.endswith(b"\n"):
-        left = deadline - time.monotonic()
+        left = deadline - monotonic()
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         if left <= 0 or not poll.poll(left * 1000):

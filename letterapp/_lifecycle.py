@@ -11,10 +11,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
 from . import _forks, _greenlets, _threads
+from ._clock import monotonic
 from ._handlers import is_in_handler, pass_on
 from .errors import LetterError
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Iterable, NoReturn
 
     from ._delivery import Delivery
-
-_clock = time.monotonic  # taken once: a program may replace it, as freezegun does
 
 # The deliveries of this process and of those that it descends from. Weak: a client that is thrown away stays only as
 # long as its thread has something to send. No lock: each use is one operation on a set.
@@ -46,7 +44,7 @@ def watch(delivery: Delivery) -> None:
     _arm()
     # Made by an exit callback that runs after ours, or where ours is never called, because callbacks run already.
     if _ended_pid == delivery.owner.pid or is_shutting_down():
-        delivery.end(_clock() + delivery.exit_timeout, final=True)
+        delivery.end(monotonic() + delivery.exit_timeout, final=True)
 
 
 def unwatch(delivery: Delivery) -> None:
@@ -71,7 +69,7 @@ _next_look = 0.0
 def _after_fork_in_parent() -> None:
     """Have what a killed child left be sent. Its parent may never use its client, and so would not look."""
     global _next_look
-    now = _clock()
+    now = monotonic()
     if now >= _next_look and not is_shutting_down():
         _next_look = now + _LOOK
         for delivery in own():
@@ -159,11 +157,11 @@ def _end_within_budget(chosen: Callable[[Delivery], bool]) -> None:
     if _spent_pid != pid:
         _spent_pid, _spent = pid, 0.0
     _ended_pid = pid
-    began = _clock()
+    began = monotonic()
     try:
         _end_whatever_comes(began - _spent, chosen)
     finally:
-        _spent += _clock() - began
+        _spent += monotonic() - began
         _restore_exit_status()
 
 
@@ -305,7 +303,7 @@ def _end_by_signal(number: int, frame: Any) -> None:
     import signal
 
     previous = _previous[number]
-    _end(_clock(), final=previous is signal.SIG_DFL)
+    _end(monotonic(), final=previous is signal.SIG_DFL)
     if callable(previous):
         _watch_raising()
         previous(number, frame)
@@ -340,7 +338,7 @@ def _raise_after_sending(number: int) -> None:
 
     ends = number in _previous and signal.getsignal(number) is signal.SIG_DFL
     if ends:
-        _end(_clock(), final=True)
+        _end(monotonic(), final=True)
     _raise_of_signal(number)
     if ends:  # and has not: the kernel ignores the default action for the first process of a container
         for delivery in own():

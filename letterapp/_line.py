@@ -13,8 +13,8 @@ import _socket
 import io
 import os
 import sys
-import time
 
+from ._clock import monotonic
 from ._connect import Race, detaching, readable, writable
 from ._forks import NETWORK, close_own, inherits, undisturbed
 from ._handlers import pass_on
@@ -187,7 +187,7 @@ class Line:
     def _when_ready(self, act: Callable[..., Any], *arguments: Any, for_writing: bool) -> Any:
         """Do ``act``, as often as it takes until the socket is ready for it."""
         while True:
-            left = self.deadline - time.monotonic()
+            left = self.deadline - monotonic()
             if left <= 0:
                 raise _socket.timeout("timed out")
             try:

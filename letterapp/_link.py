@@ -15,10 +15,10 @@ import _socket
 import os
 import select
 import threading
-import time
 from collections import deque
 
 from . import _protocol
+from ._clock import monotonic
 from ._forks import close_own, inherits
 from ._handlers import pass_on
 
@@ -264,7 +264,7 @@ class Link:
         return False
 
     def _open(self) -> bool:
-        now = time.monotonic()
+        now = monotonic()
         if self._sock is not None:
             self._listen()  # a relay that takes no more, but may still settle
             if self._sock is not None:
@@ -291,7 +291,7 @@ class Link:
 
     def _look_after_it(self) -> None:
         """Before each event: is it still our relay's, and is it time to hear what the relay has to say?"""
-        now = time.monotonic()
+        now = monotonic()
         if now >= self._next_listen or not self.handed_over & _EVERY:
             self._next_listen = now + _LISTEN
             self._listen()
@@ -381,7 +381,7 @@ class Link:
                 self.news = True
             elif "refused" in said:
                 self._wait = _LONGEST_WAIT
-                self._next_try = time.monotonic() + self._wait
+                self._next_try = monotonic() + self._wait
                 self._break(f"refuses this client: {said['refused']}")
                 return
 
@@ -405,7 +405,7 @@ class Link:
         self._hang_up()
         self.breaks += 1
         self._note_trouble(why)
-        self._next_try = max(self._next_try, time.monotonic() + self._wait)
+        self._next_try = max(self._next_try, monotonic() + self._wait)
 
     def _hang_up(self) -> None:
         sock, self._sock = self._sock, None

@@ -21,6 +21,7 @@ import time
 
 from . import _launch
 from ._client import settings_of
+from ._clock import monotonic
 from ._link import QUIETLY
 from ._manager import Batches, BatchServer, log
 from ._private import must_be_guarded
@@ -256,8 +257,8 @@ def serve(
 
 def _serve_the_connected(batches: Batches) -> None:
     """The starter is gone. Its children may still have last events: give them some seconds."""
-    deadline = time.monotonic() + AFTER_STARTER
-    while batches.is_used() and time.monotonic() < deadline:
+    deadline = monotonic() + AFTER_STARTER
+    while batches.is_used() and monotonic() < deadline:
         time.sleep(_LOOK)
 
 

@@ -21,6 +21,7 @@ import time
 
 from . import _launch, _protocol
 from ._client import settings_of
+from ._clock import monotonic
 from ._private import must_be_guarded, must_be_ours
 from ._relay import Relay
 from ._settings import Settings
@@ -141,8 +142,8 @@ class _Program:
         """True when the place is this process's; False when another one serves there."""
         place = self._path + ".lock"
         self._lock = os.open(place, _LOCK_FLAGS, 0o600)
-        began = time.monotonic()
-        while time.monotonic() < began + _launch.STARTING:
+        began = monotonic()
+        while monotonic() < began + _launch.STARTING:
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
@@ -150,12 +151,12 @@ class _Program:
                 if self._is_served():
                     return False
             time.sleep(_BLINK)  # it is about to serve, or about to leave
-            if time.monotonic() > began + _ABANDONED and not os.path.lexists(self._path):
+            if monotonic() > began + _ABANDONED and not os.path.lexists(self._path):
                 # Somebody has removed its socket: nobody finds it any more, so the place is another's.
                 os.unlink(place)
                 os.close(self._lock)
                 self._lock = os.open(place, _LOCK_FLAGS, 0o600)
-                began = time.monotonic()
+                began = monotonic()
         raise LetterError(f"another relay holds {self._path}.lock and does not serve")
 
     def _is_served(self) -> bool:

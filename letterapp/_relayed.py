@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import _thread
 import threading
-import time
 
 from . import _launch, _lifecycle, _protocol
+from ._clock import monotonic
 from ._inside import Inside, Promise
 from ._link import Link
 from ._sender import Sender
@@ -37,7 +37,7 @@ class RelayedSender(Sender):
     def __init__(
         self,
         settings: Settings,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         stores: Stores | None = None,
         lease: Any = None,
     ) -> None:

@@ -29,6 +29,7 @@ import time
 
 from . import _lifecycle, _threads
 from ._bell import Bell
+from ._clock import monotonic
 from ._delivery import Delivery, Reporter
 from ._forks import this_process
 from ._handlers import pass_on
@@ -80,7 +81,7 @@ class Sender(Delivery):
     def __init__(
         self,
         settings: Settings,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         stores: Stores | None = None,
         report: Callable[[LetterError], object] | None = None,
         progress: Bell | None = None,

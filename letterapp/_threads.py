@@ -15,6 +15,8 @@ import os
 import threading
 import time
 
+from ._clock import monotonic
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 # What the thread itself causes: blocked, it would end the process without a word of faulthandler's.
 _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGABRT")
 _ENDING = 1.0  # seconds that the system may take to remove a thread; tens of microseconds, mostly
-_clock, _sleep = time.monotonic, time.sleep  # taken once: a program may replace them
 _this = threading.local()  # `mask`: that of whoever started this thread
 
 
@@ -59,10 +60,10 @@ def await_end(thread: int, longest: float) -> None:
     """
     if not thread or thread == _thread.get_native_id():
         return  # a greenlet's
-    until = _clock() + min(longest, _ENDING)
+    until = monotonic() + min(longest, _ENDING)
     place = f"/proc/self/task/{thread}"
-    while os.path.exists(place) and _clock() < until:
-        _sleep(0.0001)
+    while os.path.exists(place) and monotonic() < until:
+        time.sleep(0.0001)
 
 
 def _without_signals(starter: int, run: Callable[..., object], arguments: tuple[object, ...]) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
+from ._clock import monotonic
 from ._forks import NETWORK, WORK, undisturbed
 from ._handlers import pass_on
 from ._threads import as_started
@@ -116,7 +116,7 @@ class Transport:
         """
         try:
             self.prepare()
-            return self._post(path, body, time.monotonic() + timeout)
+            return self._post(path, body, monotonic() + timeout)
         except Exception as error:
             self.close()
             pass_on(error)

@@ -30,6 +30,7 @@ from queue import Empty, Full
 from . import _lifecycle, _protocol
 from ._bell import Bell
 from ._client import settings_of
+from ._clock import monotonic
 from ._delivery import Reporter
 from ._forks import this_process
 from ._handlers import pass_on
@@ -177,7 +178,7 @@ class SenderManager(FixedOptions, BaseManager):
         if self._stage != Stage.SERVING or self._starter != os.getpid():
             return
         queue, process = self._queue_of(), self._process
-        deadline = time.monotonic() + self._settings.exit_timeout
+        deadline = monotonic() + self._settings.exit_timeout
         _flush_clients_of(queue, deadline)
         queue.retired = True
         self._stage = Stage.SHUT_DOWN
@@ -308,11 +309,11 @@ class QueueListener(FixedOptions):
         timeout = self.exit_timeout if timeout is None else seconds("timeout", timeout)
         if self._sender is None or self.owner.pid != os.getpid():
             return True
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         _flush_clients_of(self._source, deadline)
         drained = self._drain(deadline)
         self._is_over = True
-        return self._sender.close(max(0.0, deadline - time.monotonic())) and drained and not self._told
+        return self._sender.close(max(0.0, deadline - monotonic())) and drained and not self._told
 
     def stats(self) -> dict[str, Any]:
         """The counters of its sender, as `Letter.stats` has them."""
@@ -370,7 +371,7 @@ class QueueListener(FixedOptions):
             # Behind all that this process has put: a `multiprocessing.Queue` writes on a thread of its own, so "empty"
             # says nothing yet.
             self._is_last = not self._put_sentinel()
-        return self._stopped.wait(max(0.0, deadline - time.monotonic()))
+        return self._stopped.wait(max(0.0, deadline - monotonic()))
 
     def _put_sentinel(self) -> bool:
         try:
@@ -420,8 +421,8 @@ class QueueListener(FixedOptions):
                 self._stopped.set()
 
     def _pause(self, wait: float) -> None:
-        deadline = time.monotonic() + wait
-        while not self._is_draining and time.monotonic() < deadline:
+        deadline = monotonic() + wait
+        while not self._is_draining and monotonic() < deadline:
             time.sleep(0.05)
 
     def _take(self, item: Any) -> None:
@@ -449,7 +450,7 @@ class QueueListener(FixedOptions):
         def must_wait() -> bool:
             return not (self._is_over or sender.has_room(1, size))
 
-        self._room.wait_while(must_wait, float("inf"), time.monotonic, _GET)
+        self._room.wait_while(must_wait, float("inf"), monotonic, _GET)
         return not self._is_over
 
     def _give_up(self, sender: Sender, events: list[bytes]) -> None:
@@ -482,17 +483,17 @@ class _Source:
             return self._target.queue.get(wait > 0, wait)
         # Asked again and again: a manager that waits for an item on behalf of a listener would give it to nobody, if
         # that one is killed meanwhile. A question that was asked is not abandoned, for its answer is an item.
-        until = time.monotonic() + wait
+        until = monotonic() + wait
         pause = _SHORTEST_PAUSE
         while True:
-            left = max(0.0, until - time.monotonic())
+            left = max(0.0, until - monotonic())
             try:
                 item = self._connection.ask("get_nowait", wait=left or ANSWERING)
                 if item is not NOT_YET:
                     return item
                 raise Empty
             except Empty:
-                if time.monotonic() + pause >= until:
+                if monotonic() + pause >= until:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -510,7 +511,7 @@ def _flush_clients_of(queue: Target, deadline: float) -> None:
     """Have this process's clients put what they have into ``queue``."""
     for delivery in _lifecycle.own():
         if isinstance(delivery, Sender) and delivery.uses(queue):
-            delivery.flush(max(0.0, deadline - time.monotonic()))
+            delivery.flush(max(0.0, deadline - monotonic()))
 
 
 def _is_event(item: Any) -> bool:

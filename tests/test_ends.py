@@ -571,3 +571,41 @@ def test_the_first_process_of_a_container_goes_on_after_a_signal_that_the_kernel
         finished = program.finish()
     assert finished.code == 0 and finished.output == "thread {}\n", finished
     assert whose(letter_api) == {"program": list(range(15))}
+
+
+# A clock that stands still, as in a program's own tests.
+
+
+@needs("freezegun")
+@pytest.mark.parametrize("moment", ["2001-01-01", "2101-01-01"])
+def test_an_end_while_the_clock_stands_still(moment: str, letter_api: Any, tmp_path: Any) -> None:
+    # freezegun puts its own function in the place of `time.monotonic` in every module that has it.
+    code = f"""
+    from freezegun import freeze_time
+    letter = Letter('k', API, flush_interval=3600, exit_timeout=30)
+    work(letter, 3, "before")
+    freeze_time("{moment}").start()
+    work(letter, 3, "frozen")
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert (finished.code, finished.output) == (0, ""), finished
+    assert {who: sorted(set(serials)) for who, serials in whose(letter_api).items()} == {
+        "before": [0, 1, 2],
+        "frozen": [0, 1, 2],
+    }
+    assert next(item for item in letter_api.events if item["userId"] == "frozen")["timestamp"].startswith(moment)
+
+
+@needs("freezegun")
+@pytest.mark.parametrize("moment", ["2001-01-01", "2101-01-01"])
+def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, letter_api: Any, tmp_path: Any) -> None:
+    letter_api.rule = lambda request: Hold()
+    code = f"""
+    from freezegun import freeze_time
+    letter = Letter('k', API, flush_interval=0, exit_timeout=1, timeout=50)
+    freeze_time("{moment}").start()
+    work(letter, 3)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.code == 0 and "3 events given up" in finished.output, finished
+    assert finished.seconds < 20
