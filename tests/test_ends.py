@@ -227,7 +227,9 @@ def test_pytest_forked(letter_api: Any, tmp_path: Path) -> None:
     assert sorted(whose(letter_api).get("rq", [])) == list(range(5))
 
 
-SPARK = JOBS + """
+SPARK = (
+    JOBS
+    + """
 from pyspark.serializers import read_int, write_int
 
 def main(infile, outfile):  # what a task is, in the place of `pyspark.worker`
@@ -235,6 +237,7 @@ def main(infile, outfile):  # what a task is, in the place of `pyspark.worker`
     write_int(os.getpid(), outfile)
     outfile.flush()
 """
+)
 
 
 @needs("pyspark")
