@@ -9,6 +9,7 @@ objects of the parent that they are nobody's.
 
 from __future__ import annotations
 
+import _thread
 import os
 import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
@@ -48,6 +49,9 @@ _hooked = False
 # No locks: each use is one operation on a set or a dict.
 _open: set[ref[Inheritable]] = set()
 _undisturbed: dict[object, tuple[int, float]] = {}  # of each act under way: its process, and until when forks wait
+_leaving: dict[int, float] = {}  # threads that come to their end, as the system numbers them, and the same
+_OF_C: object = type(len)  # what starts a thread is such a function, unless gevent has patched it
+_thread_id = getattr(_thread, "get_native_id", None)
 
 
 def this_process() -> Process:
@@ -91,6 +95,22 @@ def undisturbed(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
         _undisturbed.pop(mine, None)
 
 
+def leaving(leave: Callable[[], bool]) -> bool:
+    """Call ``leave``, by which the thread that calls makes known that it comes to its end; False if it does not.
+
+    A fork waits until that thread has ended in C too: OpenSSL cleans up after each, under a lock that a child which is
+    made in that moment finds held for ever. It is taken again at the end of a process.
+    """
+    if _thread_id is None or type(_thread.start_new_thread) is not _OF_C:
+        return leave()  # in a greenlet, whose end is none of a thread
+    thread = _thread_id()
+    _leaving[thread] = time.monotonic() + NETWORK
+    leaves = leave()
+    if not leaves:
+        _leaving.pop(thread, None)
+    return leaves
+
+
 def close_own(descriptor: int, inode: int) -> None:
     """Close a socket's descriptor unless somebody has: the number may be another file's by now, a log's or a peer's."""
     try:
@@ -105,6 +125,11 @@ def _before_fork() -> None:
         pid = os.getpid()
         while any(mine == pid and time.monotonic() < until for mine, until in tuple(_undisturbed.values())):
             time.sleep(0.001)
+    for thread, until in tuple(_leaving.items()):
+        # (Linux's. Elsewhere there is no such file, and no wait.)
+        while os.path.exists(f"/proc/self/task/{thread}") and time.monotonic() < until:
+            time.sleep(0.001)
+        _leaving.pop(thread, None)
 
 
 def _in_child() -> None:
@@ -115,6 +140,8 @@ def _in_child() -> None:
         opened.abandon()
     if _undisturbed:
         _undisturbed.clear()
+    if _leaving:
+        _leaving.clear()
 
 
 def _inherited() -> list[Inheritable]:
