@@ -49,6 +49,9 @@ _hooked = False
 # No locks: each use is one operation on a set or a dict.
 _open: set[ref[Inheritable]] = set()
 _undisturbed: dict[object, tuple[int, int, float]] = {}  # each act: its process, thread, and until when forks wait
+_leaving: dict[int, float] = {}  # threads that come to their end, as the system numbers them, and the same
+_OF_C: object = type(len)  # what starts a thread is such a function, unless gevent has patched it
+_thread_id = getattr(_thread, "get_native_id", None)
 
 
 def this_process() -> Process:
@@ -92,6 +95,22 @@ def undisturbed(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
         _undisturbed.pop(mine, None)
 
 
+def leaving(leave: Callable[[], bool]) -> bool:
+    """Call ``leave``, by which the thread that calls makes known that it comes to its end; False if it does not.
+
+    A fork waits until that thread has ended in C too: OpenSSL cleans up after each, under a lock that a child which is
+    made in that moment finds held for ever. It is taken again at the end of a process.
+    """
+    if _thread_id is None or type(_thread.start_new_thread) is not _OF_C:
+        return leave()  # in a greenlet, whose end is none of a thread
+    thread = _thread_id()
+    _leaving[thread] = monotonic() + NETWORK
+    leaves = leave()
+    if not leaves:
+        _leaving.pop(thread, None)
+    return leaves
+
+
 def close_own(descriptor: int, inode: int) -> None:
     """Close a socket's descriptor unless somebody has: the number may be another file's by now, a log's or a peer's."""
     try:
@@ -109,6 +128,11 @@ def _before_fork() -> None:
             pid == here and thread != me and monotonic() < until for pid, thread, until in tuple(_undisturbed.values())
         ):
             time.sleep(0.001)
+    for thread, until in tuple(_leaving.items()):
+        # (Linux's. Elsewhere there is no such file, and no wait.)
+        while os.path.exists(f"/proc/self/task/{thread}") and monotonic() < until:
+            time.sleep(0.001)
+        _leaving.pop(thread, None)
 
 
 def _in_child() -> None:
@@ -119,6 +143,8 @@ def _in_child() -> None:
         opened.abandon()
     if _undisturbed:
         _undisturbed.clear()
+    if _leaving:
+        _leaving.clear()
 
 
 def _inherited() -> list[Inheritable]:

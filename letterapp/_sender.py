@@ -31,7 +31,7 @@ from . import _lifecycle, _threads
 from ._bell import Bell
 from ._clock import monotonic
 from ._delivery import Delivery, Reporter
-from ._forks import this_process
+from ._forks import leaving, this_process
 from ._handlers import pass_on
 from ._heir import Heir, home
 from ._inside import Turn
@@ -522,14 +522,18 @@ class Sender(Delivery):
                     if wait < FOREVER:
                         sleeper.wait(wait)
                     elif self._resting or self._outbox.closed or not sleeper.wait(IDLE):
-                        left = self._outbox.leave()
+                        left = leaving(self._outbox.leave)
                         if left:
                             return
         finally:
             if self.owner.pid == os.getpid() and self._mine is mine:
                 if not left:
-                    self._outbox.desert()
+                    leaving(self._desert)
                 self._progress.ring()
+
+    def _desert(self) -> bool:
+        self._outbox.desert()
+        return True
 
     def _take_turn(self, patience: float, linger: float = FOREVER) -> float:
         """Do one `step` unless another thread has the turn for all of ``patience`` seconds; return what it returned."""
