@@ -103,8 +103,11 @@ def leaving(leave: Callable[[], bool]) -> bool:
     """
     if _thread_id is None or type(_thread.start_new_thread) is not _OF_C:
         return leave()  # in a greenlet, whose end is none of a thread
-    thread = _thread_id()
-    _leaving[thread] = monotonic() + NETWORK
+    thread, now = _thread_id(), monotonic()
+    for other, until in tuple(_leaving.items()):
+        if until < now:
+            _leaving.pop(other, None)  # of a process that never forks
+    _leaving[thread] = now + NETWORK
     leaves = leave()
     if not leaves:
         _leaving.pop(thread, None)
