@@ -66,9 +66,9 @@ class Heir:
             self._outbox.refuse(error.cause or "damaged", error.lost)
             self._report(error)
 
-    def has_orphans(self) -> bool:
+    def finds_orphans(self) -> bool:
         """True when ended processes have left something. Takes nothing over."""
-        return self._stores.has_orphans()
+        return self._stores.finds_orphans()
 
     def look_if_due(self, now: float) -> None:
         if now >= self._next_look or (self.left_some and not self._outbox.adopted()):

@@ -159,7 +159,7 @@ class Sender(Delivery):
             pass_on(problem)  # else the first request meets it again, and says what it is
 
     def send_orphans(self) -> None:
-        if self._settings.spool and not _lifecycle.is_before_fork() and self._heir.has_orphans():
+        if self._settings.spool and not _lifecycle.is_before_fork() and self._heir.finds_orphans():
             self._wake()
             self._resting = True  # the thread is for that alone
 

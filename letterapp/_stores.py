@@ -72,7 +72,7 @@ class Stores:
             self._tell_unshared()
         return slot
 
-    def has_orphans(self) -> bool:
+    def finds_orphans(self) -> bool:
         """True when an ended process has left events where this one can take them over."""
         for slot in self.orphans():
             slot.release()

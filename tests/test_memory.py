@@ -742,6 +742,23 @@ def test_a_limit_of_the_address_space_that_is_near_leaves_private_memory_which_i
     once(letter_api, {"parent": 500, "child": 100, "other": 100})
 
 
+def test_children_that_lose_the_shared_memory_and_can_have_no_other_say_so_once(family: Callable[..., None]) -> None:
+    family("""
+    reports, report = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 600) for end in os.pipe()]
+    letter = Letter('k', API, on_error=lambda error: os.write(report, f'{error.cause}: {error}\\n'.encode()), **LATER)
+    resource.setrlimit(resource.RLIMIT_AS, ((kilobytes('VmSize') << 10) + (200 << 20), resource.RLIM_INFINITY))
+    def daemon():
+        os.closerange(3, 500)
+        work(letter, 1, 'child')
+        assert kind(letter) == 'private'
+        letter.close()
+    assert kind(letter) == 'shared'
+    assert [reap(child(daemon)) for _ in range(3)] == [0, 0, 0]
+    (said,) = os.read(reports, 10_000).decode().splitlines()
+    assert said.startswith('degraded: events lie in memory that only their own process has (what it shared is'), said
+    """)
+
+
 def test_a_client_that_is_switched_off_reserves_nothing(family: Callable[..., None]) -> None:
     family("""
     before = descriptors(), mappings()
