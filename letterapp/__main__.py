@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--base-url", metavar="URL", help="a real API instead, one event a process; needs LETTER_API_KEY")
 
     inbox = commands.add_parser("inbox", help="an ingestion server on loopback that prints what arrives")
-    inbox.add_argument("--port", type=int, default=0, metavar="N", help="default: a free one")
+    inbox.add_argument("--port", type=_port, default=0, metavar="N", help="default: a free one")
     inbox.add_argument("--troubled", action="store_true", help="refuse, reset and stall now and then")
     inbox.add_argument("--quiet", action="store_true", help="print the address alone, and stop when stdin closes")
 
@@ -72,6 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
         return run_relay(options)
     parser.print_help()
     return 2
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError("from 0 to 65535")
+    return number
 
 
 def _positive(text: str) -> int:

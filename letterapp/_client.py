@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 
 from . import _lifecycle
+from ._clock import monotonic
 from ._delivery import Delivery, Reporter
 from ._event import Encoder, Unencodable
 from ._mail import post_mail
 from ._sender import Sender
-from ._settings import DEFAULT_BASE_URL, Settings, seconds
+from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -28,25 +29,29 @@ if TYPE_CHECKING:
     MessageId = Union[str, UUID, None]
 
 
-class Letter:
+class Letter(FixedOptions):
     """A client of letter.app's ingestion API.
 
     `identify`, `group` and `track` queue an event and return in microseconds; a background thread of this process,
     started at the first event, delivers batches. All methods may be called from any thread, from signal handlers and
     from `on_error`. After a fork the parent's waiting events stay the parent's, and the child's client starts empty.
     What a process leaves that is killed is delivered by another one that was forked since the client was made.
-    A client can be pickled: the other side gets one with the same options, the key included.
+    A client can be pickled: the other side gets one with the same options, the key included. Options cannot be changed
+    afterwards: to set one as an attribute is an `AttributeError`.
 
     Args:
         api_key: The API key. None reads the variable ``LETTER_API_KEY``.
         base_url: Where the API is. When not given, the variable ``LETTER_BASE_URL``, else letter.app.
-        flush_at: Events at which a batch leaves without waiting longer. One request carries at most 100.
+        flush_at: When so many events wait, all that wait leave at once, in requests of at most 100 events and
+            `max_batch_bytes`.
         flush_interval: Seconds that an event waits for company.
         max_retries: Tries after the first, for requests that met a 429, a 408, a 5xx or no answer. None tries as long
             as the queue has room: an API that is away costs nothing until `overflow` sets in.
         timeout: Seconds that one request may take as a whole.
         on_error: Called with a `LetterError` for each event or batch that is lost, on whichever thread found out,
-            outside of all locks. May call the client. The default prints one line to stderr.
+            outside of all locks; mostly the one that sends, which sends nothing until it returns, so leave what takes
+            long to another thread. May call the client; what it tracks is not reported to it if that is lost in its
+            turn, but printed. The default prints one line to stderr.
         max_queue_bytes: Bound of the queue in bytes of encoded events.
         max_queue_events: Bound of the queue in events.
         overflow: What gives way at a bound: ``"drop_newest"``, ``"drop_oldest"``, or ``"block"``, which makes the
@@ -64,7 +69,8 @@ class Letter:
             children do in RQ or `socketserver.ForkingMixIn`. For that `os._exit` is replaced at the first event.
             False leaves it alone.
         spool: A directory, made if missing, in whose files events wait instead of in memory. What is there when all
-            processes are killed is sent when the next one starts, of this user and with this key.
+            processes are killed is sent by the next one of this user that makes a client with it and this key, on a
+            thread that starts at once. In gunicorn, and in uWSGI's master, the first event of a worker starts it.
         spool_sync: True makes a call return when its event would survive a loss of power too. Milliseconds a call.
         spool_max_bytes: Bound of this key's files in `spool`. A process that finds no room there uses memory; with
             ``overflow="drop_oldest"`` the oldest file of an ended process gives way.
@@ -141,6 +147,7 @@ class Letter:
         self._delivery: Delivery = _carrier(settings)
         if settings.exit_signals:
             _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
+        self._delivery.send_orphans()
 
     def _here(self) -> Delivery:
         """The delivery of this process, which a fork may just have made. Takes no lock."""
@@ -209,7 +216,9 @@ class Letter:
             LetterError: ``user_id`` or ``event`` is missing, or an argument has a wrong type.
 
         Does no I/O and takes one short lock. It waits only with ``overflow="block"`` at a full queue, while the
-        process is ending, and where no thread can run (uWSGI without threads).
+        process is ending, and where no thread can run (uWSGI without threads). In a thread that runs an asyncio loop it
+        does not wait for the first of these, nor after `exit_signals` have sent what waited. With `spool_sync` each
+        call waits for the disk, there too.
         """
         if self._settings.enabled:
             try:
@@ -224,11 +233,14 @@ class Letter:
         if delivery.owner.pid != os.getpid():
             delivery = self._here()
         if event is not None:
+            if delivery.reporter.has_called:
+                delivery.reporter.note(event)
             delivery.put(event)
         else:
             delivery.refuse("filtered")  # by the application's own before_send
 
     def _refuse(self, problem: Unencodable, **event: Any) -> None:
+        event.update(timestamp=problem.timestamp, messageId=problem.message_id)
         given = {name: value for name, value in event.items() if value is not None}
         error = LetterError(f"{event['type']}: {problem}; the event is lost", cause="invalid", events=[given])
         self._here().refuse("invalid", error)
@@ -280,9 +292,9 @@ class Letter:
     def flush(self, timeout: float | None = None) -> bool:
         """Send what this process has queued, and wait for it: at most ``timeout`` seconds, `exit_timeout` if None.
 
-        Returns True when all that was queued before the call is settled: delivered, or reported as lost. False when
-        time ran out (what is left goes on waiting), and in `on_error` on the sender's own thread, which cannot wait
-        for itself.
+        Returns True when nothing of what was queued before the call waits any longer: each event was delivered, or
+        reported as lost (`on_error` and ``stats()["lost"]`` say which). False when time ran out (what is left goes on
+        waiting), and in `on_error` on the sender's own thread, which cannot wait for itself.
         After it an idle client has no thread, so a fork that follows finds the process single-threaded.
         """
         return self._here().flush(self._seconds(timeout))
@@ -291,17 +303,28 @@ class Letter:
         """Refuse further events in this process, settle what waits, end the thread. May be called again.
 
         Blocks for at most ``timeout`` seconds, `exit_timeout` if None. What is not delivered by then is given up and
-        reported; with a `spool` it stays there, and goes on being tried. The answer is then False.
+        reported; with a `spool` it stays there, and goes on being tried.
+
+        Returns True when all that this process had queued was settled in time, as `flush` means it: an event that the
+        API refused was reported, and is settled. False when time ran out, and so each later `close` of a client that
+        has given events up. In `on_error` on the sender's own thread it is False at once; what waits is still
+        sent then.
         """
         return self._here().close(self._seconds(timeout))
 
     async def aflush(self, timeout: float | None = None) -> bool:
-        """`flush` for asyncio: waits on a thread of the loop's default executor, so the loop goes on."""
-        return await _in_thread(self.flush, timeout)
+        """`flush` for asyncio: waits on a thread of its own, so neither the loop nor its executor has to.
+
+        ``timeout`` counts from this call. Cancelled, it returns at once, and the flush goes on without it.
+        """
+        return await _in_thread(self.flush, self._seconds(timeout))
 
     async def aclose(self, timeout: float | None = None) -> bool:
-        """`close` for asyncio: waits on a thread of the loop's default executor, so the loop goes on."""
-        return await _in_thread(self.close, timeout)
+        """`close` for asyncio: waits on a thread of its own, so neither the loop nor its executor has to.
+
+        ``timeout`` counts from this call. Cancelled, it returns at once, and the client is closed without it.
+        """
+        return await _in_thread(self.close, self._seconds(timeout))
 
     def stats(self) -> dict[str, Any]:
         """Counters of this process's client: a dict that balances, accepted = delivered + lost + waiting.
@@ -383,7 +406,34 @@ def _unpickled(settings: Settings) -> Letter:
     return letter
 
 
-async def _in_thread(wait: Callable[[float | None], bool], timeout: float | None) -> bool:
+async def _in_thread(wait: Callable[[float], bool], timeout: float) -> bool:
+    # Not on the executor's threads: there are a few, which the application needs too, and the end of `asyncio.run`
+    # waits for them, those of cancelled tasks included.
     import asyncio
 
-    return await asyncio.get_running_loop().run_in_executor(None, wait, timeout)
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bool] = loop.create_future()
+    deadline = monotonic() + timeout
+
+    def settle(result: bool, problem: BaseException | None) -> None:
+        if answer.done():
+            return  # cancelled
+        if problem is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(problem)
+
+    def run() -> None:
+        result, problem = False, None
+        try:
+            result = wait(max(0.0, round(deadline - monotonic(), 2)))  # rounded for the report of what is given up
+        except BaseException as raised:
+            problem = raised
+        try:
+            loop.call_soon_threadsafe(settle, result, problem)
+        except RuntimeError:
+            pass  # the loop has been closed meanwhile
+
+    if not _lifecycle.start_thread(run):
+        return wait(timeout)  # as all else here, where no thread can run
+    return await answer

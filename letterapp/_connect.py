@@ -12,9 +12,9 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-import time
 from collections import deque
 
+from ._clock import monotonic
 from ._forks import close_own, inherits
 from ._handlers import pass_on
 
@@ -47,7 +47,7 @@ class Race:
         self._places = deque(interleaved(places))
         self._deadline = deadline
         # With many addresses and little time each one still gets its share.
-        share = (deadline - time.monotonic()) / max(1, len(places))
+        share = (deadline - monotonic()) / max(1, len(places))
         self._delay = max(LEAST_DELAY, min(DELAY, share))
         self._next_start = 0.0
         self._attempts: list[Attempt] = []
@@ -64,7 +64,7 @@ class Race:
     def run(self) -> socket.socket:
         """Return the first socket that is connected; raise what the last attempt met when all have failed."""
         while True:
-            now = time.monotonic()
+            now = monotonic()
             if now >= self._deadline:
                 raise _socket.timeout("timed out")
             if self._places and (now >= self._next_start or not self._attempts):
@@ -113,7 +113,7 @@ class Race:
         socks = [attempt.sock for attempt in self._attempts]
         if not socks:
             return None
-        ready = writable(socks, moment - time.monotonic())
+        ready = writable(socks, moment - monotonic())
         for attempt in [attempt for attempt in self._attempts if attempt.sock in ready]:
             number = attempt.sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
             if not number:

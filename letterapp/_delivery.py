@@ -10,13 +10,18 @@ import sys
 from abc import ABC, abstractmethod
 
 from ._handlers import pass_on
-from .errors import LetterError
+from ._inside import Inside
+from ._threads import as_started
+from .errors import LetterError, encoded_events
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
     from ._forks import Process
+
+
+_MOST_OWN = 10_000  # events that `on_error` tracked, and that are remembered to be its own
 
 
 class Delivery(ABC):
@@ -27,6 +32,7 @@ class Delivery(ABC):
     """
 
     owner: Process
+    reporter: Reporter  # of what becomes of its events
     exit_timeout: float  # seconds that the end of the process may take for it
     ends_last = False  # after those that hand events to it
 
@@ -54,13 +60,18 @@ class Delivery(ABC):
     def end(self, deadline: float, final: bool) -> None:
         """Wait until all is settled or the monotonic ``deadline`` has come.
 
-        From then on each `put` returns when its event is settled, because no thread can be relied on any more.
+        From then on each `put` returns when its event is settled, because no thread can be relied on any more; but not
+        in a thread that runs an asyncio loop, unless this is ``final``: then its events wait for the next end.
         ``final``: the process is sure to end, so what is not settled in time is reported as lost.
         """
 
     @abstractmethod
     def go_on(self) -> None:
         """The end that was announced did not come: everything as before it."""
+
+    @abstractmethod
+    def send_orphans(self) -> None:
+        """The client is made: begin to send what ended processes left that no other one may find. Returns at once."""
 
     @property
     def sends_on_os_exit(self) -> bool:
@@ -87,21 +98,62 @@ class Delivery(ABC):
         """The carrier of this process, a descendant of ``owner``: made by whichever thread asks first, empty."""
 
 
+def unreadable(events: int, why: str) -> LetterError:
+    """The report of events that an ended process left and nobody can read: ``events`` of them, or more."""
+    said = f"at least {events:,} of the events that an ended process left cannot be read: {why}"
+    return LetterError(said, cause="damaged", lost=events)
+
+
 class Reporter:
-    """Hands errors to the application's ``on_error``, or prints a line to stderr. It cannot fail, and takes no lock."""
+    """Hands errors to the application's ``on_error``, or prints a line to stderr. It cannot fail, and takes no lock.
+
+    What ``on_error`` itself tracks is an event like any other, but its loss is not reported to ``on_error``, neither
+    at once, which would not end where every event is refused, nor later, which would not either. It is printed.
+    """
 
     def __init__(self, on_error: Callable[[LetterError], object] | None) -> None:
         self._on_error = on_error
+        self._calling = Inside()  # the threads that are in `on_error`
+        self.has_called = False  # before that there is nothing to `note`
+        # Hashes of the events that were tracked there: the latest, and those before them. More cannot be waiting in a
+        # queue, unless it has been made very large.
+        self._own: set[int] = set()
+        self._own_before: set[int] = set()
 
     def __call__(self, error: LetterError) -> None:
         try:
-            if self._on_error is not None:
-                self._on_error(error)
-            else:
+            if self._on_error is None:
                 _print(f"letterapp: {error}")
+            elif self._is_of_on_error(error):
+                _print(f"letterapp: {error} (on_error had tracked it)")
+            else:
+                self.has_called = True
+                self._calling.run(lambda: as_started(self._call, error))
         except Exception as failure:
             pass_on(failure)
             _print(f"letterapp: on_error raised {failure!r} for: {error}")
+
+    def note(self, event: bytes) -> None:
+        """Tell it of an event before that is queued."""
+        if self._calling.is_here():
+            if len(self._own) >= _MOST_OWN:
+                self._own, self._own_before = set(), self._own
+            self._own.add(hash(event))
+
+    def _call(self, error: LetterError) -> None:
+        assert self._on_error is not None
+        self._on_error(error)
+
+    def _is_of_on_error(self, error: LetterError) -> bool:
+        """True when all that ``error`` tells of was tracked by `on_error`."""
+        events = encoded_events(error)
+        return 0 < error.lost <= len(events) and all(map(self._is_own, events))
+
+    def _is_own(self, event: bytes | dict[str, Any]) -> bool:
+        if not isinstance(event, bytes):
+            return self._calling.is_here()  # it could not be encoded, which is reported in the call
+        mark = hash(event)
+        return mark in self._own or mark in self._own_before
 
 
 def _print(line: str) -> None:

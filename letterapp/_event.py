@@ -15,15 +15,8 @@ import time
 from collections.abc import Mapping as _Mapping
 
 from ._handlers import pass_on
+from ._random import random_bytes
 from .errors import LetterError
-
-try:
-    # Not `urandom`, which lets go of the GIL: each call would hand it to the sender's thread and wait to get it back.
-    from os import getrandom as _random
-
-    _random(1)  # an old kernel or a sandbox may refuse it
-except (ImportError, OSError):
-    from os import urandom as _random  # type: ignore[assignment]
 
 try:
     # CPython's own encoder, held directly: `json.dumps` costs half as much again, and importing `json` costs more
@@ -60,6 +53,8 @@ _FRAME = len(b'{"batch":[]}')  # what a request adds around a single event
 
 class Unencodable(Exception):
     """A value is not JSON, or the event is too large; ``path`` says where: ``properties.cart[3].price``."""
+
+    timestamp = message_id = ""  # those that the event would have had on the wire
 
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(problem)
@@ -136,9 +131,18 @@ class Encoder:
             _wrong_text("user_id", user_id)
         stamp = _now() if timestamp is None else _quote(_wire_time(timestamp))
         identity = _new_id() if message_id is None else _quote(_wire_id(message_id))
-        text = (
-            f'{head}{_object(name, properties)},"userId":{_quote(user_id)},"timestamp":{stamp},"messageId":{identity}}}'
-        )
+        try:
+            text = (
+                f'{head}{_object(name, properties)},"userId":{_quote(user_id)},'
+                f'"timestamp":{stamp},"messageId":{identity}}}'
+            )
+            return self._as_bytes(text)
+        except Unencodable as problem:
+            problem.timestamp = stamp[1:-1] if timestamp is None else _wire_time(timestamp)
+            problem.message_id = identity[1:-1] if message_id is None else _wire_id(message_id)
+            raise
+
+    def _as_bytes(self, text: str) -> bytes | None:
         try:
             data = text.encode()
         except UnicodeEncodeError as error:  # in another argument: the properties have been looked at
@@ -267,7 +271,7 @@ def _new_id() -> str:
     From the kernel at each call: a generator of one's own would repeat itself in forked children, and `uuid.uuid4`
     costs four times as much.
     """
-    digits = _random(16).hex()
+    digits = random_bytes(16).hex()
     return f'"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"'
 
 
@@ -393,9 +397,10 @@ def _unusual(value: Any, depth: int) -> Any:
         return _plain(list(value), depth)
     if isinstance(value, (set, frozenset)):
         return _plain(_in_order(value), depth)
-    fields = getattr(type(value), "__dataclass_fields__", None)
-    if fields is not None:
-        return _plain({name: getattr(value, name) for name in fields}, depth)
+    if hasattr(type(value), "__dataclass_fields__"):
+        # Not all that stands there: class variables do too, and arguments of `__init__` alone, a password perhaps.
+        fields = sys.modules["dataclasses"].fields(value)
+        return _plain({field.name: getattr(value, field.name) for field in fields}, depth)
     if isinstance(value, _Mapping):
         return _plain(dict(value), depth)
     raise Unencodable(f"{_short(value)} ({type(value).__name__}) is not JSON")

@@ -14,6 +14,7 @@ import os
 import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
+from ._clock import monotonic
 from ._handlers import pass_on
 
 TYPE_CHECKING = False
@@ -48,6 +49,9 @@ _hooked = False
 # No locks: each use is one operation on a set or a dict.
 _open: set[ref[Inheritable]] = set()
 _undisturbed: dict[object, tuple[int, int, float]] = {}  # each act: its process, thread, and until when forks wait
+_leaving: dict[int, float] = {}  # threads that come to their end, as the system numbers them, and the same
+_OF_C: object = type(len)  # what starts a thread is such a function, unless gevent has patched it
+_thread_id = getattr(_thread, "get_native_id", None)
 
 
 def this_process() -> Process:
@@ -69,9 +73,7 @@ def watch(after_in_parent: Callable[[], object]) -> None:
     if not _hooked:
         _hooked = True
         if hasattr(os, "register_at_fork"):  # not on Windows
-            os.register_at_fork(
-                before=_before_fork, after_in_parent=after_in_parent, after_in_child=_in_child
-            )
+            os.register_at_fork(before=_before_fork, after_in_parent=after_in_parent, after_in_child=_in_child)
 
 
 def inherits(opened: Inheritable) -> None:
@@ -87,10 +89,29 @@ def undisturbed(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
     """
     mine = object()
     try:  # around the first line too: were an entry left by a Ctrl-C, every later fork would wait its longest
-        _undisturbed[mine] = os.getpid(), _thread.get_ident(), time.monotonic() + longest
+        _undisturbed[mine] = os.getpid(), _thread.get_ident(), monotonic() + longest
         return act(*arguments)
     finally:
         _undisturbed.pop(mine, None)
+
+
+def leaving(leave: Callable[[], bool]) -> bool:
+    """Call ``leave``, by which the thread that calls makes known that it comes to its end; False if it does not.
+
+    A fork waits until that thread has ended in C too: OpenSSL cleans up after each, under a lock that a child which is
+    made in that moment finds held for ever. It is taken again at the end of a process.
+    """
+    if _thread_id is None or type(_thread.start_new_thread) is not _OF_C:
+        return leave()  # in a greenlet, whose end is none of a thread
+    thread, now = _thread_id(), monotonic()
+    for other, until in tuple(_leaving.items()):
+        if until < now:
+            _leaving.pop(other, None)  # of a process that never forks
+    _leaving[thread] = now + NETWORK
+    leaves = leave()
+    if not leaves:
+        _leaving.pop(thread, None)
+    return leaves
 
 
 def close_own(descriptor: int, inode: int) -> None:
@@ -107,10 +128,14 @@ def _before_fork() -> None:
         # An act that forks itself, as an import may, or a program's function that makes a TLS context, goes on in both.
         here, me = os.getpid(), _thread.get_ident()
         while any(
-            pid == here and thread != me and time.monotonic() < until
-            for pid, thread, until in tuple(_undisturbed.values())
+            pid == here and thread != me and monotonic() < until for pid, thread, until in tuple(_undisturbed.values())
         ):
             time.sleep(0.001)
+    for thread, until in tuple(_leaving.items()):
+        # (Linux's. Elsewhere there is no such file, and no wait.)
+        while os.path.exists(f"/proc/self/task/{thread}") and monotonic() < until:
+            time.sleep(0.001)
+        _leaving.pop(thread, None)
 
 
 def _in_child() -> None:
@@ -121,6 +146,8 @@ def _in_child() -> None:
         opened.abandon()
     if _undisturbed:
         _undisturbed.clear()
+    if _leaving:
+        _leaving.clear()
 
 
 def _inherited() -> list[Inheritable]:

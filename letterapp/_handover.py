@@ -184,6 +184,5 @@ class Handover:
         now = self._clock()
         if now - self._told.get(trouble, -QUIET) >= QUIET:
             self._told[trouble] = now
-            self._report(
-                LetterError(f"relay: {self.target!r} {trouble}; this process sends its events itself meanwhile")
-            )
+            said = f"relay: {self.target!r} {trouble}; this process sends its events itself meanwhile"
+            self._report(LetterError(said, cause="degraded"))

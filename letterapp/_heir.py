@@ -6,6 +6,7 @@ which order (`_outbox`), how it is known who has ended (`_locks`).
 
 from __future__ import annotations
 
+from ._delivery import unreadable
 from ._handlers import pass_on
 from ._ring import Ring, holds_events
 from .errors import LetterError
@@ -24,9 +25,9 @@ LOOK_AFTER_FAULT = 30.0  # the same after one that failed, as without a descript
 FEW = 32  # dead ones' slots taken over at a time: what is left a newborn process can go on in, and would else find none
 
 
-def home(stores: Stores, report: Callable[[LetterError], object]) -> Ring:
+def home(stores: Stores) -> Ring:
     """A ring for the events of this process, which may hold a dead one's already."""
-    return _ring_in(stores.claim(), report)
+    return _ring_in(stores.claim(), stores)
 
 
 class Heir:
@@ -56,7 +57,18 @@ class Heir:
     def move(self) -> None:
         """Have this process go on in another place, if the one of before is not its own any more."""
         self._stores = self._stores.for_child()
-        self._outbox.move(home(self._stores, self._report))
+        self._outbox.move(home(self._stores))
+        self.tell_losses()
+
+    def tell_losses(self) -> None:
+        """Count and report the events of ended processes that are known to be gone."""
+        for error in self._stores.losses():
+            self._outbox.refuse(error.cause or "damaged", error.lost)
+            self._report(error)
+
+    def has_orphans(self) -> bool:
+        """True when ended processes have left something. Takes nothing over."""
+        return self._stores.has_orphans()
 
     def look_if_due(self, now: float) -> None:
         if now >= self._next_look or (self.left_some and not self._outbox.adopted()):
@@ -69,18 +81,20 @@ class Heir:
             return
         try:
             self._outbox.looking.run(lambda: self._look(most))
+            self.tell_losses()
         except Exception as surprise:  # a fault of ours must cost neither this process's own events nor its thread
             pass_on(surprise)
             self._next_look = self._clock() + LOOK_AFTER_FAULT
             if not self._is_told:
                 self._is_told = True
-                self._report(LetterError(f"what ended processes left cannot be looked for: {surprise!r}"))
+                said = f"what ended processes left cannot be looked for: {surprise!r}"
+                self._report(LetterError(said, cause="degraded"))
         finally:
             self._progress.ring()
 
-    def sees_some(self) -> bool:
+    def has_orphans_in_memory(self) -> bool:
         """True when a killed process of the family has left something. What is in a spool would take a listing."""
-        return self._stores.has_orphans()
+        return self._stores.has_orphans_in_memory()
 
     def give_back(self) -> None:
         """Free the slots of those whose events are settled."""
@@ -93,7 +107,7 @@ class Heir:
         if self.left_some:
             return
         for slot in self._stores.orphans():
-            ring = _ring_in(slot, self._report)
+            ring = _ring_in(slot, self._stores)
             if not len(ring):
                 slot.release()
                 continue
@@ -103,11 +117,11 @@ class Heir:
                 return
 
 
-def _ring_in(slot: Slot, report: Callable[[LetterError], object]) -> Ring:
+def _ring_in(slot: Slot, stores: Stores) -> Ring:
     if not holds_events(slot.words):
         return Ring(slot)
     ring, wrong = Ring.left_in(slot)
     if wrong:
         slot.spoil()
-        report(LetterError(f"events that an ended process left cannot be read: {wrong}", cause="damaged"))
+        stores.note_loss(unreadable(ring.unreadable, wrong))
     return ring

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import _thread
 import threading
-import time
+from collections import deque
 
 from ._bell import Bell
+from ._clock import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Turn:
         # Around two operations. Re-entrant, because a signal handler in the middle of them may want a turn too.
         self._choosing = threading.RLock()
         self._holder: tuple[Any, int] = (_thread.allocate_lock(), 0)  # of the last turn: locked during it; its thread
+        self._waiting: deque[Any] = deque()  # the locks of those who wait, in turn; locked until they go
         self._over = Bell()
 
     def run(self, act: Callable[[], object], patience: float) -> bool:
@@ -73,8 +75,11 @@ class Turn:
         try:
             with mine:
                 if not self._take(mine):
-                    deadline = time.monotonic() + patience
-                    self._over.wait_while(lambda: not self._take(mine), deadline, time.monotonic, _CUT_SHORT)
+                    if patience <= 0:
+                        return False
+                    deadline = monotonic() + patience
+                    self._waiting.append(mine)
+                    self._over.wait_while(lambda: not self._take(mine), deadline, monotonic, _CUT_SHORT)
                     if self._holder[0] is not mine:
                         return False
                 act()
@@ -92,9 +97,20 @@ class Turn:
 
     def _take(self, mine: Any) -> bool:
         with self._choosing:
-            if not self._holder[0].locked():
+            if not self._holder[0].locked() and self._is_next(mine):
                 self._holder = mine, _thread.get_ident()
             return self._holder[0] is mine
+
+    def _is_next(self, mine: Any) -> bool:
+        # Else who has had it would be back before any other is awake.
+        while self._waiting:
+            if self._waiting[0] is mine:
+                self._waiting.popleft()
+                return True
+            if self._waiting[0].locked():
+                return False
+            self._waiting.popleft()  # has gone
+        return True
 
 
 class Promise:

@@ -16,6 +16,7 @@ import _socket
 import json
 import os
 import select
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import time
 from hashlib import sha256
 
 from . import _protocol
+from ._clock import monotonic
 from ._forks import close_own
 from ._handlers import pass_on
 from ._link import POSSIBLE, QUIETLY, connect
@@ -42,6 +44,8 @@ RESERVE = 16
 STARTING = 20.0  # seconds that a new relay may take until it serves
 ANSWERING = 5.0  # seconds that one which serves may take to answer a greeting
 TRIES = 10
+LOG = "relay.log"  # in the directory of the sockets
+LARGEST_LOG = 1_048_576  # bytes; a larger one is begun anew
 LONGEST_PATH = 103  # bytes of a socket's path, on the system that takes the fewest
 # What a relay does as its clients' options say. The rest is each process's own affair.
 PASSED_ON = (
@@ -117,7 +121,8 @@ def lease(settings: Settings) -> Lease | None:
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise LetterError(f"relay: no place for the socket: {problem.strerror or problem}") from None
+        where = f"{problem.filename}: " if problem.filename else ""
+        raise LetterError(f"relay: no place for the socket: {where}{problem.strerror or problem}") from None
     try:
         found = _join(path, settings)
         tries = 0 if settings.relay is True else TRIES
@@ -190,12 +195,16 @@ def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any
     JSON, and so in no argument, which all users of the machine may read.
     """
     command = [interpreter(), "-I", "-c", _BOOT, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-    ours, its = _standard_input()
+    try:
+        ours, its = _standard_input()
+    except OSError as problem:
+        raise LetterError(f"relay: it could not be started: {problem.strerror or problem}") from None
     try:
         process = subprocess.Popen(
             [*command, "relay", *arguments],
             stdin=its.fileno(),
             stdout=subprocess.PIPE,
+            stderr=None if _is_open(2) else subprocess.DEVNULL,  # or its sockets get that number, and its log them
             cwd=os.path.abspath(os.sep),
             start_new_session=True,
         )
@@ -216,6 +225,14 @@ def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any
     return said, ours
 
 
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
 def _standard_input() -> tuple[Any, Any]:
     ours, its = _socket.socketpair()  # no pipe, of whose end the application's own SIGPIPE could tell
     ours.settimeout(ANSWERING)
@@ -223,10 +240,10 @@ def _standard_input() -> tuple[Any, Any]:
 
 
 def _first_line(descriptor: int) -> str:
-    deadline = time.monotonic() + STARTING
+    deadline = monotonic() + STARTING
     heard = b""
     while not heard.endswith(b"\n"):
-        left = deadline - time.monotonic()
+        left = deadline - monotonic()
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         if left <= 0 or not poll.poll(left * 1000):
@@ -269,6 +286,23 @@ def interpreter() -> str:
     )
 
 
+def read_secret(option: str, path: str) -> bytes:
+    """The content of the file that ``option`` names, without white space around it; `LetterError` if there is none."""
+    try:
+        with open(path, "rb") as file:
+            secret = file.read().strip()
+    except OSError as problem:
+        raise LetterError(f"{option}: {path}: {problem.strerror or problem}") from None
+    if not secret:
+        raise LetterError(f"{option}: {path} is empty")
+    return secret
+
+
+def read_api_key(path: str | None) -> str | None:
+    """The content of ``--api-key-file``; None for the variable LETTER_API_KEY."""
+    return read_secret("--api-key-file", path).decode("ascii", "replace") if path else None
+
+
 def _by_hand() -> str:
     return "python -m letterapp relay --socket PATH"
 
@@ -295,6 +329,42 @@ def _name(settings: Settings) -> str:
 
 
 # In the program that was started.
+
+_has_log = False  # stderr is `LOG`
+
+
+def leave_starters_pipe(directory: str | None) -> None:
+    """Go on writing to `LOG` in ``directory`` where stderr is a pipe or a socket, and not the journal's.
+
+    Somebody may read that to its end, as `subprocess.run` does, and would wait for this program.
+    """
+    global _has_log
+    status = os.fstat(2)
+    is_stream = stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)
+    if not is_stream or os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        log = os.open(os.path.join(directory or os.devnull, LOG), flags, 0o600)
+        _has_log = True
+    except OSError:
+        log = os.open(os.devnull, os.O_WRONLY)  # what is said is lost, and nobody waits
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def write_log(who: str, text: str) -> None:
+    """A line to the stderr of this program, in one piece. Never raises."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    when = ""
+    try:
+        if _has_log:
+            when = time.strftime("%Y-%m-%d %H:%M:%S ")
+            if os.fstat(2).st_size > LARGEST_LOG:
+                os.ftruncate(2, 0)
+        os.write(2, f"{when}letterapp {who} [{os.getpid()}]: {line}\n".encode())
+    except OSError:
+        pass  # who started it has closed what it wrote to
 
 
 def detach() -> None:

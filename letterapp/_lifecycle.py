@@ -8,14 +8,13 @@ Nothing is imported for this: a server is recognised by the modules that it has 
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import os
 import sys
-import time
 from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
 
-from . import _forks
+from . import _forks, _greenlets, _threads
+from ._clock import monotonic
 from ._handlers import is_in_handler, pass_on
 from .errors import LetterError
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Iterable, NoReturn
 
     from ._delivery import Delivery
-
-_clock = time.monotonic  # taken once: a program may replace it, as freezegun does
 
 # The deliveries of this process and of those that it descends from. Weak: a client that is thrown away stays only as
 # long as its thread has something to send. No lock: each use is one operation on a set.
@@ -47,7 +44,7 @@ def watch(delivery: Delivery) -> None:
     _arm()
     # Made by an exit callback that runs after ours, or where ours is never called, because callbacks run already.
     if _ended_pid == delivery.owner.pid or is_shutting_down():
-        delivery.end(_clock() + delivery.exit_timeout, final=True)
+        delivery.end(monotonic() + delivery.exit_timeout, final=True)
 
 
 def unwatch(delivery: Delivery) -> None:
@@ -72,7 +69,7 @@ _next_look = 0.0
 def _after_fork_in_parent() -> None:
     """Have what a killed child left be sent. Its parent may never use its client, and so would not look."""
     global _next_look
-    now = _clock()
+    now = monotonic()
     if now >= _next_look and not is_shutting_down():
         _next_look = now + _LOOK
         for delivery in own():
@@ -160,11 +157,11 @@ def _end_within_budget(chosen: Callable[[Delivery], bool]) -> None:
     if _spent_pid != pid:
         _spent_pid, _spent = pid, 0.0
     _ended_pid = pid
-    began = _clock()
+    began = monotonic()
     try:
         _end_whatever_comes(began - _spent, chosen)
     finally:
-        _spent += _clock() - began
+        _spent += monotonic() - began
         _restore_exit_status()
 
 
@@ -272,7 +269,7 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
             continue
         name = signal.Signals(number).name
         if handler is None:
-            _report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
+            report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
             continue
         previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
         try:
@@ -281,28 +278,24 @@ def end_on(signals: Iterable[int], report: Callable[[LetterError], object] | Non
         except ValueError:
             _not_installed.add(number)
             _previous[number] = previous
-            _report_once(
+            report_once(
                 report,
                 "exit_signals: only the main thread can install signal handlers; they are installed when the main "
                 "thread has an event",
             )
 
 
-def _report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
+def report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
     if report is not None and trouble not in _reported:
         _reported.add(trouble)
-        report(LetterError(trouble))
+        report(LetterError(trouble, cause="degraded"))
 
 
 def _on_signal(number: int, frame: Any) -> None:
     pid = os.getpid()
     if any(delivery.defers(lambda: os.kill(pid, number)) for delivery in own()):
         return  # it came in the middle of a `put`, and comes again after it
-    monkey: Any = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        # The handler runs in whatever greenlet is current, the hub or the sender's own, and neither may wait here.
-        sys.modules["gevent"].spawn(_end_by_signal, number, frame)
-    else:
+    if not _greenlets.spawn(_end_by_signal, number, frame):
         _end_by_signal(number, frame)
 
 
@@ -310,8 +303,9 @@ def _end_by_signal(number: int, frame: Any) -> None:
     import signal
 
     previous = _previous[number]
-    _end(_clock(), final=previous is signal.SIG_DFL)
+    _end(monotonic(), final=previous is signal.SIG_DFL)
     if callable(previous):
+        _watch_raising()
         previous(number, frame)
     elif previous == signal.SIG_DFL:
         signal.signal(number, signal.SIG_DFL)
@@ -322,11 +316,40 @@ def _end_by_signal(number: int, frame: Any) -> None:
             delivery.go_on()
 
 
+_raise_of_signal: Any = None  # what `signal.raise_signal` was before
+
+
+def _watch_raising() -> None:
+    """Have the end noticed that uvicorn makes of a signal which has come: its default action, restored and raised.
+
+    Until then it answers what is under way, in a loop where no call waits until its event is settled.
+    """
+    global _raise_of_signal
+    import signal
+
+    if _raise_of_signal is None:
+        _raise_of_signal = signal.raise_signal
+        signal.raise_signal = _raise_after_sending
+
+
+def _raise_after_sending(number: int) -> None:
+    """`signal.raise_signal`, after what waits has been sent, where it ends the process by one of `exit_signals`."""
+    import signal
+
+    ends = number in _previous and signal.getsignal(number) is signal.SIG_DFL
+    if ends:
+        _end(monotonic(), final=True)
+    _raise_of_signal(number)
+    if ends:  # and has not: the kernel ignores the default action for the first process of a container
+        for delivery in own():
+            delivery.go_on()
+
+
 # uWSGI, which forks without Python's hooks and may not let threads run.
 
 
 def start_thread(run: Callable[..., object], *arguments: object) -> bool:
-    """Start a daemon thread; False where it could not be, or would never get a turn.
+    """Start a daemon thread that takes no signals; False where it could not be, or would never get a turn.
 
     Not `threading.Thread`: its `start` waits for the new thread inside locks, where a signal handler or a `__del__`
     that calls `track` would stand still.
@@ -335,14 +358,15 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
     if uwsgi is not None and not _threads_run(uwsgi):
         return False
     # uWSGI's handlers are C's own, and end the process in whichever thread the system picks: for ours, a second signal
-    # (Ctrl-C reaches a worker twice) would cut short the end that the first one began. The mask is inherited.
+    # (Ctrl-C reaches a worker twice) would cut short the end that the first one began. So not one instruction of the
+    # thread may run with them: the mask is inherited.
     block = uwsgi is not None
     if block:
         import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
 
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
     try:
-        _thread.start_new_thread(run, arguments)
+        _threads.start(run, *arguments)
     except RuntimeError:
         return False  # the interpreter is shutting down (3.12), or the system has no thread left
     finally:
@@ -355,6 +379,25 @@ def _threads_run(uwsgi: Any) -> bool:
     if is_before_workers():
         return False  # once the import is over, the master's loop holds the GIL for ever
     return _version(uwsgi) >= (2, 0, 27) or "enable-threads" in uwsgi.opt or "threads" in uwsgi.opt
+
+
+def is_before_fork() -> bool:
+    """True where an application may be imported in a process that does nothing but fork workers afterwards."""
+    return is_before_workers() or "gunicorn.arbiter" in sys.modules  # gunicorn's workers have that module too
+
+
+def is_never_ended() -> bool:
+    """True in an interpreter of which nobody announces the end: uWSGI's for each `--mount` after the first."""
+    return _uwsgi() is not None and not _is_main_interpreter()
+
+
+def _is_main_interpreter() -> bool:
+    try:
+        interpreters: Any = __import__("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
+    except ImportError:
+        return True
+    main: bool = interpreters.get_current() == interpreters.get_main()
+    return main
 
 
 def is_before_workers() -> bool:

@@ -13,8 +13,8 @@ import _socket
 import io
 import os
 import sys
-import time
 
+from ._clock import monotonic
 from ._connect import Race, detaching, readable, writable
 from ._forks import NETWORK, close_own, inherits, undisturbed
 from ._handlers import pass_on
@@ -172,12 +172,22 @@ class Line:
             pass_on(problem)
             return False
 
+    def __del__(self) -> None:
+        # Of a client that nobody closed. A socket that is left to itself is closed too, but complains of that.
+        try:
+            if self._inode == -1:
+                self.hang_up()
+            else:
+                self.abandon()
+        except (AttributeError, TypeError):
+            pass  # it was not made to its end, or the interpreter is taken apart
+
     # One operation.
 
     def _when_ready(self, act: Callable[..., Any], *arguments: Any, for_writing: bool) -> Any:
         """Do ``act``, as often as it takes until the socket is ready for it."""
         while True:
-            left = self.deadline - time.monotonic()
+            left = self.deadline - monotonic()
             if left <= 0:
                 raise _socket.timeout("timed out")
             try:

@@ -15,10 +15,10 @@ import _socket
 import os
 import select
 import threading
-import time
 from collections import deque
 
 from . import _protocol
+from ._clock import monotonic
 from ._forks import close_own, inherits
 from ._handlers import pass_on
 
@@ -185,6 +185,14 @@ class Link:
             errors, self.errors = self.errors, []
             return errors
 
+    def unsettled(self) -> list[bytes]:
+        """What the relay has and has not settled; nothing where it is to be sent another way."""
+        self.listen()
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return []
+        with self._lock:
+            return [] if self.is_returning() else list(self._held)
+
     def is_connected(self) -> bool:
         return self._sock is not None
 
@@ -221,6 +229,13 @@ class Link:
         if sock is not None:
             close_own(sock.detach(), self._inode)
 
+    def __del__(self) -> None:
+        # Of a client that nobody closed. A socket that is left to itself is closed too, but complains of that.
+        try:
+            self.abandon()
+        except (AttributeError, TypeError):
+            pass  # it was not made to its end, or the interpreter is taken apart
+
     # Under the lock.
 
     def _begin(self) -> None:
@@ -249,7 +264,7 @@ class Link:
         return False
 
     def _open(self) -> bool:
-        now = time.monotonic()
+        now = monotonic()
         if self._sock is not None:
             self._listen()  # a relay that takes no more, but may still settle
             if self._sock is not None:
@@ -276,7 +291,7 @@ class Link:
 
     def _look_after_it(self) -> None:
         """Before each event: is it still our relay's, and is it time to hear what the relay has to say?"""
-        now = time.monotonic()
+        now = monotonic()
         if now >= self._next_listen or not self.handed_over & _EVERY:
             self._next_listen = now + _LISTEN
             self._listen()
@@ -366,7 +381,7 @@ class Link:
                 self.news = True
             elif "refused" in said:
                 self._wait = _LONGEST_WAIT
-                self._next_try = time.monotonic() + self._wait
+                self._next_try = monotonic() + self._wait
                 self._break(f"refuses this client: {said['refused']}")
                 return
 
@@ -390,7 +405,7 @@ class Link:
         self._hang_up()
         self.breaks += 1
         self._note_trouble(why)
-        self._next_try = max(self._next_try, time.monotonic() + self._wait)
+        self._next_try = max(self._next_try, monotonic() + self._wait)
 
     def _hang_up(self) -> None:
         sock, self._sock = self._sock, None

@@ -13,6 +13,7 @@ descriptor is closed (a mapping of a file has a descriptor of its own, before Py
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from struct import Struct
@@ -156,7 +157,11 @@ class LockedFile:
         return self._descriptors[0]
 
     def map(self, size: int) -> Any:
-        self._memory = above_stderr(lambda: mmap.mmap(self._descriptors[0], size, **_MAPS_ALONE))
+        """The file in memory; `OSError` when that cannot be, as when somebody has just made it shorter."""
+        try:
+            self._memory = above_stderr(lambda: mmap.mmap(self._descriptors[0], size, **_MAPS_ALONE))
+        except (ValueError, OverflowError) as problem:  # `mmap` compares the sizes itself
+            raise OSError(errno.EINVAL, str(problem)) from None
         return self._memory
 
     def words(self, start: int, count: int) -> Any:

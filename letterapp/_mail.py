@@ -5,10 +5,10 @@ Lives here: the request of `Letter.send`, its checks and its retries. Never here
 
 from __future__ import annotations
 
-import os
 import time
 
 from ._event import to_json
+from ._random import random_bytes
 from ._retry import Again, Delivered, Effort, GiveUp, judge
 from ._transport import Transport, Unreachable
 from .errors import LetterError
@@ -54,7 +54,7 @@ def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> di
             outcome: Any = transport.post("/v1/send", body, timeout)
         except Unreachable as problem:
             outcome = problem
-        jitter = int.from_bytes(os.urandom(2), "big") / 65536
+        jitter = int.from_bytes(random_bytes(2), "big") / 65536
         verdict = judge(outcome, effort, retries, 1, time.time(), jitter)
         if isinstance(verdict, Delivered):
             return _answer(outcome.body)

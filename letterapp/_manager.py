@@ -24,6 +24,7 @@ from weakref import WeakSet, ref
 
 from . import _launch, _lifecycle, _protocol
 from ._bell import Bell
+from ._clock import monotonic
 from ._ownership import OwnedSender, Owner
 from ._queues import TYPEID
 from ._settings import MAX_ITEMS
@@ -100,7 +101,7 @@ class Batches:
         self._local = threading.local()
         self._sessions: WeakSet[Session] = WeakSet()
         self._is_closing = False
-        self._started = time.monotonic()
+        self._started = monotonic()
 
     # Exposed.
 
@@ -140,7 +141,7 @@ class Batches:
         if urgent and not owner.is_settled():
             self._sender.request_flush()
         self._sender.pending_acks()  # nobody is told unasked here
-        self._progress.wait_while(lambda: not owner.is_settled(), time.monotonic() + seconds, time.monotonic)
+        self._progress.wait_while(lambda: not owner.is_settled(), monotonic() + seconds, monotonic)
         if owner.keeps or not owner.is_settled():
             return None  # the first: given up here at the end, and its process sends it
         self._session().batch = None
@@ -152,7 +153,7 @@ class Batches:
             "pid": stats["pid"],
             "version": __version__,
             "api": self._settings.base_url,
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": round(monotonic() - self._started, 1),
             "connections": len(self._sessions),
             **{name: stats[name] for name in ("accepted", "adopted", "delivered", "retried", "lost", "waiting")},
             "waiting_bytes": stats["waiting_bytes"],
@@ -173,13 +174,13 @@ class Batches:
     def close(self) -> bool:
         """Take no more, and settle what was taken within `exit_timeout`. Processes send the rest themselves."""
         timeout = self._settings.exit_timeout
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         with self._admission:
             self._is_closing = True
         self._sender.hasten()
         self._sender.flush(timeout)
         # An answer that is there is fetched at once; a process that is stopped may not hold this one up.
-        self._progress.wait_while(self._has_answers_to_give, deadline, time.monotonic, 0.02)
+        self._progress.wait_while(self._has_answers_to_give, deadline, monotonic, 0.02)
         for session in self._connected():
             if session.batch is not None:
                 session.batch.keeps, session.batch.hears = True, False
@@ -282,9 +283,4 @@ def _keep_alive(connection: Any) -> None:
 
 
 def log(text: str) -> None:
-    """A line to the stderr of this process, in one piece."""
-    line = "".join(sign if sign.isprintable() else " " for sign in text)
-    try:
-        os.write(2, f"letterapp manager [{os.getpid()}]: {line}\n".encode())
-    except OSError:
-        pass  # who started it has closed what it wrote to
+    _launch.write_log("manager", text)

@@ -21,6 +21,7 @@ import time
 
 from . import _launch
 from ._client import settings_of
+from ._clock import monotonic
 from ._link import QUIETLY
 from ._manager import Batches, BatchServer, log
 from ._private import must_be_guarded
@@ -169,6 +170,7 @@ def run_for_manager() -> int:
         signal.signal(number, signal.SIG_IGN)
 
     def announce(place: Address) -> None:
+        _leave_starters_pipe()
         os.write(1, f"ready {json.dumps(place)}\n".encode())
         os.dup2(2, 1)
 
@@ -180,11 +182,20 @@ def run_for_manager() -> int:
     return 0
 
 
+def _leave_starters_pipe() -> None:
+    try:
+        directory: str | None = _launch.own_directory()
+    except OSError:
+        directory = None
+    _launch.leave_starters_pipe(directory)
+
+
 def run_kept(options: argparse.Namespace) -> int:
     """``python -m letterapp relay --manager ADDRESS --authkey-file FILE``: one that somebody keeps, or how it is."""
     try:
         address, authkey = address_of(options.manager), authkey_of(options.authkey_file)
-        given = {"api_key": _api_key(options.api_key_file), "base_url": options.base_url, "spool": options.spool}
+        api_key = _launch.read_api_key(options.api_key_file)
+        given = {"api_key": api_key, "base_url": options.base_url, "spool": options.spool}
         told = {name: value for name, value in given.items() if value is not None}
         settings = settings_of(**told)
         if options.status:
@@ -246,8 +257,8 @@ def serve(
 
 def _serve_the_connected(batches: Batches) -> None:
     """The starter is gone. Its children may still have last events: give them some seconds."""
-    deadline = time.monotonic() + AFTER_STARTER
-    while batches.is_used() and time.monotonic() < deadline:
+    deadline = monotonic() + AFTER_STARTER
+    while batches.is_used() and monotonic() < deadline:
         time.sleep(_LOOK)
 
 
@@ -293,8 +304,8 @@ def _lock(path: str) -> bool:
 def _listening(batches: Batches, address: Address | None, authkey: bytes) -> BatchServer:
     try:
         return BatchServer(batches, address, authkey)
-    except OSError as problem:
-        raise LetterError(f"cannot listen at {address}: {problem.strerror or problem}") from None
+    except (OSError, OverflowError) as problem:
+        raise LetterError(f"cannot listen at {address}: {getattr(problem, 'strerror', None) or problem}") from None
 
 
 def _remove_abandoned(directory: str) -> None:
@@ -342,19 +353,7 @@ def authkey_of(path: str | None) -> bytes:
     """The content of ``--authkey-file`` without white space around it."""
     if not path:
         raise LetterError("--authkey-file is required with --manager: a file with the secret that its clients have too")
-    with open(path, "rb") as file:
-        authkey = file.read().strip()
-    if not authkey:
-        raise LetterError(f"--authkey-file: {path} is empty")
-    return authkey
-
-
-def _api_key(path: str | None) -> str | None:
-    """The content of ``--api-key-file``; None for the variable LETTER_API_KEY."""
-    if not path:
-        return None
-    with open(path) as file:
-        return file.read().strip()
+    return _launch.read_secret("--authkey-file", path)
 
 
 def _parsed(text: str) -> Address:

@@ -21,6 +21,7 @@ except ImportError:
 from ._forks import this_process
 from ._handlers import pass_on
 from ._locks import POSSIBLE, Lock, above_stderr, is_locked
+from ._random import random_bytes
 from ._ring import LARGEST, UNIT, WORDS, holds_events, rooms
 from ._settings import MAX_ITEMS
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from typing import Any, Iterable, Iterator
 
     from ._settings import Settings
+    from .errors import LetterError
 
 SLOTS = 128  # processes of one client at a time; one more keeps its events to itself
+_TOLD = WORDS + 1  # a word of the first slot's line: that some process of the family has no slot
 _APART = 64  # bytes from the words of one slot to those of the next: a line of the processor's cache
 _GOES_ON = WORDS  # the word after a ring's: 1 while the process whose own events lie there is not at its end
 # Linux's, which `mmap` has no name for in every version.
@@ -39,7 +42,7 @@ _REMOVE = 9  # MADV_REMOVE
 
 
 class Unavailable(Exception):
-    """Nothing here can outlive a process."""
+    """Nothing here can outlive a process. Its text says why; it is empty where no system of that kind has any."""
 
 
 class MemorySlot:
@@ -109,6 +112,8 @@ class SharedSlot(MemorySlot):
 class PrivateMemory:
     """What a process keeps to itself."""
 
+    kind = MemorySlot.kind
+
     def __init__(self, settings: Settings) -> None:
         self._rooms = _rooms(settings)
 
@@ -121,10 +126,10 @@ class PrivateMemory:
     def orphans(self) -> Iterable[MemorySlot]:
         return ()
 
-    def has_orphans(self) -> bool:
+    def has_orphans_in_memory(self) -> bool:
         return False
 
-    def dropped(self) -> list[bytes]:
+    def losses(self) -> list[LetterError]:
         return []
 
     def for_child(self) -> PrivateMemory:
@@ -139,8 +144,12 @@ class SharedMemory:
         self._settings = settings
         self.is_leaving = False  # this process is at its end
         self.rooms = _rooms(settings)
-        if not POSSIBLE or self.rooms[0] > LARGEST or not hasattr(os, "fork"):
+        if not hasattr(os, "fork"):
             raise Unavailable
+        if not POSSIBLE:
+            raise Unavailable("this Python has no fcntl or no mmap")
+        if self.rooms[0] > LARGEST:
+            raise Unavailable("max_queue_bytes or max_queue_events is too large to be shared")
         try:
             self.page = mmap.PAGESIZE
             self.first = -(-SLOTS * _APART // self.page) * self.page
@@ -151,10 +160,10 @@ class SharedMemory:
             self.is_open = self._file.is_open
         except (AttributeError, OSError, ValueError, OverflowError, MemoryError) as problem:
             pass_on(problem)
-            raise Unavailable from problem
+            raise Unavailable(getattr(problem, "strerror", None) or repr(problem)) from problem
         self._words = memoryview(self.memory)[: self.first].cast("Q")
         # One file serves all clients of all descendants, who cannot agree on ranges: so each client draws its own.
-        self._range = int.from_bytes(os.urandom(6), "big") * SLOTS
+        self._range = int.from_bytes(random_bytes(6), "big") * SLOTS
 
     def words_of(self, number: int, count: int = WORDS) -> Any:
         at = number * _APART // UNIT
@@ -169,12 +178,17 @@ class SharedMemory:
         """The slots with events of processes that have ended: from now on this process's."""
         return (SharedSlot(self, *found, is_home=False) for found in self._free(with_events=True))
 
-    def has_orphans(self) -> bool:
+    def has_orphans_in_memory(self) -> bool:
         """True when a process has ended whose events are still here. Microseconds: a fork waits for it."""
         return any(self._holds_events(number) and self._has_ended(number) for number in range(SLOTS))
 
-    def dropped(self) -> list[bytes]:
+    def losses(self) -> list[LetterError]:
         return []
+
+    def is_first_without(self) -> bool:
+        """True once in the family: no process of it was without a slot before."""
+        was_noted, self._words[_TOLD] = self._words[_TOLD], 1
+        return not was_noted
 
     def for_child(self) -> SharedMemory | PrivateMemory:
         """The same slots, in a descendant; others where somebody has closed the descriptor that locks them."""

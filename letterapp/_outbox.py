@@ -83,7 +83,8 @@ class Outbox:
         # Events that left the queue, one way or the other, less those that came in at its head: what was queued before
         # them is settled when as many more have left.
         self._settled = 0
-        self._wanted = 0  # send without delay until `_settled` is this
+        self._wanted = 0  # send without delay until `_settled` is this: somebody waits
+        self._enough = 0  # the same, because `flush_at` events were there
         self._promise = Promise()  # that somebody looks here again
         self._prompt = len(ring) > 0  # every `put` wants somebody's attention
         self.closed = False
@@ -122,10 +123,10 @@ class Outbox:
             self._count_lost("overflow", 1)
             return self._add_to_burst(event)
 
-    def refuse(self, cause: str) -> None:
-        """Count an event that was never queued."""
+    def refuse(self, cause: str, events: int = 1) -> None:
+        """Count events that were never queued."""
         with self._lock:
-            self._count_lost(cause, 1)
+            self._count_lost(cause, events)
 
     def is_lost(self) -> bool:
         """True when another process has taken the queue for a dead one's."""
@@ -461,7 +462,9 @@ class Outbox:
         return begins
 
     def _is_urgent(self) -> bool:
-        return self._ring.waiting >= self._flush_at or self._settled < self._wanted or self.closed
+        if self._ring.waiting >= self._flush_at:
+            self._enough = self._settled + self._count()  # all of them, however many requests that takes
+        return self._settled < max(self._wanted, self._enough) or self.closed
 
     def _has_drained(self) -> bool:
         return len(self._ring) * 2 <= self._max_events and self._ring.size * 2 <= self._max_bytes

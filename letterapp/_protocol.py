@@ -97,7 +97,7 @@ def lost_error(said: dict[str, Any]) -> LetterError:
         said["body"],
         said["code"],
         said["reason"],
-        cause=said["cause"],
+        cause=said["cause"] or "undeliverable",
         lost=said["lost"],
         events=[event.encode() for event in said["events"]],
     )

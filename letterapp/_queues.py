@@ -22,6 +22,7 @@ from multiprocessing import connection as mp_connection
 from queue import Full
 from weakref import WeakKeyDictionary
 
+from ._clock import monotonic
 from ._handlers import pass_on
 from ._line import Line, open_line
 from .errors import LetterError
@@ -232,14 +233,14 @@ class ForeignQueue:
                 raise Full("nobody reads it")
             self._gave_up = False
         self.queue.put_nowait(batch)
-        self._stuck_from = time.monotonic()
+        self._stuck_from = monotonic()
         return True
 
     def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | None:
-        until = time.monotonic() + linger
+        until = monotonic() + linger
         pause = _FEEDER_LOOK
         while self._is_stuck():
-            now = time.monotonic()
+            now = monotonic()
             if now >= self._stuck_from + _STUCK:
                 self._gave_up = True
                 raise Full("nobody reads it")
@@ -322,7 +323,7 @@ class ManagerConnection:
         """``queue``: its identity in the server, or the arguments by which the server is asked for it."""
         self._answers = answers
         self._asked: float | None = None  # when the question was asked whose answer is still to come
-        deadline = time.monotonic() + patience
+        deadline = monotonic() + patience
         if isinstance(queue, tuple):
             # The server answers one question on a connection, unless the question is to be accepted for more.
             self._wire = _open_wire(address, authkey, deadline)
@@ -366,7 +367,7 @@ class ManagerConnection:
         self._wire.close()
 
     def _ask(self, method: str, *arguments: Any, wait: float, patience: float) -> Any:
-        now = time.monotonic()
+        now = monotonic()
         if self._asked is None:
             if self._wire.is_stale():
                 raise Disconnected("it closed the connection")
@@ -374,11 +375,11 @@ class ManagerConnection:
             self._send(self._ident, method, *arguments)
             self._asked = now
         if not self._wire.has_answer(wait):
-            if time.monotonic() >= self._asked + patience:
+            if monotonic() >= self._asked + patience:
                 raise socket.timeout("timed out")
             return NOT_YET
         self._asked = None
-        self._wire.set_deadline(time.monotonic() + min(patience, ANSWERING))
+        self._wire.set_deadline(monotonic() + min(patience, ANSWERING))
         return self._answer()
 
     def _exchange(self, ident: str | None, method: str, *arguments: Any) -> Any:
@@ -461,7 +462,7 @@ class _PipeWire:
         self._pipe.send_bytes(data)
 
     def recv_bytes(self, maxlength: int = MAX_ANSWER) -> bytes:
-        if not self._pipe.poll(max(0.0, self._deadline - time.monotonic())):
+        if not self._pipe.poll(max(0.0, self._deadline - monotonic())):
             raise socket.timeout("timed out")
         data: bytes = self._pipe.recv_bytes(maxlength)
         return data
@@ -494,12 +495,12 @@ def _connected_to_path(path: str, deadline: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         while True:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.settimeout(max(0.001, deadline - monotonic()))
             try:
                 sock.connect(path)
                 return sock
             except BlockingIOError:  # Linux says so at once when the backlog is full, whatever the time-out
-                if time.monotonic() + _BACKLOG_WAIT >= deadline:
+                if monotonic() + _BACKLOG_WAIT >= deadline:
                     raise socket.timeout("timed out") from None
                 time.sleep(_BACKLOG_WAIT)
     except BaseException:

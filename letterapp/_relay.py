@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import _socket
 import selectors
-import time
 from collections import deque
 from json import dumps
 
 from . import _launch, _protocol
 from ._bell import Bell
+from ._clock import monotonic
 from ._link import QUIETLY
 from ._ownership import OwnedSender, Owner
 from ._version import __version__
@@ -82,7 +82,7 @@ class Relay:
         self._leased = leased
         self._log = log
         self._path = path
-        self._started = time.monotonic()
+        self._started = monotonic()
         self._said: set[str] = set()
         self._peers: dict[Peer, None] = {}  # in the order of their coming
         self._unknown: dict[Peer, None] = {}  # of these, those that have not said who they are
@@ -111,7 +111,7 @@ class Relay:
 
     def leave(self, within: float) -> None:
         """Leave when the last connection is gone, or ``within`` seconds."""
-        self._leave_at = min(self._leave_at, time.monotonic() + within)
+        self._leave_at = min(self._leave_at, monotonic() + within)
         self.wake()
 
     def tell_status(self) -> None:
@@ -135,7 +135,7 @@ class Relay:
             "socket": self._path,
             "version": __version__,
             "api": self._settings.base_url,
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": round(monotonic() - self._started, 1),
             "processes": sum(peer.wants == _protocol.EVENTS for peer in self._peers),
             "leases": sum(peer.wants == _protocol.LEASE for peer in self._peers),
             "paused": len(self._paused),
@@ -148,7 +148,7 @@ class Relay:
     # When to leave.
 
     def _should_leave(self) -> bool:
-        now = time.monotonic()
+        now = monotonic()
         if now >= self._leave_at:
             return True
         if self._clients:
@@ -157,7 +157,7 @@ class Relay:
         return was_left or self._leave_at < _NEVER
 
     def _next_moment(self) -> float:
-        now = time.monotonic()
+        now = monotonic()
         moments = [self._leave_at]
         if self._leased and not self._clients:
             moments.append(self._started + FIRST_CLIENT)
@@ -177,7 +177,7 @@ class Relay:
                     self._answer(key.data)
             else:
                 key.data()
-        now = time.monotonic()
+        now = monotonic()
         for peer in [peer for peer in self._unknown if peer.since + GREETING <= now]:
             self._hear_or_refuse(peer, "it did not say who it is")
         if self._accept_again and self._accept_again <= now:
@@ -202,7 +202,7 @@ class Relay:
         for _ in range(UNKNOWN):
             if len(self._unknown) >= UNKNOWN and not self._is_draining:
                 oldest = next(iter(self._unknown))
-                if time.monotonic() < oldest.since + BRIEFLY:
+                if monotonic() < oldest.since + BRIEFLY:
                     self._accept_later(SOON)  # who waits to be accepted costs nothing, and loses nothing
                     return False
                 self._hear_or_refuse(oldest, "too many at a time do not say who they are")
@@ -219,7 +219,7 @@ class Relay:
                 return False
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, descriptor)
             sock.setblocking(False)
-            peer = Peer(sock, time.monotonic())
+            peer = Peer(sock, monotonic())
             self._peers[peer] = self._unknown[peer] = None
             self._selector.register(sock, selectors.EVENT_READ, peer)
             if is_crowded:
@@ -230,7 +230,7 @@ class Relay:
     def _accept_later(self, seconds: float) -> None:
         if not self._accept_again and not self._is_draining:
             self._selector.unregister(self._listener)
-            self._accept_again = time.monotonic() + seconds
+            self._accept_again = monotonic() + seconds
 
     def _hear_or_refuse(self, peer: Peer, reason: str) -> None:
         self._read(peer)  # its greeting may just have come
@@ -388,7 +388,7 @@ class Relay:
     # The end.
 
     def _drain(self) -> None:
-        deadline = time.monotonic() + self._settings.exit_timeout
+        deadline = monotonic() + self._settings.exit_timeout
         if not self._accept_again:
             self._selector.unregister(self._listener)
         self._accept_again = 0.0
@@ -406,9 +406,9 @@ class Relay:
             except OSError:
                 pass  # it has gone
         self._sender.hasten()
-        while not self._is_drained() and time.monotonic() < deadline:
+        while not self._is_drained() and monotonic() < deadline:
             self._sender.request_flush()
-            self._turn(deadline - time.monotonic())
+            self._turn(deadline - monotonic())
         for peer in self._sender.pending_acks():
             self._answer(peer)
         for peer in list(self._peers):

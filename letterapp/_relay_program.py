@@ -21,6 +21,7 @@ import time
 
 from . import _launch, _protocol
 from ._client import settings_of
+from ._clock import monotonic
 from ._private import must_be_guarded, must_be_ours
 from ._relay import Relay
 from ._settings import Settings
@@ -59,7 +60,7 @@ def relay(options: argparse.Namespace) -> int:
     except LetterError as problem:
         _log(str(problem))
     except OSError as problem:
-        _log(f"{options.socket or 'relay'}: {problem.strerror or problem}")
+        _log(f"{problem.filename or options.socket or 'relay'}: {problem.strerror or problem}")
     return 1
 
 
@@ -68,18 +69,10 @@ def _settings_of(options: argparse.Namespace) -> Settings:
         raise LetterError("--socket is required: the path at which the clients find the relay")
     if len(os.fsencode(os.path.abspath(options.socket))) > _launch.LONGEST_PATH:
         raise LetterError(f"--socket is too long for a socket's path: {_launch.LONGEST_PATH} bytes at most")
-    given: dict[str, Any] = {"spool": options.spool, "api_key": _api_key(options)}
+    given: dict[str, Any] = {"spool": options.spool, "api_key": _launch.read_api_key(options.api_key_file)}
     if options.base_url:
         given["base_url"] = options.base_url
     return settings_of(**given)
-
-
-def _api_key(options: argparse.Namespace) -> str | None:
-    """None for the variable LETTER_API_KEY."""
-    if not options.api_key_file:
-        return None
-    with open(options.api_key_file) as file:
-        return file.read().strip()
 
 
 class _Program:
@@ -111,6 +104,7 @@ class _Program:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, lambda *_: self._relay.tell_status())
         if self._for_clients:
+            _launch.leave_starters_pipe(os.path.dirname(self._path))
             _ready()
         else:
             _log(f"serving at {self._path} for {self._settings.base_url}")
@@ -148,8 +142,8 @@ class _Program:
         """True when the place is this process's; False when another one serves there."""
         place = self._path + ".lock"
         self._lock = os.open(place, _LOCK_FLAGS, 0o600)
-        began = time.monotonic()
-        while time.monotonic() < began + _launch.STARTING:
+        began = monotonic()
+        while monotonic() < began + _launch.STARTING:
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
@@ -157,12 +151,12 @@ class _Program:
                 if self._is_served():
                     return False
             time.sleep(_BLINK)  # it is about to serve, or about to leave
-            if time.monotonic() > began + _ABANDONED and not os.path.lexists(self._path):
+            if monotonic() > began + _ABANDONED and not os.path.lexists(self._path):
                 # Somebody has removed its socket: nobody finds it any more, so the place is another's.
                 os.unlink(place)
                 os.close(self._lock)
                 self._lock = os.open(place, _LOCK_FLAGS, 0o600)
-                began = time.monotonic()
+                began = monotonic()
         raise LetterError(f"another relay holds {self._path}.lock and does not serve")
 
     def _is_served(self) -> bool:
@@ -229,18 +223,14 @@ def _ready() -> None:
 
 
 def _log(text: str) -> None:
-    line = "".join(sign if sign.isprintable() else " " for sign in text)
-    try:
-        os.write(2, f"letterapp relay [{os.getpid()}]: {line}\n".encode())
-    except OSError:
-        pass  # who started it has closed what it wrote to
+    _launch.write_log("relay", text)
 
 
 # Status.
 
 
 def _show_status(options: argparse.Namespace) -> int:
-    key = settings_of(api_key=_api_key(options), base_url=options.base_url or "").api_key
+    key = settings_of(api_key=_launch.read_api_key(options.api_key_file), base_url=options.base_url or "").api_key
     url = settings_of(api_key=key, base_url=options.base_url or "").base_url
     places = [os.path.abspath(options.socket)] if options.socket else _launch.places()
     found = 0

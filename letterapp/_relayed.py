@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import _thread
 import threading
-import time
 
 from . import _launch, _lifecycle, _protocol
+from ._clock import monotonic
 from ._inside import Inside, Promise
 from ._link import Link
 from ._sender import Sender
@@ -37,7 +37,7 @@ class RelayedSender(Sender):
     def __init__(
         self,
         settings: Settings,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         stores: Stores | None = None,
         lease: Any = None,
     ) -> None:
@@ -48,6 +48,7 @@ class RelayedSender(Sender):
         self._attending = Inside()  # threads that hear what the link has to say, and may call `on_error`
         self._returning = threading.Lock()  # held by the thread that sends again what a relay had
         self._is_told = False  # that the relay is not to be had at present
+        self._rest_is_told = False  # what the relay has at the end
         self._breaks_told = 0
         self._told: dict[str, float] = {}  # when which trouble was reported last
         self._next_start = 0.0
@@ -90,6 +91,7 @@ class RelayedSender(Sender):
         settled = self._await_relay(deadline)
         settled = self._close(deadline, timeout) and settled
         self._await_start(deadline)
+        self._tell_rest(f"the {timeout:g} s of close()")
         self._link.close()
         lease, self._lease = self._lease, None
         if lease is not None:
@@ -106,6 +108,7 @@ class RelayedSender(Sender):
         self._await_relay(deadline)
         super().end(deadline, final)
         if final:
+            self._tell_rest(f"the {self.exit_timeout:g} s that the end of the process may take")
             self._link.close()
 
     def defers(self, act: Callable[[], object]) -> bool:
@@ -175,7 +178,18 @@ class RelayedSender(Sender):
         now = self._clock()
         if now - self._told.get(trouble, -_QUIET) >= _QUIET:
             self._told[trouble] = now
-            self._report(LetterError(trouble))
+            self._report(LetterError(trouble, cause="degraded"))
+
+    def _tell_rest(self, time_that_is_over: str) -> None:
+        """Report what the relay has not settled: it may deliver that or lose it, and has nobody to tell then."""
+        events = self._link.unsettled()
+        if events and not self._rest_is_told:
+            self._rest_is_told = True
+            said = (
+                f"{len(events):,} events were handed to the relay and are not settled after {time_that_is_over}: "
+                "it goes on trying, and tells its log what it gives up"
+            )
+            self._report(LetterError(said, cause="degraded", lost=0, events=events))
 
     def _await_relay(self, deadline: float) -> bool:
         """Wait until what was handed over is settled, or on its own way; False when ``deadline`` has come."""

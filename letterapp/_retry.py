@@ -18,6 +18,9 @@ LONGEST_BACKOFF = 30.0  # seconds; a client that comes back later than this is n
 DEFAULT_RETRY_AFTER = 1.0  # seconds, for a 429 that names none
 LONGEST_RETRY_AFTER = 300.0  # seconds; beyond this an answer is a mistake, or the queue overflows first
 REFUSES_EVENTS = (400, 422)  # what an API says of a batch when it may mean one event of it
+# What it says to whatever it is sent: it knows no such key, wants to be paid, is not at that address; and redirects.
+REFUSES_ALL = (401, 402, 403, 404, 405, 407)
+LONGEST_WHILE_REFUSED = 300.0  # seconds from one try to the next while an API refuses whatever it is sent
 # Splits of one batch in search of the events that are refused. Each costs two requests, and one bad event of a hundred
 # is alone after seven. An API that answers 400 to everything, as a wrong base_url makes it, accepts no part: it is
 # asked 17 times for a batch at the most. One that accepts some of it is asked 65 times at the most. These bounds find
@@ -68,11 +71,15 @@ class Delivered:
 
 
 class Again:
-    """Send the same once more, ``seconds`` from now."""
+    """Send the same once more, ``seconds`` from now.
 
-    def __init__(self, seconds: float, problem: str) -> None:
+    With a ``refusal`` it is the API's answer to anything that it would be sent, as with a wrong key.
+    """
+
+    def __init__(self, seconds: float, problem: str, refusal: LetterError | None = None) -> None:
         self.seconds = seconds
         self.problem = problem
+        self.refusal = refusal
 
 
 class Split:
@@ -109,7 +116,9 @@ if TYPE_CHECKING:
     Verdict = Union[Delivered, Again, Split, GiveUp]
 
 
-def judge(outcome: Outcome, effort: Effort, max_retries: float, items: int, now: float, jitter: float) -> Verdict:
+def judge(
+    outcome: Outcome, effort: Effort, max_retries: float, items: int, now: float, jitter: float, lasts: bool = False
+) -> Verdict:
     """The verdict on one request.
 
     Args:
@@ -118,6 +127,7 @@ def judge(outcome: Outcome, effort: Effort, max_retries: float, items: int, now:
         items: events in the request.
         now: seconds since the epoch, for a `Retry-After` that is a date.
         jitter: from 0 to 1.
+        lasts: the batch can wait for as long as it takes, in a spool.
     """
     wait = backoff(effort.attempt, jitter)
     if isinstance(outcome, Surprise):
@@ -140,12 +150,19 @@ def judge(outcome: Outcome, effort: Effort, max_retries: float, items: int, now:
         return Split(in_search=False)
     if status in REFUSES_EVENTS and items > 1 and effort.may_search():
         return Split(in_search=True)
+    if lasts and is_refusal_of_all(error):
+        return Again(backoff(effort.attempt, jitter, LONGEST_WHILE_REFUSED), str(error), error)
     return GiveUp("rejected", error)
 
 
-def backoff(attempt: int, jitter: float) -> float:
+def is_refusal_of_all(error: LetterError) -> bool:
+    """True for an answer that is not about the events: a wrong key or address would have the same for any."""
+    return error.status is not None and (300 <= error.status < 400 or error.status in REFUSES_ALL)
+
+
+def backoff(attempt: int, jitter: float, longest: float = LONGEST_BACKOFF) -> float:
     """Seconds to wait after the failed ``attempt`` (0 for the first)."""
-    return min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(attempt, 30)) * (1 + JITTER * jitter)
+    return min(longest, BACKOFF * 2.0 ** min(attempt, 30)) * (1 + JITTER * jitter)
 
 
 def retry_after(header: str | None, now: float) -> float:

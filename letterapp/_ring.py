@@ -15,9 +15,10 @@ batch in both parts, which can be seen.
 
 from __future__ import annotations
 
-import os
 from binascii import crc32
 from struct import Struct
+
+from ._random import random_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ class Ring:
         self._base = slot.base
         self._room = slot.room
         self._hand_base = slot.base + slot.room
-        self._token = slot.words[OWNER] = int.from_bytes(os.urandom(8), "big")
+        self._token = slot.words[OWNER] = int.from_bytes(random_bytes(8), "big")
         self._used = slot.room  # what records have lain in since memory was given back: all, by who was here before
         self._hand_used = slot.hand
+        self.unreadable = 0  # events that the last process left and that cannot be read, as far as one can count them
         self._forget()
 
     def _forget(self) -> None:
@@ -315,11 +317,14 @@ class Ring:
                 self.size += len(event)
         except ValueError as problem:
             wrong = str(problem)
+            self.unreadable += self._count(self._base, self._room, self._tail, ring[1])
         self._limit = self._head - UNIT if self._tail < self._head else self._room
         if not self._was_killed_in_take(*hand):
             held: list[bytes] = []
+            position = hand[0]
             try:
                 for after, event in self._verified(self._hand_base, self.slot.hand, *hand):
+                    position = after
                     self._in_hand = hand[0], after
                     held.append(event)
                     self._next = [held]
@@ -327,6 +332,7 @@ class Ring:
                     self.size += len(event)
             except ValueError as problem:
                 wrong = wrong or str(problem)
+                self.unreadable += self._count(self._hand_base, self.slot.hand, position, hand[1])
         # What is in both parts is in the ring alone from now on, or a `pop` would not reach it. What cannot be read is
         # forgotten, or each look would find it anew.
         self._words[HAND] = _word(*self._in_hand)
@@ -335,6 +341,24 @@ class Ring:
 
     def _verified(self, base: int, room: int, position: int, end: int) -> Iterator[tuple[int, bytes]]:
         """The events between two positions, and where each ends; `ValueError` where there is none."""
+        for start, after, checksum in self._records(base, room, position, end):
+            event = self._read(base + start)
+            if self._checked and crc32(event) != checksum:
+                raise ValueError("a checksum is wrong")
+            yield after, event
+
+    def _count(self, base: int, room: int, position: int, end: int) -> int:
+        """How many records seem to lie between two positions, at the first of which is one that cannot be read."""
+        count = 0
+        try:
+            for _ in self._records(base, room, position, end):
+                count += 1
+        except ValueError:
+            count += 1  # where the next one begins is not to be known
+        return max(1, count)
+
+    def _records(self, base: int, room: int, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Where the records between two positions begin and end, and their checksums."""
         goes_round = end < position
         if max(position, end) > room or (goes_round and base == self._hand_base):
             raise ValueError("it points outside of itself")
@@ -347,10 +371,7 @@ class Ring:
             after = position + _padded(UNIT + size)
             if not size or after > limit:
                 raise ValueError(f"a record of {size:,} bytes does not fit")
-            event = self._read(base + position)
-            if self._checked and crc32(event) != checksum:
-                raise ValueError("a checksum is wrong")
-            yield after, event
+            yield position, after, checksum
             position = after
 
     def _was_killed_in_take(self, start: int, end: int) -> bool:

@@ -27,15 +27,30 @@ import sys
 import threading
 import time
 
-from . import _lifecycle
+from . import _lifecycle, _threads
 from ._bell import Bell
+from ._clock import monotonic
 from ._delivery import Delivery, Reporter
-from ._forks import this_process
+from ._forks import leaving, this_process
 from ._handlers import pass_on
 from ._heir import Heir, home
 from ._inside import Turn
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
-from ._retry import Again, Delivered, Effort, Pending, Settled, Split, Surprise, backoff, judge
+from ._random import random_bytes
+from ._retry import (
+    LONGEST_BACKOFF,
+    LONGEST_WHILE_REFUSED,
+    Again,
+    Delivered,
+    Effort,
+    Pending,
+    Settled,
+    Split,
+    Surprise,
+    backoff,
+    is_refusal_of_all,
+    judge,
+)
 from ._settings import MAX_ITEMS
 from ._stores import Stores
 from ._transport import Transport, Unreachable
@@ -66,7 +81,7 @@ class Sender(Delivery):
     def __init__(
         self,
         settings: Settings,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         stores: Stores | None = None,
         report: Callable[[LetterError], object] | None = None,
         progress: Bell | None = None,
@@ -76,22 +91,22 @@ class Sender(Delivery):
         self.owner = this_process()
         self.exit_timeout = settings.exit_timeout
         self._settings = settings
+        self._interval = settings.flush_interval
         self._syncs = settings.spool_sync
         self._clock = clock
-        self._report = report or Reporter(settings.on_error)
+        self.reporter = Reporter(settings.on_error)
+        self._report = report or self.reporter
         stores = stores or Stores.open(settings)
         self._bell = Bell()  # wakes whoever sends
         self._progress = progress or Bell()  # wakes those who wait until something is settled
         self._outbox = Outbox(
-            home(stores, self._report),
+            home(stores),
             settings.max_queue_events,
             settings.max_queue_bytes,
             settings.flush_at,
             settings.overflow == "drop_oldest",
             clock,
         )
-        for event in stores.dropped():
-            self._outbox.drop(event)
         self._heir = Heir(self._outbox, stores, self._report, clock, self._progress)
         self._transport = Transport(settings)
         self._make_handover = handover
@@ -104,15 +119,28 @@ class Sender(Delivery):
         self._effort = Effort()  # what was spent on the batch in hand, or on the last one
         self._not_before = 0.0  # the moment of its next try
         self._haste = 0  # times that an end has brought it forward
+        self._is_refused = False  # the API refuses all that is in the spool, which has been reported
 
         self._resting = False  # the thread should leave as soon as nothing waits
         self._mine: object = None  # what the thread that may send was started with
         self._started_by: object = _thread.start_new_thread  # and the function that started it
+        self._native_id = 0  # the thread's, as the system has it
         self._inline = False  # no thread runs: callers take the turns
         self._budget = FOREVER  # seconds that calls may still wait, once the process is ending
         self._final = False  # it is sure to end
         self._gave_up = False  # by `close`: what may still be on the wire is nothing that anybody waits for
+        self._lost_at_close = 0  # events; so no later `close` can say that all was settled
+        self._heir.tell_losses()
         _lifecycle.watch(self)
+        if _lifecycle.is_never_ended():
+            self._interval = 0.0  # what waits for company would be lost
+            if not settings.spool and (not settings.relay or handover is not None):
+                _lifecycle.report_once(
+                    self._report,
+                    "uWSGI ends an interpreter that is not its first without any exit code. So events are sent at once "
+                    "there, whatever flush_interval is; what is not delivered at a stop is lost untold. Start uWSGI "
+                    "with --single-interpreter, or give the client a spool or a relay",
+                )
 
     # Called by any thread.
 
@@ -129,6 +157,11 @@ class Sender(Delivery):
             self._transport.prepare()
         except Exception as problem:
             pass_on(problem)  # else the first request meets it again, and says what it is
+
+    def send_orphans(self) -> None:
+        if self._settings.spool and not _lifecycle.is_before_fork() and self._heir.has_orphans():
+            self._wake()
+            self._resting = True  # the thread is for that alone
 
     def has_room(self, events: int, size: int) -> bool:
         """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
@@ -166,13 +199,13 @@ class Sender(Delivery):
         settled = self._drain(deadline)
         if self._may_wait() and not settled:
             self._gave_up = True
-            self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
+            self._lost_at_close += self._give_up("closed", f"not delivered within the {timeout:g} s of close()")
             self._rest(deadline)
         if self._may_wait():
             self._disconnect()
             self._report_drops(0.0)
             self._outbox.leave_no_trace()
-        return settled
+        return settled and not self._lost_at_close
 
     def _disconnect(self) -> None:
         """Close the connections, unless somebody uses them. A batch that comes nevertheless opens others."""
@@ -196,7 +229,7 @@ class Sender(Delivery):
         }
 
     def look_after_children(self) -> None:
-        if self._heir.sees_some():
+        if self._heir.has_orphans_in_memory():
             self._wake()
             self._resting = True  # the next fork finds no thread, if that can be
 
@@ -316,7 +349,7 @@ class Sender(Delivery):
             return
         if _lifecycle.is_before_workers():
             self._send_before_workers()
-        elif self._outbox.due(self._clock(), self._settings.flush_interval) <= 0 and self._not_before <= self._clock():
+        elif self._outbox.due(self._clock(), self._interval) <= 0 and self._not_before <= self._clock():
             self._take_turn(self._settings.timeout, linger=0.0)
 
     def _send_before_workers(self) -> None:
@@ -331,7 +364,11 @@ class Sender(Delivery):
         may_fit = len(event) <= self._settings.max_queue_bytes
         if self._settings.overflow == "block" and may_fit and self._may_block() and self._put_when_there_is_room(event):
             return
-        if self._outbox.drop(event):
+        if not may_fit:
+            most = self._settings.max_queue_bytes
+            said = f"1 event dropped: it has {len(event):,} bytes, and the queue takes {most:,} (max_queue_bytes)"
+            self.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
+        elif self._outbox.drop(event):
             self._wake()  # it reports the burst when it is over
 
     def _put_when_there_is_room(self, event: bytes) -> bool:
@@ -351,10 +388,7 @@ class Sender(Delivery):
                 self._wait_or_work(sleeper, left)
 
     def _may_block(self) -> bool:
-        if not self._may_wait():
-            return False
-        asyncio = sys.modules.get("asyncio")
-        return asyncio is None or asyncio._get_running_loop() is None  # a call never blocks an event loop
+        return self._may_wait() and not _runs_a_loop()  # a call never blocks an event loop
 
     # Waiting for settlement. Runs in the caller.
 
@@ -415,6 +449,8 @@ class Sender(Delivery):
         """The process is ending: return only when what waits is settled, or its budget is spent."""
         if not self._may_wait():
             return
+        if not self._final and _runs_a_loop():
+            return  # a signal came, and the loop goes on: so does the thread, and there will be another end
         started = self._clock()
         settled = self._await(self._outbox.hurry(), started + self._budget)
         if settled:
@@ -429,6 +465,9 @@ class Sender(Delivery):
         self._bell.ring()
         if self._may_wait():
             self._progress.wait_while(lambda: self._outbox.attended and self._outbox.is_empty(), deadline, self._clock)
+            if not self._outbox.attended:
+                thread, self._native_id = self._native_id, 0
+                _threads.await_end(thread, deadline - self._clock())
 
     def _find_all(self, deadline: float) -> None:
         """Take over what every process left that has ended by now."""
@@ -442,7 +481,8 @@ class Sender(Delivery):
         """True when an ended process's events are still to be taken over, and there is time."""
         return self._heir.left_some and self._may_wait() and self._clock() < deadline
 
-    def _give_up(self, cause: str, why: str) -> None:
+    def _give_up(self, cause: str, why: str) -> int:
+        """Report what waits as lost for ``cause``, but what others may find; return how many events that is."""
         if cause == "exit":
             self._leave_to_others()
         elif self._heir.left_some:
@@ -453,6 +493,7 @@ class Sender(Delivery):
         self._progress.ring()
         if events:
             self._report(LetterError(f"{_events(len(events))} given up: {why}", cause=cause, events=events))
+        return len(events)
 
     def _leave_to_others(self) -> None:
         # What others have left to this process is theirs too, and what its thread is just taking over.
@@ -469,6 +510,7 @@ class Sender(Delivery):
 
     def _run(self, mine: object) -> None:
         left = False
+        self._native_id = _thread.get_native_id()
         try:
             # A callback of ours may have forked, and the child is not the sender's; or another thread has taken over.
             while self.owner.pid == os.getpid() and self._mine is mine:
@@ -480,14 +522,18 @@ class Sender(Delivery):
                     if wait < FOREVER:
                         sleeper.wait(wait)
                     elif self._resting or self._outbox.closed or not sleeper.wait(IDLE):
-                        left = self._outbox.leave()
+                        left = leaving(self._outbox.leave)
                         if left:
                             return
         finally:
             if self.owner.pid == os.getpid() and self._mine is mine:
                 if not left:
-                    self._outbox.desert()
+                    leaving(self._desert)
                 self._progress.ring()
+
+    def _desert(self) -> bool:
+        self._outbox.desert()
+        return True
 
     def _take_turn(self, patience: float, linger: float = FOREVER) -> float:
         """Do one `step` unless another thread has the turn for all of ``patience`` seconds; return what it returned."""
@@ -512,7 +558,7 @@ class Sender(Delivery):
         if self._outbox.is_lost():
             self._heir.move()
         until_burst = self._report_drops(BURST)
-        wait = max(self._outbox.due(now, self._settings.flush_interval), self._not_before - now)
+        wait = max(self._outbox.due(now, self._interval), self._not_before - now)
         if wait > 0:
             return min(wait, until_burst)
         try:
@@ -557,12 +603,15 @@ class Sender(Delivery):
             self._settle_by_relay(outcome.errors, len(batch))
             return
         effort = self._effort_of_batch()
-        jitter = int.from_bytes(os.urandom(2), "big") / 65536  # not `random`: forked workers would draw alike
-        verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter)
+        jitter = int.from_bytes(random_bytes(2), "big") / 65536  # not `random`: forked workers would draw alike
+        lasts = self._outbox.lasts()
+        verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter, lasts)
         if isinstance(verdict, Again):
             if self._outbox.retry():
                 effort.note_failure()
                 self._not_before = self._clock() + verdict.seconds
+            if verdict.refusal is not None:
+                self._report_refusal(verdict.refusal)
             return
         if isinstance(verdict, Split):
             effort.note_split(verdict.in_search)
@@ -570,6 +619,7 @@ class Sender(Delivery):
             return
         effort.note_end(accepted=isinstance(verdict, Delivered))
         if isinstance(verdict, Delivered):
+            self._is_refused = False
             self._outbox.settle()
             self._heir.give_back()
             self._progress.ring()
@@ -588,12 +638,18 @@ class Sender(Delivery):
 
     def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
         effort = self._effort_of_batch()
-        if self._outbox.lasts() and any(error.cause != "rejected" for error in errors):
+        kept = [error for error in errors if error.cause != "rejected" or is_refusal_of_all(error)]
+        if self._outbox.lasts() and kept:
             # The manager has given up, and a spool never does: all of it goes again, under the same ids.
+            refusals = [error for error in kept if is_refusal_of_all(error)]
             if self._outbox.retry():
-                self._not_before = self._clock() + backoff(effort.attempt, 0.0)
+                longest = LONGEST_WHILE_REFUSED if refusals else LONGEST_BACKOFF
+                self._not_before = self._clock() + backoff(effort.attempt, 0.0, longest)
                 effort.note_failure()
+            if refusals:
+                self._report_refusal(refusals[0])
             return
+        self._is_refused = False
         effort.note_end(accepted=True)
         lost: dict[str, int] = {}
         for error in errors:
@@ -606,6 +662,13 @@ class Sender(Delivery):
         self._progress.ring()
         for error in errors:
             self._report(error)
+
+    def _report_refusal(self, error: LetterError) -> None:
+        """Say that the API refuses whatever it is sent, and the spool keeps it: once, until something is accepted."""
+        if not self._is_refused:
+            self._is_refused = True
+            said = f"{error}. What waits stays in the spool and is tried again, at longer and longer intervals"
+            self._report(LetterError(said, error.status, error.body, error.code, error.reason, cause="degraded"))
 
     def _lose(self, cause: str, error: LetterError) -> None:
         lost = self._outbox.settle(cause)
@@ -642,6 +705,12 @@ class Sender(Delivery):
                 events=burst.sample,
             )
         )
+
+
+def _runs_a_loop() -> bool:
+    """True in a thread that runs an asyncio loop."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _events(count: int) -> str:

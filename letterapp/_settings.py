@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_ITEMS = 100  # items in one request: the API's limit
 _FOREVER = 1e9  # seconds; what a lock can wait for ends a little above, and nan compares false
+_NETLOC = r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[^\[\]:@%\\]+)(:[0-9]+)?"
 OVERFLOW = ("drop_newest", "drop_oldest", "block")
 
 
@@ -35,6 +36,7 @@ class Settings:
     api_key: str
     base_url: str  # without a slash at its end
     secure: bool  # https
+    netloc: str  # host and port as they stand in base_url
     host: str
     port: int
     authority: str  # host and port, as a proxy wants them
@@ -128,9 +130,10 @@ def _key(api_key: str | None, required: bool) -> str:
 def _address(base_url: str) -> dict[str, Any]:
     if isinstance(base_url, _Default) or not base_url:
         base_url = os.environ.get("LETTER_BASE_URL") or str(DEFAULT_BASE_URL)
-    from urllib.parse import urlsplit  # not at import, to keep that cheap
+    import re  # not at import, to keep that cheap
+    from urllib.parse import urlsplit
 
-    wrong = LetterError(f"base_url must be http(s)://host[:port][/path], not {base_url!r}")
+    wrong = LetterError(f"base_url must be http(s)://host[:port][/path], with a port from 1 to 65535, not {base_url!r}")
     if not isinstance(base_url, str) or not base_url.isprintable() or " " in base_url:
         raise wrong
     try:
@@ -141,9 +144,10 @@ def _address(base_url: str) -> dict[str, Any]:
     if (
         parts.scheme not in ("http", "https")
         or not parts.hostname
+        or not re.fullmatch(_NETLOC, parts.netloc)  # `urlsplit` drops what it cannot read, a port among it
+        or port == 0
         or parts.query
         or parts.fragment
-        or "@" in parts.netloc
     ):
         raise wrong
     secure = parts.scheme == "https"
@@ -159,6 +163,7 @@ def _address(base_url: str) -> dict[str, Any]:
     return {
         "base_url": f"{parts.scheme}://{parts.netloc}{path}",
         "secure": secure,
+        "netloc": parts.netloc,
         "host": host,
         "port": port,
         "authority": f"{name}:{port}",
@@ -276,3 +281,19 @@ _NUMBERS: dict[str, Callable[[str, Any], Any]] = {
     "exit_timeout": seconds,
     "spool_max_bytes": _from(1),
 }
+
+
+# By the names under which `Letter` takes them; the other fields of `Settings` follow from these.
+OPTIONS = frozenset(Settings.__init__.__annotations__) - {"numbers", "return"} | frozenset(_NUMBERS)
+
+
+class FixedOptions:
+    """A base of what takes options: to set one later is an error, where it would only look as if it had an effect."""
+
+    if not TYPE_CHECKING:  # where it would have every attribute look as if it could be set
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name in OPTIONS and not hasattr(type(self), name):  # else a subclass has it, for its own purposes
+                kind = type(self).__name__
+                raise AttributeError(f"{name} is an option, which cannot be changed: make another {kind}({name}=...)")
+            super().__setattr__(name, value)

@@ -19,10 +19,13 @@ import os
 import stat
 from binascii import crc32
 from struct import Struct
+from time import localtime, strftime
 
+from ._delivery import unreadable
 from ._handlers import pass_on
 from ._locks import POSSIBLE, LockedFile
 from ._private import must_be_ours
+from ._random import random_bytes
 from ._ring import LARGEST, UNIT, WORDS, Ring, holds_events, rooms
 from ._settings import MAX_ITEMS
 from .errors import LetterError
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     Rooms = tuple[int, int]  # bytes of the ring and of the hand
 
+_NAME_OF_KEY = 16  # characters of a key's fingerprint in the names of its files
 KEPT = 8  # damaged files of one key; the oldest beyond that are removed
 HEADER = 4096  # bytes before the ring
 WORDS_AT = 128
@@ -45,6 +49,7 @@ _VERSION = 1
 # the checksum is wrong.
 _head = Struct("=8sIIQQ32s")  # magic, version, HEADER, room, hand, SHA-256 of the key
 _checksum = Struct("=I")
+_STATE = Struct("=QQ")  # the words of a ring that say where its events are
 _ZEROS = bytes(1 << 20)
 # What may pass, and so is no reason to refuse the directory.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
@@ -125,11 +130,12 @@ class Spool:
         self._syncs = settings.spool_sync
         self._report = report
         self._key = sha256(settings.api_key.encode()).digest()
-        self._prefix = f"letter-{self._key.hex()[:16]}-"
+        self._prefix = f"letter-{self._key.hex()[:_NAME_OF_KEY]}-"
         self._rooms = rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
         self._size = HEADER + sum(self._rooms)
         self._told: dict[str, object] = {}  # what was reported; a child goes by its parent's
-        self._dropped: list[bytes] = []
+        self._losses: list[LetterError] = []
+        self._has_looked = False  # for files of other keys
         if not POSSIBLE:
             raise LetterError("spool needs the file locks of POSIX, which this system has not: leave it out")
         if self._rooms[0] > LARGEST:
@@ -147,6 +153,9 @@ class Spool:
     def claim(self) -> SpoolSlot | None:
         """An empty file for this process, an ended one's if there is one; None, and a report, when there is no room."""
         try:
+            if not self._has_looked:
+                self._has_looked = True
+                self._tell_of_other_keys()
             self._sweep()
             return self._reuse() or self._make()
         except OSError as problem:
@@ -171,13 +180,13 @@ class Spool:
 
     # What the sender and the slots ask.
 
-    def has_orphans(self) -> bool:
+    def has_orphans_in_memory(self) -> bool:
         return False  # that takes a listing of the directory
 
-    def dropped(self) -> list[bytes]:
-        """The events of ended processes that gave way at the bound, since the last call."""
-        events, self._dropped = self._dropped, []
-        return events
+    def losses(self) -> list[LetterError]:
+        """Reports of the events that gave way at the bound or cannot be read, since the last call."""
+        losses, self._losses = self._losses, []
+        return losses
 
     def discard(self, path: str, file: LockedFile, spoilt: bool) -> None:
         """Remove an empty file, or set it aside, before it is closed."""
@@ -220,7 +229,7 @@ class Spool:
             self._tell(f"{path} cannot be taken over: {_text(problem)}")
         except _Damaged as problem:
             self._set_aside(path)
-            self._tell(f"{path} cannot be read: {problem}; it is kept as .damaged", cause="damaged")
+            self._note_damage(f"{path} cannot be read: {problem}; it is kept as .damaged")
         if file is not None:
             file.close()
         return None
@@ -257,7 +266,7 @@ class Spool:
             self._tell(f"{full}; events lie in memory instead")
             return None
         for _ in range(3):
-            name = f"{self._prefix}{os.urandom(8).hex()}.ring"
+            name = f"{self._prefix}{random_bytes(8).hex()}.ring"
             slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
             if slot is not None:
                 return slot
@@ -291,16 +300,47 @@ class Spool:
         """True when one file more keeps the bound. What ended processes left may give way, the oldest first."""
         size = self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
         if size > self._limit and self._overflow == "drop_oldest":
+            dropped: list[bytes] = []
             for slot in self._free():
                 size -= len(slot.memory)
                 ring, wrong = Ring.left_in(slot)
                 if wrong:
                     slot.spoil()
-                self._dropped += ring.clear()
+                    self._losses.append(unreadable(ring.unreadable, wrong))
+                dropped += ring.clear()
                 slot.release()
                 if size <= self._limit:
                     break
+            if dropped:
+                why = f"the spool {self._directory} was full (spool_max_bytes={self._limit:,})"
+                said = f"{len(dropped):,} events of ended processes dropped (drop_oldest): {why}"
+                self._losses.append(LetterError(said, cause="overflow", events=dropped))
         return size <= self._limit
+
+    def _tell_of_other_keys(self) -> None:
+        """Report what ended processes left that had another key, which no process of this key can send."""
+        found = []
+        for path, status in self._listed("letter-", ".ring"):
+            if os.path.basename(path).startswith(self._prefix):
+                continue
+            try:
+                _must_be_trusted(status)
+                file = LockedFile.open(path, status)
+            except (_Strange, OSError):
+                continue  # whoever has the key is told
+            if file is not None:
+                if _may_hold_events(os.pread(file.descriptor(), WORDS_AT + _STATE.size, 0)):
+                    found.append((path, status))
+                file.close()
+        if found:
+            names = {f"{os.path.basename(path)[: len('letter-') + _NAME_OF_KEY]}-*" for path, _ in found}
+            size = sum(status.st_size for _, status in found)
+            since = strftime("%Y-%m-%d %H:%M", localtime(min(status.st_mtime for _, status in found)))
+            self._tell(
+                f"the spool {self._directory} holds what ended processes with another API key left, and no process "
+                f"with this key can send it: {len(found):,} files of {size:,} bytes, the oldest of {since}, named "
+                f"{', '.join(sorted(names))}. Start a process with that key once, or remove them"
+            )
 
     def _sweep(self) -> None:
         """Remove what processes had begun to make when they were killed."""
@@ -317,7 +357,7 @@ class Spool:
     def _set_aside(self, path: str) -> None:
         aside = path + ".damaged"
         while os.path.lexists(aside):
-            aside = f"{path}.{os.urandom(4).hex()}.damaged"
+            aside = f"{path}.{random_bytes(4).hex()}.damaged"
         try:
             os.rename(path, aside)
             since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
@@ -355,7 +395,7 @@ class Spool:
             )
         try:
             must_be_ours(self._directory)
-            self._try_out(os.path.join(self._directory, f".{self._prefix}{os.urandom(8).hex()}.probe"))
+            self._try_out(os.path.join(self._directory, f".{self._prefix}{random_bytes(8).hex()}.probe"))
         except OSError as problem:
             if problem.errno not in _PASSING:
                 raise LetterError(f"spool={self._directory!r} cannot be used: {_text(problem)}")
@@ -366,11 +406,19 @@ class Spool:
             _remove(path)
             file.close()
 
-    def _tell(self, text: str, cause: str | None = None) -> None:
-        """Report it, once."""
+    def _tell(self, text: str) -> None:
+        """Report what is no loss, once."""
+        if self._is_new(text):
+            self._report(LetterError(text, cause="degraded"))
+
+    def _note_damage(self, text: str) -> None:
+        """Have a file that nobody can read reported, once. How many events were in it nobody knows: one, or more."""
+        if self._is_new(text):
+            self._losses.append(LetterError(text, cause="damaged", lost=1))
+
+    def _is_new(self, text: str) -> bool:
         mark = object()
-        if self._told.setdefault(text, mark) is mark:
-            self._report(LetterError(text, cause=cause))
+        return self._told.setdefault(text, mark) is mark
 
 
 def _must_be_trusted(status: os.stat_result) -> None:
@@ -384,10 +432,18 @@ def _must_be_trusted(status: os.stat_result) -> None:
         raise _Strange("it has a second name")
 
 
+def _may_hold_events(start: bytes) -> bool:
+    if not start.startswith(_MAGIC) or len(start) < WORDS_AT + _STATE.size:
+        return False
+    return holds_events(_STATE.unpack_from(start, WORDS_AT))
+
+
 def _allocate(descriptor: int, size: int) -> None:
     """Have the disk keep room for the whole file: a page that it has no room for would kill the process (SIGBUS)."""
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        failure = os.posix_fallocate(descriptor, 0, size)  # type: ignore[func-returns-value]
+        if failure:  # PyPy returns what C does, and raises nothing
+            raise OSError(failure, os.strerror(failure))
         return
     except AttributeError:
         pass  # macOS

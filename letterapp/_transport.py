@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
+from ._clock import monotonic
 from ._forks import NETWORK, WORK, undisturbed
 from ._handlers import pass_on
+from ._threads import as_started
 from ._version import __version__
 
 TYPE_CHECKING = False
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import ssl
 
     from ._line import Line
+    from ._proxy import Proxy
     from ._settings import Settings
 
 MAX_ANSWER = 65_536  # bytes of an answer's body that are read; what the API says fits many times over
@@ -114,7 +116,7 @@ class Transport:
         """
         try:
             self.prepare()
-            return self._post(path, body, time.monotonic() + timeout)
+            return self._post(path, body, monotonic() + timeout)
         except Exception as error:
             self.close()
             pass_on(error)
@@ -183,11 +185,10 @@ class Transport:
             import http.client
 
             from ._line import open_line
-            from ._proxy import proxy_for
             from ._response import Response
 
             settings = self._settings
-            proxy = undisturbed(WORK, proxy_for, settings.secure, settings.host, settings.port)
+            proxy = undisturbed(WORK, self._proxy)
             host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
             self._headers.pop("Proxy-Authorization", None)
@@ -204,6 +205,11 @@ class Transport:
             self._connection.sock = line
         return self._connection, self._line
 
+    def _proxy(self) -> Proxy | None:
+        from ._proxy import proxy_for
+
+        return proxy_for(self._settings.secure, self._settings.netloc)
+
     def _tls(self) -> ssl.SSLContext:
         import ssl
 
@@ -212,7 +218,7 @@ class Transport:
             return given
         # gevent replaces the class, and a context of the class before fails at every request after that.
         if self._context is None or self._context_type is not ssl.SSLContext:
-            self._context = given() if given is not None else ssl.create_default_context()
+            self._context = as_started(given) if given is not None else ssl.create_default_context()
             self._context_type = ssl.SSLContext
         return self._context
 

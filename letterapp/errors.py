@@ -22,8 +22,9 @@ class LetterError(Exception):
         body: text of the answer (at most 64 KiB), or None.
         code: ``error.code`` of the API's answer, or None.
         reason: ``error.reason`` of the API's answer, or None.
-        cause: why events were given up, one of the keys of ``Letter.stats()["lost"]``, or None.
-        lost: how many events this report stands for.
+        cause: of what ``on_error`` gets: why events were given up, one of the keys of ``Letter.stats()["lost"]``, or
+            ``"degraded"`` for what is no loss, but trouble that may become one. None for what is raised.
+        lost: how many lost events this report stands for.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class LetterError(Exception):
         reason: str | None = None,
         *,
         cause: str | None = None,
-        lost: int = 0,
+        lost: int | None = None,
         events: Sequence[bytes | dict[str, Any]] = (),
     ) -> None:
         super().__init__(message)
@@ -44,15 +45,18 @@ class LetterError(Exception):
         self.code = code
         self.reason = reason
         self.cause = cause
-        self.lost = lost or len(events)
+        self.lost = len(events) if lost is None else lost
         self._events = tuple(events)
 
     @property
     def events(self) -> list[dict[str, Any]]:
         """The events that were given up, as dicts in the wire's form, so that an application can keep them.
 
-        A report of a full queue carries the first 100 of its burst. An event that could not be encoded stands here
-        as the arguments it was called with. Decoded anew at each access; safe from any thread.
+        Each has its ``messageId`` and ``timestamp``, so it can be sent again as the same event: docs/guarantees.md
+        shows how. A report of a full queue carries the first 100 of its burst. An event that could not be encoded
+        (``cause`` is ``"invalid"``) holds the very values that it was called with, under the wire's names. With the
+        cause ``degraded`` they are what a relay still has when their process ends, and may give up.
+        Decoded anew at each access; safe from any thread.
         """
         from json import loads  # not at import: it costs more than the whole package
 
@@ -60,6 +64,11 @@ class LetterError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (str(self), {**self.__dict__, "_events": tuple(filter(_is_picklable, self._events))}))
+
+
+def encoded_events(error: LetterError) -> Sequence[bytes | dict[str, Any]]:
+    """``error.events`` as they are kept: each encoded, or as it was called where that failed."""
+    return error._events
 
 
 def _rebuild(message: str, state: dict[str, Any]) -> LetterError:

@@ -30,13 +30,14 @@ from queue import Empty, Full
 from . import _lifecycle, _protocol
 from ._bell import Bell
 from ._client import settings_of
+from ._clock import monotonic
 from ._delivery import Reporter
 from ._forks import this_process
 from ._handlers import pass_on
 from ._manager_program import batches_of, start_process
 from ._queues import ANSWERING, NOT_YET, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
 from ._sender import Sender
-from ._settings import DEFAULT_BASE_URL, seconds
+from ._settings import DEFAULT_BASE_URL, FixedOptions, seconds
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -76,7 +77,7 @@ class Stage(Enum):
     SHUT_DOWN = "shut down"
 
 
-class SenderManager(BaseManager):
+class SenderManager(FixedOptions, BaseManager):
     """A manager whose server process is the one sender process of all clients that have its ``queue``.
 
     The process is a program of its own (nobody's child, so daemonic workers may start it and no ``__main__`` guard is
@@ -177,7 +178,7 @@ class SenderManager(BaseManager):
         if self._stage != Stage.SERVING or self._starter != os.getpid():
             return
         queue, process = self._queue_of(), self._process
-        deadline = time.monotonic() + self._settings.exit_timeout
+        deadline = monotonic() + self._settings.exit_timeout
         _flush_clients_of(queue, deadline)
         queue.retired = True
         self._stage = Stage.SHUT_DOWN
@@ -238,7 +239,7 @@ class SenderManager(BaseManager):
         return self._queue
 
 
-class QueueListener:
+class QueueListener(FixedOptions):
     """Sends what clients put into a queue, in one process, as `logging.handlers.QueueListener` handles records.
 
         queue = multiprocessing.Queue(1000)
@@ -273,7 +274,6 @@ class QueueListener:
         assert not isinstance(source, ManagerQueue)
         self._source: Any = source
         self._settings = settings_of(api_key=api_key, base_url=base_url, **options)
-        self.exit_timeout = self._settings.exit_timeout
         self.owner = this_process()
         self._report = Reporter(self._settings.on_error)
         self._sender: Sender | None = None
@@ -294,6 +294,7 @@ class QueueListener:
         self._sender = Sender(self._settings, report=self._report, progress=self._room)
         _lifecycle.unwatch(self._sender)  # its end is that of the listener
         _lifecycle.watch(self)  # type: ignore[arg-type]  # the process's end stops it
+        self._sender.send_orphans()
         if not _lifecycle.start_thread(self._run):
             self._sender = None
             raise LetterError("a listener needs a thread, and none can run in this process")
@@ -308,11 +309,11 @@ class QueueListener:
         timeout = self.exit_timeout if timeout is None else seconds("timeout", timeout)
         if self._sender is None or self.owner.pid != os.getpid():
             return True
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         _flush_clients_of(self._source, deadline)
         drained = self._drain(deadline)
         self._is_over = True
-        return self._sender.close(max(0.0, deadline - time.monotonic())) and drained and not self._told
+        return self._sender.close(max(0.0, deadline - monotonic())) and drained and not self._told
 
     def stats(self) -> dict[str, Any]:
         """The counters of its sender, as `Letter.stats` has them."""
@@ -332,7 +333,14 @@ class QueueListener:
     ends_last = True
     sends_on_os_exit = True
 
+    @property
+    def exit_timeout(self) -> float:
+        return self._settings.exit_timeout
+
     def go_on(self) -> None:
+        pass
+
+    def look_after_children(self) -> None:
         pass
 
     def hasten(self) -> None:
@@ -363,7 +371,7 @@ class QueueListener:
             # Behind all that this process has put: a `multiprocessing.Queue` writes on a thread of its own, so "empty"
             # says nothing yet.
             self._is_last = not self._put_sentinel()
-        return self._stopped.wait(max(0.0, deadline - time.monotonic()))
+        return self._stopped.wait(max(0.0, deadline - monotonic()))
 
     def _put_sentinel(self) -> bool:
         try:
@@ -413,8 +421,8 @@ class QueueListener:
                 self._stopped.set()
 
     def _pause(self, wait: float) -> None:
-        deadline = time.monotonic() + wait
-        while not self._is_draining and time.monotonic() < deadline:
+        deadline = monotonic() + wait
+        while not self._is_draining and monotonic() < deadline:
             time.sleep(0.05)
 
     def _take(self, item: Any) -> None:
@@ -442,7 +450,7 @@ class QueueListener:
         def must_wait() -> bool:
             return not (self._is_over or sender.has_room(1, size))
 
-        self._room.wait_while(must_wait, float("inf"), time.monotonic, _GET)
+        self._room.wait_while(must_wait, float("inf"), monotonic, _GET)
         return not self._is_over
 
     def _give_up(self, sender: Sender, events: list[bytes]) -> None:
@@ -456,7 +464,7 @@ class QueueListener:
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:
             self._told = trouble
-            self._report(LetterError(trouble))
+            self._report(LetterError(trouble, cause="degraded"))
 
 
 class _Source:
@@ -475,17 +483,17 @@ class _Source:
             return self._target.queue.get(wait > 0, wait)
         # Asked again and again: a manager that waits for an item on behalf of a listener would give it to nobody, if
         # that one is killed meanwhile. A question that was asked is not abandoned, for its answer is an item.
-        until = time.monotonic() + wait
+        until = monotonic() + wait
         pause = _SHORTEST_PAUSE
         while True:
-            left = max(0.0, until - time.monotonic())
+            left = max(0.0, until - monotonic())
             try:
                 item = self._connection.ask("get_nowait", wait=left or ANSWERING)
                 if item is not NOT_YET:
                     return item
                 raise Empty
             except Empty:
-                if time.monotonic() + pause >= until:
+                if monotonic() + pause >= until:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -503,7 +511,7 @@ def _flush_clients_of(queue: Target, deadline: float) -> None:
     """Have this process's clients put what they have into ``queue``."""
     for delivery in _lifecycle.own():
         if isinstance(delivery, Sender) and delivery.uses(queue):
-            delivery.flush(max(0.0, deadline - time.monotonic()))
+            delivery.flush(max(0.0, deadline - monotonic()))
 
 
 def _is_event(item: Any) -> bool:

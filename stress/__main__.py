@@ -58,6 +58,21 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--markdown", type=Path, metavar="FILE", help="write the table for docs/benchmarks.md")
     _environments(bench)
 
+    cpython = commands.add_parser(
+        "cpython",
+        help="CPython's own tests with a used client in every process",
+        description="Run modules of CPython's own tests without anything, with an idle thread and with a used client "
+        "in every process, and print what differs. Exit 1 when the client makes a test fail, for no known reason.",
+    )
+    cpython.add_argument("tests", nargs="*", metavar="TEST", help="a module, or MODULE:PATTERN (all that fork or end)")
+    cpython.add_argument(
+        "--python", default=sys.executable, metavar="PATH", help="whose tests, which must be installed (this one)"
+    )
+    cpython.add_argument("--children", action="store_true", help="a fourth time: each forked child uses it at once")
+    cpython.add_argument("--again", type=int, default=3, metavar="N", help="times that what differs is repeated (3)")
+    cpython.add_argument("--seconds", type=float, default=900.0, metavar="N", help="that one module may take (900)")
+    cpython.add_argument("--keep", type=Path, metavar="DIR", help="write there what each run printed")
+
     report = commands.add_parser(
         "report",
         help="one page and one picture of what run, all and bench found",
@@ -107,6 +122,10 @@ def _command(options: argparse.Namespace) -> int:
         from .bench import bench
 
         return bench(options)
+    if options.command == "cpython":
+        from .cpython import compare
+
+        return compare(options)
     if options.command == "report":
         from .report import from_options
 

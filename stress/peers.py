@@ -61,7 +61,7 @@ class Environments:
 
     def this_client(self) -> Peer:
         python = self._environment(None)
-        env = {**_clean(), "PYTHONPATH": str(CHECKOUT)}
+        env = {**clean_environment(), "PYTHONPATH": str(CHECKOUT)}
         version = _output(python, "import letterapp; print(letterapp.__version__)", env)
         return Peer(SELF, "letterapp", MODULES["letterapp"], KNOWN["letterapp"].marker, python, version, env)
 
@@ -74,7 +74,7 @@ class Environments:
         return self.this_client()._replace(column=MANAGER, options={"manager": {}})  # see inside/managers.py
 
     def floor(self) -> Peer:
-        return Peer(FLOOR, "floor", "", "", self._environment(None), self.python_version, _clean())
+        return Peer(FLOOR, "floor", "", "", self._environment(None), self.python_version, clean_environment())
 
     def peer(self, name: str) -> Peer:
         """The client called ``name``, ``NAME`` or ``NAME==VERSION``."""
@@ -86,7 +86,7 @@ class Environments:
         python = self._environment(f"{known.requirement}=={version}" if version else known.requirement)
         found = _output(python, f"from importlib.metadata import version; print(version({known.requirement!r}))")
         column = f"letterapp {found}" if plain == "letterapp" else plain
-        return Peer(column, plain, MODULES[plain], known.marker, python, found, _clean())
+        return Peer(column, plain, MODULES[plain], known.marker, python, found, clean_environment())
 
     def package(self, requirement: str) -> Path:
         """A folder with nothing but this package, for PYTHONPATH: what must not lie in any environment."""
@@ -123,18 +123,18 @@ class Environments:
             _run(command)  # a registry may be out of order for a moment
 
 
-def _clean() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """The environment without what would steer a client or an interpreter."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_CLEARED)}
     return {**kept, "NO_PROXY": "*", "no_proxy": "*"}
 
 
 def _output(python: str, code: str, env: dict[str, str] | None = None) -> str:
-    return _run([python, "-c", code], env or _clean()).strip()
+    return _run([python, "-c", code], env or clean_environment()).strip()
 
 
 def _run(command: list[str], env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env=env or _clean(), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=env or clean_environment(), check=False)
     if done.returncode:
         raise ValueError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-500:]}")
     return done.stdout

@@ -29,6 +29,12 @@ def pytest_configure() -> None:
     _stderr = os.dup(2)  # during a test pytest has 2, and what it has caught goes with the process
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    # Most tests wait most of the time: for servers to start, for a second that a relay lets pass, for processes to end.
+    return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Iterator[None]:
     faulthandler.dump_traceback_later(HANGS, exit=True, file=_stderr)

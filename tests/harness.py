@@ -33,6 +33,17 @@ from letterapp import Letter, LetterError
 
 API = os.environ["TEST_API"]
 
+if not hasattr(os, "waitid"):  # PyPy: the same by the C library, as Linux lays out a siginfo_t
+    import ctypes, types
+    os.P_PID, os.WSTOPPED, os.WEXITED, os.WNOWAIT = 1, 2, 4, 0x01000000
+    def waitid(kind, pid, options, call=ctypes.CDLL(None, use_errno=True).waitid):
+        info = (ctypes.c_int * 32)()
+        while call(kind, pid, info, options):
+            if ctypes.get_errno() != 4:  # EINTR
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return types.SimpleNamespace(si_pid=info[4], si_status=info[6], si_code=info[2])
+    os.waitid = waitid
+
 def stay():
     # In pieces: a signal that comes between the last instruction and a wait is handled by Python only after the wait.
     while True:

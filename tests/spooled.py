@@ -47,7 +47,9 @@ class Bench:
 
     def adopt(self, spool: Spool) -> list[list[bytes]]:
         """The events of each file that can be taken over now, which are then settled."""
-        return [settle(slot) for slot in spool.orphans()]
+        events = [settle(slot) for slot in spool.orphans()]
+        self.reports += spool.losses()
+        return events
 
     def said(self, text: str) -> bool:
         return [text in str(report) for report in self.reports] == [True]

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
-from typing import Any
+import contextlib
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Iterator
 
-from harness import DEADLINE
+import pytest
+from harness import DEADLINE, eventually, run, start, whose
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold
@@ -80,6 +88,133 @@ def test_aflush_says_when_time_ran_out(letter_api: Any) -> None:
     asyncio.run(main())
 
 
+@contextlib.contextmanager
+def no_executor_to_be_had(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """While the application uses all threads of its loop's executor."""
+    over = threading.Event()
+    executor = ThreadPoolExecutor(1)
+    executor.submit(over.wait, 2 * DEADLINE)
+    loop.set_default_executor(executor)
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("wait", ["aflush", "aclose", "async with"])
+def test_waiting_needs_no_thread_of_the_loop_s_executor(wait: str, letter_api: Any) -> None:
+    async def main() -> None:
+        with no_executor_to_be_had(asyncio.get_running_loop()):
+            letter = Letter("k", letter_api.url, flush_interval=30)
+            track(letter, 10)
+            if wait == "async with":
+                await asyncio.wait_for(letter.__aexit__(None, None, None), DEADLINE / 4)
+            else:
+                assert await asyncio.wait_for(getattr(letter, wait)(DEADLINE), DEADLINE / 4) is True
+            assert letter.stats()["delivered"] == 10
+
+    asyncio.run(main())
+
+
+def test_the_time_of_each_aflush_counts_from_its_call(letter_api: Any) -> None:
+    hold = Hold()
+    letter_api.rule = lambda request: hold
+
+    async def main() -> None:
+        with no_executor_to_be_had(asyncio.get_running_loop()):
+            letter = Letter("k", letter_api.url, flush_at=1)
+            track(letter, 1)
+            began = time.monotonic()
+            answers = await asyncio.gather(*(letter.aflush(1) for _ in range(60)))
+            assert answers == [False] * 60
+            assert 0.99 <= time.monotonic() - began < 20  # one after the other they would take a minute
+            hold.release()
+            assert await letter.aclose(DEADLINE) is True
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_aflush_keeps_nobody_waiting(letter_api: Any) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = Letter("k", letter_api.url, flush_at=1)
+
+    async def main() -> None:
+        track(letter, 1)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(letter.aflush(10 * DEADLINE), 0.05)
+        flush = asyncio.ensure_future(letter.aflush(10 * DEADLINE))
+        await asyncio.sleep(0)
+        flush.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flush
+
+    began = time.monotonic()
+    asyncio.run(main())  # whose end waits for the executor's threads
+    assert time.monotonic() - began < DEADLINE
+    hold.release()
+    assert letter.close(DEADLINE) is True
+
+
+def test_a_cancelled_aclose_closes_all_the_same(letter_api: Any) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = Letter("k", letter_api.url, flush_at=1, on_error=lambda error: None)
+
+    async def main() -> None:
+        track(letter, 3)
+        close = asyncio.ensure_future(letter.aclose(DEADLINE))
+        await asyncio.sleep(0)  # it has a thread from then on
+        close.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await close
+
+    asyncio.run(main())
+
+    def refused() -> int:
+        track(letter, 1)
+        return int(letter.stats()["lost"].get("closed", 0))
+
+    assert eventually(refused, bool)
+    hold.release()
+    assert letter_api.wait_for(3)
+    assert letter.close(DEADLINE) is True
+
+
+def test_a_wrong_timeout_is_an_error_and_so_is_one_of_the_call_itself(letter_api: Any) -> None:
+    class Broken(Letter):
+        def flush(self, timeout: float | None = None) -> bool:
+            raise ZeroDivisionError("mine")
+
+    async def main() -> None:
+        async with Broken("k", letter_api.url) as letter:
+            with pytest.raises(LetterError, match="timeout"):
+                await letter.aflush(-1)
+            with pytest.raises(LetterError, match="timeout"):
+                await letter.aclose("soon")  # type: ignore[arg-type]
+            with pytest.raises(ZeroDivisionError):
+                await letter.aflush()
+
+    asyncio.run(main())
+
+
+def test_where_no_thread_can_run_the_call_itself_waits(
+    letter_api: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def none(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", none)
+
+    async def main() -> None:
+        letter = Letter("k", letter_api.url)
+        track(letter, 3)
+        assert await letter.aflush(DEADLINE) is True and await letter.aclose(DEADLINE) is True
+        assert letter.stats()["delivered"] == 3
+
+    asyncio.run(main())
+
+
 def test_a_full_queue_never_blocks_the_loop_even_with_block(letter_api: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
@@ -95,3 +230,129 @@ def test_a_full_queue_never_blocks_the_loop_even_with_block(letter_api: Any) -> 
         await letter.aclose()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+# After a signal of `exit_signals` that the program's own loop survives.
+
+SURVIVES = """
+import asyncio
+from pathlib import Path
+
+async def main():
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, came.set)
+    options = {OPTIONS}
+    letter = Letter('k', API, flush_at=1, exit_signals=(signal.SIGTERM,), exit_timeout=60, **options)
+    work(letter, 3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert letter.stats()['delivered'] == 3  # by the handler
+    await came.wait()
+    Path('held').touch()
+    while not os.path.exists('hold'):
+        await asyncio.sleep(0.01)
+    work(letter, 20, start=3)  # the API stands still from now on
+    Path('tracked').touch()
+    await asyncio.sleep(0)
+    if {THREAD}:
+        await loop.run_in_executor(None, work, letter, 1, 'program', 23)
+        assert letter.stats()['delivered'] == 24
+    print(letter.stats()['lost'], flush=True)
+    return letter
+
+letter = asyncio.run(main())
+{LAST}
+"""
+
+
+def survive(letter_api: Any, tmp_path: Path, last: str = "", options: str = "{}", thread: bool = False) -> None:
+    code = SURVIVES.replace("{OPTIONS}", options).replace("{LAST}", last).replace("{THREAD}", str(thread))
+    hold = Hold()
+    with start(code, letter_api.url, tmp_path) as program:
+        assert eventually((tmp_path / "held").exists, lambda there: there or program.process.poll() is not None)
+        letter_api.rule = lambda request: hold
+        (tmp_path / "hold").touch()
+        tracked = eventually((tmp_path / "tracked").exists, bool, DEADLINE / 2)
+        letter_api.rule = None
+        hold.release()
+        finished = program.finish()
+    assert (finished.code, finished.output) == (0, "{}\n"), finished
+    assert tracked, "the loop stood still"
+    assert whose(letter_api) == {"program": list(range(23 + thread))}
+
+
+@pytest.mark.parametrize("last", ["", "letter.close()", "letter.flush()"], ids=["end", "close", "flush"])
+def test_after_a_signal_that_the_loop_survives_no_call_waits_in_it_and_all_arrives(
+    last: str, letter_api: Any, tmp_path: Path
+) -> None:
+    survive(letter_api, tmp_path, last)
+
+
+def test_a_thread_beside_the_loop_waits_for_its_event_then(letter_api: Any, tmp_path: Path) -> None:
+    survive(letter_api, tmp_path, thread=True)
+
+
+def test_no_call_waits_in_the_loop_then_for_room_or_a_spool(letter_api: Any, tmp_path: Path) -> None:
+    survive(letter_api, tmp_path, options="{'spool': 'spool', 'overflow': 'block'}")
+
+
+RAISES_AGAIN = """
+import asyncio
+from pathlib import Path
+
+async def main():
+    came = asyncio.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.set())
+    letter = Letter('k', API, flush_at=1, exit_signals=(signal.SIGTERM,), exit_timeout=TIME, on_error=on_error)
+    work(letter, 3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await came.wait()
+    Path('held').touch()
+    while not os.path.exists('hold'):
+        await asyncio.sleep(0.01)
+    work(letter, 20, start=3)
+    Path('tracked').touch()
+    signal.signal(signal.SIGTERM, before)
+    signal.raise_signal(signal.SIGTERM)
+
+def on_error(error):
+    print(error.cause, error.lost, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["delivers", "reports"])
+def test_a_program_that_raises_its_signal_again_as_uvicorn_does(
+    answers: bool, letter_api: Any, tmp_path: Path
+) -> None:
+    hold = Hold()
+    with start(RAISES_AGAIN.replace("TIME", "60" if answers else "0.3"), letter_api.url, tmp_path) as program:
+        assert eventually((tmp_path / "held").exists, lambda there: there or program.process.poll() is not None)
+        letter_api.rule = lambda request: hold
+        (tmp_path / "hold").touch()
+        assert eventually((tmp_path / "tracked").exists, bool, DEADLINE / 2), "the loop stood still"
+        if answers:
+            letter_api.rule = None
+            hold.release()
+        finished = program.finish()
+    hold.release()
+    assert (finished.code, finished.output) == (-signal.SIGTERM, "" if answers else "exit 20\n"), finished
+    if answers:
+        assert whose(letter_api) == {"program": list(range(23))}
+
+
+def test_what_a_loop_of_an_exit_callback_tracks_is_sent(letter_api: Any, tmp_path: Path) -> None:
+    code = """
+    import asyncio, atexit
+
+    async def last():
+        work(letter, 5, start=1)
+
+    atexit.register(lambda: asyncio.run(last()))  # after the client's own end
+    letter = Letter('k', API)
+    work(letter, 1)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.code == 0, finished
+    assert whose(letter_api) == {"program": list(range(6))}

@@ -10,13 +10,16 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import DEADLINE, Program, environment, eventually, get, run, start, whose
+from relayed import Runtime
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold
@@ -137,7 +140,7 @@ def job(serial):
 
 @needs("rq")
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
-@pytest.mark.parametrize("worker", ["worker", "worker-pool"])
+@pytest.mark.parametrize("worker", ["worker", "worker-pool", "SpawnWorker", "SimpleWorker"])
 def test_rqs_work_horses(worker: str, letter_api: Any, tmp_path: Path) -> None:
     from redis import Redis
     from rq import Queue
@@ -151,15 +154,19 @@ def test_rqs_work_horses(worker: str, letter_api: Any, tmp_path: Path) -> None:
         redis = Redis(port=port)
         assert eventually(lambda: _answers(redis), bool)
         queue = Queue(connection=redis)
-        for serial in range(20):
+        jobs = 4 if worker == "SpawnWorker" else 20  # each is a new interpreter there
+        for serial in range(jobs):
             queue.enqueue("jobs.job", serial)
-        rq = [sys.executable, "-m", "rq.cli", worker, "--burst", "--url", f"redis://127.0.0.1:{port}"]
+        is_class = worker.endswith("Worker")
+        rq = [sys.executable, "-m", "rq.cli", "worker" if is_class else worker]
+        rq += ["--burst", "--url", f"redis://127.0.0.1:{port}"]
         rq += ["--num-workers", "2"] if worker == "worker-pool" else []
+        rq += ["--worker-class", f"rq.worker.{worker}"] if is_class else []
         with Program(rq, env, tmp_path) as program:
             finished = program.finish()
         assert finished.code == 0 and "Traceback" not in finished.output, finished
         redis.close()
-    assert sorted(whose(letter_api)["rq"]) == list(range(20)), finished
+    assert sorted(whose(letter_api).get("rq", [])) == list(range(jobs)), finished
 
 
 def _answers(redis: Any) -> bool:
@@ -218,6 +225,55 @@ def test_pytest_forked(letter_api: Any, tmp_path: Path) -> None:
         program.finish()
     # (1.7.5 with pytest 9 says of every test that it failed, an empty one too.)
     assert sorted(whose(letter_api).get("rq", [])) == list(range(5))
+
+
+SPARK = (
+    JOBS
+    + """
+from pyspark.serializers import read_int, write_int
+
+def main(infile, outfile):  # what a task is, in the place of `pyspark.worker`
+    job(read_int(infile))
+    write_int(os.getpid(), outfile)
+    outfile.flush()
+"""
+)
+
+
+@needs("pyspark")
+@pytest.mark.parametrize("reused", [False, True], ids=["a worker a task", "a worker for all tasks"])
+def test_pysparks_daemon(reused: bool, letter_api: Any, tmp_path: Path) -> None:
+    # As a JVM drives it: the port on its standard output, a connection for a worker, and the end of its standard input
+    # for the end, at which it kills its workers by SIGHUP. A worker for all tasks has no other end, so it has a relay.
+    (tmp_path / "pyspark_job.py").write_text(SPARK.replace("flush_interval=10", f"flush_interval=10, relay={reused}"))
+    runtime = Runtime(letter_api)
+    env = environment(letter_api.url, PYTHON_WORKER_FACTORY_SECRET="secret", XDG_RUNTIME_DIR=str(runtime.path))
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
+    env.update({"SPARK_REUSE_WORKER": "1"} if reused else {})
+    command = [sys.executable, "-m", "pyspark.daemon", "pyspark_job"]
+    workers = set()
+    with subprocess.Popen(command, env=env, cwd=str(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdin is not None and daemon.stdout is not None
+        port = int.from_bytes(daemon.stdout.read(4), "big")
+        with ExitStack() as connections:
+            for serial in range(3):
+                if serial == 0 or not reused:
+                    connections.close()  # at which a worker a task ends by `os._exit`
+                    connection = connections.enter_context(socket.create_connection(("127.0.0.1", port), DEADLINE))
+                    answers = connections.enter_context(connection.makefile("rb"))
+                    answers.read(4)  # the worker's process id
+                    connection.sendall((6).to_bytes(4, "big") + b"secret")
+                    assert answers.read(6) == b"\0\0\0\2ok"
+                connection.sendall(serial.to_bytes(4, "big"))
+                workers.add(int.from_bytes(answers.read(4), "big"))
+            if not reused:
+                connections.close()
+                assert letter_api.wait_for(3)
+            daemon.stdin.close()
+            daemon.wait(DEADLINE)
+    assert len(workers) == (1 if reused else 3)
+    assert not runtime.clear()
+    assert sorted(whose(letter_api)["rq"]) == [0, 1, 2]
 
 
 @needs("daemon")
@@ -518,3 +574,41 @@ def test_the_first_process_of_a_container_goes_on_after_a_signal_that_the_kernel
         finished = program.finish()
     assert finished.code == 0 and finished.output == "thread {}\n", finished
     assert whose(letter_api) == {"program": list(range(15))}
+
+
+# A clock that stands still, as in a program's own tests.
+
+
+@needs("freezegun")
+@pytest.mark.parametrize("moment", ["2001-01-01", "2101-01-01"])
+def test_an_end_while_the_clock_stands_still(moment: str, letter_api: Any, tmp_path: Any) -> None:
+    # freezegun puts its own function in the place of `time.monotonic` in every module that has it.
+    code = f"""
+    from freezegun import freeze_time
+    letter = Letter('k', API, flush_interval=3600, exit_timeout=30)
+    work(letter, 3, "before")
+    freeze_time("{moment}").start()
+    work(letter, 3, "frozen")
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert (finished.code, finished.output) == (0, ""), finished
+    assert {who: sorted(set(serials)) for who, serials in whose(letter_api).items()} == {
+        "before": [0, 1, 2],
+        "frozen": [0, 1, 2],
+    }
+    assert next(item for item in letter_api.events if item["userId"] == "frozen")["timestamp"].startswith(moment)
+
+
+@needs("freezegun")
+@pytest.mark.parametrize("moment", ["2001-01-01", "2101-01-01"])
+def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, letter_api: Any, tmp_path: Any) -> None:
+    letter_api.rule = lambda request: Hold()
+    code = f"""
+    from freezegun import freeze_time
+    letter = Letter('k', API, flush_interval=0, exit_timeout=1, timeout=50)
+    freeze_time("{moment}").start()
+    work(letter, 3)
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.code == 0 and "3 events given up" in finished.output, finished
+    assert finished.seconds < 20

@@ -11,7 +11,7 @@ import math
 import threading
 import uuid
 from collections import OrderedDict, UserDict, namedtuple
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -221,6 +221,66 @@ def test_a_value_is_written_by_rule(value: Any, written: Any, nested: bool) -> N
         assert sorted(map(str, came)) == sorted(map(str, value))
     else:
         assert came == written and type(came) is type(written)
+
+
+SECRET = "a secret that no event may carry"
+
+
+@dataclasses.dataclass
+class Base:
+    shared: ClassVar[str] = SECRET
+    first: int = 1
+    given: dataclasses.InitVar[str] = SECRET
+
+
+@dataclasses.dataclass
+class Derived(Base):
+    at: dt.date = dt.date(2026, 1, 2)
+    inner: Any = dataclasses.field(default_factory=lambda: Address("Elm", ["red"]))
+    shown: int = dataclasses.field(default=5, repr=False, compare=False)
+    also_shared: ClassVar[str] = SECRET
+
+    def __post_init__(self, given: str) -> None:
+        self.added = SECRET  # no field
+
+    def __getattr__(self, name: str) -> str:
+        return SECRET
+
+
+class Slotted:
+    __slots__ = ("first",)
+    shared: ClassVar[str] = SECRET
+    first: int
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+
+@dataclasses.dataclass(frozen=True)
+class Row(dict):  # type: ignore[type-arg]
+    first: int = 1
+    shared: ClassVar[str] = SECRET
+
+
+DATACLASSES = {
+    "class variables and arguments of __init__": Base(),
+    "inherited": Derived(),
+    "nested": Address("Elm", [{"of": Derived(inner=Base())}]),
+    "slots": dataclasses.dataclass(Slotted)(3),
+    "a dict too": Row(),
+    "made at run time": dataclasses.make_dataclass("Made", [("x", int), ("y", ClassVar[str], SECRET)])(1),
+}
+
+
+@pytest.mark.parametrize("value", DATACLASSES.values(), ids=DATACLASSES.keys())
+def test_of_a_dataclass_travels_what_asdict_knows_and_nothing_else(value: Any) -> None:
+    written = encoded({"v": value})["properties"]["v"]
+    assert written == json.loads(json.dumps(dataclasses.asdict(value), default=str))
+    assert SECRET not in json.dumps(written)
+
+
+def test_the_class_of_a_dataclass_is_no_value() -> None:
+    assert refusal({"v": Base}).startswith("properties.v: ")
 
 
 def test_a_naive_datetime_is_local_time() -> None:

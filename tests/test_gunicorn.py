@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import WebServer, environment, eventually
+from harness import WebServer, environment, eventually, run, whose
 from webapps import ASGI, WSGI, Gate, Visitor
 
 from letterapp.testing import stall
@@ -141,3 +141,30 @@ def test_exit_signals_lose_nothing_at_a_graceful_stop(
         visitor.ask_many(24)
         assert late_requests(letter_api) == []
         stop_and_check(server, visitor, letter_api, preload)
+
+
+def test_what_a_spool_holds_is_sent_by_the_first_worker_with_an_event_and_the_master_has_no_thread(
+    letter_api: Any, tmp_path: Path
+) -> None:
+    spool = str(tmp_path / "spool")
+    leaves = "letter = Letter('k', API, spool=sys.argv[1], flush_interval=1000)\nwork(letter, 5, 'left')\nos.abort()"
+    assert run(leaves, letter_api.url, tmp_path, spool).code == -signal.SIGABRT
+    (tmp_path / "app.py").write_text(
+        "import os\nfrom letterapp import Letter\n"
+        f"letter = Letter('k', os.environ['TEST_API'], spool={spool!r})\n"
+        "def app(environ, start_response):\n"
+        "    if environ['PATH_INFO'] == '/track':\n"
+        "        letter.track('asked', 'Worked', {'serial': 0})\n"
+        "    start_response('200 OK', [('Content-Length', '2')])\n"
+        "    return [b'ok']\n"
+    )
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--preload", "--timeout", "60"]
+    with WebServer(command, environment(letter_api.url), tmp_path, port) as server:
+        assert server.get("/") == "ok"
+        assert psutil.Process(server.pid).num_threads() == 1 and letter_api.requests == []
+        assert server.get("/track") == "ok"
+        assert letter_api.wait_for(6), server.output
+        server.signal(signal.SIGTERM)
+        assert server.finish().code == 0
+    assert whose(letter_api) == {"left": [0, 1, 2, 3, 4], "asked": [0]}

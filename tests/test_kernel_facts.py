@@ -6,6 +6,7 @@ when the lock on the slot's byte can be had. What servers make of it is in `test
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import sys
 from pathlib import Path
@@ -138,7 +139,14 @@ def test_at_exec_a_lock_is(stays_open: bool, locks: Callable[[str], None]) -> No
 # Who has a lock.
 
 
-@pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"], ids=["os.fork", "without Python's hooks"])
+RAW_FORK = pytest.param(
+    "ctypes.PyDLL(None).fork",
+    id="without Python's hooks",
+    marks=pytest.mark.skipif(not hasattr(ctypes, "PyDLL"), reason="PyPy has no PyDLL, and does not bear such a fork"),
+)
+
+
+@pytest.mark.parametrize("fork", [pytest.param("os.fork", id="os.fork"), RAW_FORK])
 def test_a_lock_is_not_inherited_and_not_given_back_by_a_child(fork: str, locks: Callable[[str], None]) -> None:
     locks(f"""
     fork = {fork}
@@ -173,7 +181,8 @@ def test_a_lock_is_kept_while_and_after_its_owner_runs_programs(locks: Callable[
             assert not others_can_take(1), how
         assert not others_can_take(1), how
     os.system("true")
-    assert reap(os.posix_spawnp("true", ["true"], os.environ)) == 0
+    if hasattr(os, "posix_spawnp"):  # PyPy has no such function
+        assert reap(os.posix_spawnp("true", ["true"], os.environ)) == 0
     assert not others_can_take(1)
     """)
 

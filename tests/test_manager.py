@@ -15,14 +15,16 @@ import pickle
 import queue as queues
 import signal
 import socket
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment, eventually, run, start, whose
+from harness import DEADLINE, FEW_DESCRIPTORS, PRELUDE, Program, environment, eventually, run, start, whose
 from managed import KEY, SECRET, Directory, own_directory  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError
@@ -313,7 +315,7 @@ def calls_in_time(letter: Letter, count: int, start: int, longest: float = 0.25)
 
 
 def troubles(errors: list[LetterError]) -> list[str]:
-    assert all(error.cause is None for error in errors), errors
+    assert all(error.cause == "degraded" for error in errors), errors
     return [str(error) for error in errors]
 
 
@@ -558,8 +560,11 @@ def test_a_connection_whose_batch_was_refused_ends_like_any_other(manager: Any, 
     assert eventually(lambda: one.status()["connections"], lambda count: count == 0) == 0
 
 
-def test_a_manager_that_gives_up_empties_no_spool(manager: Any, letter_api: Any, errors: Any, tmp_path: Any) -> None:
-    letter_api.rule = lambda request: status(503)
+@pytest.mark.parametrize("code", [503, 401])
+def test_a_manager_that_gives_up_empties_no_spool(
+    code: int, manager: Any, letter_api: Any, errors: Any, tmp_path: Any
+) -> None:
+    letter_api.rule = lambda request: status(code)
     one = manager(max_retries=0)
     letter = Letter(relay=one.queue, spool=tmp_path / "spool", on_error=errors.append, **SLOW)
     work(letter, 50)
@@ -568,7 +573,7 @@ def test_a_manager_that_gives_up_empties_no_spool(manager: Any, letter_api: Any,
     assert balanced(letter)["waiting"] == 50 and not letter.stats()["lost"]
     letter_api.rule = None
     assert letter.flush(DEADLINE) and letter.stats()["delivered"] == 50
-    assert letter.close()
+    assert letter.close() and [error.cause for error in errors] == ["degraded"] * (code == 401)
 
 
 def test_a_manager_that_gives_up_at_its_end_leaves_events_to_their_process(
@@ -619,7 +624,7 @@ def test_two_managers_that_start_at_one_address(directory: Directory, letter_api
     ]
     try:
         outputs = eventually(
-            lambda: [program.output for program in starting], lambda outputs: all("serve" in text for text in outputs)
+            lambda: [program.output for program in starting], lambda outputs: all("serv" in text for text in outputs)
         )
         assert ["serving at" in text for text in outputs].count(True) == 1, outputs
         assert directory.status()["accepted"] == 0
@@ -1386,3 +1391,38 @@ def test_a_manager_keeps_descriptors_in_reserve_for_sending(
         assert letter_api.distinct == 1
         for connection in connections:
             connection.close()
+
+
+def test_who_reads_all_output_of_a_program_does_not_wait_for_the_manager_that_it_started(
+    directory: Directory, letter_api: Any, tmp_path: Any
+) -> None:
+    code = """
+    from letterapp.relay import SenderManager
+
+    manager = SenderManager("test-key", API)
+    manager.start()
+    pid = os.fork()  # the manager lives as long as this child
+    if not pid:
+        for number in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        sys.stdin.read()
+        os._exit(0)
+    print(manager.status()["pid"])
+    os._exit(0)
+    """
+    (tmp_path / "program.py").write_text(PRELUDE + textwrap.dedent(code))
+    ends = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "program.py")],
+            stdin=ends[0],
+            capture_output=True,
+            env=environment(letter_api.url),
+            timeout=DEADLINE,
+        )
+        (manager,) = directory.processes()
+        assert (done.stdout, done.stderr) == (b"%d\n" % manager.pid, b"")
+        assert (directory.path / "letterapp" / "relay.log").read_bytes() == b""
+    finally:
+        os.close(ends[1])
+        os.close(ends[0])

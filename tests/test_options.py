@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import multiprocessing
 import pickle
+import re
 import ssl
 import threading
 from typing import Any
+from unittest import mock
 
 import pytest
 from harness import DEADLINE, eventually
 
 from letterapp import Letter, LetterError
+from letterapp.relay import LISTENING, SENDING, QueueListener, SenderManager
 from letterapp.testing import Hold, status
 
 
@@ -52,6 +57,34 @@ def test_the_documented_seven_keep_their_names_order_and_defaults() -> None:
         ({"base_url": "http://ho st"}, "base_url"),
         ({"base_url": "http://[::1"}, "base_url"),
         ({"base_url": 5}, "base_url"),
+        ({"base_url": "http://host:0"}, "base_url"),
+        ({"base_url": "http://[::1]:0"}, "base_url"),
+        ({"base_url": "https://host:00/prefix"}, "base_url"),
+        ({"base_url": "http://host:65536"}, "base_url"),
+        ({"base_url": "http://host:-1"}, "base_url"),
+        ({"base_url": "http://host:+80"}, "base_url"),
+        ({"base_url": "http://host:8_0"}, "base_url"),
+        ({"base_url": "http://host:\u0668\u0660"}, "base_url"),
+        ({"base_url": "http://host:"}, "base_url"),
+        ({"base_url": "http://host:/prefix"}, "base_url"),
+        ({"base_url": "http://:80"}, "base_url"),
+        ({"base_url": "http://::1"}, "base_url"),
+        ({"base_url": "http://host:80:90"}, "base_url"),
+        ({"base_url": "http://[::1]80"}, "base_url"),
+        ({"base_url": "http://[::1]x:80"}, "base_url"),
+        ({"base_url": "http://x[::1]:80"}, "base_url"),
+        ({"base_url": "http://[x]:80"}, "base_url"),
+        ({"base_url": "http://host: 80"}, "base_url"),
+        ({"base_url": " http://host"}, "base_url"),
+        ({"base_url": "http://host\n"}, "base_url"),
+        ({"base_url": "http://host\t:80"}, "base_url"),
+        ({"base_url": "http://host\xa0"}, "base_url"),
+        ({"base_url": "http://:password@host"}, "base_url"),
+        ({"base_url": "http://@host"}, "base_url"),
+        ({"base_url": "http://ho\\st"}, "base_url"),
+        ({"base_url": "http://ho%73t"}, "base_url"),
+        ({"base_url": "http:host"}, "base_url"),
+        ({"base_url": "http:///host"}, "base_url"),
         ({"flush_at": 0}, "flush_at"),
         ({"flush_at": 1.5}, "flush_at"),
         ({"flush_at": True}, "flush_at"),
@@ -78,6 +111,27 @@ def test_the_documented_seven_keep_their_names_order_and_defaults() -> None:
 def test_a_wrong_option_is_an_error_that_names_it_at_construction(options: dict[str, Any], named: str) -> None:
     with pytest.raises(LetterError, match=named):
         Letter(**{"api_key": "k", **options})
+
+
+@pytest.mark.parametrize(
+    "base_url, host, port",
+    [
+        ("http://host", "host", 80),
+        ("https://Host:8443/prefix/", "host", 8443),
+        ("http://host:080", "host", 80),
+        ("http://host:65535", "host", 65535),
+        ("http://[::1]", "::1", 80),
+        ("http://[::1]:8080", "::1", 8080),
+        ("http://[fe80::1%eth0]:8080", "fe80::1%eth0", 8080),
+        ("http://[::ffff:127.0.0.1]", "::ffff:127.0.0.1", 80),
+        ("http://under_score.example", "under_score.example", 80),
+        ("http://b\xfccher.example", "xn--bcher-kva.example", 80),
+        ("http://host.", "host.", 80),
+    ],
+)
+def test_an_address_is_taken_as_it_is_written(base_url: str, host: str, port: int) -> None:
+    settings = Letter("k", base_url)._settings
+    assert (settings.host, settings.port) == (host, port)
 
 
 def test_an_unknown_option_is_python_s_own_error() -> None:
@@ -116,6 +170,38 @@ def test_flush_at_sends_a_batch_before_its_interval(make: Any, letter_api: Any) 
     fill(letter, 7)
     assert letter_api.wait_for(7)
     assert len(letter_api.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "waiting, options, sizes",
+    [
+        (250, {"flush_at": 250}, [100, 100, 50]),
+        (250, {"flush_at": 101}, [100, 100, 50]),
+        (100, {"flush_at": 100}, [100]),
+        (120, {"flush_at": 50}, [100, 20]),
+        (40, {"flush_at": 40, "max_batch_bytes": 2000}, None),
+    ],
+    ids=["three requests", "one more than a request carries", "one request", "more than flush_at", "large events"],
+)
+def test_all_that_waits_when_flush_at_is_reached_leaves_at_once(
+    waiting: int, options: dict[str, Any], sizes: Any, driven: Any, letter_api: Any
+) -> None:
+    one = driven(flush_interval=1000, **options)
+    one.track(waiting)
+    assert one.settle() == []  # the clock stood still
+    came = [len(request.json["batch"]) for request in letter_api.requests]
+    assert sum(came) == waiting and len(came) > 1 if sizes is None else came == sizes
+    one.track(1)
+    assert one.settle() == [1000.0], "what comes later waits for company as before"
+
+
+def test_flush_at_counts_what_came_while_a_request_was_under_way(driven: Any, letter_api: Any) -> None:
+    one = driven(flush_interval=1000, flush_at=150)
+    one.track(150)
+    assert one.sender.step() == 0.0
+    one.track(99)  # with the 50 that are left
+    assert one.settle() == [1000.0]
+    assert [len(request.json["batch"]) for request in letter_api.requests] == [100, 100, 49]
 
 
 def test_flush_interval_sends_what_has_no_company(make: Any, letter_api: Any) -> None:
@@ -219,6 +305,9 @@ def test_an_event_larger_than_the_queue_is_dropped_at_once(make: Any, errors: li
         fill(letter, 2)
         letter.track("u", "large", {"blob": "x" * 2000})
         assert letter.stats()["lost"] == {"overflow": 1} and letter.stats()["waiting"] == 2
+        error = errors.pop()
+        assert re.fullmatch(r"1 event dropped: it has 2,\d+ bytes, and the queue takes 1,000 .*", str(error)), error
+        assert (error.cause, error.lost) == ("overflow", 1) and error.events[0]["event"] == "large" and errors == []
 
 
 def test_drops_are_reported_once_a_burst(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
@@ -310,6 +399,63 @@ def test_ssl_context_is_used(make: Any) -> None:
     assert make(base_url="https://localhost", ssl_context=lambda: context)._delivery._transport._tls() is context
 
 
+# Options are fixed.
+
+OPTIONS = list(inspect.signature(Letter).parameters)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_cannot_be_set_afterwards(name: str, make: Any) -> None:
+    letter = make()
+    with pytest.raises(AttributeError, match=rf"^{name} is an option, .* make another Letter\({name}=\.\.\.\)$"):
+        setattr(letter, name, 3)
+    with pytest.raises(AttributeError):
+        delattr(letter, name)
+    assert not hasattr(letter, name)
+
+
+def test_nor_can_those_of_a_manager_and_a_listener() -> None:
+    for sends in (SenderManager("k"), QueueListener(multiprocessing.Queue(), "k")):
+        for name in (*LISTENING, *SENDING, "api_key", "base_url"):
+            with pytest.raises(AttributeError):
+                setattr(sends, name, 3)
+        sends.label = "mine"
+
+
+def test_what_is_no_option_can_be_set_as_ever(make: Any, letter_api: Any) -> None:
+    class Mine(Letter):
+        timeout = 5  # its own
+
+        def __init__(self, *given: Any, **options: Any) -> None:
+            self.host = "of the application"
+            self.timeout = 7
+            super().__init__(*given, **options)
+            self.name = "orders"
+            self.flush_interval_of_mine = 1
+
+    letter = Mine("k", letter_api.url)
+    assert (letter.host, letter.timeout, letter.name) == ("of the application", 7, "orders")
+    assert letter._settings.timeout == 10.0
+    letter.track("u", "e")
+    for replaced in (letter, Letter):
+        with mock.patch.object(replaced, "track") as track:
+            letter.track("u", "not this one")
+        track.assert_called_once()
+    mock.create_autospec(letter).track("u", "nor this one")
+    letter.track("u", "e")
+    assert letter.close()
+    assert [item["event"] for item in letter_api.events] == ["e", "e"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_is_a_client_with_the_same_options_too(copied: Any, make: Any, letter_api: Any) -> None:
+    other = copied(make(on_error=None, flush_at=3))
+    assert other._settings.flush_at == 3
+    other.track("u", "of the copy")
+    assert other.close()
+    assert letter_api.distinct == 1
+
+
 # Pickling.
 
 
@@ -320,11 +466,11 @@ def on_error(error: LetterError) -> None:
 def test_a_pickled_client_is_one_with_the_same_options(letter_api: Any) -> None:
     letter = Letter("k", letter_api.url, flush_at=3, overflow="block", on_error=on_error, exit_timeout=7)
     letter.track("u", "stays here")
-    copy = pickle.loads(pickle.dumps(letter))
-    assert copy._settings.__dict__ == letter._settings.__dict__
-    assert copy.stats()["waiting"] == 0
-    copy.track("u", "from the copy")
-    assert copy.close()
+    other = pickle.loads(pickle.dumps(letter))
+    assert other._settings.__dict__ == letter._settings.__dict__
+    assert other.stats()["waiting"] == 0
+    other.track("u", "from the copy")
+    assert other.close()
     assert [item["event"] for item in letter_api.events if item["event"] == "from the copy"] == ["from the copy"]
     letter.close()
 
@@ -338,6 +484,6 @@ def test_an_error_can_be_pickled_whatever_its_events_hold() -> None:
     error = LetterError(
         "m", 400, "body", "code", "reason", cause="invalid", events=[b'{"a":1}', {"x": threading.Lock()}]
     )
-    copy = pickle.loads(pickle.dumps(error))
-    assert str(copy) == "m" and (copy.status, copy.body, copy.code, copy.reason) == (400, "body", "code", "reason")
-    assert copy.cause == "invalid" and copy.lost == 2 and copy.events == [{"a": 1}]
+    other = pickle.loads(pickle.dumps(error))
+    assert str(other) == "m" and (other.status, other.body, other.code, other.reason) == (400, "body", "code", "reason")
+    assert other.cause == "invalid" and other.lost == 2 and other.events == [{"a": 1}]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import base64
+import email.message
+import io
 import socket
 import ssl
 import sys
 import threading
+import urllib.request
+import urllib.response
 from typing import Any, Callable, Iterator
 
 import pytest
 import trustme
 from harness import DEADLINE, WebServer, environment, eventually
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from letterapp import LetterError
+from letterapp import Letter, LetterError
 from letterapp.testing import IngestionServer
 from stress.ports import free_port
 
@@ -245,8 +251,15 @@ def test_refused_credentials_are_reported_for_connect(
 
 @pytest.mark.parametrize(
     "address",
-    ["https://127.0.0.1:1", "socks5://user:secret-word@127.0.0.1:1", "http://", "http://user:secret/word@127.0.0.1:1"],
-    ids=["https", "socks", "no host", "an unescaped slash in the password"],
+    [
+        "https://127.0.0.1:1",
+        "socks5://user:secret-word@127.0.0.1:1",
+        "http://",
+        "http://user:secret/word@127.0.0.1:1",
+        "http://user:secret@127.0.0.1:0",
+        "127.0.0.1:65536",
+    ],
+    ids=["https", "socks", "no host", "an unescaped slash in the password", "port 0", "no such port"],
 )
 def test_a_proxy_address_that_cannot_be_used_is_reported_without_its_password(
     address: str, letter_api: Any, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
@@ -257,6 +270,91 @@ def test_a_proxy_address_that_cannot_be_used_is_reported_without_its_password(
     assert "proxy" in str(error) and error.cause == "undeliverable"
     assert "secret" not in str(error)
     assert letter_api.requests == []
+
+
+# Which requests go past it: as urllib decides.
+
+
+def goes_past_by_urllib(url: str) -> bool:
+    """Whether urllib sends a request for ``url`` to its own host."""
+    went: list[str] = []
+
+    class Spy(urllib.request.HTTPSHandler):
+        def http_open(self, request: Any) -> Any:
+            went.append(request.host)
+            return urllib.response.addinfourl(io.BytesIO(), email.message.Message(), url, 200)
+
+        https_open = http_open
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler(), Spy()):
+        opener.add_handler(handler)
+    opener.open(url)
+    return went == [urllib.request.Request(url).host]
+
+
+def goes_past(url: str) -> bool:
+    return Letter("k", url)._delivery._transport._proxy() is None  # type: ignore[attr-defined]
+
+
+HOSTS = ["[::1]", "[fe80::1]", "[::ffff:1.2.3.4]", "127.0.0.1", "localhost", "api.letter.app", "API.Letter.app"]
+NAMED = ["::1", "[::1]", "[::1]:80", "[::1]:8080", "::1:8080", "fe80::1", "[fe80::1]", "1.2.3.4", "[::ffff:1.2.3.4]"]
+NAMED += ["127.0.0.1", "127.0.0.1:8080", ".0.0.1", "localhost", "localhost:80", "localhost:443", "api.letter.app:443"]
+NAMED += ["letter.app", ".letter.app", "..letter.app", "*.letter.app", "LETTER.APP", "etter.app", "app", "1]", "]", ":"]
+NAMED += ["*", " * ", "", " ", "."]
+
+
+def compare(scheme: str, host: str, port: str, no_proxy: str, set_env: Callable[[str, str], None]) -> bool:
+    set_env("NO_PROXY", no_proxy)
+    url = f"{scheme}://{host}{port}"
+    past = goes_past(url)
+    assert past == goes_past_by_urllib(url), (url, no_proxy)
+    return past
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_no_proxy_is_read_as_urllib_reads_it(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, NOWHERE)
+    past = {
+        compare(scheme, host, port, no_proxy, monkeypatch.setenv)
+        for scheme in ("http", "https")
+        for port in ("", ":80", ":443", ":8080")
+        for no_proxy in NAMED
+    }
+    assert past == {True, False}
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(["http", "https"]),
+    st.sampled_from(HOSTS),
+    st.sampled_from(["", ":80", ":443", ":8080"]),
+    st.lists(st.one_of(st.sampled_from(NAMED), st.text("[]:.*,% 18alpet", max_size=6)), max_size=3),
+)
+def test_whatever_no_proxy_says_is_read_as_urllib_reads_it(scheme: str, host: str, port: str, names: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+            patch.setenv(name, NOWHERE)
+        compare(scheme, host, port, ",".join(names), patch.setenv)
+
+
+@pytest.mark.parametrize("no_proxy, past", [("[::1]", True), ("::1", False)])
+def test_no_proxy_names_an_ipv6_address_in_brackets(
+    no_proxy: str, past: bool, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_INET6) as listener:
+        try:
+            listener.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        port = listener.getsockname()[1]  # where nobody listens
+        monkeypatch.setenv("NO_PROXY", no_proxy)
+        with Scripted(lambda sock: None) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            letter = make(base_url=f"http://[::1]:{port}", max_retries=0)
+            assert not delivers(letter)
+            assert bool(proxy.heads) is not past
 
 
 # A proxy that follows a script.

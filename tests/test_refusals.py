@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from driven import connections
-from harness import DEADLINE
+from harness import DEADLINE, run
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer, status
@@ -227,3 +228,63 @@ def test_a_413_from_a_server_that_does_not_read_the_rest_is_heard(driven: Any, e
         api.close()
     assert errors == []
     assert api.kept == list(range(8))
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 404, 405, 407, 301, 308])
+def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_told_once(
+    code: int, letter_api: IngestionServer, driven: Any, errors: list[LetterError], tmp_path: Path
+) -> None:
+    body = b'{"error": {"code": "bad_key", "message": "No such key.", "reason": "revoked"}}'
+    letter_api.rule = lambda request: status(code, body)
+    one = driven(spool=tmp_path / "spool")
+    one.track(300)
+    waits = []
+    for _ in range(14):
+        assert one.sender.step() == 0.0
+        waits.append(one.sender._not_before - one.now)
+        one.now += waits[-1]
+    for wait, shortest in zip(waits, [min(300, 0.25 * 2**turn) for turn in range(14)]):
+        assert shortest <= wait <= 1.25 * shortest, waits
+    (error,) = errors
+    assert (error.cause, error.lost, error.events, error.status) == ("degraded", 0, [], code)
+    assert "stays in the spool" in str(error) and (code < 400 or error.code == "bad_key")
+    stats = one.letter.stats()
+    assert (stats["waiting"], stats["lost"], stats["memory"]) == (300, {}, "spool")
+    letter_api.rule = lambda request: None
+    one.settle()
+    assert one.letter.stats()["delivered"] == 300 and letter_api.distinct == 300 and len(errors) == 1
+    letter_api.rule = lambda request: status(code, body)
+    one.track()
+    one.sender.step()
+    assert len(errors) == 2, "it is another trouble by now"
+
+
+@pytest.mark.parametrize("code", [400, 409, 413, 422])
+def test_what_is_about_an_event_is_refused_out_of_a_spool_too(
+    code: int, letter_api: IngestionServer, driven: Any, errors: list[LetterError], tmp_path: Path
+) -> None:
+    letter_api.plan(status(code))
+    one = driven(spool=tmp_path / "spool")
+    one.track(1)
+    assert one.settle() == [] and one.letter.stats()["lost"] == {"rejected": 1}
+
+
+def test_close_says_that_a_refused_key_left_events_and_the_next_start_sends_them(
+    make: Any, letter_api: IngestionServer, errors: list[LetterError], tmp_path: Path
+) -> None:
+    code = """
+    told, is_told = [], threading.Event()
+    def tell(error):
+        told.append(error.cause)
+        is_told.set()
+    letter = Letter('test-key', API, spool=sys.argv[1], exit_timeout=0.1, on_error=tell)
+    work(letter, 300)
+    assert is_told.wait(60)
+    print(letter.flush(0.2), letter.close(0.2), told, letter.stats()["lost"])
+    """
+    letter_api.rule = lambda request: status(401)
+    assert run(code, letter_api.url, tmp_path, str(tmp_path / "spool")).output == "False False ['degraded'] {}\n"
+    letter_api.rule = lambda request: None
+    letter = make(spool=tmp_path / "spool")
+    assert letter.flush(DEADLINE) and letter.stats()["delivered"] == 300 and errors == []
+    assert [item["properties"]["serial"] for item in letter_api.events] == list(range(300))

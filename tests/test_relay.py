@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, run, start, whose
+from harness import DEADLINE, PRELUDE, environment, eventually, run, start, whose
 from relayed import KEY, STATUSES, Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError, _protocol
@@ -434,7 +434,8 @@ def test_close_means_settled_and_false_leaves_it_to_the_relay(
     assert second.close(DEADLINE) and letter_api.distinct == 10
     assert balanced(second.stats())["delivered"] == 5
     balanced(first.stats())
-    assert errors == []
+    (error,) = errors
+    assert (error.cause, error.lost, [event["userId"] for event in error.events]) == ("degraded", 0, ["first"] * 5)
 
 
 def test_an_error_reaches_the_client_whose_event_failed_and_no_other(
@@ -962,3 +963,217 @@ def test_a_directory_that_others_may_write_in_is_believed_by_nobody(
         make(relay=runtime.socket)
     refused = runtime.command("--socket", runtime.socket)
     assert refused.returncode == 1 and "others may write in it" in refused.stderr
+
+
+# What it holds of its starter.
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+STARTS_ONE = """
+letter = Letter('test-key', API, relay=True)
+print("started", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_reads_all_output_of_a_program_does_not_wait_for_the_relay_that_it_started(
+    runtime: Runtime, make: Any, letter_api: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(PRELUDE + STARTS_ONE)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(letter_api.url),
+        encoding="utf-8",
+    ) as program:
+        assert program.stdout is not None and program.stdout.readline() == "started\n"
+        relay = runtime.relay()
+        make(relay=True)  # which keeps it going
+        assert program.communicate(timeout=DEADLINE) == ("", "")
+    assert runtime.relays() == [relay] and relay.is_running()
+    # Its messages go to a file now, which is begun anew when it is large.
+    log = runtime.path / "letterapp" / "relay.log"
+    assert log.stat().st_mode & 0o777 == 0o600 and log.read_bytes() == b""
+    place = next(runtime.path.glob("letterapp/*.sock"))
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(place))
+        stranger.sendall(b"hello\n")
+        assert b"refused" in stranger.recv(1000)
+    said = eventually(log.read_text, bool)
+    assert re.fullmatch(r"[\d-]{10} [\d:]{8} letterapp relay \[\d+\]: a connection was refused: .+\n", said), said
+    log.write_bytes(b"x" * 1_048_577)
+    relay.send_signal(signal.SIGUSR1)
+    said = eventually(log.read_text, lambda text: text.endswith("\n"))
+    assert '"delivered"' in said and len(said) < 2000
+
+
+@linux
+def test_a_relay_has_no_open_file_of_its_starter_but_stderr(
+    runtime: Runtime, make: Any, letter_api: Any, tmp_path: Path
+) -> None:
+    code = """
+    ends = os.pipe()
+    for number in (40, 41):
+        os.dup2(ends[1], number)  # which can be inherited
+        os.set_inheritable(number, True)
+    kept = open(sys.argv[1], "w")
+    os.dup2(kept.fileno(), 42)
+    letter = Letter('test-key', API, relay=True)
+    print("started", flush=True)
+    stay()
+    """
+    with start(code, letter_api.url, tmp_path, str(tmp_path / "kept")) as program:
+        assert eventually(lambda: program.output, lambda text: "started" in text)
+        relay = runtime.relay()
+        theirs = {os.stat(f"/proc/{program.pid}/fd/{name}").st_ino for name in os.listdir(f"/proc/{program.pid}/fd")}
+        output = os.fstat(program._output.fileno()).st_ino  # a file, for which nobody waits
+        null = os.stat(os.devnull).st_ino
+        mine = {os.stat(f"/proc/{relay.pid}/fd/{name}").st_ino for name in os.listdir(f"/proc/{relay.pid}/fd")}
+        assert mine & theirs <= {output, null} and output in mine
+        assert not (runtime.path / "letterapp" / "relay.log").exists()
+
+
+@linux
+def test_a_program_without_stderr_starts_a_relay_that_writes_into_none_of_its_sockets(
+    runtime: Runtime, letter_api: Any, tmp_path: Path
+) -> None:
+    code = """
+    os.close(2)
+    letter = Letter('test-key', API, relay=True)
+    os.write(1, b"started\\n")
+    stay()
+    """
+    with start(code, letter_api.url, tmp_path) as program:
+        assert eventually(lambda: program.output, lambda text: "started" in text)
+        assert os.readlink(f"/proc/{runtime.relay().pid}/fd/2") == os.devnull
+
+
+def _missing_key(path: Path) -> tuple[list[str], str]:
+    return ["--socket", str(path / "r.sock"), "--api-key-file", "/no/key"], "--api-key-file: /no/key: No such file"
+
+
+def _status_with_missing_key(path: Path) -> tuple[list[str], str]:
+    return ["--status", "--api-key-file", "/no/key"], "--api-key-file: /no/key: No such file"
+
+
+def _empty_key(path: Path) -> tuple[list[str], str]:
+    return ["--status", "--api-key-file", os.devnull], f"--api-key-file: {os.devnull} is empty"
+
+
+def _binary_key(path: Path) -> tuple[list[str], str]:
+    (path / "key").write_bytes(bytes(range(256)))
+    return ["--status", "--api-key-file", str(path / "key")], "api_key holds a line break"
+
+
+def _managers_missing_key(path: Path) -> tuple[list[str], str]:
+    (path / "authkey").write_text("secret")
+    options = ["--manager", str(path / "m.sock"), "--authkey-file", str(path / "authkey"), "--api-key-file", "/no/key"]
+    return options, "--api-key-file: /no/key: No such file"
+
+
+def _missing_authkey(path: Path) -> tuple[list[str], str]:
+    return ["--manager", str(path / "m.sock"), "--authkey-file", "/no/authkey"], "--authkey-file: /no/authkey: No such"
+
+
+def _managers_port(path: Path) -> tuple[list[str], str]:
+    (path / "authkey").write_text("secret")
+    options = ["--manager", "127.0.0.1:99999", "--authkey-file", str(path / "authkey")]
+    return options, "cannot listen at ('127.0.0.1', 99999): "
+
+
+def _directory_in_nothing(path: Path) -> tuple[list[str], str]:
+    return ["--socket", str(path / "a" / "b" / "r.sock")], f"{path / 'a' / 'b'}: No such file"
+
+
+def _open_directory(path: Path) -> tuple[list[str], str]:
+    (path / "open").mkdir()
+    (path / "open").chmod(0o777)
+    return ["--socket", str(path / "open" / "r.sock")], f"{path / 'open'}: others may write in it"
+
+
+def _directory_is_a_file(path: Path) -> tuple[list[str], str]:
+    (path / "file").write_text("")
+    return ["--socket", str(path / "file" / "r.sock")], f"{path / 'file'}: it must be a directory"
+
+
+@pytest.mark.parametrize(
+    "lay",
+    [
+        _missing_key,
+        _status_with_missing_key,
+        _empty_key,
+        _binary_key,
+        _managers_missing_key,
+        _missing_authkey,
+        _managers_port,
+        _directory_in_nothing,
+        _open_directory,
+        _directory_is_a_file,
+    ],
+)
+def test_a_command_names_the_file_that_it_cannot_use(
+    lay: Callable[[Path], tuple[list[str], str]], runtime: Runtime, tmp_path: Path
+) -> None:
+    options, says = lay(tmp_path)
+    done = runtime.command(*options)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.split("]: ", 1)[1].startswith(says), line
+
+
+def test_the_inbox_names_a_port_that_is_none(runtime: Runtime) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "letterapp", "inbox", "--port", "70000"],
+        env=environment(runtime.api.url),
+        stderr=subprocess.PIPE,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 2 and b"argument --port: from 0 to 65535" in done.stderr
+
+
+def test_no_descriptor_for_starting_a_relay_is_an_error_that_says_so(runtime: Runtime, tmp_path: Path) -> None:
+    code = """
+    import resource
+    limit = len(os.listdir("/dev/fd")) - 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    try:
+        Letter('test-key', API, relay=True)
+    except LetterError as error:
+        print(error)
+    """
+    assert "Too many open files" in run(code, runtime.api.url, tmp_path).output
+
+
+@pytest.mark.parametrize("ends", ["close", "exit"])
+def test_what_the_relay_has_when_a_process_ends_is_told_with_its_events_and_its_log_tells_what_it_gives_up(
+    ends: str, hold: Hold, letter_api: Any, runtime: Runtime, tmp_path: Path
+) -> None:
+    code = """
+    def tell(error):
+        serials = [event["properties"]["serial"] for event in error.events]
+        print(error.cause, error.lost, serials == list(range(40)), error, flush=True)
+    letter = Letter('test-key', API, relay=True, exit_timeout=0.3, on_error=tell)
+    work(letter, 40)
+    if sys.argv[1] == "close":
+        assert letter.close() is False
+    else:
+        assert letter.flush() is False
+    stats = letter.stats()
+    assert (stats["waiting"], stats["lost"]) == (40, {}), stats
+    """
+    with start(code, letter_api.url, tmp_path, ends) as program:
+        assert program.finish().code == 0, program.output
+        assert runtime.left_behind() == []
+        told, logged = program.output.splitlines()
+    hold.release()
+    time = "0.3 s of close()" if ends == "close" else "0.3 s that the end of the process may take"
+    assert told.startswith(f"degraded 0 True 40 events were handed to the relay and are not settled after the {time}")
+    assert re.fullmatch(r"letterapp relay \[\d+\]: 40 of processes that have ended: 40 events given up: .+", logged)
+
+
+def test_what_a_relay_settles_in_time_is_not_told_of(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
+    letter = make(relay=True)
+    track(letter, 40)
+    assert letter.close(DEADLINE) and letter.close() and errors == []

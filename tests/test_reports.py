@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, Program, environment
+from harness import DEADLINE, Program, environment, start
 
 from letterapp import LetterError
+from letterapp._delivery import Reporter
 from letterapp.testing import Hold, IngestionServer, status
 
 
@@ -167,3 +169,243 @@ def test_a_fault_in_the_look_for_what_dead_processes_left_costs_nothing_else(
         one.now += 10
     assert letter_api.distinct == 3
     assert ["ZeroDivisionError" in str(error) for error in errors] == [True], "said once"
+
+
+# What `flush` and `close` answer.
+
+
+def test_flush_is_true_when_all_was_delivered_or_reported(
+    letter_api: IngestionServer, make: Any, errors: list[LetterError]
+) -> None:
+    letter_api.plan(status(401))
+    letter = make()
+    letter.track("u", "Refused")
+    assert letter.flush(DEADLINE) is True
+    assert (letter.stats()["waiting"], letter.stats()["lost"]) == (0, {"rejected": 1})
+    assert [error.lost for error in errors] == [1], "reported by then"
+    letter_api.plan(status(401))
+    letter.track("u", "Refused too")
+    assert letter.close(DEADLINE) is True and letter.close(DEADLINE) is True
+    assert len(errors) == 2
+
+
+@pytest.mark.parametrize("again", ["close", "with", "flush"])
+def test_a_close_that_gave_events_up_is_false_and_so_is_each_later_one(
+    again: str, letter_api: IngestionServer, make: Any, errors: list[LetterError]
+) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = make(flush_at=1)
+    for _ in range(20):
+        letter.track("u", "E")
+    assert hold.arrived.wait(DEADLINE)
+    assert letter.flush(0) is False
+    assert letter.close(0) is False
+    assert letter.stats()["lost"] == {"closed": 20} and [error.lost for error in errors] == [20]
+    hold.release()
+    if again == "with":
+        with letter:
+            pass
+    if again == "flush":
+        assert letter.flush(DEADLINE) is True, "nothing waits"
+    for _ in range(2):
+        assert letter.close(DEADLINE) is False
+    assert sum(letter.stats()["lost"].values()) == 20
+
+
+def test_with_a_spool_a_later_close_is_true_when_what_was_left_is_delivered(
+    letter_api: IngestionServer, make: Any, errors: list[LetterError], tmp_path: Path
+) -> None:
+    hold = Hold()
+    letter_api.plan(hold)
+    letter = make(flush_at=1, spool=tmp_path / "spool")
+    letter.track("u", "E")
+    assert hold.arrived.wait(DEADLINE)
+    assert letter.close(0) is False
+    hold.release()
+    assert letter_api.wait_for(1)
+    assert letter.close(DEADLINE) is True
+    assert letter.stats()["lost"] == {} and errors == []
+
+
+def test_a_child_s_close_answers_for_the_child_alone(letter_api: IngestionServer, tmp_path: Path) -> None:
+    code = """
+    letter = Letter('k', API, flush_at=1, on_error=lambda error: None)
+    work(letter, 1)
+    while not os.path.exists('arrived'):
+        time.sleep(0.01)
+    assert letter.close(0) is False
+    pid = child(lambda: 0 if letter.close() else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    """
+    hold = Hold()
+    letter_api.rule = lambda request: hold
+    with start(code, letter_api.url, tmp_path) as program:
+        assert hold.arrived.wait(DEADLINE)
+        (tmp_path / "arrived").touch()
+        assert program.finish().code == 0
+    hold.release()
+
+
+# An `on_error` that tracks.
+
+
+def own_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if "(on_error had tracked it)" in line]
+
+
+REFUSED: dict[str, Any] = {
+    "closed": lambda letter: letter.track("u", "Lost", {"n": 1}),
+    "invalid": lambda letter: letter.track("u", "Lost", {"n": object()}),
+}
+
+
+@pytest.mark.parametrize("cause", REFUSED)
+@pytest.mark.parametrize("times", [1, 2, 7])
+def test_what_on_error_tracks_and_loses_at_once_is_printed_and_no_report_of_its_own(
+    times: int, cause: str, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[LetterError] = []
+    depths: list[int] = []
+
+    def on_error(error: LetterError) -> None:
+        told.append(error)
+        for _ in range(times):
+            REFUSED[cause](letter)
+        depths.append(sum(frame.function == "on_error" for frame in inspect.stack(0)))
+
+    letter = make(on_error=on_error)
+    letter.close()
+    for _ in range(3):
+        REFUSED[cause](letter)
+    assert [error.cause for error in told] == [cause] * 3 and depths == [1] * 3
+    assert letter.stats()["lost"] == {cause: 3 + 3 * times}
+    assert len(own_lines(capsys)) == 3 * times
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"flush_at": 1, "flush_interval": 0}], ids=["batches", "one by one"])
+def test_what_on_error_tracks_and_loses_later_is_no_report_of_its_own_either(
+    options: dict[str, Any], times: int, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[LetterError] = []
+
+    def on_error(error: LetterError) -> None:
+        told.append(error)
+        for _ in range(times):
+            letter.track("u", "Lost", {"of": error.lost})
+
+    letter_api.rule = lambda request: status(401)
+    letter = make(on_error=on_error, **options)
+    for _ in range(3):
+        letter.track("u", "E")
+        while letter.stats()["waiting"]:  # `flush` alone would not wait for what comes meanwhile
+            assert letter.flush(DEADLINE)
+    assert sum(error.lost for error in told) == 3
+    assert letter.stats()["lost"] == {"rejected": 3 + times * len(told)}
+    assert own_lines(capsys)
+
+
+def test_an_on_error_that_tracks_keeps_no_program_from_ending(letter_api: IngestionServer, tmp_path: Path) -> None:
+    code = """
+    def on_error(error):
+        for _ in range(3):
+            letter.track('u', 'Lost', {'serial': error.lost})
+    letter = Letter('k', API, on_error=on_error, exit_timeout=30)
+    work(letter, 5)
+    """
+    letter_api.rule = lambda request: status(401)
+    with start(code, letter_api.url, tmp_path) as program:
+        finished = program.finish()
+    assert finished.code == 0
+    assert len(letter_api.requests) <= 10, "and the API not from anything else"
+
+
+def test_events_of_others_that_on_error_s_close_gives_up_are_reported(letter_api: IngestionServer, make: Any) -> None:
+    told: list[Any] = []
+
+    def on_error(error: LetterError) -> None:
+        told.append((error.cause, error.lost))
+        letter.track("u", "Lost")
+        letter.close(0)
+
+    hold = Hold()
+    letter_api.rule = lambda request: hold
+    letter = make(on_error=on_error, flush_interval=600)
+    for _ in range(5):
+        letter.track("u", "E")
+    letter.track("u", "E", {"n": object()})
+    assert told == [("invalid", 1), ("closed", 6)]  # with the one that it had tracked
+    assert letter.stats()["waiting"] == 0
+    hold.release()
+
+
+def test_a_thread_that_tracks_while_another_is_in_on_error_is_told(letter_api: IngestionServer, make: Any) -> None:
+    inside, leave = threading.Event(), threading.Event()
+    told: list[str] = []
+
+    def on_error(error: LetterError) -> None:
+        told.append(error.events[0]["event"])
+        if told == ["First"]:
+            inside.set()
+            leave.wait(DEADLINE)
+
+    letter = make(on_error=on_error)
+    letter.close()
+    other = threading.Thread(target=letter.track, args=("u", "First"))
+    other.start()
+    assert inside.wait(DEADLINE)
+    letter.track("u", "Second")
+    leave.set()
+    other.join(DEADLINE)
+    letter.track("u", "Third")
+    assert told == ["First", "Second", "Third"]
+
+
+def test_two_clients_that_report_to_each_other_come_to_an_end(letter_api: IngestionServer, make: Any) -> None:
+    first: Any = make(on_error=lambda error: second.track("u", "Lost by the first"))
+    second: Any = make(on_error=lambda error: first.track("u", "Lost by the second"))
+    first.close()
+    second.close()
+    first.track("u", "E")
+    assert first.stats()["lost"] == {"closed": 2} and second.stats()["lost"] == {"closed": 1}
+
+
+def test_a_child_that_is_forked_in_on_error_reports_its_own(letter_api: IngestionServer, tmp_path: Path) -> None:
+    code = """
+    def on_error(error):
+        print(os.getpid() == parent, error.events[0]['event'], flush=True)
+        if error.events[0]['event'] == 'First':
+            pid = os.fork()
+            if pid:
+                assert os.waitpid(pid, 0)[1] == 0
+            else:
+                letter.track('u', 'Of the child')
+                letter.track('u', 'Of the child', {'n': object()})
+                os._exit(0)
+    parent = os.getpid()
+    letter = Letter('k', API, on_error=on_error)
+    letter.track('u', 'First', {'n': object()})
+    letter.track('u', 'Second', {'n': object()})
+    """
+    with start(code, letter_api.url, tmp_path) as program:
+        finished = program.finish()
+    assert finished.code == 0, finished
+    assert finished.output.splitlines() == ["True First", "False Of the child", "True Second"]
+    assert letter_api.distinct == 1
+
+
+def test_what_on_error_tracks_is_forgotten_by_and_by(letter_api: IngestionServer) -> None:
+    calls = 0
+
+    def on_error(error: LetterError) -> None:
+        nonlocal calls
+        calls += 1
+        for serial in range(25_000):
+            reporter.note(b"%d" % serial)
+
+    reporter = Reporter(on_error)
+    reporter(LetterError("a", events=[b"real"]))
+    reporter(LetterError("b", events=[b"24999", b"15001"]))
+    assert calls == 1
+    assert len(reporter._own) + len(reporter._own_before) <= 20_000

@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 from harness import DEADLINE, eventually, run
-from spooled import NOWHERE, Bench, change, claimed, descriptors, fill, in_child
+from spooled import NOWHERE, SMALL, Bench, change, claimed, descriptors, fill, in_child
 
 from letterapp import Letter, LetterError, _spool
 from letterapp._ring import Ring
@@ -75,9 +75,30 @@ def test_a_key_has_files_of_its_own(bench: Bench) -> None:
 def test_a_file_that_was_renamed_to_another_key_s_name_is_left_alone(bench: Bench) -> None:
     ours, theirs = bench.left(b"x"), bench.left(b"secret", key="other")
     os.rename(theirs, ours)
+    bench.reports.clear()
     spool = bench.spool()
     assert bench.adopt(spool) == [] == bench.adopt(spool)
     assert bench.said("of another key") and os.path.exists(ours)
+
+
+def test_what_another_key_left_is_reported_once(bench: Bench, errors: list[LetterError], make: Any) -> None:
+    left = [bench.left(b"x", key="old"), bench.left(b"x", key="old"), bench.left(b"x", key="older")]
+    os.utime(left[1], (86_400 * 365, 86_400 * 365))
+    empty = claimed(bench.spool("emptied"))
+    empty._file.close()  # as a process does that is killed
+    in_use = claimed(bench.spool("used"))
+    fill(in_use, b"x")
+    Path(bench.directory, "letter-notes.ring").write_text("a diary of some length" * 100)
+    before = bench.files()
+    size = sum(map(os.path.getsize, left))
+    letter = make(api_key="new", spool=bench.directory, flush_interval=1000)
+    (error,) = errors
+    assert (error.cause, error.lost, error.events) == ("degraded", 0, [])
+    names = sorted({os.path.basename(path)[: len("letter-") + 16] + "-*" for path in left})
+    assert f"3 files of {size:,} bytes, the oldest of 1971-01-01" in str(error) and ", ".join(names) in str(error)
+    assert letter.flush(DEADLINE) and in_child(lambda: letter.stats()["memory"] != "spool") == 0
+    assert len(errors) == 1 and set(before) <= set(bench.files())
+    in_use.release()
 
 
 # The directory.
@@ -309,7 +330,7 @@ def test_what_others_could_have_laid_there_is_left_alone_and_reported_once(
     assert bench.adopt(spool) == [] and claimed(spool) and bench.said(why)
     after = os.lstat(path)
     assert (before.st_ino, before.st_size, before.st_mtime) == (after.st_ino, after.st_size, after.st_mtime)
-    assert bench.reports[0].cause is None
+    assert (bench.reports[0].cause, bench.reports[0].lost) == ("degraded", 0)
 
 
 def _foreign(path: str) -> str:
@@ -357,7 +378,8 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported_once(spoil: Callab
     os.utime(path, (1, 1))  # so it is looked at first
     spool = bench.spool()
     assert bench.adopt(spool) == [[b"good"]] and bench.adopt(spool) == []
-    assert bench.said(why) and bench.reports[0].cause == "damaged" and os.path.basename(path) in str(bench.reports[0])
+    assert bench.said(why) and os.path.basename(path) in str(bench.reports[0])
+    assert (bench.reports[0].cause, bench.reports[0].lost) == ("damaged", 1)  # or more: nobody can know
     assert bench.files() == [os.path.basename(path) + ".damaged"]
     assert Path(path + ".damaged").read_bytes() == content
 
@@ -558,7 +580,8 @@ def test_files_in_use_are_never_dropped_for_the_bound(overflow: str, bench: Benc
     spool = bench.spool(overflow=overflow, **two_files(bench))
     slots = [claimed(spool), claimed(spool)]
     assert spool.claim() is None and spool.claim() is None
-    assert bench.said("is full (spool_max_bytes=") and spool.dropped() == []
+    assert bench.said("is full (spool_max_bytes=") and spool.losses() == []
+    assert bench.reports[0].cause == "degraded"
     slots[0].release()
     assert claimed(spool)
 
@@ -578,8 +601,24 @@ def test_with_drop_oldest_the_oldest_file_of_an_ended_process_gives_way(bench: B
     os.utime(old, (1, 1))
     spool = bench.spool(overflow="drop_oldest", **bound)
     slot = claimed(spool)
-    assert spool.dropped() == [b"a", b"b"] and spool.dropped() == []
+    (error,) = spool.losses()
+    assert (error.cause, error.lost, error._events) == ("overflow", 2, (b"a", b"b")) and spool.losses() == []
+    assert str(error).startswith(
+        f"2 events of ended processes dropped (drop_oldest): the spool {bench.directory} was full (spool_max_bytes="
+    )
     assert bench.files() == sorted(map(os.path.basename, (new, slot.path))) and bench.reports == []
+
+
+def test_a_file_that_gave_way_is_reported_as_what_it_is(make: Any, errors: list[LetterError], bench: Bench) -> None:
+    bound = two_files(bench)
+    event = b'{"messageId":"%d"}'
+    old, _ = bench.left(event % 1, event % 2), bench.left(event % 3)
+    os.utime(old, (1, 1))
+    letter = make(api_key="k", spool=bench.directory, overflow="drop_oldest", flush_interval=1000, **bound, **SMALL)
+    (error,) = errors
+    assert (error.cause, error.lost) == ("overflow", 2) and "was full (spool_max_bytes=" in str(error)
+    assert [item["messageId"] for item in error.events] == ["1", "2"]
+    assert letter.stats()["lost"] == {"overflow": 2}
 
 
 def test_a_damaged_file_that_gives_way_is_set_aside(bench: Bench) -> None:
@@ -589,7 +628,11 @@ def test_a_damaged_file_that_gives_way_is_set_aside(bench: Bench) -> None:
     change(old, Path(old).read_bytes().rindex(b"b"), b"B")
     os.utime(old, (1, 1))
     spool = bench.spool(overflow="drop_oldest", **bound)
-    assert claimed(spool) and spool.dropped() == [b"a"]
+    assert claimed(spool)
+    assert [(error.cause, error.lost, error._events) for error in spool.losses()] == [
+        ("damaged", 1, ()),
+        ("overflow", 1, (b"a",)),
+    ]
     assert os.path.exists(old + ".damaged")
 
 
@@ -639,15 +682,18 @@ def test_a_limit_on_files_costs_a_report_and_leaves_nothing_behind(bench: Bench,
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     other = Letter('k', API, spool=sys.argv[1], on_error=errors.append)
     kept = letter.stats()["memory"], other.stats()["memory"]
-    limit = len(os.listdir("/dev/fd")) - 1
+    limit = os.dup(0)  # the lowest number that is free
+    os.close(limit)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    third = Letter('k', API, spool=sys.argv[1], on_error=errors.append)
+    third = Letter('k', API, spool=sys.argv[1], on_error=errors.append, flush_interval=3600, send_on_os_exit=False)
+    work(third, 3)  # a call needs no descriptor
     print(*kept, third.stats()["memory"], *errors, sep="\\n")
     os._exit(0)
     """
     spool, first, second, *errors = run(code, NOWHERE, tmp_path, str(bench.directory)).output.splitlines()
     assert (spool, first, second) == ("spool", "shared", "shared")
-    assert len(errors) == 2 and "File too large" in errors[0] and "Too many open files" in errors[1]
+    assert len(errors) == 3 and "File too large" in errors[0]
+    assert "cannot be used: Too many open files" in errors[1] and "cannot be read: Too many open files" in errors[2]
     assert len(bench.files()) == 1
 
 
@@ -699,3 +745,37 @@ def test_a_disk_that_cannot_sync_is_reported_once(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(os, "fdatasync", fail, raising=False)
     slot.sync(), slot.sync()
     assert bench.said("cannot be synced: Input/output error")
+
+
+def test_a_file_that_becomes_too_short_while_it_is_opened_costs_a_report(
+    bench: Bench, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, spool = bench.left(b"x", key="test-key"), bench.spool("test-key")
+    rooms_of = _spool.Spool._rooms_of
+
+    def cut(spool: Any, file: Any) -> Any:
+        rooms = rooms_of(spool, file)
+        os.truncate(path, HEADER)
+        return rooms
+
+    monkeypatch.setattr(_spool.Spool, "_rooms_of", cut)
+    size, before = os.path.getsize(path), descriptors()
+    assert bench.adopt(spool) == [] and descriptors() == before
+    assert bench.said("cannot be taken over: mmap length is greater than file size")
+    os.truncate(path, size)
+    letter = make(spool=bench.directory)
+    assert letter.stats()["memory"] == "spool" and [error.cause for error in errors] == ["degraded"]
+
+
+@pytest.mark.skipif(not IS_ROOT or sys.platform != "linux", reason="needs to mount")
+def test_nothing_comes_out_of_a_client_whose_disk_is_full(
+    tiny_disk: Path, make: Any, errors: list[LetterError]
+) -> None:
+    os.mkdir(tiny_disk / "spool", 0o700)
+    Path(tiny_disk, "rest").write_bytes(b"x" * os.statvfs(tiny_disk).f_bavail * 4096)
+    letter = make(spool=tiny_disk / "spool")
+    letter.track("u", "E", {"serial": 0})
+    assert letter.close(DEADLINE) and letter.stats()["delivered"] == 1
+    assert letter.stats()["memory"] == "shared" and os.listdir(tiny_disk / "spool") == []
+    (error,) = errors
+    assert error.cause == "degraded" and "No space left on device; events lie in memory instead" in str(error)

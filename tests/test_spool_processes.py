@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import threading
 from pathlib import Path
 from typing import Any, Callable
 
+import psutil
 import pytest
 from harness import DEADLINE, eventually, run, start, whose
 from spooled import NOWHERE, Bench, change, claimed, descriptors, fill, is_locked, settle
@@ -440,7 +442,8 @@ def test_a_spoilt_event_costs_what_comes_after_it_and_is_reported_once(
     letter = make(spool=bench.directory)
     assert letter.flush(DEADLINE) and letter.flush(DEADLINE)
     assert whose(letter_api).get("program", []) == list(range(serial))
-    assert [error.cause for error in errors] == ["damaged"]
+    assert [(error.cause, error.lost) for error in errors] == [("damaged", 10 - serial)]
+    assert letter.stats()["lost"] == {"damaged": 10 - serial}
     assert name + ".damaged" in bench.files() and len(bench.files()) == 2
 
 
@@ -486,3 +489,50 @@ def test_an_event_after_the_end_has_removed_the_file_is_delivered_too(
     finished = run(code, letter_api.url, tmp_path, str(bench.directory))
     assert (finished.code, finished.output) == (0, "")
     assert whose(letter_api) == {"program": [0, 1, 2, 3]} and bench.adopt(bench.spool()) == []
+
+
+LEAVES = """
+letter = Letter('test-key', API, spool=sys.argv[1], flush_at=1000, flush_interval=1000)
+work(letter, 5, "left")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def leave(api: Any, bench: Bench, tmp_path: Path) -> None:
+    """Have a process with the defaults leave five events."""
+    assert run(LEAVES, api.url, tmp_path, str(bench.directory)).code == -signal.SIGKILL
+
+
+def test_a_start_without_an_event_sends_what_was_left_and_then_has_no_thread(
+    letter_api: Any, bench: Bench, tmp_path: Path
+) -> None:
+    leave(letter_api, bench, tmp_path)
+    code = """
+    letter = Letter('test-key', API, spool=sys.argv[1])
+    stay()
+    """
+    with start(code, letter_api.url, tmp_path, str(bench.directory)) as program:
+        assert letter_api.wait_for(5), program.output
+        process = psutil.Process(program.pid)
+        assert eventually(process.num_threads, lambda count: count == 1) == 1
+        assert eventually(bench.files, lambda files: len(files) == 1), "its own"
+    assert whose(letter_api) == {"left": list(range(5))}
+
+
+def test_a_start_that_finds_nothing_has_no_thread(make: Any, bench: Bench) -> None:
+    letters = [make(spool=bench.directory, on_error=print) for _ in range(3)]
+    assert [letter._delivery._outbox.attended for letter in letters] == [False] * 3
+
+
+def test_a_spawned_worker_and_a_listener_send_what_was_left_too(letter_api: Any, bench: Bench, tmp_path: Path) -> None:
+    from letterapp.relay import QueueListener
+
+    leave(letter_api, bench, tmp_path)
+    with QueueListener(multiprocessing.Queue(10), "test-key", letter_api.url, spool=bench.directory):
+        assert letter_api.wait_for(5)
+    letter = Letter("test-key", letter_api.url, spool=bench.directory)
+    data = pickle.dumps(letter)
+    leave(letter_api, bench, tmp_path)
+    unpickled = pickle.loads(data)
+    assert letter_api.wait_for(10)
+    assert letter.close(DEADLINE) and unpickled.close(DEADLINE)

@@ -413,6 +413,47 @@ def test_a_graceful_stop_lets_a_busy_worker_finish_and_loses_nothing(uwsgi: Any,
     server.all_arrived_once()
 
 
+# Two applications in one process, each in an interpreter of its own unless told otherwise. uWSGI ends the first one
+# alone, at which Python says that others remain, and calls no exit code of theirs.
+
+SECOND = ("--manage-script-name", "--mount", "/second=second.py")
+SAID = "letterapp: uWSGI ends an interpreter that is not its first without any exit code."
+
+
+def test_in_an_interpreter_that_uwsgi_never_ends_events_are_sent_at_once_and_it_is_said(
+    uwsgi: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "second.py").write_text(APPLICATION)
+    _use_both(uwsgi(*SECOND, processes=1))
+
+
+def test_the_same_without_threads(threadless: str, uwsgi: Any, tmp_path: Path) -> None:
+    (tmp_path / "second.py").write_text(APPLICATION)
+    _use_both(uwsgi(*SECOND, processes=1, package=threadless))
+
+
+def _use_both(server: Uwsgi) -> None:
+    server.get(f"/second?{server._take_serials(20)}")
+    assert server.api.wait_until(lambda: sorted(whose(server.api).get("slow", [])) == server.tracked), server.output
+    server.track(20)  # in the first interpreter, whose end is announced
+    server.become_idle()
+    server.signal(signal.SIGTERM)
+    finished = server.finish()
+    assert finished.output.count(SAID) == 1 and "Traceback" not in finished.output, finished
+    server.all_arrived_once(imports=2)
+
+
+def test_two_applications_in_a_single_interpreter_lose_nothing(uwsgi: Any, tmp_path: Path) -> None:
+    (tmp_path / "second.py").write_text(APPLICATION)
+    server = uwsgi(*SECOND, "--single-interpreter", processes=1)
+    server.get(f"/second?{server._take_serials(20)}")
+    server.track(20)
+    assert server.quick_has_arrived()
+    assert "slow" not in whose(server.api)
+    server.stop()
+    server.all_arrived_once(imports=2)
+
+
 # Without threads.
 
 

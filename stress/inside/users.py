@@ -38,7 +38,7 @@ def letterapp(url: str, tell: Tell, manager: dict[str, Any] | None = None, **opt
     def on_error(error: Any) -> None:
         events = getattr(error, "events", ())  # 0.2.0 says nothing of the events that an error is about
         # The report of a full queue names the first hundred and counts all: it stays small when memory is short.
-        tell(events, getattr(error, "lost", 0) - len(events))
+        tell(events, max(0, getattr(error, "lost", 0) - len(events)))  # of a relay's rest none counts as lost
 
     if manager is None:
         letter = Letter("key", url, on_error=on_error, **options)
