@@ -75,7 +75,7 @@ class Lock:
     def __del__(self) -> None:
         try:
             self.release()
-        except TypeError:
+        except (AttributeError, TypeError):
             pass  # the interpreter is taken apart and names are None by now; the lock goes with the process
 
 

@@ -55,7 +55,6 @@ KNOWN = {
     "FileTests.test_closerange": _HOLE,
     "TestInvalidFD.test_closerange": _HOLE,
     "POSIXProcessTestCase.test_pass_fds_redirected": "the child that lists its descriptors has a client of its own",
-    "ThreadTests.test_import_from_another_thread": "the client imports threading",
 }
 
 

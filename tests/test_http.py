@@ -302,7 +302,7 @@ def test_close_reports_what_is_left_when_its_time_is_over(
     assert [event["event"] for event in error.events] == ["On the wire", "Behind it"]
     stats = letter.stats()
     assert stats["lost"] == {"closed": 2} and stats["accepted"] == 2 and stats["waiting"] == 0
-    assert letter.close() is True  # nothing is left to settle
+    assert letter.close() is False  # they were not delivered, nor will they be
 
 
 def test_close_with_no_time_at_all_reports_at_once(
