@@ -142,7 +142,7 @@ def test_what_a_process_keeps_at_its_os_exit_is_lost(perform: Any) -> None:
 @needs_unix
 def test_a_family_that_a_ctrl_c_ends_is_told_of_every_event(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ends, "FAMILIES", 1)
-    entry = perform("family-ctrl-c-outage", "letterapp")
+    entry = perform("family-ctrl-c-hurried", "letterapp")
     assert (entry["verdict"], entry["told"], entry["calls"], faults(entry)) == ("told", 40, 40, {}), entry
 
 
