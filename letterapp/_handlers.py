@@ -11,14 +11,10 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
 import sys
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Iterator
-
 
 def pass_on(error: BaseException) -> None:
     """Raise ``error`` again if a signal handler raised it; for an `except` that catches more than it is meant to."""
-    codes = set(_codes_of_handlers())
+    codes = _codes_of_handlers()
     frames = error.__traceback__ if codes else None
     while frames is not None:
         if frames.tb_frame.f_code in codes:
@@ -26,7 +22,8 @@ def pass_on(error: BaseException) -> None:
         frames = frames.tb_next
 
 
-def _codes_of_handlers() -> Iterator[object]:
+def _codes_of_handlers() -> set[object]:
+    codes: set[object] = set()
     for number in range(1, _signal.NSIG):
         handler = _signal.getsignal(number)
         while hasattr(handler, "func"):  # functools.partial
@@ -35,12 +32,13 @@ def _codes_of_handlers() -> Iterator[object]:
         if code is None and callable(handler):
             code = getattr(type(handler).__call__, "__code__", None)
         if code is not None:
-            yield code
+            codes.add(code)
+    return codes
 
 
 def is_in_handler() -> bool:
     """True in a signal handler, or in what it calls."""
-    codes = set(_codes_of_handlers())
+    codes = _codes_of_handlers()
     frame = sys._getframe(1) if codes else None
     while frame is not None:
         if frame.f_code in codes:
