@@ -57,6 +57,13 @@ def places(code: Any) -> frozenset[int]:
     return frozenset(found)
 
 
+def in_del(frame: Any) -> bool:
+    """True where Python itself loses whatever a handler raises."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 class Limit(TimeoutError):
     """What a program's own alarm raises, of a kind that much code catches."""
 
@@ -95,7 +102,7 @@ class Handler:
         return True
 
     def _trace(self, frame: Any, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in self._files:
+        if frame.f_code.co_filename not in self._files or (event == "call" and in_del(frame)):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and frame.f_lasti in places(frame.f_code):
