@@ -154,14 +154,14 @@ def interrupted_while_sending(make: Callable[..., Letter], api: Any, at: set[int
 
     last = f"{sorted(at)} last"
     letter.track(last, "E")
-    assert api.wait_until(lambda: last in tracked(api), 10), f"the sender stands still since {at}"
+    assert api.wait_until(lambda: last in tracked(api), DEADLINE), f"the sender stands still since {at}"
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(letter.flush, 10).result(), at
-    assert letter.flush(10), at
+        assert pool.submit(letter.flush, DEADLINE).result(), at
+    assert letter.flush(DEADLINE), at
     assert returned <= tracked(api), at
     stats = letter.stats()
     assert stats["accepted"] == stats["delivered"] and stats["lost"] == {}, (at, stats)
-    assert letter.close(10), at
+    assert letter.close(DEADLINE), at
     return handler.reached()
 
 
@@ -188,12 +188,12 @@ def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: A
         last = f"{sorted(at)} last"
         letter.track(last, "E")
         with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(letter.flush, 10).result(), at
-        assert letter.flush(10), at
+            assert pool.submit(letter.flush, DEADLINE).result(), at
+        assert letter.flush(DEADLINE), at
         assert {*returned, last} <= tracked(letter_api), at
         stats = letter.stats()
         assert stats["accepted"] == stats["delivered"] and stats["lost"] == {}, (at, stats)
-        assert letter.close(10), at
+        assert letter.close(DEADLINE), at
         return handler.reached()
 
     with warnings.catch_warnings():

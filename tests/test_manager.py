@@ -142,7 +142,10 @@ def test_every_kind_of_process_sends_through_one_manager(method: str, letter_api
     assert came == expected, finished
     # All but the late ones came over the manager's one connection, and those over one of the program's own.
     assert len({request.connection for request in letter_api.requests}) == 2
-    assert letter_api.repeated() == {}
+    # A worker that SIGTERM ends may have handed over a batch and not have heard of it: its family sends it again.
+    pool = [item for item in letter_api.events if item["userId"] == "pool"]
+    ended = {item["messageId"] for item in pool if item["properties"]["serial"] >= 300}
+    assert letter_api.repeated().keys() <= ended
     assert eventually(lambda: psutil.pid_exists(int(finished.output.split()[-1])), lambda there: not there) is False
 
 
