@@ -60,6 +60,9 @@ class Letter(FixedOptions):
         exit_timeout: Seconds that one `flush`, one `close` or the end of the process may take.
         before_send: Gets each event as a dict in the wire's form; returns it, changed or not, or None to drop it.
             Runs in the call.
+        default: As in `json.dumps`: gets each value that JSON cannot carry, and that no rule of docs/configuration.md
+            covers, and returns one to write in its place; ``str``, for instance. Runs in the call, in `send` too. If
+            it raises, that event is lost, as with a value that is refused.
         enabled: False makes every call do nothing, without a key too.
         ssl_context: An `ssl.SSLContext`, or a function that makes one in the process that uses it (needed for a client
             that is pickled, and under gevent). The default verifies against the system's certificates.
@@ -102,6 +105,7 @@ class Letter(FixedOptions):
         max_batch_bytes: int = 500_000,
         exit_timeout: float = 5.0,
         before_send: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+        default: Callable[[Any], Any] | None = None,
         enabled: bool = True,
         ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         exit_signals: Iterable[int] = (),
@@ -126,6 +130,7 @@ class Letter(FixedOptions):
                 max_batch_bytes=max_batch_bytes,
                 exit_timeout=exit_timeout,
                 before_send=before_send,
+                default=default,
                 enabled=enabled,
                 ssl_context=ssl_context,
                 exit_signals=exit_signals,
@@ -142,7 +147,7 @@ class Letter(FixedOptions):
         if settings.before_send is not None:
             # Now, rather than in a call, where a fork in another thread could tear the import.
             import json  # noqa: F401
-        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send)
+        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
         if settings.exit_signals:

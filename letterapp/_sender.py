@@ -295,6 +295,9 @@ class Sender(Delivery):
 
     def _follow(self, answer: int, event: bytes) -> None:
         if answer == WAKE:
+            if _lifecycle.is_torn_down():  # a `__del__`'s
+                self._give_up("exit", "Python is removing its modules, and nothing can be sent any more")
+                return
             if not self._wake():
                 self._send_inline()
             if self._budget is not FOREVER:
@@ -393,8 +396,8 @@ class Sender(Delivery):
     # Waiting for settlement. Runs in the caller.
 
     def _may_wait(self) -> bool:
-        """False in a callback on the sender's own turn and in a handler that interrupted the outbox."""
-        return not self._turn.is_mine() and not self._outbox.held_by_this_thread()
+        """False in a callback on the sender's own turn, in a handler that interrupted the outbox, and in the very end."""
+        return not (self._turn.is_mine() or self._outbox.held_by_this_thread() or _lifecycle.is_torn_down())
 
     def _await(self, target: int, deadline: float) -> bool:
         """Wait until ``target`` events are settled; False when ``deadline`` has come, or waiting is impossible."""
