@@ -367,11 +367,14 @@ class Letter(FixedOptions):
         await self.aclose()
 
     def __repr__(self) -> str:
-        stats = self.stats()
-        lost = sum(stats["lost"].values())
-        return (
-            f"<Letter waiting={stats['waiting']:,} delivered={stats['delivered']:,} lost={lost:,} pid={stats['pid']}>"
-        )
+        # Loggers, debuggers and crash reporters ask anywhere: while it is made, in the middle of a call, after a fork.
+        delivery: Delivery | None = self.__dict__.get("_delivery")
+        if delivery is None:
+            return "<Letter that has not been made>"
+        if delivery.owner.pid != os.getpid():
+            return f"<Letter not used so far, pid={os.getpid()}>"
+        waiting, delivered, lost = delivery.glance()
+        return f"<Letter waiting={waiting:,} delivered={delivered:,} lost={lost:,} pid={delivery.owner.pid}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         context = self._settings.ssl_context

@@ -95,6 +95,10 @@ class Delivery(ABC):
         """Counters that balance at any moment: accepted = delivered + lost + waiting."""
 
     @abstractmethod
+    def glance(self) -> tuple[int, int, int]:
+        """Events that wait, were delivered and were lost, as they stand. For a `repr`: no lock, no change."""
+
+    @abstractmethod
     def for_child(self) -> Delivery:
         """The carrier of this process, a descendant of ``owner``: made by whichever thread asks first, empty."""
 

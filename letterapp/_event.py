@@ -413,8 +413,8 @@ def _within(step: str, error: Exception) -> Unencodable:
 class _Copier:
     """Copies the values of one event to plain ones, by the rules in docs/configuration.md, or raises `Unencodable`.
 
-    It counts what they take as JSON at the least, two bytes each and the characters of texts, and stops above
-    ``max_bytes``: what is small in memory may be endless as JSON, as a list is that holds another one twice, and so on.
+    It counts what they take as JSON at the least and stops above ``max_bytes``: what is small in memory may be endless
+    as JSON, as a list is that holds another one twice, and so on. It never counts more than they take.
     """
 
     def __init__(self, max_bytes: int, default: Callable[[Any], Any] | None) -> None:
@@ -429,7 +429,7 @@ class _Copier:
             raise _within("", error) from error
 
     def copy_mapping(self, value: Any) -> dict[str, Any]:
-        return self._fields(value.copy() if type(value) is dict else self._pairs(value), MAX_DEPTH)
+        return self._fields(value.copy(), MAX_DEPTH) if type(value) is dict else self._mapping(value, MAX_DEPTH)
 
     def _plain(self, value: Any, depth: int) -> Any:
         kind = type(value)
@@ -451,7 +451,7 @@ class _Copier:
 
     def _fields(self, fields: dict[Any, Any], depth: int) -> dict[str, Any]:
         """Make the values of ``fields``, which nobody else has, plain."""
-        self._spend(2 * len(fields))
+        self._spend(5 * len(fields) or 1)  # each with two quotes, a colon, a comma, and a character at least
         if not _TEXTS.issuperset(map(type, fields)):
             fields = {_key(key): value for key, value in fields.items()}
         size = 0
@@ -473,7 +473,7 @@ class _Copier:
 
     def _items(self, items: list[Any], depth: int) -> list[Any]:
         """Make ``items``, which nobody else has, plain."""
-        self._spend(2 * len(items) + 2)
+        self._spend(2 * len(items) or 1)
         size = 0
         for index, value in enumerate(items):
             kind = type(value)
@@ -495,21 +495,34 @@ class _Copier:
         if self._left < 0:
             raise _TooLarge(self._max_bytes)
 
-    def _gathered(self, values: Any) -> list[Any]:
-        """What a foreign class yields, which may be without an end."""
-        found: list[Any] = []
-        most = self._left // 2
-        for value in values:
-            if len(found) >= most:
-                raise _TooLarge(self._max_bytes)
-            found.append(value)
-        return found
-
-    def _pairs(self, mapping: Any) -> dict[str, Any]:
+    def _mapping(self, mapping: Any, depth: int) -> dict[str, Any]:
         items = getattr(type(mapping), "items", None)
         if items is dict.items or items is getattr(_class("collections", "OrderedDict"), "items", None):
-            return dict.copy(mapping)  # at once, as no other thread can change it
-        return {_key(key): value for key, value in self._gathered(mapping.items())}
+            return self._fields(dict.copy(mapping), depth)  # at once, as no other thread can change it
+        return self._fields_of(mapping.items(), depth)
+
+    # What a foreign class yields may be without an end, and made for the occasion: each is dealt with as it comes.
+
+    def _fields_of(self, pairs: Any, depth: int) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for key, value in pairs:
+            name = _key(key)
+            self._spend(5 + len(name))
+            try:
+                fields[name] = self._plain(value, depth - 1)
+            except Exception as error:
+                raise _within(f".{name}", error) from error
+        return fields
+
+    def _items_of(self, values: Any, depth: int) -> list[Any]:
+        items: list[Any] = []
+        for value in values:
+            self._spend(2)
+            try:
+                items.append(self._plain(value, depth - 1))
+            except Exception as error:
+                raise _within(f"[{len(items)}]", error) from error
+        return items
 
     def _unusual(self, value: Any, depth: int) -> Any:
         """What is neither JSON's own nor refused: subclasses, dates, ids, decimals, enums, sets, dataclasses, ..."""
@@ -529,22 +542,28 @@ class _Copier:
         if day is not None:
             return self._plain(day, depth)
         if isinstance(value, (list, tuple)):
-            return self._items(self._gathered(value), depth)
+            return self._items_of(value, depth)
         if isinstance(value, (set, frozenset)):
-            return self._items(_in_order(self._gathered(value)), depth)
+            return _in_order(self._items_of(list(value) if type(value) in (set, frozenset) else value, depth))
         if hasattr(type(value), "__dataclass_fields__"):
             # Not all that stands there: class variables do too, and arguments of `__init__` alone, a password perhaps.
             fields = sys.modules["dataclasses"].fields(value)
             return self._fields({field.name: getattr(value, field.name) for field in fields}, depth)
         if isinstance(value, _Mapping):
-            return self._fields(self._pairs(value), depth)
+            return self._mapping(value, depth)
         return self._foreign(value, depth)
 
     def _foreign(self, value: Any, depth: int) -> Any:
         """Classes that are known by what they can do: numpy's, pandas' and their like; then the application's turn."""
         kind = type(value)
         if hasattr(kind, "tolist") and hasattr(kind, "dtype"):
-            return self._array(value, depth)
+            sort = getattr(value.dtype, "kind", "")
+            if value.shape:
+                return self._array(value, sort, depth)
+            # In nanoseconds a moment would be an int. So would a span, which is left to the application.
+            single = value.astype("datetime64[us]").tolist() if sort == "M" else value.tolist()
+            if sort != "m" and type(single) is not kind:
+                return self._plain(single, depth - 1)
         if hasattr(kind, "isoformat"):
             text = value.isoformat()
             if isinstance(text, str):
@@ -558,23 +577,15 @@ class _Copier:
             raise Unencodable(f"default raised {said(error)}") from error
         return self._plain(replacement, depth - 1)
 
-    def _array(self, value: Any, depth: int) -> Any:
-        sort = getattr(value.dtype, "kind", "")
-        if not value.shape:
-            if sort == "M":  # else those in nanoseconds would be ints
-                value = value.astype("datetime64[us]")
-            single = value.tolist()
-            if type(single) is type(value):
-                raise _refused(value)
-            return self._plain(single, depth - 1)
-        if sort and sort in "biuf":
-            count = 1
-            for length in value.shape:
-                count *= length
-            self._spend(2 * count)  # before there is a list of them: one value may stand for all of a large array
-            self._left += 2 * count
-            return self._plain(value.tolist(), depth)
-        return self._items(self._gathered(value), depth)
+    def _array(self, value: Any, sort: str, depth: int) -> Any:
+        if not sort or sort not in "biuf":
+            return self._items_of(value, depth)
+        count = 1
+        for length in value.shape:
+            count *= length
+        if 2 * count > self._left:  # before there is a list of them: one value may stand for all of a large array
+            raise _TooLarge(self._max_bytes)
+        return self._plain(value.tolist(), depth)
 
 
 class _TooLarge(Unencodable):
@@ -611,9 +622,8 @@ def _key(key: Any) -> str:
 def _in_order(values: list[Any]) -> list[Any]:
     try:
         return sorted(values)  # so that the same set is the same text in each process
-    except Exception as error:
-        pass_on(error)
-        return values  # they have no order
+    except TypeError:
+        return values
 
 
 # What the C encoder refuses.

@@ -228,6 +228,9 @@ class Sender(Delivery):
             **self._outbox.counts(),
         }
 
+    def glance(self) -> tuple[int, int, int]:
+        return self._outbox.glance()
+
     def look_after_children(self) -> None:
         if self._heir.has_orphans_in_memory():
             self._wake()
@@ -396,7 +399,7 @@ class Sender(Delivery):
     # Waiting for settlement. Runs in the caller.
 
     def _may_wait(self) -> bool:
-        """False in a callback on the sender's own turn, in a handler that interrupted the outbox, and in the very end."""
+        """False in a callback on the sender's own turn, in a handler that interrupted the outbox, in the very end."""
         return not (self._turn.is_mine() or self._outbox.held_by_this_thread() or _lifecycle.is_torn_down())
 
     def _await(self, target: int, deadline: float) -> bool:
