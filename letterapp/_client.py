@@ -12,6 +12,7 @@ from . import _lifecycle
 from ._clock import monotonic
 from ._delivery import Delivery, Reporter
 from ._event import Encoder, Unencodable
+from ._late import Late
 from ._mail import post_mail
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
@@ -19,14 +20,21 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import datetime
     import ssl
-    from datetime import date, datetime
-    from types import TracebackType
-    from typing import Any, Callable, Iterable, Mapping, Union
-    from uuid import UUID
+    import types
+    import typing
+    import uuid
 
-    Timestamp = Union[datetime, date, str, None]
-    MessageId = Union[str, UUID, None]
+    Timestamp = typing.Union[datetime.datetime, datetime.date, str, None]
+    MessageId = typing.Union[str, uuid.UUID, None]
+    Path = typing.Union[str, os.PathLike[str]]
+else:
+    # What the annotations name, for `typing.get_type_hints`. In the form that it understands in Python 3.8, too.
+    datetime, ssl, types, typing, uuid = map(Late, ("datetime", "ssl", "types", "typing", "uuid"))
+    Timestamp = "typing.Union[datetime.datetime, datetime.date, str, None]"
+    MessageId = "typing.Union[str, uuid.UUID, None]"
+    Path = "typing.Union[str, os.PathLike]"
 
 
 class Letter(FixedOptions):
@@ -60,6 +68,9 @@ class Letter(FixedOptions):
         exit_timeout: Seconds that one `flush`, one `close` or the end of the process may take.
         before_send: Gets each event as a dict in the wire's form; returns it, changed or not, or None to drop it.
             Runs in the call.
+        default: As in `json.dumps`: gets each value that JSON cannot carry, and that no rule of docs/configuration.md
+            covers, and returns one to write in its place; ``str``, for instance. Runs in the call, in `send` too. If
+            it raises, that event is lost, as with a value that is refused.
         enabled: False makes every call do nothing, without a key too.
         ssl_context: An `ssl.SSLContext`, or a function that makes one in the process that uses it (needed for a client
             that is pickled, and under gevent). The default verifies against the system's certificates.
@@ -88,28 +99,31 @@ class Letter(FixedOptions):
 
     def __init__(
         self,
-        api_key: str | None = None,
+        api_key: typing.Optional[str] = None,
         base_url: str = DEFAULT_BASE_URL,
         flush_at: int = 50,
         flush_interval: float = 0.1,
-        max_retries: int | None = 3,
+        max_retries: typing.Optional[int] = 3,
         timeout: float = 10.0,
-        on_error: Callable[[LetterError], object] | None = None,
+        on_error: typing.Optional[typing.Callable[[LetterError], object]] = None,
         *,
         max_queue_bytes: int = 4_194_304,
         max_queue_events: int = 10_000,
         overflow: str = "drop_newest",
         max_batch_bytes: int = 500_000,
         exit_timeout: float = 5.0,
-        before_send: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+        before_send: typing.Optional[
+            typing.Callable[[typing.Dict[str, typing.Any]], typing.Optional[typing.Dict[str, typing.Any]]]
+        ] = None,
+        default: typing.Optional[typing.Callable[[typing.Any], typing.Any]] = None,
         enabled: bool = True,
-        ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
-        exit_signals: Iterable[int] = (),
+        ssl_context: typing.Union[ssl.SSLContext, typing.Callable[[], ssl.SSLContext], None] = None,
+        exit_signals: typing.Iterable[int] = (),
         send_on_os_exit: bool = True,
-        spool: str | os.PathLike[str] | None = None,
+        spool: typing.Optional[Path] = None,
         spool_sync: bool = False,
         spool_max_bytes: int = 268_435_456,
-        relay: bool | str | os.PathLike[str] | Any = False,
+        relay: typing.Union[bool, Path, typing.Any] = False,
     ) -> None:
         self._open(
             Settings(
@@ -126,6 +140,7 @@ class Letter(FixedOptions):
                 max_batch_bytes=max_batch_bytes,
                 exit_timeout=exit_timeout,
                 before_send=before_send,
+                default=default,
                 enabled=enabled,
                 ssl_context=ssl_context,
                 exit_signals=exit_signals,
@@ -142,7 +157,7 @@ class Letter(FixedOptions):
         if settings.before_send is not None:
             # Now, rather than in a call, where a fork in another thread could tear the import.
             import json  # noqa: F401
-        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send)
+        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
         if settings.exit_signals:
@@ -161,9 +176,9 @@ class Letter(FixedOptions):
     def identify(
         self,
         user_id: str,
-        email: str | None = None,
-        traits: Mapping[str, Any] | None = None,
-        timezone: str | None = None,
+        email: typing.Optional[str] = None,
+        traits: typing.Optional[typing.Mapping[str, typing.Any]] = None,
+        timezone: typing.Optional[str] = None,
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
@@ -180,8 +195,8 @@ class Letter(FixedOptions):
         self,
         user_id: str,
         account_id: str,
-        name: str | None = None,
-        traits: Mapping[str, Any] | None = None,
+        name: typing.Optional[str] = None,
+        traits: typing.Optional[typing.Mapping[str, typing.Any]] = None,
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
@@ -198,7 +213,7 @@ class Letter(FixedOptions):
         self,
         user_id: str,
         event: str,
-        properties: Mapping[str, Any] | None = None,
+        properties: typing.Optional[typing.Mapping[str, typing.Any]] = None,
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
@@ -228,7 +243,7 @@ class Letter(FixedOptions):
             else:
                 self._put(data)
 
-    def _put(self, event: bytes | None) -> None:
+    def _put(self, event: typing.Optional[bytes]) -> None:
         delivery = self._delivery
         if delivery.owner.pid != os.getpid():
             delivery = self._here()
@@ -239,7 +254,7 @@ class Letter(FixedOptions):
         else:
             delivery.refuse("filtered")  # by the application's own before_send
 
-    def _refuse(self, problem: Unencodable, **event: Any) -> None:
+    def _refuse(self, problem: Unencodable, **event: typing.Any) -> None:
         event.update(timestamp=problem.timestamp, messageId=problem.message_id)
         given = {name: value for name, value in event.items() if value is not None}
         error = LetterError(f"{event['type']}: {problem}; the event is lost", cause="invalid", events=[given])
@@ -251,16 +266,16 @@ class Letter(FixedOptions):
         self,
         to: str,
         subject: str,
-        html: str | None = None,
-        text: str | None = None,
-        from_email: str | None = None,
-        from_name: str | None = None,
-        reply_to: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tag: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
-    ) -> dict[str, Any]:
+        html: typing.Optional[str] = None,
+        text: typing.Optional[str] = None,
+        from_email: typing.Optional[str] = None,
+        from_name: typing.Optional[str] = None,
+        reply_to: typing.Optional[str] = None,
+        headers: typing.Optional[typing.Mapping[str, str]] = None,
+        tag: typing.Optional[str] = None,
+        metadata: typing.Optional[typing.Mapping[str, typing.Any]] = None,
+        idempotency_key: typing.Optional[str] = None,
+    ) -> typing.Dict[str, typing.Any]:
         """Send one transactional email now; return the API's answer (``id``, ``messageId``, ``status``, ``replayed``).
 
         Not queued: it blocks for up to `timeout` seconds a try, and for the waits between tries. Only a call with an
@@ -289,7 +304,7 @@ class Letter(FixedOptions):
 
     # Settling.
 
-    def flush(self, timeout: float | None = None) -> bool:
+    def flush(self, timeout: typing.Optional[float] = None) -> bool:
         """Send what this process has queued, and wait for it: at most ``timeout`` seconds, `exit_timeout` if None.
 
         Returns True when nothing of what was queued before the call waits any longer: each event was delivered, or
@@ -299,7 +314,7 @@ class Letter(FixedOptions):
         """
         return self._here().flush(self._seconds(timeout))
 
-    def close(self, timeout: float | None = None) -> bool:
+    def close(self, timeout: typing.Optional[float] = None) -> bool:
         """Refuse further events in this process, settle what waits, end the thread. May be called again.
 
         Blocks for at most ``timeout`` seconds, `exit_timeout` if None. What is not delivered by then is given up and
@@ -312,21 +327,21 @@ class Letter(FixedOptions):
         """
         return self._here().close(self._seconds(timeout))
 
-    async def aflush(self, timeout: float | None = None) -> bool:
+    async def aflush(self, timeout: typing.Optional[float] = None) -> bool:
         """`flush` for asyncio: waits on a thread of its own, so neither the loop nor its executor has to.
 
         ``timeout`` counts from this call. Cancelled, it returns at once, and the flush goes on without it.
         """
         return await _in_thread(self.flush, self._seconds(timeout))
 
-    async def aclose(self, timeout: float | None = None) -> bool:
+    async def aclose(self, timeout: typing.Optional[float] = None) -> bool:
         """`close` for asyncio: waits on a thread of its own, so neither the loop nor its executor has to.
 
         ``timeout`` counts from this call. Cancelled, it returns at once, and the client is closed without it.
         """
         return await _in_thread(self.close, self._seconds(timeout))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> typing.Dict[str, typing.Any]:
         """Counters of this process's client: a dict that balances, accepted = delivered + lost + waiting.
 
         ``accepted``: events whose call returned here, and those that were taken over; ``adopted``: the latter, which
@@ -338,7 +353,7 @@ class Letter(FixedOptions):
         """
         return self._here().stats()
 
-    def _seconds(self, timeout: float | None) -> float:
+    def _seconds(self, timeout: typing.Optional[float]) -> float:
         if timeout is None:
             return self._settings.exit_timeout
         return seconds("timeout", timeout)
@@ -349,7 +364,10 @@ class Letter(FixedOptions):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: typing.Optional[typing.Type[BaseException]],
+        error: typing.Optional[BaseException],
+        trace: typing.Optional[types.TracebackType],
     ) -> None:
         self.close()
 
@@ -357,18 +375,24 @@ class Letter(FixedOptions):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: typing.Optional[typing.Type[BaseException]],
+        error: typing.Optional[BaseException],
+        trace: typing.Optional[types.TracebackType],
     ) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:
-        stats = self.stats()
-        lost = sum(stats["lost"].values())
-        return (
-            f"<Letter waiting={stats['waiting']:,} delivered={stats['delivered']:,} lost={lost:,} pid={stats['pid']}>"
-        )
+        # Loggers, debuggers and crash reporters ask anywhere: while it is made, in the middle of a call, after a fork.
+        delivery: Delivery | None = self.__dict__.get("_delivery")
+        if delivery is None:
+            return "<Letter that has not been made>"
+        if delivery.owner.pid != os.getpid():
+            return f"<Letter not used so far, pid={os.getpid()}>"
+        waiting, delivered, lost = delivery.glance()
+        return f"<Letter waiting={waiting:,} delivered={delivered:,} lost={lost:,} pid={delivery.owner.pid}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> typing.Tuple[typing.Any, ...]:
         context = self._settings.ssl_context
         if context is not None and not callable(context):
             raise LetterError("ssl_context=SSLContext cannot be pickled: give a function of a module that makes one")
@@ -386,13 +410,13 @@ def _carrier(settings: Settings) -> Delivery:
         return RelayedSender.start(settings)
     from ._handover import Handover
 
-    def handover(report: Any, clock: Any) -> Handover:
+    def handover(report: typing.Any, clock: typing.Any) -> Handover:
         return Handover(relay, settings.timeout, settings.exit_timeout, report, clock)
 
     return Sender(settings, handover=handover)
 
 
-def settings_of(**given: Any) -> Settings:
+def settings_of(**given: typing.Any) -> Settings:
     """The options of a client as settings; the signature of `Letter` has the defaults. For what sends for clients."""
     import inspect
 
@@ -406,7 +430,7 @@ def _unpickled(settings: Settings) -> Letter:
     return letter
 
 
-async def _in_thread(wait: Callable[[float], bool], timeout: float) -> bool:
+async def _in_thread(wait: typing.Callable[[float], bool], timeout: float) -> bool:
     # Not on the executor's threads: there are a few, which the application needs too, and the end of `asyncio.run`
     # waits for them, those of cancelled tasks included.
     import asyncio

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 
 from ._handlers import pass_on
 from ._inside import Inside
+from ._show import said
 from ._threads import as_started
 from .errors import LetterError, encoded_events
 
@@ -94,6 +95,10 @@ class Delivery(ABC):
         """Counters that balance at any moment: accepted = delivered + lost + waiting."""
 
     @abstractmethod
+    def glance(self) -> tuple[int, int, int]:
+        """Events that wait, were delivered and were lost, as they stand. For a `repr`: no lock, no change."""
+
+    @abstractmethod
     def for_child(self) -> Delivery:
         """The carrier of this process, a descendant of ``owner``: made by whichever thread asks first, empty."""
 
@@ -131,7 +136,7 @@ class Reporter:
                 self._calling.run(lambda: as_started(self._call, error))
         except Exception as failure:
             pass_on(failure)
-            _print(f"letterapp: on_error raised {failure!r} for: {error}")
+            _print(f"letterapp: on_error raised {said(failure)} for: {error}")
 
     def note(self, event: bytes) -> None:
         """Tell it of an event before that is queued."""

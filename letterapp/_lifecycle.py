@@ -146,6 +146,11 @@ def is_shutting_down() -> bool:
     return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()
 
 
+def is_torn_down() -> bool:
+    """True while Python removes its modules, after all exit callbacks: no other thread runs and nothing is imported."""
+    return sys.is_finalizing()
+
+
 def end_of_process(*_: object, **__: object) -> None:
     """Settle what this process's clients still hold. Called by whatever announces the end, all within one budget."""
     _end_within_budget(lambda delivery: True)

@@ -201,6 +201,11 @@ class Link:
             is_up = not self._is_stuck and (self._takes or not (self._sock or self.trouble))
             return Counts(self.handed_over, len(self._held), self._held_bytes, dict(self.lost), is_up)
 
+    def glance(self) -> tuple[int, int, int]:
+        """Events that wait for the relay's word, were delivered and were lost, not all of the same moment: no lock."""
+        counts = Counts(self.handed_over, len(self._held), 0, self.lost.copy(), False)
+        return counts.waiting, max(0, counts.delivered), sum(counts.lost.values())
+
     def held_by_this_thread(self) -> bool:
         return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 

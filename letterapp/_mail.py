@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from ._event import to_json
+from ._event import copied_fields, to_json
 from ._random import random_bytes
 from ._retry import Again, Delivered, Effort, GiveUp, judge
 from ._transport import Transport, Unreachable
@@ -33,16 +33,18 @@ def post_mail(settings: Settings, **fields: Any) -> dict[str, Any]:
 
     Only a mail with an idempotency key is tried again: without one, a second try could send a second mail.
     """
+    given = {_NAMES.get(name, name): value for name, value in fields.items() if value is not None}
+    mail = copied_fields("send", given, settings.max_batch_bytes, settings.default)
     for name in ("to", "subject"):
-        if not fields[name]:
+        if not mail.get(name):
             raise LetterError(f"{name} is required")
-    if not (fields["html"] or fields["text"]):
+    if not (mail.get("html") or mail.get("text")):
         raise LetterError("html or text is required")
-    body = to_json("send", {_NAMES.get(name, name): value for name, value in fields.items() if value is not None})
+    body = to_json(mail)
     retries = RETRIES if settings.max_retries is None else settings.max_retries
     transport = Transport(settings)  # of its own: a kept connection may need a second try, which is not always allowed
     try:
-        return _post(transport, settings.timeout, body, retries if fields["idempotency_key"] else 0)
+        return _post(transport, settings.timeout, body, retries if mail.get("idempotencyKey") else 0)
     finally:
         transport.close()
 

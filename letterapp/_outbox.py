@@ -197,6 +197,11 @@ class Outbox:
     def is_empty(self) -> bool:
         return not (self.looking.has_others() or self._adopted or self._interrupting) and self._ring.is_empty()
 
+    def glance(self) -> tuple[int, int, int]:
+        """Events that wait, were delivered and were lost, not all of the same moment."""
+        waiting = self._count() + len(self._interrupting)
+        return waiting, self._delivered, sum(self._lost.copy().values())
+
     def held_by_this_thread(self) -> bool:
         """True in a signal handler or callback that interrupted this very queue: waiting there would be for ever."""
         return bool(self._lock._is_owned())  # type: ignore[attr-defined]

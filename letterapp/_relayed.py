@@ -134,6 +134,10 @@ class RelayedSender(Sender):
             stats["mode"] = "relay"
         return stats
 
+    def glance(self) -> tuple[int, int, int]:
+        own, relayed = super().glance(), self._link.glance()
+        return own[0] + relayed[0], own[1] + relayed[1], own[2] + relayed[2]
+
     def _successor(self, stores: Stores) -> RelayedSender:
         child = RelayedSender(self._settings, self._clock, stores, self._lease)
         child._has_left = self._outbox.closed

@@ -228,6 +228,9 @@ class Sender(Delivery):
             **self._outbox.counts(),
         }
 
+    def glance(self) -> tuple[int, int, int]:
+        return self._outbox.glance()
+
     def look_after_children(self) -> None:
         if self._heir.has_orphans_in_memory():
             self._wake()
@@ -295,6 +298,9 @@ class Sender(Delivery):
 
     def _follow(self, answer: int, event: bytes) -> None:
         if answer == WAKE:
+            if _lifecycle.is_torn_down():  # a `__del__`'s
+                self._give_up("exit", "Python is removing its modules, and nothing can be sent any more")
+                return
             if not self._wake():
                 self._send_inline()
             if self._budget is not FOREVER:
@@ -393,8 +399,8 @@ class Sender(Delivery):
     # Waiting for settlement. Runs in the caller.
 
     def _may_wait(self) -> bool:
-        """False in a callback on the sender's own turn and in a handler that interrupted the outbox."""
-        return not self._turn.is_mine() and not self._outbox.held_by_this_thread()
+        """False in a callback on the sender's own turn, in a handler that interrupted the outbox, in the very end."""
+        return not (self._turn.is_mine() or self._outbox.held_by_this_thread() or _lifecycle.is_torn_down())
 
     def _await(self, target: int, deadline: float) -> bool:
         """Wait until ``target`` events are settled; False when ``deadline`` has come, or waiting is impossible."""

@@ -53,6 +53,7 @@ class Settings:
     max_batch_bytes: int  # body of one request, so of one event too
     exit_timeout: float  # seconds for one flush, close or end of the process
     before_send: Callable[[Event], Event | None] | None
+    default: Callable[[Any], Any] | None  # what to write for a value that JSON cannot carry
     enabled: bool
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
     exit_signals: tuple[int, ...]
@@ -74,6 +75,7 @@ class Settings:
         ssl_context: Any,
         on_error: Any,
         before_send: Any,
+        default: Any,
         spool: Any,
         spool_sync: bool,
         relay: Any,
@@ -94,6 +96,7 @@ class Settings:
         checked["overflow"] = overflow
         checked["on_error"] = _callable("on_error", on_error)
         checked["before_send"] = _callable("before_send", before_send)
+        checked["default"] = _callable("default", default)
         checked["ssl_context"] = _context(ssl_context)
         checked["exit_signals"] = _signals(exit_signals)
         checked["send_on_os_exit"] = _flag("send_on_os_exit", send_on_os_exit)
@@ -106,7 +109,9 @@ class Settings:
     __delattr__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"<Settings {self.base_url} flush_at={self.flush_at}>"  # the key never shows
+        # The key never shows. Those that are wrong have no address: crash reporters look at them too.
+        known = self.__dict__
+        return f"<Settings {known.get('base_url')} flush_at={known.get('flush_at')}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)

@@ -219,6 +219,9 @@ class SenderManager(FixedOptions, BaseManager):
         raise LetterError("a SenderManager stays in its process: pass its .queue")
 
     def __repr__(self) -> str:
+        known = self.__dict__  # empty, where an option was wrong: crash reporters look at that too
+        if "_stage" not in known:
+            return "<SenderManager that has not been made>"
         return f"<SenderManager {self._stage.value} at {self._address!r}>"
 
     def _must_be_new(self) -> None:

@@ -7,8 +7,10 @@ import inspect
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from harness import ROOT, environment, run
 
 import letterapp
 from letterapp import Letter
+from letterapp._late import Late
 
 PACKAGE = ROOT / "letterapp"
 # From the ground up: a room may import what stands before it.
 FLOORS = [
     ["_random", "_clock"],
-    ["errors", "_version", "_bell", "_handlers", "_greenlets", "_private", "_ring", "_threads", "testing"],
+    ["errors", "_version", "_show", "_late"],
+    ["_bell", "_handlers", "_greenlets", "_private", "_ring", "_threads", "testing"],
     ["_inside", "_forks"],
     ["_sigpipe", "_connect", "_response"],
     ["_line"],
@@ -148,6 +152,16 @@ def test_urllib_request_is_loaded_for_a_proxy_alone_and_a_proxy_may_come_late(le
     """
     assert run(code, letter_api.url, tmp_path).output == "False\n"
     assert [item["userId"] for item in letter_api.events].count("by the proxy") == 1
+
+
+@pytest.mark.parametrize("name", ["__init__", *[name for name in vars(Letter) if not name.startswith("_")]])
+def test_the_annotations_can_be_evaluated(name: str) -> None:
+    hints = typing.get_type_hints(getattr(Letter, name))
+    assert set(hints) == {*inspect.signature(getattr(Letter, name)).parameters, "return"} - {"self"}
+    for hint in hints.values():
+        assert not isinstance(hint, (str, Late))
+    if name == "__init__":
+        assert hints["api_key"] == typing.Optional[str] and ssl.SSLContext in hints["ssl_context"].__args__
 
 
 def test_letter_has_at_most_ten_public_methods_and_each_is_documented() -> None:

@@ -13,7 +13,9 @@ import sys
 import threading
 import traceback
 import warnings
+from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, tzinfo
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
@@ -306,12 +308,20 @@ def test_relaying(later: int, settings: Settings, far: Far) -> None:
 # What a handler raises in the application's own functions, or while the caller waits for the API, is the caller's too.
 
 
-class Foreign:
-    """Cannot be written as JSON, and its `repr` is slow enough for an alarm."""
+class Foreign(UserDict):  # type: ignore[type-arg]
+    """Slow enough for an alarm."""
 
-    def __repr__(self) -> str:
+    def items(self) -> Any:
         signal.raise_signal(signal.SIGUSR1)
-        return "foreign"
+        return super().items()
+
+
+class Slow(tzinfo):
+    """So is this one."""
+
+    def utcoffset(self, moment: Any) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+        return None
 
 
 def strike(given: Any) -> Any:
@@ -324,9 +334,13 @@ def strike(given: Any) -> Any:
     [
         ({"before_send": strike}, lambda letter: letter.track("u", "E")),
         ({"on_error": strike}, lambda letter: letter.track("u", "E", {"x": object()})),
-        ({}, lambda letter: letter.track("u", "E", {"x": Foreign()})),
+        ({"default": strike}, lambda letter: letter.track("u", "E", {"x": object()})),
+        ({}, lambda letter: letter.track("u", "E", Foreign())),
+        ({}, lambda letter: letter.track("u", "E", {"x": [{"y": Foreign()}]})),
+        ({}, lambda letter: letter.track("u", "E", timestamp=datetime(2026, 1, 2, tzinfo=Slow()))),
+        ({}, lambda letter: letter.send("a@example.com", "Hi", text="Hi", metadata=Foreign())),
     ],
-    ids=["before_send", "on_error", "repr"],
+    ids=["before_send", "on_error", "default", "properties", "a value", "timestamp", "metadata"],
 )
 def test_in_a_function_of_the_applications(
     options: Any, act: Any, make: Callable[..., Letter], letter_api: Any
