@@ -318,7 +318,7 @@ class Answers:
             peer.recv(65_536)
             half = len(said) // 2 if kind & 8 else 0
             for part in (said[:half], said[half:]):
-                peer.sendall(part)
+                _send(peer, part)
                 link.listen()
             link.hand_over(_EVENT % 3)
         link.listen()
@@ -441,7 +441,7 @@ class Lines:
         return self._relay._sender.step()
 
     def close(self) -> None:
-        self._relay._sender.close(0)
+        self._relay._sender._transport.close()
         self._listener.close()
         self._puppet.close()
         shutil.rmtree(self._place)

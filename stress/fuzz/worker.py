@@ -15,13 +15,14 @@ import traceback
 from pathlib import Path
 from typing import Callable
 
-LONGEST = 5.0  # seconds that one input may take
+LONGEST = 5.0  # seconds of the processor that one input may take
+STANDSTILL = 120.0  # seconds that it may take in all, on a machine that starves
 EVERY = 10.0  # seconds from one line of progress to the next
 MOST_BYTES = 8192  # of one input
 
 
 class TooLong(BaseException):
-    """An input has taken longer than `LONGEST`. No `Exception`, which the client would take for a fault of its own."""
+    """An input has taken longer than it may. No `Exception`, which the client would take for a fault of its own."""
 
 
 class Recorder:
@@ -29,7 +30,10 @@ class Recorder:
 
     def __init__(self, run: Callable[[bytes], object], findings: Path, longest: float = LONGEST) -> None:
         self._run = run
-        self._longest = longest  # seconds that one input may take
+        self._timers = (
+            (signal.SIGPROF, signal.ITIMER_PROF, longest),
+            (signal.SIGALRM, signal.ITIMER_REAL, STANDSTILL),
+        )
         self._findings = findings
         self._started = self._told = time.monotonic()
         self._kinds: set[str] = set()
@@ -41,15 +45,17 @@ class Recorder:
         if now >= self._told + EVERY:
             self._told = now
             self.tell()
-        before = signal.signal(signal.SIGALRM, self._stop)
-        signal.setitimer(signal.ITIMER_REAL, self._longest)
+        before = [signal.signal(number, self._stop) for number, _, _ in self._timers]
+        for _, timer, seconds in self._timers:
+            signal.setitimer(timer, seconds)
         try:
             self._run(data)
         except (Exception, TooLong) as finding:
             self._keep(data, finding)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            for (number, timer, _), handler in zip(self._timers, before):
+                signal.setitimer(timer, 0)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def tell(self) -> None:
         seconds = time.monotonic() - self._started
@@ -70,8 +76,9 @@ class Recorder:
         (self._findings / f"{kind}.txt").write_text(text, errors="backslashreplace")
         print(f"found {kind}: {type(finding).__name__} at {where}: {str(finding)[:200]!r}", flush=True)
 
-    def _stop(self, *_: object) -> None:
-        raise TooLong(f"longer than {self._longest:g} s")
+    @staticmethod
+    def _stop(number: int, _: object) -> None:
+        raise TooLong("of the processor's time" if number == signal.SIGPROF else f"stands still for {STANDSTILL:g} s")
 
 
 def main() -> None:
