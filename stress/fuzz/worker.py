@@ -18,6 +18,7 @@ from typing import Callable
 LONGEST = 5.0  # seconds of the processor that one input may take
 STANDSTILL = 120.0  # seconds that it may take in all, on a machine that starves
 EVERY = 10.0  # seconds from one line of progress to the next
+PACKAGE = str(Path(__file__).resolve().parents[2] / "letterapp") + os.sep
 MOST_BYTES = 8192  # of one input
 
 
@@ -65,7 +66,7 @@ class Recorder:
     def _keep(self, data: bytes, finding: BaseException) -> None:
         trace = [frame for frame in traceback.extract_tb(finding.__traceback__) if frame.name != "expect"]
         frames = [f"{frame.filename}:{frame.lineno}" for frame in trace]
-        ours = [frame for frame in frames if f"{os.sep}letterapp{os.sep}_" in frame] or frames
+        ours = [frame for frame in frames if frame.startswith(PACKAGE)] or frames
         where = "" if isinstance(finding, TooLong) else ours[-1]  # where it was just then says nothing
         kind = hashlib.sha256(f"{type(finding).__name__} {where}".encode()).hexdigest()[:16]
         if kind in self._kinds:
