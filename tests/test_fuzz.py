@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -106,6 +107,13 @@ def test_the_command_fuzzes_says_its_seed_and_has_a_corpus_that_grows(tmp_path: 
     assert "hypothesis, seed 7, 1 s, 0 inputs" in done.stdout and " s, 0 kinds of findings" in done.stdout, done
     assert len(os.listdir(tmp_path / "corpus")) >= len(SEEDS["spool"])
     assert os.listdir(tmp_path / "corpus.findings") == []
+
+
+@pytest.mark.skipif(find_spec("atheris") is not None, reason="atheris is installed")
+def test_an_engine_that_is_not_installed_is_an_error_that_says_how_to_get_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stress", "fuzz", "spool", "--engine", "atheris", "--cache", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, done.stdout) == (2, "") and "pip install -e '.[fuzz]'" in done.stderr
 
 
 def test_an_unknown_target_is_named(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def fuzz(options: argparse.Namespace) -> int:
             "inputs, and sees no branches",
             flush=True,
         )
+    if not find_spec(engine):
+        raise ValueError(f"{engine} is not installed: pip install -e '.[fuzz]' first")
     print(f"fuzz {options.target}: {engine}, seed {seed}, {options.seconds:g} s, {began_with:,} inputs in {corpus}")
     command = [sys.executable, "-m", "stress.fuzz.worker", engine, options.target]
     command += [str(seed), str(options.seconds), str(corpus), str(findings)]
