@@ -11,10 +11,11 @@ import datetime
 import decimal
 import enum
 import fractions
+import itertools
 import struct
 import types
 import uuid
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, List, Mapping
 
 
 class Source:
@@ -161,6 +162,16 @@ class _Mapping(Mapping[Any, Any]):
         return 1 << 70 if self._lies & 4 else len(self._pairs)
 
 
+class _Endless(_Mapping):
+    def __iter__(self) -> Iterator[Any]:
+        return map(str, itertools.count())
+
+
+class _EndlessList(List[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.count()
+
+
 class _Colour(enum.Enum):
     RED = "red"
     ODD = float("nan")
@@ -289,6 +300,8 @@ _PLAIN: list[Callable[[Source], Any]] = [
     lambda source: _Local(),
     lambda source: object,
     lambda source: len,
+    lambda source: _Endless([("key", source.byte())], source.byte()),
+    lambda source: _EndlessList(),
 ]
 
 _NESTED: list[Callable[[Source, int], Any]] = [
