@@ -184,6 +184,11 @@ class Outbox:
                 return sum(map(len, in_hand)) + size <= self._max_bytes and len(in_hand) + events <= self._max_events
             return self._ring.size + size <= self._max_bytes and len(self._ring) + events <= self._max_events
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest event that is ever taken."""
+        return min(self._max_bytes, self._ring.largest)
+
     def is_wanted(self) -> bool:
         """True when somebody waits for what is queued: a flush, a close or the end of the process."""
         return self._settled < self._wanted or self.closed
@@ -400,7 +405,7 @@ class Outbox:
         size = len(event)
         wake = self._prompt
         if ring.size + size > self._max_bytes or ring.waiting + ring.held >= self._max_events:
-            if not self._drops_oldest or size > self._max_bytes:
+            if not self._drops_oldest or size > self.largest:
                 return FULL
             if ring.is_lost():
                 return HOMELESS  # what would give way is not ours

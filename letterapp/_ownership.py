@@ -66,7 +66,7 @@ class OwnedSender(Sender):
 
     def admit(self, event: bytes, owner: Owner) -> bool:
         """Queue an event of ``owner``; False when there is no room now."""
-        if len(event) > self._settings.max_queue_bytes:
+        if len(event) > self._outbox.largest:
             self._outbox.refuse("overflow")
             self._attribute_losses(
                 [(event, owner, owner.admitted)], LetterError("it is larger than the relay's queue", cause="overflow")

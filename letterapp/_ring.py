@@ -77,6 +77,11 @@ def rooms(event_bytes: int, events: int, batch_items: int, batch_bytes: int) -> 
     )
 
 
+def are_rooms(room: int, hand: int) -> bool:
+    """True when `rooms` may have said so: whatever a ring does then stays within its memory."""
+    return 0 < room <= LARGEST and 0 < hand <= LARGEST and not (room % UNIT or hand % UNIT)
+
+
 def _padded(size: int) -> int:
     return (size + UNIT - 1) & -UNIT
 
@@ -99,6 +104,12 @@ def holds_events(words: Any, at: int = 0) -> bool:
     return bool(state >> 32 != state & 0xFFFFFFFF or hand >> 32 != hand & 0xFFFFFFFF)
 
 
+def bytes_in(slot: Slot) -> int:
+    """Bytes that the records in ``slot`` take, as its words have it; nothing is read."""
+    (start, end), held = _span(slot.words[STATE]), _span(slot.words[HAND])
+    return (end - start) % slot.room + held[1] - held[0]
+
+
 class Ring:
     """First in, first out. For one process, whose caller sees to it that one thread at a time is inside."""
 
@@ -115,6 +126,7 @@ class Ring:
         self._base = slot.base
         self._room = slot.room
         self._hand_base = slot.base + slot.room
+        self.largest = slot.hand - UNIT  # bytes of an event that can be taken in hand
         self._token = slot.words[OWNER] = int.from_bytes(random_bytes(8), "big")
         self._used = slot.room  # what records have lain in since memory was given back: all, by who was here before
         self._hand_used = slot.hand
@@ -149,13 +161,13 @@ class Ring:
         return bool(self.batch or self._next)
 
     def append(self, event: bytes) -> bool:
-        """Add ``event``; False when there is no room, or the memory is lost."""
+        """Add ``event``; False when there is no room, it is too large for the hand, or the memory is lost."""
         size = len(event)
         tail = self._tail
         end = tail + ((size + 15) & -8)  # `_record`, in the one place where a call counts
         words = self._words
-        if end > self._limit or words[OWNER] != self._token:
-            if self.is_lost() or not self._go_round(end - tail):
+        if end > self._limit or size > self.largest or words[OWNER] != self._token:
+            if size > self.largest or self.is_lost() or not self._go_round(end - tail):
                 return False
             tail, end = 0, end - tail
         start = self._base + tail
@@ -318,6 +330,8 @@ class Ring:
         except ValueError as problem:
             wrong = str(problem)
             self.unreadable += self._count(self._base, self._room, self._tail, ring[1])
+        if self._head == self._tail:
+            self._head = self._tail = 0  # they may have pointed anywhere
         self._limit = self._head - UNIT if self._tail < self._head else self._room
         if not self._was_killed_in_take(*hand):
             held: list[bytes] = []
@@ -369,14 +383,14 @@ class Ring:
                 position, goes_round = 0, False
                 continue
             after = position + _padded(UNIT + size)
-            if not size or after > limit:
+            if not size or after > limit or after - position > self.slot.hand:
                 raise ValueError(f"a record of {size:,} bytes does not fit")
             yield position, after, checksum
             position = after
 
     def _was_killed_in_take(self, start: int, end: int) -> bool:
         """True when what is in hand still waits as well."""
-        if start == end or not self.waiting:
+        if not (start < end <= self.slot.hand and self.waiting):
             return False
         self._skip_wrap()
         waits = self._base + self._head

@@ -120,6 +120,7 @@ class Sender(Delivery):
         self._not_before = 0.0  # the moment of its next try
         self._haste = 0  # times that an end has brought it forward
         self._is_refused = False  # the API refuses all that is in the spool, which has been reported
+        self._is_surprised = False  # a turn failed in a way that nobody expected, which has been reported
 
         self._resting = False  # the thread should leave as soon as nothing waits
         self._mine: object = None  # what the thread that may send was started with
@@ -159,7 +160,9 @@ class Sender(Delivery):
             pass_on(problem)  # else the first request meets it again, and says what it is
 
     def send_orphans(self) -> None:
-        if self._settings.spool and not _lifecycle.is_before_fork() and self._heir.finds_orphans():
+        if not self._settings.spool or _lifecycle.is_before_fork():
+            return
+        if not self._outbox.is_empty() or self._heir.finds_orphans():
             self._wake()
             self._resting = True  # the thread is for that alone
 
@@ -367,12 +370,13 @@ class Sender(Delivery):
             )
 
     def _overflow(self, event: bytes) -> None:
-        may_fit = len(event) <= self._settings.max_queue_bytes
+        most = self._outbox.largest
+        may_fit = len(event) <= most
         if self._settings.overflow == "block" and may_fit and self._may_block() and self._put_when_there_is_room(event):
             return
         if not may_fit:
-            most = self._settings.max_queue_bytes
-            said = f"1 event dropped: it has {len(event):,} bytes, and the queue takes {most:,} (max_queue_bytes)"
+            bound = "max_queue_bytes" if most == self._settings.max_queue_bytes else "max_batch_bytes"
+            said = f"1 event dropped: it has {len(event):,} bytes, and the queue takes {most:,} ({bound})"
             self.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
         elif self._outbox.drop(event):
             self._wake()  # it reports the burst when it is over
@@ -559,23 +563,38 @@ class Sender(Delivery):
 
         Returns the seconds until a turn has something to do: 0 for at once, infinity when nothing waits.
         """
-        now = self._clock()
-        self._heir.look_if_due(now)
-        if self._outbox.is_lost():
-            self._heir.move()
-        until_burst = self._report_drops(BURST)
-        wait = max(self._outbox.due(now, self._interval), self._not_before - now)
-        if wait > 0:
-            return min(wait, until_burst)
+        sends = False
         try:
+            now = self._clock()
+            self._heir.look_if_due(now)
+            if self._outbox.is_lost():
+                self._heir.move()
+            until_burst = self._report_drops(BURST)
+            wait = max(self._outbox.due(now, self._interval), self._not_before - now)
+            if wait > 0:
+                return min(wait, until_burst)
+            sends = True
             return 0.0 if self._send_batch(min(patience, self._settings.timeout), linger) else until_burst
         except Exception as surprise:  # it costs a try, and neither an event nor the thread
             pass_on(surprise)
-            if self._outbox.is_sending():
+            return self._bear(surprise, sends)
+
+    def _bear(self, surprise: Exception, sends: bool) -> float:
+        """What `step` returns when ``surprise`` came out of it, in the middle of sending or before."""
+        pause = backoff(0, 0.0)
+        try:
+            if sends and self._outbox.is_sending():
                 self._obey(Surprise(surprise), [])
-            else:
-                self._not_before = self._clock() + backoff(0, 0.0)
-            return 0.0
+                return 0.0
+        except Exception as another:
+            pass_on(another)
+            surprise = another
+        self._not_before = self._clock() + pause
+        if not (sends or self._is_surprised):
+            self._is_surprised = True
+            said = f"nothing can be sent for now: {surprise!r}; it is tried again and again"
+            self._report(LetterError(said, cause="degraded"))
+        return pause
 
     def _send_batch(self, timeout: float, linger: float) -> bool:
         """Take the next batch, send it and do what its answer demands; False when there is none."""

@@ -18,6 +18,7 @@ import errno
 import os
 import stat
 from binascii import crc32
+from collections import deque
 from struct import Struct
 from time import localtime, strftime
 
@@ -26,7 +27,7 @@ from ._handlers import pass_on
 from ._locks import POSSIBLE, LockedFile
 from ._private import must_be_ours
 from ._random import random_bytes
-from ._ring import LARGEST, UNIT, WORDS, Ring, holds_events, rooms
+from ._ring import LARGEST, UNIT, WORDS, Ring, are_rooms, bytes_in, holds_events, rooms
 from ._settings import MAX_ITEMS
 from .errors import LetterError
 
@@ -51,6 +52,7 @@ _head = Struct("=8sIIQQ32s")  # magic, version, HEADER, room, hand, SHA-256 of t
 _checksum = Struct("=I")
 _STATE = Struct("=QQ")  # the words of a ring that say where its events are
 _ZEROS = bytes(1 << 20)
+_NEXT_TO_EMPTY = 8  # a file that has less than this part of its ring filled, so that most of a queue still fits
 # What may pass, and so is no reason to refuse the directory.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
@@ -81,8 +83,9 @@ class SpoolSlot:
         self.words = file.words(WORDS_AT, WORDS)
 
     def is_own(self) -> bool:
+        """False when somebody has closed it, removed it or made it shorter: to touch what is gone is a SIGBUS."""
         status = self._file.status()
-        return status is not None and status.st_nlink > 0  # nobody has closed it, and nobody removed it
+        return status is not None and status.st_nlink > 0 and status.st_size >= len(self.memory)
 
     def has_heirs(self) -> bool:
         return True
@@ -100,7 +103,8 @@ class SpoolSlot:
         self._spool.sync(self._file)
 
     def release(self) -> None:
-        if self._file.status() is not None and self.is_empty():
+        status = self._file.status()
+        if status is not None and status.st_size >= len(self.memory) and self.is_empty():
             self._spool.discard(self.path, self._file, self.is_spoilt())
         self._file.close()
 
@@ -120,13 +124,22 @@ class SpoolSlot:
 class Spool:
     """The files of one key in one directory. Any thread of any process may ask; what it waits for is the disk."""
 
-    def __init__(self, settings: Settings, report: Callable[[LetterError], None]) -> None:
-        """Raises `LetterError`. Makes the directory where it is missing."""
+    def __init__(
+        self,
+        settings: Settings,
+        report: Callable[[LetterError], None],
+        may_only_fork: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Raises `LetterError`. Makes the directory where it is missing.
+
+        ``may_only_fork``: whether this process sends nothing perhaps, so that it must keep no events from others.
+        """
         from hashlib import sha256  # not at import, to keep that cheap
 
         self._directory = settings.spool or ""
         self._overflow = settings.overflow
         self._limit = settings.spool_max_bytes
+        self._may_only_fork = may_only_fork
         self._syncs = settings.spool_sync
         self._report = report
         self._key = sha256(settings.api_key.encode()).digest()
@@ -135,6 +148,8 @@ class Spool:
         self._size = HEADER + sum(self._rooms)
         self._told: dict[str, object] = {}  # what was reported; a child goes by its parent's
         self._losses: list[LetterError] = []
+        self._damage: list[str] = []  # what was set aside and is still to be reported
+        self._aside: deque[str] | None = None  # what was set aside before, the oldest first, since the last look
         self._has_looked = False  # for files of other keys
         if not POSSIBLE:
             raise LetterError("spool needs the file locks of POSIX, which this system has not: leave it out")
@@ -151,13 +166,19 @@ class Spool:
     # The three verbs of a store.
 
     def claim(self) -> SpoolSlot | None:
-        """An empty file for this process, an ended one's if there is one; None, and a report, when there is no room."""
+        """A file for this process, an ended one's if there is an empty one; None, and a report, when there is no room.
+
+        Where one file more would exceed the bound, it may hold an ended process's events.
+        """
         try:
             if not self._has_looked:
                 self._has_looked = True
                 self._tell_of_other_keys()
             self._sweep()
-            return self._reuse() or self._make()
+            slot = self._reuse()
+            if slot is None:
+                slot = self._make() if self._size_with_another() <= self._limit else self._do_without_another()
+            return slot
         except OSError as problem:
             pass_on(problem)
             self._tell(f"the spool {self._directory} cannot be used: {_text(problem)}; events lie in memory instead")
@@ -186,6 +207,13 @@ class Spool:
     def losses(self) -> list[LetterError]:
         """Reports of the events that gave way at the bound or cannot be read, since the last call."""
         losses, self._losses = self._losses, []
+        damage, self._damage = self._damage, []
+        # How many events were in such a file nobody knows: one, or more.
+        losses += [LetterError(text, cause="damaged", lost=1) for text in damage[:KEPT]]
+        more = len(damage) - KEPT
+        if more > 0:
+            said = f"{more:,} more files of the spool {self._directory} cannot be read: the latest are kept as .damaged"
+            losses.append(LetterError(said, cause="damaged", lost=more))
         return losses
 
     def discard(self, path: str, file: LockedFile, spoilt: bool) -> None:
@@ -209,6 +237,7 @@ class Spool:
 
     def _free(self) -> Iterator[SpoolSlot]:
         """The files whose process has ended, the oldest first. Each is this process's until it is released."""
+        self._aside = None
         for path, status in self._listed(self._prefix, ".ring"):
             slot = self._open(path, status)
             if slot is not None:
@@ -247,9 +276,13 @@ class Spool:
             raise _Strange("it is of a newer version")
         if key != self._key:
             raise _Strange("it is of another key")
+        if version < 1 or header != HEADER or not are_rooms(room, hand):
+            raise _Damaged(f"its header claims what no file has: {header:,}, {room:,} and {hand:,} bytes")
         size = os.fstat(file.descriptor()).st_size
         if size != header + room + hand:
             raise _Damaged(f"it has {size:,} bytes instead of {header + room + hand:,}")
+        if size > self._limit:
+            raise _Strange(f"it has {size:,} bytes, more than all files may have (spool_max_bytes={self._limit:,})")
         return room, hand
 
     def _reuse(self) -> SpoolSlot | None:
@@ -260,11 +293,39 @@ class Spool:
             slot.release()
         return None
 
-    def _make(self) -> SpoolSlot | None:
-        if not self._make_room():
+    def _do_without_another(self) -> SpoolSlot | None:
+        slot = None if self._may_only_fork() else self._go_on()
+        if slot is None:
+            if self._overflow == "drop_oldest" and self._make_room():
+                return self._make()
             full = f"the spool {self._directory} is full (spool_max_bytes={self._limit:,})"
             self._tell(f"{full}; events lie in memory instead")
-            return None
+        return slot
+
+    def _go_on(self) -> SpoolSlot | None:
+        """Of the files with ended processes' events the emptiest, if that is next to empty.
+
+        Else processes that live for one job each would fill the spool with a few events each.
+        """
+        emptiest: SpoolSlot | None = None
+        least = self._rooms[0] // _NEXT_TO_EMPTY
+        for slot in self._free():
+            if slot.rooms == self._rooms and not slot.is_spoilt() and bytes_in(slot) <= least:
+                if emptiest is not None:
+                    emptiest.release()
+                emptiest, least = slot, bytes_in(slot) - 1
+            else:
+                slot.release()
+        return emptiest
+
+    def _read(self, slot: SpoolSlot) -> Ring:
+        ring, wrong = Ring.left_in(slot)
+        if wrong:
+            slot.spoil()
+            self._losses.append(unreadable(ring.unreadable, wrong))
+        return ring
+
+    def _make(self) -> SpoolSlot | None:
         for _ in range(3):
             name = f"{self._prefix}{random_bytes(8).hex()}.ring"
             slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
@@ -296,18 +357,17 @@ class Spool:
             file.close()
             raise
 
+    def _size_with_another(self) -> int:
+        return self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
+
     def _make_room(self) -> bool:
-        """True when one file more keeps the bound. What ended processes left may give way, the oldest first."""
-        size = self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
-        if size > self._limit and self._overflow == "drop_oldest":
+        """Have what ended processes left give way, the oldest first, until one file more keeps the bound."""
+        size = self._size_with_another()
+        if size > self._limit:
             dropped: list[bytes] = []
             for slot in self._free():
                 size -= len(slot.memory)
-                ring, wrong = Ring.left_in(slot)
-                if wrong:
-                    slot.spoil()
-                    self._losses.append(unreadable(ring.unreadable, wrong))
-                dropped += ring.clear()
+                dropped += self._read(slot).clear()
                 slot.release()
                 if size <= self._limit:
                     break
@@ -360,11 +420,16 @@ class Spool:
             aside = f"{path}.{random_bytes(4).hex()}.damaged"
         try:
             os.rename(path, aside)
-            since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
+            before = self._aside
+            if before is None:  # else a thousand of them would have the directory listed a thousand times
+                since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
+                before = self._aside = deque(old for _, old in sorted(since))
+            else:
+                before.append(aside)
         except OSError:
             return  # the next one who finds it tries again
-        for _, old in sorted(since)[:-KEPT]:
-            _remove(old)
+        for _ in range(len(before) - KEPT):
+            _remove(before.popleft())
 
     def _listed(self, start: str, end: str) -> list[tuple[str, os.stat_result]]:
         """The files of such a name, the oldest first."""
@@ -412,9 +477,9 @@ class Spool:
             self._report(LetterError(text, cause="degraded"))
 
     def _note_damage(self, text: str) -> None:
-        """Have a file that nobody can read reported, once. How many events were in it nobody knows: one, or more."""
+        """Have a file that nobody can read reported, once."""
         if self._is_new(text):
-            self._losses.append(LetterError(text, cause="damaged", lost=1))
+            self._damage.append(text)
 
     def _is_new(self, text: str) -> bool:
         mark = object()

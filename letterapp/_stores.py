@@ -6,7 +6,7 @@ Never here: what a place is, or how events lie in it.
 
 from __future__ import annotations
 
-from . import _memory
+from . import _lifecycle, _memory
 from ._delivery import Reporter
 from ._memory import PrivateMemory, SharedMemory, Unavailable
 from .errors import LetterError
@@ -62,7 +62,7 @@ class Stores:
             if settings.spool:
                 from ._spool import Spool
 
-                places.insert(0, Spool(settings, report))
+                places.insert(0, Spool(settings, report, _lifecycle.is_before_fork))
         return cls(places, report, unshared)
 
     def claim(self) -> Slot:

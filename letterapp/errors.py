@@ -56,11 +56,11 @@ class LetterError(Exception):
         shows how. A report of a full queue carries the first 100 of its burst. An event that could not be encoded
         (``cause`` is ``"invalid"``) holds the very values that it was called with, under the wire's names. With the
         cause ``degraded`` they are what a relay still has when their process ends, and may give up.
+        What a relay's client or a spool's file had in the place of an event, and is none, is left out.
         Decoded anew at each access; safe from any thread.
         """
-        from json import loads  # not at import: it costs more than the whole package
-
-        return [loads(event) if isinstance(event, bytes) else event for event in self._events]
+        events = (_decoded(event) if isinstance(event, bytes) else event for event in self._events)
+        return [event for event in events if isinstance(event, dict)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (str(self), {**self.__dict__, "_events": tuple(filter(_is_picklable, self._events))}))
@@ -69,6 +69,15 @@ class LetterError(Exception):
 def encoded_events(error: LetterError) -> Sequence[bytes | dict[str, Any]]:
     """``error.events`` as they are kept: each encoded, or as it was called where that failed."""
     return error._events
+
+
+def _decoded(event: bytes) -> Any:
+    from json import loads  # not at import: it costs more than the whole package
+
+    try:
+        return loads(event)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _rebuild(message: str, state: dict[str, Any]) -> LetterError:

@@ -73,6 +73,24 @@ def _parser() -> argparse.ArgumentParser:
     cpython.add_argument("--seconds", type=float, default=900.0, metavar="N", help="that one module may take (900)")
     cpython.add_argument("--keep", type=Path, metavar="DIR", help="write there what each run printed")
 
+    fuzz = commands.add_parser(
+        "fuzz",
+        help="odd input into one way in, guided by coverage",
+        description="Try odd input for as long as it is given, and keep what reaches something new in a corpus. Exit 1 "
+        "when something was found.",
+    )
+    fuzz.add_argument(
+        "target",
+        metavar="TARGET",
+        help="call (any Python value), spool (a file's bytes), api (an answer of the API), answer (of a relay), "
+        "relay (a client's lines to one)",
+    )
+    fuzz.add_argument("--seconds", type=float, default=600.0, metavar="N", help="how long (600)")
+    fuzz.add_argument("--seed", type=_positive, metavar="S", help="of the fuzzer's own choices (a new one)")
+    fuzz.add_argument("--corpus", type=Path, metavar="DIR", help="what it begins with and adds to (of CACHE)")
+    fuzz.add_argument("--engine", choices=("atheris", "hypothesis"), help="what makes the inputs (atheris)")
+    fuzz.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"where the corpora are ({CACHE})")
+
     report = commands.add_parser(
         "report",
         help="one page and one picture of what run, all and bench found",
@@ -126,6 +144,10 @@ def _command(options: argparse.Namespace) -> int:
         from .cpython import compare
 
         return compare(options)
+    if options.command == "fuzz":
+        from .fuzz import fuzz
+
+        return fuzz(options)
     if options.command == "report":
         from .report import from_options
 

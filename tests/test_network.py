@@ -177,6 +177,35 @@ def test_what_nobody_expects_on_the_senders_path_is_tried_again(
     assert serials(letter_api) == [0, 1, 2, 3, 4] and errors == []
 
 
+@pytest.mark.parametrize(
+    "place", ["_outbox.due", "_outbox.is_lost", "_outbox.end_burst", "_heir.look_if_due", "_obey", "_outbox.settle"]
+)
+def test_what_nobody_expects_beside_the_senders_path_ends_no_sender(
+    place: str, letter_api: IngestionServer, driven: Any, errors: list[LetterError], monkeypatch: Any
+) -> None:
+    one = driven()
+    one.track(5)
+    room, _, name = place.rpartition(".")
+    owner = getattr(one.sender, room) if room else one.sender
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name), BufferError("cannot be re-sized"), 3))
+    assert all(0.25 <= wait <= 0.5 * 1.25 for wait in one.settle())
+    assert letter_api.distinct == 5 and {error.cause for error in errors} <= {"degraded"} and len(errors) <= 1
+
+
+def test_an_event_that_fits_into_no_request_is_lost_alone(
+    letter_api: IngestionServer, driven: Any, errors: list[LetterError], tmp_path: Path
+) -> None:
+    for options in ({}, {"overflow": "drop_oldest"}, {"overflow": "block"}, {"spool": tmp_path / "spool"}):
+        one = driven(max_queue_bytes=600_000, **options)
+        one.track(5)
+        one.sender.put(b'{"x":"%s"}' % (b"a" * 599_000))  # as a client of a relay may send it
+        one.track(5)
+        one.settle()
+        error = errors.pop()
+        assert (error.cause, error.lost) == ("overflow", 1) and "501,608 (max_batch_bytes)" in str(error)
+        assert one.sender.stats()["delivered"] == 10 and errors == []
+
+
 def test_what_nobody_expects_is_reported_when_no_try_is_left(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError], monkeypatch: Any
 ) -> None:

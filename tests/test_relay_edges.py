@@ -18,6 +18,8 @@ from relayed import STATUSES, Runtime, own_runtime  # noqa: F401  (a fixture tha
 from test_relay import balanced, script, track
 
 from letterapp import Letter, LetterError
+from letterapp._bell import Bell
+from letterapp._ownership import OwnedSender, Owner
 from letterapp.testing import Hold, IngestionServer, status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
@@ -275,3 +277,16 @@ def test_a_held_request_is_kept_before_it_is_answered(letter_api: IngestionServe
     assert hold.arrived.wait(DEADLINE) and letter_api.distinct == 0
     hold.release()
     assert letter.flush(DEADLINE) and letter_api.distinct == 1
+
+
+def test_a_line_that_fits_into_no_request_is_lost_alone(letter_api: IngestionServer) -> None:
+    settings = Letter("k", letter_api.url, enabled=False)._settings
+    said: list[str] = []
+    sender, owner = OwnedSender(settings, said.append, Bell()), Owner()
+    assert sender.admit(b'{"x":"%s"}' % (b"a" * 501_610), owner)
+    event = b'{"type":"track","userId":"u","messageId":"1","event":"E","timestamp":"2026-01-01","properties":{}}'
+    assert sender.admit(event, owner)
+    assert sender.flush(DEADLINE) and letter_api.distinct == 1 and owner.settled == 2
+    (report,) = owner.reports
+    assert b'"lost": 1' in report and b'"cause": "overflow"' in report
+    sender.close(DEADLINE)

@@ -409,3 +409,9 @@ def test_what_on_error_tracks_is_forgotten_by_and_by(letter_api: IngestionServer
     reporter(LetterError("b", events=[b"24999", b"15001"]))
     assert calls == 1
     assert len(reporter._own) + len(reporter._own_before) <= 20_000
+
+
+def test_what_is_no_event_raises_nothing_when_it_is_reported() -> None:
+    deep = b"[" * 100_000
+    error = LetterError("lost", events=[b"{", b"[1]", b"\xff", deep, b'{"userId":"u"}', {"userId": "v"}])
+    assert error.events == [{"userId": "u"}, {"userId": "v"}] and error.lost == 6

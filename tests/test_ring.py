@@ -256,19 +256,21 @@ def test_clear_returns_all_in_order() -> None:
 
 
 def test_an_empty_ring_gives_back_what_it_used_beyond_a_little() -> None:
-    slot = Slot(4 * KEPT, KEPT - UNIT)
+    slot = Slot(4 * KEPT, 2 * KEPT)
     given: list[tuple[int, int]] = []
     slot.trim = lambda start, end: given.append((start, end))  # type: ignore[method-assign]
     ring = Ring(slot)
     ring.trim()
-    assert given == [(KEPT, slot.room)], "whoever had it before may have used it all"
+    assert given == [(KEPT, slot.room), (slot.room, slot.room + slot.hand)], (
+        "whoever had it before may have used it all"
+    )
     given.clear()
     filled(ring, 100)
     ring.trim()
     drain(ring)
     ring.trim()
     assert given == [], "it is little"
-    filled(ring, 2 * KEPT, 100)
+    filled(ring, KEPT + 100, KEPT, 100)
     ring.take(1, 1)
     ring.settle()
     ring.trim()
@@ -278,6 +280,27 @@ def test_an_empty_ring_gives_back_what_it_used_beyond_a_little() -> None:
     ring.trim()
     assert len(given) == 2 and given[0][0] == KEPT and 2 * KEPT <= given[0][1] <= slot.room
     assert given[1][0] == slot.room, "the hand too"
+
+
+def test_a_record_that_fits_into_no_hand_is_not_taken_and_one_that_lies_there_is_damage() -> None:
+    slot = Slot(160, 48)
+    ring = Ring(slot)
+    assert not ring.append(b"x" * 41) and ring.is_empty() and ring.largest == 40
+    assert ring.append(b"x" * 40) and drain(ring, size=1) == [b"x" * 40]
+    filled(ring, 8, 40, 8)
+    slot.memory[16:24] = struct.pack("<II", 56, crc32(slot.memory[24:80]))  # as one before that bound could write it
+    slot.words[STATE] = cover(0, 96)
+    assert found(slot) == ([numbered(0)], "a record of 56 bytes does not fit")
+
+
+@pytest.mark.parametrize("start, end", [(1 << 34, 1 << 34), (168, 168), (1 << 34, 8), (176, 160)])
+def test_words_that_point_anywhere_leave_a_ring_that_works(start: int, end: int) -> None:
+    slot = Slot(160, 48)
+    slot.words[STATE], slot.words[HAND] = cover(start, end), cover(end, start)
+    ring, _ = Ring.left_in(slot)
+    for turn in range(30):
+        assert filled(ring, 16, 16, start=turn) == drain(ring)
+    assert len(slot.memory) == 208
 
 
 @example(60, 2, 1, 30, [("a", 30), ("a", 30), ("t", 0), ("s", 0), ("a", 30)])  # round the end, with no byte to spare

@@ -33,6 +33,8 @@ pytestmark = [
 NAME = re.compile(r"letter-[0-9a-f]{16}-[0-9a-f]{16}\.ring")
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
+# So many, for a queue as `SMALL`, that no other process goes on behind them.
+MANY = [b'{"messageId":"%d","rest":"%s"}' % (number, b"x" * 50) for number in range(1, 12)]
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root can be another user")
 
 
@@ -384,6 +386,84 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported_once(spoil: Callab
     assert Path(path + ".damaged").read_bytes() == content
 
 
+def lay_header(path: str, header: int, room: int, hand: int) -> None:
+    """Have the file claim these sizes, with a checksum that is right, and be as long as they say."""
+    magic, version, _, _, _, key = _spool._head.unpack_from(Path(path).read_bytes())
+    head = _spool._head.pack(magic, version, header, room, hand, key)
+    change(path, 0, head + _spool._checksum.pack(crc32(head)))
+    os.truncate(path, min(header + room + hand, 1 << 34))  # sparse
+
+
+@pytest.mark.parametrize(
+    "header, room, hand",
+    [
+        (HEADER, 0, 0),
+        (HEADER, 0, 3616),
+        (HEADER, 6352, 0),
+        (HEADER, 6351, 3616),  # no multiples of a record's
+        (HEADER, 6352, 3613),
+        (HEADER, 1, 1),
+        (0, 6352, 3616),
+        (100, 6352, 3616),
+        (HEADER + 1, 6352, 3616),
+        (2**32 - 1, 6352, 3616),
+        (HEADER, (1 << 34) + 8, 3616),
+        (HEADER, 2**64 - 8, 2**64 - 8),
+    ],
+)
+def test_a_header_of_odd_sizes_whose_checksum_is_right_is_damage(
+    header: int, room: int, hand: int, bench: Bench, make: Any, errors: list[LetterError], letter_api: Any
+) -> None:
+    path = bench.left(*MANY, key="test-key")
+    lay_header(path, header, room, hand)
+    letter = make(spool=bench.directory, **SMALL)
+    letter.track("u", "E")
+    assert letter.flush(DEADLINE) and len(letter_api.events) == 1
+    assert [(error.cause, error.lost) for error in errors] == [("damaged", 1)]
+    assert "its header claims" in str(errors[0])
+    assert os.path.basename(path) + ".damaged" in bench.files() and not os.path.exists(path)
+
+
+def test_a_header_cannot_have_more_read_than_the_spool_may_hold(bench: Bench) -> None:
+    path = bench.left(b"x")
+    room = hand = 1 << 33
+    lay_header(path, HEADER, room, hand - HEADER)
+    change(path, WORDS_AT, (room >> 3).to_bytes(4, sys.byteorder) + bytes(4))
+    change(path, HEADER, (0xFFFFFFF0).to_bytes(4, "little"))  # one record, whose checksum covers as much
+    spool = bench.spool()
+    assert bench.adopt(spool) == [] and bench.said("more than all files may have (spool_max_bytes=268,435,456)")
+    assert os.path.getsize(path) == 1 << 34 and bench.reports[0].cause == "degraded"
+
+
+def test_many_damaged_files_have_the_directory_listed_a_few_times(bench: Bench, monkeypatch: Any) -> None:
+    spool = bench.spool()
+    for _ in range(30):
+        spoilt = bench.left(b"spoilt")
+        change(spoilt, Path(spoilt).read_bytes().index(b"spoilt"), b"S")
+    for number in range(100):
+        path = bench.directory / f"{spool._prefix}{number:016x}.ring"
+        path.write_bytes(b"x" * 16)
+        path.chmod(0o600)
+    listings: list[Any] = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listings.append(path) or listdir(path))
+    assert bench.adopt(spool) == [[]] * 30
+    assert len(listings) <= 4
+    assert len(bench.files()) == KEPT and all(name.endswith(".damaged") for name in bench.files())
+    assert [error.lost for error in bench.reports] == [1] * KEPT + [100 - KEPT]
+    assert {error.cause for error in bench.reports} == {"damaged"}
+
+
+def test_a_file_that_is_cut_while_nothing_waits_in_it_is_left_for_another(bench: Bench, make: Any) -> None:
+    letter = make(spool=bench.directory, flush_interval=1000)
+    (cut,) = bench.files()
+    os.truncate(bench.directory / cut, 0)
+    assert in_child(lambda: letter.track("u", "E") or letter.flush(DEADLINE)) in (0, 1)  # and no SIGBUS
+    letter.track("u", "E")
+    assert letter.flush(DEADLINE) and letter.stats()["delivered"] == 1
+    assert cut + ".damaged" in bench.files()
+
+
 def test_a_flipped_bit_in_an_event_ends_the_ring_there_and_the_file_is_kept(bench: Bench) -> None:
     path = bench.left(b"first", b"second", b"third")
     at = Path(path).read_bytes().index(b"second")
@@ -588,50 +668,102 @@ def test_files_in_use_are_never_dropped_for_the_bound(overflow: str, bench: Benc
 
 def test_what_ended_processes_left_is_kept_at_the_bound(bench: Bench) -> None:
     bound = two_files(bench)
-    bench.left(b"a"), bench.left(b"b")
+    bench.left(*MANY), bench.left(*MANY)
     spool = bench.spool(**bound)
     assert spool.claim() is None and bench.said("is full")
-    assert sorted(bench.adopt(spool)) == [[b"a"], [b"b"]]
+    assert bench.adopt(spool) == [MANY, MANY]
     assert claimed(spool)
+
+
+@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest"])
+def test_at_the_bound_a_process_goes_on_in_the_emptiest_file_of_an_ended_one(overflow: str, bench: Bench) -> None:
+    bound = {"overflow": overflow, **two_files(bench)}
+    other, emptiest = bench.left(b"a", b"b"), bench.left(b"c")
+    slot, another = claimed(bench.spool(**bound)), claimed(bench.spool(**bound))
+    assert (slot.path, another.path) == (emptiest, other)
+    ring, wrong = Ring.left_in(slot)
+    assert not wrong and ring.append(b"d")
+    slot.release()
+    assert bench.adopt(bench.spool(**bound)) == [[b"c", b"d"]] and bench.reports == []
+
+
+def test_a_process_that_may_do_nothing_but_fork_keeps_no_events_from_others(bench: Bench) -> None:
+    bound = two_files(bench)
+    bench.left(b"a"), bench.left(b"b")
+    settings = Letter("k", enabled=False, spool=bench.directory, **{**SMALL, **bound})._settings
+    assert _spool.Spool(settings, bench.reports.append, lambda: True).claim() is None
+    assert bench.said("events lie in memory instead")
+
+
+def test_who_goes_on_in_a_file_sends_what_is_there_and_sets_a_damaged_one_aside(
+    bench: Bench, make: Any, errors: list[LetterError], letter_api: Any
+) -> None:
+    bound = two_files(bench)["spool_max_bytes"] // 2
+    event = b'{"type":"track","userId":"u","messageId":"%d","event":"E","timestamp":"2026-01-01","properties":{}}'
+    spoilt = bench.left(event % 1, event % 2, key="test-key")
+    change(spoilt, Path(spoilt).read_bytes().index(event % 2), b"[")
+    letter = make(spool=bench.directory, spool_max_bytes=bound, **SMALL)
+    assert len(eventually(lambda: letter_api.events, bool)) == 1, "without any call"
+    letter.track("u", "E")
+    assert letter.close(DEADLINE) and letter.stats()["memory"] == "spool"
+    assert len(letter_api.events) == 2 and [(error.cause, error.lost) for error in errors] == [("damaged", 1)]
+    assert bench.files() == [os.path.basename(spoilt) + ".damaged"]
+
+
+def test_a_process_a_job_fills_no_spool_while_the_api_is_away(
+    bench: Bench, make: Any, errors: list[LetterError], letter_api: Any
+) -> None:
+    options = {"spool": bench.directory, "max_queue_bytes": 60_000, "max_queue_events": 300, "max_batch_bytes": 2000}
+    options["spool_max_bytes"] = 3 * 75_000
+    away = make(base_url=NOWHERE, flush_interval=1000, **options)  # whose file is one of three
+
+    def job() -> bool:
+        away.track("u", "E")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    for _ in range(16):
+        assert in_child(job) == -signal.SIGKILL
+    assert len(bench.files()) == 3 and errors == []
+    assert make(**options).flush(DEADLINE) and len(letter_api.events) == 16 and errors == []
 
 
 def test_with_drop_oldest_the_oldest_file_of_an_ended_process_gives_way(bench: Bench) -> None:
     bound = two_files(bench)
-    old, new = bench.left(b"a", b"b"), bench.left(b"c")
+    old, new = bench.left(*MANY), bench.left(*MANY)
     os.utime(old, (1, 1))
     spool = bench.spool(overflow="drop_oldest", **bound)
     slot = claimed(spool)
     (error,) = spool.losses()
-    assert (error.cause, error.lost, error._events) == ("overflow", 2, (b"a", b"b")) and spool.losses() == []
+    assert (error.cause, error.lost, error._events) == ("overflow", 11, tuple(MANY)) and spool.losses() == []
     assert str(error).startswith(
-        f"2 events of ended processes dropped (drop_oldest): the spool {bench.directory} was full (spool_max_bytes="
+        f"11 events of ended processes dropped (drop_oldest): the spool {bench.directory} was full (spool_max_bytes="
     )
     assert bench.files() == sorted(map(os.path.basename, (new, slot.path))) and bench.reports == []
 
 
 def test_a_file_that_gave_way_is_reported_as_what_it_is(make: Any, errors: list[LetterError], bench: Bench) -> None:
     bound = two_files(bench)
-    event = b'{"messageId":"%d"}'
-    old, _ = bench.left(event % 1, event % 2), bench.left(event % 3)
+    old, _ = bench.left(*MANY), bench.left(*MANY)
     os.utime(old, (1, 1))
     letter = make(api_key="k", spool=bench.directory, overflow="drop_oldest", flush_interval=1000, **bound, **SMALL)
     (error,) = errors
-    assert (error.cause, error.lost) == ("overflow", 2) and "was full (spool_max_bytes=" in str(error)
-    assert [item["messageId"] for item in error.events] == ["1", "2"]
-    assert letter.stats()["lost"] == {"overflow": 2}
+    assert (error.cause, error.lost) == ("overflow", 11) and "was full (spool_max_bytes=" in str(error)
+    assert [item["messageId"] for item in error.events] == [str(number) for number in range(1, 12)]
+    assert letter.stats()["lost"] == {"overflow": 11}
 
 
 def test_a_damaged_file_that_gives_way_is_set_aside(bench: Bench) -> None:
     bound = two_files(bench)
-    old, _ = bench.left(b"a", b"b"), bench.left(b"c")
+    old, _ = bench.left(*MANY, b"last"), bench.left(*MANY)
     os.utime(old, (1, 1))
-    change(old, Path(old).read_bytes().rindex(b"b"), b"B")
+    change(old, Path(old).read_bytes().rindex(b"last"), b"L")
     os.utime(old, (1, 1))
     spool = bench.spool(overflow="drop_oldest", **bound)
     assert claimed(spool)
     assert [(error.cause, error.lost, error._events) for error in spool.losses()] == [
         ("damaged", 1, ()),
-        ("overflow", 1, (b"a",)),
+        ("overflow", 11, tuple(MANY)),
     ]
     assert os.path.exists(old + ".damaged")
 
