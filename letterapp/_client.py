@@ -10,11 +10,12 @@ import os
 
 from . import _lifecycle
 from ._clock import monotonic
-from ._delivery import Delivery, Reporter
+from ._delivery import Delivery, Nowhere, Reporter
 from ._event import Encoder, Unencodable
 from ._mail import post_mail
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
+from ._texts import concealed
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -60,7 +61,7 @@ class Letter(FixedOptions):
         exit_timeout: Seconds that one `flush`, one `close` or the end of the process may take.
         before_send: Gets each event as a dict in the wire's form; returns it, changed or not, or None to drop it.
             Runs in the call.
-        enabled: False makes every call do nothing, without a key too.
+        enabled: False makes every call do nothing, without a key too. Such a client costs some kilobytes.
         ssl_context: An `ssl.SSLContext`, or a function that makes one in the process that uses it (needed for a client
             that is pickled, and under gevent). The default verifies against the system's certificates.
         exit_signals: Signals on which to send what waits before doing what the signal did before. Installed by the
@@ -111,6 +112,7 @@ class Letter(FixedOptions):
         spool_max_bytes: int = 268_435_456,
         relay: bool | str | os.PathLike[str] | Any = False,
     ) -> None:
+        api_key = concealed(api_key)  # crash reporters show a frame's variables
         self._open(
             Settings(
                 api_key=api_key,
@@ -139,13 +141,13 @@ class Letter(FixedOptions):
 
     def _open(self, settings: Settings) -> None:
         self._settings = settings
-        if settings.before_send is not None:
+        if settings.enabled and settings.before_send is not None:
             # Now, rather than in a call, where a fork in another thread could tear the import.
             import json  # noqa: F401
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send)
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
-        if settings.exit_signals:
+        if settings.enabled and settings.exit_signals:
             _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
         self._delivery.send_orphans()
 
@@ -376,6 +378,8 @@ class Letter(FixedOptions):
 
 
 def _carrier(settings: Settings) -> Delivery:
+    if not settings.enabled:
+        return Nowhere(Reporter(settings.on_error), settings.exit_timeout)
     relay = settings.relay
     if not relay:
         return Sender(settings)
@@ -396,6 +400,7 @@ def settings_of(**given: Any) -> Settings:
     """The options of a client as settings; the signature of `Letter` has the defaults. For what sends for clients."""
     import inspect
 
+    given = {name: concealed(value) if name == "api_key" else value for name, value in given.items()}
     parameters = inspect.signature(Letter).parameters.values()
     return Settings(**{**{one.name: one.default for one in parameters}, **given})
 

@@ -120,7 +120,7 @@ class PrivateMemory:
     def claim(self) -> MemorySlot:
         room, hand = self._rooms
         words = UNIT * WORDS
-        memory = bytearray(words + room + hand)
+        memory = _zeros(words + room + hand)
         return MemorySlot(memory, memoryview(memory)[:words].cast("Q"), words, room, hand)
 
     def orphans(self) -> Iterable[MemorySlot]:
@@ -242,6 +242,17 @@ class SharedMemory:
 
 def _rooms(settings: Settings) -> tuple[int, int]:
     return rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
+
+
+def _zeros(size: int) -> Any:
+    """Memory that is used page by page as it is written, where the system can do that; `bytearray` writes all of it."""
+    try:
+        # Not the default, which a child would share.
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+        return mmap.mmap(-1, size, **flags)
+    except (AttributeError, OSError, ValueError) as problem:
+        pass_on(problem)
+        return bytearray(size)
 
 
 class LockFile:
