@@ -160,7 +160,7 @@ class SharedMemory:
             self.memory = _shared_pages(self.first + SLOTS * self.apart)
             self._file = _lock_file()
             self.is_open = self._file.is_open
-        except (AttributeError, ImportError, OSError, ValueError, OverflowError, MemoryError) as problem:
+        except (AttributeError, ImportError, OSError, TypeError, ValueError, OverflowError, MemoryError) as problem:
             pass_on(problem)
             raise Unavailable(getattr(problem, "strerror", None) or repr(problem)) from problem
         self._words = memoryview(self.memory)[: self.first].cast("Q")
