@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from ._version import __version__
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     relay.add_argument("--for-manager", action="store_true", help=argparse.SUPPRESS)  # how a manager starts its server
     relay.add_argument("--for-clients", action="store_true", help=argparse.SUPPRESS)  # how a client starts one
 
+    _open_standard_files()
     options = parser.parse_args(arguments)
     if options.command == "demo":
         from ._demo import demo as run_demo
@@ -72,6 +74,15 @@ def main(arguments: list[str] | None = None) -> int:
         return run_relay(options)
     parser.print_help()
     return 2
+
+
+def _open_standard_files() -> None:
+    """Open 0, 1 and 2 if they are closed: after ``2>&-`` the next file or socket would get 2, and what is logged."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
 
 
 def _port(text: str) -> int:

@@ -10,12 +10,13 @@ import os
 
 from . import _lifecycle
 from ._clock import monotonic
-from ._delivery import Delivery, Reporter
+from ._delivery import Delivery, Nowhere, Reporter
 from ._event import Encoder, Unencodable
 from ._late import Late
 from ._mail import post_mail
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
+from ._texts import concealed
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -71,7 +72,7 @@ class Letter(FixedOptions):
         default: As in `json.dumps`: gets each value that JSON cannot carry, and that no rule of docs/configuration.md
             covers, and returns one to write in its place; ``str``, for instance. Runs in the call, in `send` too. If
             it raises, that event is lost, as with a value that is refused.
-        enabled: False makes every call do nothing, without a key too.
+        enabled: False makes every call do nothing, without a key too. Such a client costs some kilobytes.
         ssl_context: An `ssl.SSLContext`, or a function that makes one in the process that uses it (needed for a client
             that is pickled, and under gevent). The default verifies against the system's certificates.
         exit_signals: Signals on which to send what waits before doing what the signal did before. Installed by the
@@ -125,6 +126,7 @@ class Letter(FixedOptions):
         spool_max_bytes: int = 268_435_456,
         relay: typing.Union[bool, Path, typing.Any] = False,
     ) -> None:
+        api_key = concealed(api_key)  # crash reporters show a frame's variables
         self._open(
             Settings(
                 api_key=api_key,
@@ -154,13 +156,13 @@ class Letter(FixedOptions):
 
     def _open(self, settings: Settings) -> None:
         self._settings = settings
-        if settings.before_send is not None:
+        if settings.enabled and settings.before_send is not None:
             # Now, rather than in a call, where a fork in another thread could tear the import.
             import json  # noqa: F401
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
-        if settings.exit_signals:
+        if settings.enabled and settings.exit_signals:
             _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
         self._delivery.send_orphans()
 
@@ -400,6 +402,8 @@ class Letter(FixedOptions):
 
 
 def _carrier(settings: Settings) -> Delivery:
+    if not settings.enabled:
+        return Nowhere(Reporter(settings.on_error), settings.exit_timeout)
     relay = settings.relay
     if not relay:
         return Sender(settings)
@@ -420,6 +424,7 @@ def settings_of(**given: typing.Any) -> Settings:
     """The options of a client as settings; the signature of `Letter` has the defaults. For what sends for clients."""
     import inspect
 
+    given = {name: concealed(value) if name == "api_key" else value for name, value in given.items()}
     parameters = inspect.signature(Letter).parameters.values()
     return Settings(**{**{one.name: one.default for one in parameters}, **given})
 

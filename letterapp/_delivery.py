@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 
+from ._forks import this_process
 from ._handlers import pass_on
 from ._inside import Inside
 from ._show import said
+from ._texts import clean
 from ._threads import as_started
 from .errors import LetterError, encoded_events
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ._forks import Process
 
 
+_LONGEST_LINE = 1_000  # characters: an error's text, and what is said around it
 _MOST_OWN = 10_000  # events that `on_error` tracked, and that are remembered to be its own
 
 
@@ -103,6 +106,56 @@ class Delivery(ABC):
         """The carrier of this process, a descendant of ``owner``: made by whichever thread asks first, empty."""
 
 
+class Nowhere(Delivery):
+    """Of a client that is not enabled: carries nothing, and has nothing of what that would take."""
+
+    def __init__(self, reporter: Reporter, exit_timeout: float) -> None:
+        self.owner = this_process()
+        self.reporter = reporter
+        self.exit_timeout = exit_timeout
+
+    def put(self, event: bytes) -> None:
+        pass
+
+    def refuse(self, cause: str, error: LetterError | None = None) -> None:
+        pass
+
+    def flush(self, timeout: float) -> bool:
+        return True
+
+    def close(self, timeout: float) -> bool:
+        return True
+
+    def hasten(self) -> None:
+        pass
+
+    def end(self, deadline: float, final: bool) -> None:
+        pass
+
+    def go_on(self) -> None:
+        pass
+
+    def send_orphans(self) -> None:
+        pass
+
+    def look_after_children(self) -> None:
+        pass
+
+    def defers(self, act: Callable[[], object]) -> bool:
+        return False
+
+    def stats(self) -> dict[str, Any]:
+        counts = ("relayed", "accepted", "delivered", "retried", "adopted", "waiting", "waiting_bytes")
+        named = {"pid": self.owner.pid, "mode": "thread", "memory": "private", "lost": {}}
+        return {**named, **dict.fromkeys(counts, 0)}
+
+    def glance(self) -> tuple[int, int, int]:
+        return 0, 0, 0
+
+    def for_child(self) -> Nowhere:
+        return Nowhere(self.reporter, self.exit_timeout)
+
+
 def unreadable(events: int, why: str) -> LetterError:
     """The report of events that an ended process left and nobody can read: ``events`` of them, or more."""
     said = f"at least {events:,} of the events that an ended process left cannot be read: {why}"
@@ -163,7 +216,6 @@ class Reporter:
 
 def _print(line: str) -> None:
     try:
-        # One line whatever an answer holds, and nothing in it that steers a terminal.
-        sys.stderr.write("".join(sign if sign.isprintable() else " " for sign in line) + "\n")
+        sys.stderr.write(clean(line, _LONGEST_LINE) + "\n")
     except Exception as failure:
         pass_on(failure)  # else stderr is closed, or None, or cannot write this text: there is nowhere left to say so

@@ -29,6 +29,7 @@ from ._forks import close_own
 from ._handlers import pass_on
 from ._link import POSSIBLE, QUIETLY, connect
 from ._private import must_be_guarded, must_be_ours
+from ._texts import Secret, SecretBytes, clean, revealed
 from ._version import __version__
 from .errors import LetterError
 
@@ -45,6 +46,7 @@ STARTING = 20.0  # seconds that a new relay may take until it serves
 ANSWERING = 5.0  # seconds that one which serves may take to answer a greeting
 TRIES = 10
 LOG = "relay.log"  # in the directory of the sockets
+_LONGEST_LINE = 4_000  # characters of a line in it
 LARGEST_LOG = 1_048_576  # bytes; a larger one is begun anew
 LONGEST_PATH = 103  # bytes of a socket's path, on the system that takes the fewest
 # What a relay does as its clients' options say. The rest is each process's own affair.
@@ -138,7 +140,7 @@ def lease(settings: Settings) -> Lease | None:
     return found
 
 
-def ask(path: str, api_key: str, base_url: str, wants: str) -> tuple[Any, dict[str, Any]]:
+def ask(path: str, api_key: Secret, base_url: str, wants: str) -> tuple[Any, dict[str, Any]]:
     """Greet the relay at ``path``; return the socket and the answer. `OSError` if nobody answers."""
     sock = connect(path, ANSWERING)
     try:
@@ -215,7 +217,7 @@ def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any
         its.close()
     assert process.stdout is not None
     try:
-        ours.sendall(json.dumps(options).encode() + b"\n", QUIETLY)
+        ours.sendall(json.dumps(options, default=revealed).encode() + b"\n", QUIETLY)
         said = _first_line(process.stdout.fileno())
     except OSError as problem:
         said = str(problem)
@@ -286,21 +288,25 @@ def interpreter() -> str:
     )
 
 
-def read_secret(option: str, path: str) -> bytes:
+def read_secret(option: str, path: str) -> SecretBytes:
     """The content of the file that ``option`` names, without white space around it; `LetterError` if there is none."""
     try:
         with open(path, "rb") as file:
-            secret = file.read().strip()
+            status = os.fstat(file.fileno())
+            secret = SecretBytes(file.read().strip())
     except OSError as problem:
         raise LetterError(f"{option}: {path}: {problem.strerror or problem}") from None
     if not secret:
         raise LetterError(f"{option}: {path} is empty")
+    if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        can = "read" if status.st_mode & stat.S_IROTH else "write"
+        write_log("relay", f"{option}: every user of this machine can {can} {path}: chmod 600 it")
     return secret
 
 
-def read_api_key(path: str | None) -> str | None:
+def read_api_key(path: str | None) -> Secret | None:
     """The content of ``--api-key-file``; None for the variable LETTER_API_KEY."""
-    return read_secret("--api-key-file", path).decode("ascii", "replace") if path else None
+    return Secret(read_secret("--api-key-file", path).decode("ascii", "replace")) if path else None
 
 
 def _by_hand() -> str:
@@ -324,8 +330,8 @@ def own_directory() -> str:
 
 
 def _name(settings: Settings) -> str:
-    told = repr([__version__, _protocol.VERSION, [getattr(settings, name) for name in PASSED_ON]])
-    return sha256(told.encode()).hexdigest()[:16]
+    told = [__version__, _protocol.VERSION, {name: getattr(settings, name) for name in PASSED_ON}]
+    return sha256(json.dumps(told, default=revealed).encode()).hexdigest()[:16]
 
 
 # In the program that was started.
@@ -355,7 +361,7 @@ def leave_starters_pipe(directory: str | None) -> None:
 
 def write_log(who: str, text: str) -> None:
     """A line to the stderr of this program, in one piece. Never raises."""
-    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    line = clean(text, _LONGEST_LINE)
     when = ""
     try:
         if _has_log:

@@ -19,6 +19,7 @@ from ._connect import Race, detaching, readable, writable
 from ._forks import NETWORK, close_own, inherits, undisturbed
 from ._handlers import pass_on
 from ._sigpipe import without_sigpipe
+from ._texts import Secret, SecretBytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,16 +68,12 @@ class Line:
 
     # Opening.
 
-    def ask_for_tunnel(self, authority: str, headers: dict[str, str]) -> None:
-        """Have an HTTP proxy connect this line to ``authority`` (RFC 9110, 9.3.6)."""
+    def ask_for_tunnel(self, authority: str, secrets: Secret) -> None:
+        """Have an HTTP proxy connect this line to ``authority`` (RFC 9110, 9.3.6). ``secrets``: the header's lines."""
         from ._response import TunnelResponse
 
-        lines = [
-            f"CONNECT {authority} HTTP/1.1",
-            f"Host: {authority}",
-            *(f"{name}: {headers[name]}" for name in headers),
-        ]
-        self.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
+        head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii")
+        self.sendall(_with_secrets(head, secrets))
         response = TunnelResponse(self, method="CONNECT")  # type: ignore[arg-type]
         response.begin()
         response.close()
@@ -112,15 +109,19 @@ class Line:
 
     # What the transport and the reader call.
 
-    def send(self, request: Callable[[], object]) -> None:
-        """Send what ``request`` writes, as one piece: `http.client` writes head and body apart, a packet for each."""
+    def send(self, request: Callable[[], object], secrets: Secret) -> None:
+        """Send what ``request`` writes, and ``secrets`` at the end of its header, whole lines.
+
+        As one piece: `http.client` writes head and body apart, a packet for each.
+        """
         held: list[bytes] = []
         self._held = held
         try:
             request()
         finally:
             self._held = None
-        self.sendall(b"".join(held))
+        head, *body = held
+        self.sendall(_with_secrets(head, secrets, *body))
 
     def receive_into(self, buffer: Any) -> int:
         received: int = self._when_ready(self._sock.recv_into, buffer, for_writing=False)
@@ -208,6 +209,11 @@ class Line:
         if not sent:
             raise BlockingIOError  # gevent's TLS socket says it so
         return sent
+
+
+def _with_secrets(head: bytes, secrets: Secret, *body: bytes) -> SecretBytes:
+    """A request: ``head`` up to its empty line, before which ``secrets`` go, and ``body``."""
+    return SecretBytes(b"".join((head[:-2], secrets.encode(), b"\r\n", *body)))
 
 
 class _Reader(io.RawIOBase):

@@ -27,6 +27,7 @@ from ._manager import Batches, BatchServer, log
 from ._private import must_be_guarded
 from ._protocol import proof
 from ._queues import ManagerQueue
+from ._texts import Secret, SecretBytes
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -111,7 +112,7 @@ def start_process(options: dict[str, Any], address: Address | None, authkey: byt
     if not hasattr(os, "fork"):
         return spawn_process(options, address, authkey)
     said, lease = _launch.run_program(
-        ["--for-manager"], {"options": options, "address": address, "authkey": authkey.hex()}
+        ["--for-manager"], {"options": options, "address": address, "authkey": Secret(authkey.hex())}
     )
     if not said.startswith("ready "):
         lease.close()
@@ -164,6 +165,9 @@ def run_for_manager() -> int:
     if not given:
         return 1  # who started it has ended
     told = json.loads(given)
+    del given  # which holds the keys
+    told["options"]["api_key"] = Secret(told["options"]["api_key"])
+    authkey = SecretBytes.fromhex(told.pop("authkey"))
     address = tuple(told["address"]) if isinstance(told["address"], list) else told["address"]
     _launch.detach()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -175,7 +179,7 @@ def run_for_manager() -> int:
         os.dup2(2, 1)
 
     try:
-        serve(batches_of(told["options"]), address, bytes.fromhex(told["authkey"]), announce, lambda: os.read(0, 64))
+        serve(batches_of(told["options"]), address, authkey, announce, lambda: os.read(0, 64))
     except (LetterError, OSError) as problem:
         os.write(1, f"{problem}\n".encode())
         return 1

@@ -6,7 +6,9 @@ be; the file whose bytes lock the slots. Never here: what is in a slot.
     shared memory   [ words of slot 0, of slot 1, ... ][ slot 0: ring and hand ][ slot 1 ] ...
 
 A process has one slot of a client, by a lock: that its owner is dead is known by the lock that can be had. Memory is
-used page by page as rings fill; what a client reserves is addresses.
+used page by page as rings fill; what a client reserves is addresses. All slots are there from the beginning, because
+what is made after a fork cannot be shared without a descriptor, which daemons close, and each mapping of one would need
+(before Python 3.13) a copy of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from ._settings import MAX_ITEMS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Iterator
+    from typing import Any, Callable, Iterable, Iterator
 
     from ._settings import Settings
     from .errors import LetterError
@@ -39,6 +41,7 @@ _GOES_ON = WORDS  # the word after a ring's: 1 while the process whose own event
 # Linux's, which `mmap` has no name for in every version.
 _NO_RESERVE = 0x4000  # MAP_NORESERVE: addresses are not counted as memory that was promised
 _REMOVE = 9  # MADV_REMOVE
+_FUTURE, _ON_FAULT = 2, 4  # MCL_FUTURE, MCL_ONFAULT (Linux 4.4); on a processor that has others, an error
 
 
 class Unavailable(Exception):
@@ -120,7 +123,7 @@ class PrivateMemory:
     def claim(self) -> MemorySlot:
         room, hand = self._rooms
         words = UNIT * WORDS
-        memory = bytearray(words + room + hand)
+        memory = _zeros(words + room + hand)
         return MemorySlot(memory, memoryview(memory)[:words].cast("Q"), words, room, hand)
 
     def orphans(self) -> Iterable[MemorySlot]:
@@ -154,11 +157,10 @@ class SharedMemory:
             self.page = mmap.PAGESIZE
             self.first = -(-SLOTS * _APART // self.page) * self.page
             self.apart = -(-sum(self.rooms) // self.page) * self.page
-            flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | (_NO_RESERVE if os.uname().sysname == "Linux" else 0)
-            self.memory = mmap.mmap(-1, self.first + SLOTS * self.apart, flags=flags)
+            self.memory = _shared_pages(self.first + SLOTS * self.apart)
             self._file = _lock_file()
             self.is_open = self._file.is_open
-        except (AttributeError, OSError, ValueError, OverflowError, MemoryError) as problem:
+        except (AttributeError, ImportError, OSError, TypeError, ValueError, OverflowError, MemoryError) as problem:
             pass_on(problem)
             raise Unavailable(getattr(problem, "strerror", None) or repr(problem)) from problem
         self._words = memoryview(self.memory)[: self.first].cast("Q")
@@ -242,6 +244,54 @@ class SharedMemory:
 
 def _rooms(settings: Settings) -> tuple[int, int]:
     return rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
+
+
+def _zeros(size: int) -> Any:
+    """Memory that is used page by page as it is written, where the system can do that; `bytearray` writes all of it."""
+    try:
+        # Not the default, which a child would share.
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+        return mmap.mmap(-1, size, **flags)
+    except (AttributeError, OSError, ValueError) as problem:
+        pass_on(problem)
+        return bytearray(size)
+
+
+def _shared_pages(size: int) -> Any:
+    """Memory that descendants share, used page by page as it is written. `OSError` when that cannot be."""
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | (_NO_RESERVE if os.uname().sysname == "Linux" else 0)
+    if not _are_mappings_locked():
+        return mmap.mmap(-1, size, flags=flags)
+    return _locked_when_written(lambda: mmap.mmap(-1, size, flags=flags))
+
+
+def _are_mappings_locked() -> bool:
+    """True after ``mlockall(MCL_FUTURE)``: then each new mapping is there as a whole, all slots at once."""
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE), open("/proc/self/status", "rb") as status:
+            return any(line.startswith(b"VmLck:") and line.split()[1] != b"0" for line in status)
+    except OSError as problem:
+        pass_on(problem)
+        return False  # not Linux, or no descriptor
+
+
+def _locked_when_written(map_it: Callable[[], Any]) -> Any:
+    """Make a mapping of which those pages alone are in memory, and locked there, that have been written."""
+    from ctypes import CDLL, addressof, byref, c_char, c_size_t, c_ubyte, c_void_p
+
+    libc = CDLL(None)
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    is_there = c_ubyte()
+    start = c_void_p(addressof(c_char.from_buffer(page)))
+    libc.mincore(start, c_size_t(mmap.PAGESIZE), byref(is_there))
+    if not is_there.value & 1:
+        return map_it()  # the program asked for that itself
+    if libc.mlockall(_FUTURE | _ON_FAULT):
+        raise OSError(0, "mlockall is in force, and memory cannot be locked page by page")
+    try:
+        return map_it()
+    finally:
+        libc.mlockall(_FUTURE)  # as before; what is mapped by now is left as it is
 
 
 class LockFile:

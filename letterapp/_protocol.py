@@ -28,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Mapping
 
+    from ._texts import Secret
+
 VERSION = 1
 END = b"\n"  # which no JSON that is written in one line holds
 HURRY = b"!"
@@ -36,15 +38,15 @@ LONGEST_GREETING = 4096  # bytes
 SHORT = 300  # characters of a report that a process is slow to read
 
 
-def greeting(api_key: str, base_url: str, wants: str) -> bytes:
+def greeting(api_key: Secret, base_url: str, wants: str) -> bytes:
     return dumps({"letterapp": VERSION, "proof": proof(api_key), "api": base_url, "wants": wants}).encode() + END
 
 
-def proof(api_key: str) -> str:
+def proof(api_key: Secret) -> str:
     return sha256(b"letterapp relay\0" + api_key.encode()).hexdigest()
 
 
-def refusal(line: bytes, api_key: str, base_url: str) -> str:
+def refusal(line: bytes, api_key: Secret, base_url: str) -> str:
     """Why a greeting is refused; empty if it is welcome."""
     said = parse(line)
     if said.get("letterapp") != VERSION:

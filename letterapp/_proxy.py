@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import sys
 
+from ._texts import Secret, concealed
+
 
 class Proxy:
-    def __init__(self, host: str, port: int, headers: dict[str, str]) -> None:
+    def __init__(self, host: str, port: int, secrets: Secret) -> None:
         self.host = host
         self.port = port
-        self.headers = headers
+        self.secrets = secrets  # lines of a header, each with its end
 
 
 def proxy_for(secure: bool, host: str) -> Proxy | None:
@@ -23,30 +25,39 @@ def proxy_for(secure: bool, host: str) -> Proxy | None:
     """
     if not may_have_proxies():
         return None
-    from urllib.parse import unquote, urlsplit
     from urllib.request import getproxies, proxy_bypass
 
-    url = getproxies().get("https" if secure else "http")
+    url = concealed(getproxies().get("https" if secure else "http"))
     if not url or proxy_bypass(host):
         return None
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        port = 80 if parts.port is None else parts.port
-    except ValueError:  # whose text may hold a password
-        raise ValueError(
-            "the address of the proxy in the environment cannot be read: is its password escaped?"
-        ) from None
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f"the proxy {parts.scheme}://{parts.hostname} is not spoken to: only http:// proxies are")
+    scheme, name, port, secrets = _read(url)
+    if scheme is None:
+        raise ValueError("the address of the proxy in the environment cannot be read: is its password escaped?")
+    if scheme != "http" or not name:
+        raise ValueError(f"the proxy {scheme}://{name} is not spoken to: only http:// proxies are")
     if not port:
         raise ValueError("the proxy in the environment has port 0, where nobody listens")
-    headers = {}
-    if parts.username is not None:
-        from base64 import b64encode
+    return Proxy(name, port, secrets)
 
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Proxy-Authorization"] = "Basic " + b64encode(pair.encode()).decode()
-    return Proxy(parts.hostname, port, headers)
+
+def _read(url: Secret) -> tuple[str | None, str | None, int, Secret]:
+    """The scheme, host, port and header of a proxy's ``url``; no scheme where that cannot be read.
+
+    It raises nothing, and so there is no frame whose variables hold the password.
+    """
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        parts = urlsplit(url.reveal() if "://" in url.reveal() else f"http://{url.reveal()}")
+        port = 80 if parts.port is None else parts.port
+    except ValueError:
+        return None, None, 0, Secret("")
+    if parts.username is None:
+        return parts.scheme, parts.hostname, port, Secret("")
+    from base64 import b64encode
+
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+    return parts.scheme, parts.hostname, port, Secret(f"Proxy-Authorization: Basic {b64encode(pair).decode()}\r\n")
 
 
 def may_have_proxies() -> bool:

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 from ._clock import monotonic
 from ._handlers import pass_on
 from ._line import Line, open_line
+from ._texts import Secret, SecretBytes, shown
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -85,7 +86,7 @@ def adapt(queue: Any) -> Target:
         return queue
     if not hasattr(queue, "put_nowait"):
         hint = ": give its .queue" if hasattr(queue, "get_server") else ""
-        raise LetterError(f"relay must be True, a socket's path or a queue with put_nowait, not {queue!r}{hint}")
+        raise LetterError(f"relay must be True, a socket's path or a queue with put_nowait, not {shown(queue)}{hint}")
     if _stays_in_process(queue):
         raise LetterError(
             f"relay={type(queue).__name__}: its items never leave this process; "
@@ -95,7 +96,7 @@ def adapt(queue: Any) -> Target:
     if token is not None and hasattr(queue, "_authkey"):
         if getattr(queue, "_serializer", "pickle") != "pickle":
             raise LetterError("relay: a manager with serializer='xmlrpclib' cannot carry events; use 'pickle'")
-        return ProxyQueue(queue, token.address, bytes(queue._authkey), token.id)
+        return ProxyQueue(queue, token.address, SecretBytes(queue._authkey), token.id)
     return ForeignQueue(queue)
 
 
@@ -117,11 +118,11 @@ class ManagerQueue:
 
     has_feeder = False
 
-    def __init__(self, address: Address, authkey: bytes, api_key: str, base_url: str, proof: str) -> None:
+    def __init__(self, address: Address, authkey: bytes, api_key: Secret, base_url: str, proof: str) -> None:
         self.address = address
         self.api_key = api_key
         self.base_url = base_url
-        self._authkey = authkey
+        self._authkey = SecretBytes(authkey)
         self._proof = proof
         self.retired = False
         self.process: object = None  # the manager's, which it keeps going, in the process that started it alone

@@ -50,6 +50,7 @@ def relay(options: argparse.Namespace) -> int:
             if not given:
                 return 1  # who started it has ended
             settings = settings_of(**json.loads(given))
+            del given  # which holds the key
             _launch.detach()
             for number in (*GROUP_SIGNALS, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # until there is something that could leave

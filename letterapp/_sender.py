@@ -133,6 +133,12 @@ class Sender(Delivery):
         self._lost_at_close = 0  # events; so no later `close` can say that all was settled
         self._heir.tell_losses()
         _lifecycle.watch(self)
+        if settings.exposed:
+            _lifecycle.report_once(
+                self._report,
+                "base_url begins with http://, and its host is not this machine: the API key and all events go over "
+                "the network in clear text, and answers are believed. Use https://",
+            )
         if _lifecycle.is_never_ended():
             self._interval = 0.0  # what waits for company would be lost
             if not settings.spool and (not settings.relay or handover is not None):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from ._texts import Secret, concealed, shown
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -33,9 +34,10 @@ DEFAULT_BASE_URL = _Default("https://api.letter.app")
 class Settings:
     """The options of one client. Immutable, picklable where the callables in it are; any thread may read it."""
 
-    api_key: str
+    api_key: Secret
     base_url: str  # without a slash at its end
     secure: bool  # https
+    exposed: bool  # what is sent goes over a network in clear text
     netloc: str  # host and port as they stand in base_url
     host: str
     port: int
@@ -66,7 +68,7 @@ class Settings:
     def __init__(
         self,
         *,
-        api_key: str | None,
+        api_key: Secret | str | None,
         base_url: str,
         enabled: bool,
         overflow: str,
@@ -81,6 +83,7 @@ class Settings:
         relay: Any,
         **numbers: Any,
     ) -> None:
+        api_key = concealed(api_key)
         checked = self.__dict__
         checked["enabled"] = _flag("enabled", enabled)
         checked["relay"] = _relay(relay)
@@ -92,7 +95,7 @@ class Settings:
         if numbers:
             raise TypeError(f"unknown options: {', '.join(numbers)}")
         if overflow not in OVERFLOW:
-            raise LetterError(f"overflow must be one of {', '.join(OVERFLOW)}, not {overflow!r}")
+            raise LetterError(f"overflow must be one of {', '.join(OVERFLOW)}, not {shown(overflow)}")
         checked["overflow"] = overflow
         checked["on_error"] = _callable("on_error", on_error)
         checked["before_send"] = _callable("before_send", before_send)
@@ -120,14 +123,14 @@ class Settings:
         self.__dict__.update(state)
 
 
-def _key(api_key: str | None, required: bool) -> str:
+def _key(api_key: Any, required: bool) -> Secret:
     if api_key is None:
-        api_key = os.environ.get("LETTER_API_KEY")
+        api_key = concealed(os.environ.get("LETTER_API_KEY"))
     if api_key is None and not required:
-        return ""
-    if not isinstance(api_key, str) or not api_key:
+        return Secret("")
+    if not isinstance(api_key, Secret) or not api_key:
         raise LetterError("api_key is required: pass it, or set LETTER_API_KEY")
-    if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+    if not all("!" <= sign <= "~" for sign in api_key.reveal()):
         raise LetterError("api_key holds a line break, a space or another character that no HTTP header can carry")
     return api_key
 
@@ -138,36 +141,44 @@ def _address(base_url: str) -> dict[str, Any]:
     import re  # not at import, to keep that cheap
     from urllib.parse import urlsplit
 
-    wrong = LetterError(f"base_url must be http(s)://host[:port][/path], with a port from 1 to 65535, not {base_url!r}")
-    if not isinstance(base_url, str) or not base_url.isprintable() or " " in base_url:
-        raise wrong
+    def wrong(why: str) -> LetterError:
+        # Without the value: it may be the key, given here by mistake, or hold a password.
+        return LetterError(
+            f"base_url must be http(s)://host[:port][/path], with a port from 1 to 65535; the one given {why}"
+        )
+
+    if not isinstance(base_url, str):
+        raise wrong(f"is a {type(base_url).__name__}")
+    if not base_url.isprintable() or " " in base_url:
+        raise wrong("has a space, a line break or the like in it")
     try:
         parts = urlsplit(base_url)
         port = parts.port
     except ValueError:
-        raise wrong from None
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or not re.fullmatch(_NETLOC, parts.netloc)  # `urlsplit` drops what it cannot read, a port among it
-        or port == 0
-        or parts.query
-        or parts.fragment
-    ):
-        raise wrong
+        raise wrong("has a host or a port that cannot be read") from None
+    if parts.scheme not in ("http", "https"):
+        raise wrong("does not begin with http:// or https://")
+    if "@" in parts.netloc:
+        raise wrong("has a user or a password in it, which the API does not take")
+    # (`urlsplit` drops what it cannot read, a port among it.)
+    if not parts.hostname or not re.fullmatch(_NETLOC, parts.netloc) or port == 0:
+        raise wrong("has a host or a port that cannot be read")
+    if parts.query or parts.fragment:
+        raise wrong("has something after the path: a ? or a #")
     secure = parts.scheme == "https"
     path = parts.path.rstrip("/")
     if not path.isascii():
-        raise wrong
+        raise wrong("has a path that is not ASCII")
     port = port or (443 if secure else 80)
     try:
         host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
     except UnicodeError:
-        raise wrong from None
+        raise wrong("has a host that cannot be read") from None
     name = f"[{host}]" if ":" in host else host
     return {
         "base_url": f"{parts.scheme}://{parts.netloc}{path}",
         "secure": secure,
+        "exposed": not (secure or _is_loopback(host)),
         "netloc": parts.netloc,
         "host": host,
         "port": port,
@@ -177,22 +188,36 @@ def _address(base_url: str) -> dict[str, Any]:
     }
 
 
+def _is_loopback(host: str) -> bool:
+    """True when nothing that is sent to ``host`` leaves this machine: by its name or number, no resolver is asked."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    from ipaddress import ip_address
+
+    try:
+        address = ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise LetterError(f"{name} must be True or False, not {value!r}")
+        raise LetterError(f"{name} must be True or False, not {shown(value)}")
     return value
 
 
 def _callable(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
-        raise LetterError(f"{name} must be a function or None, not {value!r}")
+        raise LetterError(f"{name} must be a function or None, not {shown(value)}")
     return value
 
 
 def _context(value: Any) -> Any:
     if value is None or callable(value) or hasattr(value, "wrap_socket"):
         return value
-    raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that makes one, not {value!r}")
+    raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that makes one, not {shown(value)}")
 
 
 def _signals(value: Iterable[int]) -> tuple[int, ...]:
@@ -201,7 +226,7 @@ def _signals(value: Iterable[int]) -> tuple[int, ...]:
     try:
         signals = tuple(signal.Signals(number) for number in value)
     except (TypeError, ValueError):
-        raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {value!r}") from None
+        raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {shown(value)}") from None
     for number in signals:
         if number.name in ("SIGKILL", "SIGSTOP"):
             raise LetterError(f"exit_signals: no process can handle {number.name}; leave it out")
@@ -211,7 +236,7 @@ def _signals(value: Iterable[int]) -> tuple[int, ...]:
 def _path(name: str, what: str, value: Any) -> str | None:
     if value is None:
         return None
-    wrong = LetterError(f"{name} must be {what}, not {value!r}")
+    wrong = LetterError(f"{name} must be {what}, not {shown(value)}")
     try:
         path = os.fsdecode(value)
     except (TypeError, UnicodeError):
@@ -231,9 +256,9 @@ def _relay(value: Any) -> Any:
     return adapt(value)
 
 
-def _as_its_relay(relay: Any, api_key: str | None, base_url: str) -> tuple[str | None, str]:
+def _as_its_relay(relay: Any, api_key: Any, base_url: str) -> tuple[Any, str]:
     """The key and the address that a `SenderManager` sends with; clients may leave them out, but not differ."""
-    key, url = getattr(relay, "api_key", None), getattr(relay, "base_url", None)
+    key, url = concealed(getattr(relay, "api_key", None)), getattr(relay, "base_url", None)
     if key is None or url is None:
         return api_key, base_url
     if api_key not in (None, key):
@@ -245,7 +270,7 @@ def _as_its_relay(relay: Any, api_key: str | None, base_url: str) -> tuple[str |
 
 def _count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise LetterError(f"{name} must be a whole number, {least} or more, not {value!r}")
+        raise LetterError(f"{name} must be a whole number, {least} or more, not {shown(value)}")
     return value
 
 
@@ -259,13 +284,13 @@ def _retries(name: str, value: Any) -> int | None:
     try:
         return _count(name, value, 0)
     except LetterError:
-        raise LetterError(f"{name} must be a whole number, 0 or more, or None, not {value!r}") from None
+        raise LetterError(f"{name} must be a whole number, 0 or more, or None, not {shown(value)}") from None
 
 
 def seconds(name: str, value: Any) -> float:
     """Check a length of time that a caller gave."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _FOREVER:
-        raise LetterError(f"{name} must be seconds, 0 or more, not {value!r}")
+        raise LetterError(f"{name} must be seconds, 0 or more, not {shown(value)}")
     return float(value)
 
 

@@ -16,6 +16,7 @@ import sys
 from ._clock import monotonic
 from ._forks import NETWORK, WORK, undisturbed
 from ._handlers import pass_on
+from ._texts import Secret, without_keys
 from ._threads import as_started
 from ._version import __version__
 
@@ -92,12 +93,14 @@ class Transport:
         self._connection: http.client.HTTPConnection | None = None
         self._line: Line | None = None  # the socket under it
         self._prefix = settings.path  # what stands before the path in the request line
+        # Without `_secrets`, which the line adds at last: so they are no variable of any frame, be it one of
+        # `http.client`'s, that a crash reporter shows.
         self._headers: dict[str, str] = {
             "Host": settings.host_header,
-            "Authorization": f"Bearer {settings.api_key}",
             "Content-Type": "application/json",
             "User-Agent": f"letterapp-python/{__version__}",
         }
+        self._secrets = Secret("")  # the header's lines for the connection that is open
         self._context: ssl.SSLContext | None = None
         self._context_type: type | None = None
 
@@ -157,7 +160,7 @@ class Transport:
         connection, line = self._opened(deadline)
         line.deadline = deadline
         try:
-            line.send(lambda: connection.request("POST", self._prefix + path, body, self._headers))
+            line.send(lambda: connection.request("POST", self._prefix + path, body, self._headers), self._secrets)
         except ConnectionError as error:
             # A server may refuse a large body before it has read it, and close; the answer is there all the same.
             try:
@@ -171,13 +174,18 @@ class Transport:
             raise http.client.IncompleteRead(b"")  # in the headers, which `http.client` takes for their end
         if response.status < 200:
             raise http.client.BadStatusLine(f"status {response.status}")
-        data = response.read(MAX_ANSWER + 1)
-        if response.length and len(data) <= MAX_ANSWER:
+        # With what a key may take that begins before the bound, so that no part of it is left.
+        beyond = len(self._settings.api_key)
+        data = response.read(MAX_ANSWER + beyond + 1)
+        is_cut = len(data) > MAX_ANSWER
+        if response.length and not is_cut:
             raise http.client.IncompleteRead(data, response.length)
         headers = response.headers
         if response.will_close or not response.isclosed() or response.status == REQUEST_TIMEOUT:
             self.close()  # the server closes, or there is more to read than is worth reading
-        text = data[:MAX_ANSWER].decode("utf-8", "replace")
+        text = without_keys((data[: MAX_ANSWER + beyond] if is_cut else data).decode("utf-8", "replace"))
+        if is_cut:
+            text = text[: max(0, len(text) - beyond)]
         return Answer(response.status, text, headers.get("Retry-After"), headers.get("Location"))
 
     def _opened(self, deadline: float) -> tuple[http.client.HTTPConnection, Line]:
@@ -191,15 +199,15 @@ class Transport:
             proxy = undisturbed(WORK, self._proxy)
             host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
             self._prefix = settings.path
-            self._headers.pop("Proxy-Authorization", None)
+            self._secrets = Secret(f"Authorization: Bearer {settings.api_key.reveal()}\r\n")
             line = self._line = open_line(host, port, deadline)
             if settings.secure:
                 if proxy:
-                    line.ask_for_tunnel(settings.authority, proxy.headers)
+                    line.ask_for_tunnel(settings.authority, proxy.secrets)
                 undisturbed(NETWORK, line.secure, self._tls(), settings.host)
             elif proxy:
                 self._prefix = f"http://{settings.authority}{settings.path}"
-                self._headers.update(proxy.headers)
+                self._secrets = Secret(self._secrets.reveal() + proxy.secrets.reveal())
             self._connection = http.client.HTTPConnection(settings.host, settings.port)
             self._connection.response_class = Response
             self._connection.sock = line

@@ -1,10 +1,12 @@
 """The one error a caller may see.
 
 Lives here: `LetterError`, what it carries, how it is pickled. Never here: when it is raised (the rooms decide), text of
-a particular failure.
+a particular failure, what no text may hold (`_texts`).
 """
 
 from __future__ import annotations
+
+from ._texts import clean, without_keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ class LetterError(Exception):
 
     Raised by constructors, by calls with a wrong argument and by `Letter.send`; handed to ``on_error`` for everything
     that happens to an event after its call returned. It can be pickled and sent to another process.
+
+    Its text is one printable line of at most 300 characters, whatever a server, a proxy or a value had to say. It holds
+    no ``user:password@`` and, as its attributes, none of the API keys that this process has.
 
     Attributes:
         status: HTTP status of the API's answer, or None when there was none.
@@ -39,11 +44,11 @@ class LetterError(Exception):
         lost: int | None = None,
         events: Sequence[bytes | dict[str, Any]] = (),
     ) -> None:
-        super().__init__(message)
+        super().__init__(clean(message))
         self.status = status
-        self.body = body
-        self.code = code
-        self.reason = reason
+        self.body = None if body is None else without_keys(body)
+        self.code = None if code is None else clean(code)
+        self.reason = None if reason is None else clean(reason)
         self.cause = cause
         self.lost = len(events) if lost is None else lost
         self._events = tuple(events)

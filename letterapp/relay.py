@@ -38,6 +38,7 @@ from ._manager_program import batches_of, start_process
 from ._queues import ANSWERING, NOT_YET, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, seconds
+from ._texts import SecretBytes, concealed
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -109,12 +110,13 @@ class SenderManager(FixedOptions, BaseManager):
         authkey: bytes | None = None,
         **options: Any,
     ) -> None:
+        api_key, authkey = concealed(api_key), SecretBytes(authkey) if isinstance(authkey, bytes) else authkey
         _check_options("SenderManager", options, SENDING)
         if authkey is not None and (not isinstance(authkey, bytes) or not authkey):
             raise LetterError("authkey must be bytes, at least one")
         self._settings = settings_of(api_key=api_key, base_url=base_url, **options)
         self._given_authkey = authkey
-        self._key = authkey or os.urandom(32)
+        self._key = authkey or SecretBytes(os.urandom(32))
         super().__init__(address=_checked(address), authkey=self._key)
         self._stage = Stage.NEW
         self._queue: ManagerQueue | None = None
@@ -268,6 +270,7 @@ class QueueListener(FixedOptions):
     def __init__(
         self, queue: Any, api_key: str | None = None, base_url: str = DEFAULT_BASE_URL, **options: Any
     ) -> None:
+        api_key = concealed(api_key)
         _check_options("QueueListener", options, LISTENING)
         if isinstance(queue, (ManagerQueue, SenderManager)):
             raise LetterError("a SenderManager's queue needs no listener: its process sends")

@@ -10,6 +10,9 @@
 
 Lives here: the server's side of the protocol, its checks, its faults. Imports nothing of the client, so the two cannot
 share a bug. With pytest the fixture `letter_api` hands out a started server.
+
+What it calls of yours (`on_event`, `rule`, a fault) costs no request when it raises: the traceback goes to stderr, and
+the request is treated as if it had not been called.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import ssl
 import struct
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -157,6 +161,8 @@ class IngestionServer:
         mails: bodies of ``/v1/send``.
         requests: every request, refused ones too.
         rule: called with each `Request`; returns a fault, or None to treat it properly.
+
+    ``on_event`` is called with each item that was kept, before its request is answered.
     """
 
     def __init__(
@@ -240,7 +246,11 @@ class IngestionServer:
             self._changed.notify_all()
             if self._planned:
                 return self._planned.popleft()
-        return self.rule(request) if self.rule is not None else None
+        try:
+            return self.rule(request) if self.rule is not None else None
+        except Exception:
+            _complain()
+            return None
 
     def _problem(self, request: Request) -> tuple[int, str] | None:
         if request.path.endswith("/v1/batch"):
@@ -257,7 +267,7 @@ class IngestionServer:
             return 413, f"more than {self.max_body} bytes"
         try:
             parsed = json.loads(request.body, parse_constant=_no_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return 400, f"not JSON: {error}"
         problem = check(parsed)
         return None if problem is None else (422, problem)
@@ -272,7 +282,10 @@ class IngestionServer:
                 self.mails.append(parsed)
             self._changed.notify_all()
         for item in items if self._on_event is not None else ():
-            self._on_event(item)  # type: ignore[misc]
+            try:
+                self._on_event(item)  # type: ignore[misc]
+            except Exception:
+                _complain()
 
 
 class _Server(ThreadingHTTPServer):
@@ -319,9 +332,15 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Server
     received: Request
+    is_kept = False  # its events are
+    is_answered = False  # or the connection is closed
 
     def do_GET(self) -> None:
-        # Not of the API: how another process asks what came.
+        # Not of the API: how another process asks what came. A web page may not: it would come from elsewhere, or by a
+        # name of its own that it has made lead to this machine (DNS rebinding).
+        if not _is_of_this_machine(self.headers.get("Host")) or "Origin" in self.headers:
+            self.answer(403, b'{"error":{"code":"forbidden","message":"ask by a name of loopback, from no web page"}}')
+            return
         api = self.server.api
         with api._changed:
             if self.path == "/received":
@@ -341,9 +360,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request("POST", self.path, headers, body, self.client_address)
         api = self.server.api
         self.received = request
+        self.is_kept = self.is_answered = False
         fault = api._note(request)
-        if fault is not None:
-            fault(self)
+        if fault is not None and self._meet(fault):
             return
         problem = api._problem(request)
         if problem is not None:
@@ -357,18 +376,32 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.answer(200)
 
+    def _meet(self, fault: Fault) -> bool:
+        """Have ``fault`` answer; False when it has raised, and there is no answer yet."""
+        try:
+            fault(self)
+        except (ConnectionError, socket.timeout, ssl.SSLError):
+            raise  # the client is gone, which ends the connection
+        except Exception:
+            _complain()
+            return self.is_answered
+        return True
+
     def keep(self) -> None:
         """Accept the request's events."""
-        self.server.api._keep(self.received)
+        if not self.is_kept:
+            self.is_kept = True
+            self.server.api._keep(self.received)
 
     def answer(self, code: int, body: bytes = b'{"ok":true}', headers: dict[str, str] | None = None) -> None:
         lines = [f"HTTP/1.1 {code} Status", "Content-Type: application/json", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        self.is_answered = True
         # One write: two small ones make the client wait for the network's delayed acknowledgement, 40 ms a request.
         self.wfile.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
     def hang_up(self) -> None:
-        self.close_connection = True
+        self.is_answered = self.close_connection = True
         try:
             self.wfile.flush()
             self.connection.close()
@@ -376,6 +409,22 @@ class _Handler(BaseHTTPRequestHandler):
             pass
 
     def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _is_of_this_machine(host: str | None) -> bool:
+    """True for a Host header that names loopback, with or without a port."""
+    text = (host or "").strip().lower()
+    name, _, port = text.rpartition(":")
+    names = ("127.0.0.1", "localhost", "[::1]")
+    return text in names or (name in names and port.isdigit())
+
+
+def _complain() -> None:
+    """Print the exception that is handled. Never raises: stderr may be closed."""
+    try:
+        traceback.print_exc()
+    except Exception:
         pass
 
 

@@ -64,7 +64,8 @@ class Driven:
 
     def __init__(self, api_url: str, errors: list[LetterError], **options: Any) -> None:
         self.now = 1000.0
-        self.letter = Letter("test-key", api_url, on_error=errors.append, **{"flush_interval": 0, **options})
+        options = {"api_key": "test-key", "flush_interval": 0, **options}
+        self.letter = Letter(base_url=api_url, on_error=errors.append, **options)
         self.sender = Sender(self.letter._settings, lambda: self.now)
         self.sender._outbox.attend().begun = True  # as the thread does: so no other is started
         self.letter._delivery = self.sender

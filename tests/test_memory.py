@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Callable
@@ -766,6 +767,68 @@ def test_a_client_that_is_switched_off_reserves_nothing(family: Callable[..., No
     assert {kind(letter) for letter in letters} == {'private'}
     assert lock_files() == [] and mappings() < before[1] + 20
     """)
+
+
+def test_a_client_that_is_switched_off_costs_nothing_and_changes_no_signal(family: Callable[..., None]) -> None:
+    family("""
+    Letter(enabled=False)  # loads what a client needs
+    before, handler = kilobytes('VmRSS'), signal.getsignal(signal.SIGTERM)
+    options = {'exit_signals': (signal.SIGTERM,), 'spool': 'none', 'base_url': 'https://localhost'}
+    letters = [Letter(enabled=False, **options) for _ in range(200)]
+    assert kilobytes('VmRSS') - before < 200 * 20, kilobytes('VmRSS') - before
+    assert signal.getsignal(signal.SIGTERM) is handler and not os.path.exists('none')
+    def child_of_it():
+        letters[0].track('u', 'e')
+        assert letters[0].stats()['pid'] == os.getpid() and letters[0].close()
+    assert reap(child(child_of_it)) == 0
+    letters[0].track('u', 'e')
+    stats = letters[0].stats()
+    assert stats.pop('lost') == {} and stats.pop('pid') == os.getpid() and stats.pop('memory') == 'private', stats
+    assert stats.pop('mode') == 'thread' and set(stats.values()) == {0}, stats
+    assert {*stats, 'lost', 'pid', 'memory', 'mode'} == set(Letter('k', API).stats())
+    """)
+
+
+def test_private_memory_is_used_page_by_page_and_is_a_child_s_own(letter_api: Any, family: Callable[..., None]) -> None:
+    family("""
+    from letterapp._memory import PrivateMemory
+    settings = Letter('k', API, **LATER)._settings
+    before = kilobytes('VmRSS')
+    slots = [PrivateMemory(settings).claim() for _ in range(20)]
+    assert kilobytes('VmRSS') - before < 20 * 100, kilobytes('VmRSS') - before
+    slots[0].memory[slots[0].base] = 1
+    def writes():
+        slots[0].memory[slots[0].base] = 2
+    assert reap(child(writes)) == 0
+    assert slots[0].memory[slots[0].base] == 1 and bytes(slots[0].memory[-8:]) == bytes(8)
+    """)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mlockall as Linux has it")
+@pytest.mark.parametrize("flags, keeps", [(2, 8192), (3, 8192), (6, 0)], ids=["future", "current too", "on fault"])
+def test_where_all_memory_is_locked_a_client_takes_what_it_writes(
+    flags: int, keeps: int, letter_api: Any, family: Callable[..., None]
+) -> None:
+    family(f"""
+    import ctypes, mmap
+    if ctypes.CDLL(None).mlockall({flags}):
+        sys.exit(0)  # this user may not
+    letter = Letter('k', API, **LATER)
+    assert kind(letter) == 'shared'
+    work(letter, 1000, 'parent')
+    assert kilobytes('RssShmem') < 4096, kilobytes('RssShmem')
+    before = kilobytes('RssShmem')
+    other = mmap.mmap(-1, 8 << 20)
+    assert abs(kilobytes('RssShmem') - before - {keeps}) < 1024, "what the program asked for is as before"
+    def is_killed():
+        work(letter, 10, 'killed')
+        die()
+    assert reap(child(is_killed)) == -signal.SIGKILL
+    assert letter.flush(40)
+    assert letter.stats()['adopted'] == 10
+    """)
+    if letter_api.events:
+        once(letter_api, {"parent": 1000, "killed": 10})
 
 
 # What it costs.

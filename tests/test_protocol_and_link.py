@@ -280,7 +280,7 @@ def test_a_report_arrives_as_it_was_sent() -> None:
     line = _protocol.lost(error, 7, EVENTS[:2])
     assert line.endswith(b"\n") and line.count(b"\n") == 1
     arrived = _protocol.lost_error(_protocol.parse(line))
-    assert str(arrived) == "by the relay: two\nlines"
+    assert str(arrived) == "by the relay: two lines"
     assert (arrived.lost, arrived.events) == (7, [{"number": 0}, {"number": 1}])
     names = ("status", "body", "code", "reason", "cause")
     assert [getattr(arrived, name) for name in names] == [getattr(error, name) for name in names]

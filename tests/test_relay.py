@@ -1065,11 +1065,13 @@ def _empty_key(path: Path) -> tuple[list[str], str]:
 
 def _binary_key(path: Path) -> tuple[list[str], str]:
     (path / "key").write_bytes(bytes(range(256)))
+    (path / "key").chmod(0o600)
     return ["--status", "--api-key-file", str(path / "key")], "api_key holds a line break"
 
 
 def _managers_missing_key(path: Path) -> tuple[list[str], str]:
     (path / "authkey").write_text("secret")
+    (path / "authkey").chmod(0o600)
     options = ["--manager", str(path / "m.sock"), "--authkey-file", str(path / "authkey"), "--api-key-file", "/no/key"]
     return options, "--api-key-file: /no/key: No such file"
 
@@ -1080,6 +1082,7 @@ def _missing_authkey(path: Path) -> tuple[list[str], str]:
 
 def _managers_port(path: Path) -> tuple[list[str], str]:
     (path / "authkey").write_text("secret")
+    (path / "authkey").chmod(0o600)
     options = ["--manager", "127.0.0.1:99999", "--authkey-file", str(path / "authkey")]
     return options, "cannot listen at ('127.0.0.1', 99999): "
 
