@@ -20,7 +20,6 @@ import threading
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-import psutil
 import pytest
 from harness import Program, environment, eventually, get, whose
 
@@ -135,13 +134,17 @@ class Uwsgi(Program):
         return [row["pid"] for row in rows]
 
     def _fall_asleep(self) -> list[int]:
-        # Nobody tells without a master. Between the end of an answer and the wait for the next request a worker waits
-        # for nothing else, so one that has answered and sleeps is idle.
+        # Nobody tells without a master. Between the end of an answer and the wait for the next request a thread waits
+        # for nothing else, so where all of one that has answered sleep it is idle.
         eventually(lambda: self.process.poll() is not None or "spawned uWSGI worker 1" in self.output, bool)
         self.get()
-        state = eventually(psutil.Process(self.pid).status, lambda state: state == psutil.STATUS_SLEEPING)
-        assert state == psutil.STATUS_SLEEPING, state
+        assert eventually(self._sleeps, bool)
         return [self.pid]
+
+    def _sleeps(self) -> bool:
+        threads = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        states = [text.rpartition(")")[2].split()[0] for text in threads]
+        return set(states) == {"S"}
 
     def be_replaced(self, old: Sequence[int]) -> list[int]:
         """Wait until none of ``old`` is among the workers, and all are idle."""
