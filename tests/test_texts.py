@@ -198,7 +198,7 @@ def test_what_on_error_raises_is_printed_fit_for_a_terminal(
         letter.track("u", event)
         assert letter.flush(DEADLINE)
     first, second = capsys.readouterr().err.splitlines()
-    assert "on_error raised ValueError" in first and "a Strange without a repr" in second
+    assert "on_error raised ValueError" in first and "on_error raised Strange()" in second
     for line in (first, second):
         assert line.isprintable() and len(line) <= 1_000 and KEY not in line and "hunter22" not in line
 
