@@ -81,6 +81,8 @@ class Letter(FixedOptions):
             A queue (`letterapp.relay.SenderManager`'s ``queue``, ``multiprocessing.Manager().Queue()``,
             ``multiprocessing.Queue()``) gets batches from the background sender; a call never touches it. `api_key`
             and `base_url` may be left out with a `SenderManager`, which has them. See docs/relay.md.
+        relay_user: A user's name or number: the relay at the path in `relay` may be that user's too. Else it must be
+            this user's or root's, and so must every directory on the way to its socket.
 
     Raises:
         LetterError: An option is missing or wrong, or the relay cannot be started or refuses.
@@ -110,6 +112,7 @@ class Letter(FixedOptions):
         spool_sync: bool = False,
         spool_max_bytes: int = 268_435_456,
         relay: bool | str | os.PathLike[str] | Any = False,
+        relay_user: str | int | None = None,
     ) -> None:
         self._open(
             Settings(
@@ -134,6 +137,7 @@ class Letter(FixedOptions):
                 spool_sync=spool_sync,
                 spool_max_bytes=spool_max_bytes,
                 relay=relay,
+                relay_user=relay_user,
             )
         )
 

@@ -97,7 +97,7 @@ def place(settings: Settings) -> str:
     """The path of the relay's socket, in a directory that is to be believed; `OSError` if there is none."""
     if settings.relay is not True:
         path = str(settings.relay)
-        must_be_guarded(os.path.dirname(path))
+        must_be_guarded(os.path.dirname(path), settings.relay_user)
         return path
     return os.path.join(own_directory(), f"relay-{_name(settings)}.sock")
 
@@ -138,39 +138,59 @@ def lease(settings: Settings) -> Lease | None:
     return found
 
 
-def ask(path: str, api_key: str, base_url: str, wants: str) -> tuple[Any, dict[str, Any]]:
-    """Greet the relay at ``path``; return the socket and the answer. `OSError` if nobody answers."""
-    sock = connect(path, ANSWERING)
+def ask(path: str, api_key: str, base_url: str, wants: str, user: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """Greet the relay at ``path``; return the socket and the answer. `OSError` if nobody answers in time.
+
+    `_protocol.Refused` if it does not want this client, or has not the key. ``user``: see `_link.connect`.
+    """
+    deadline = monotonic() + ANSWERING  # for all of it, or one that says a byte now and then would never let go
+    sock = connect(path, ANSWERING, user)
     try:
-        try:
-            sock.sendall(_protocol.greeting(api_key, base_url, wants), QUIETLY)
-        except OSError as problem:
-            pass_on(problem)  # else it has closed already, and what it said before that is still to be read
-        heard = b""
-        while not heard.endswith(_protocol.END):
-            data = sock.recv(65_536)
-            if not data:
-                raise ConnectionResetError("it hung up")
-            heard += data
+        caller = _protocol.Caller(api_key, base_url, wants)
+        _say(sock, caller.hello)
+        _say(sock, caller.answer(_hear_line(sock, deadline)))
+        answer = _protocol.parse(_hear_line(sock, deadline))
+        if "welcome" not in answer:
+            raise _protocol.refusal(answer)
     except BaseException:
         sock.close()
         raise
-    return sock, _protocol.parse(heard)
+    return sock, answer
+
+
+def _say(sock: Any, line: bytes) -> None:
+    try:
+        sock.sendall(line, QUIETLY)
+    except OSError as problem:
+        pass_on(problem)  # else it has closed already, and what it said before that is still to be read
+
+
+def _hear_line(sock: Any, deadline: float) -> bytes:
+    heard = b""
+    while not heard.endswith(_protocol.END):
+        left = deadline - monotonic()
+        if left <= 0 or len(heard) > _protocol.LONGEST_GREETING:
+            raise _socket.timeout("it does not come to an end")
+        sock.settimeout(left)
+        data = sock.recv(_protocol.LONGEST_GREETING)
+        if not data:
+            raise ConnectionResetError("it hung up")
+        heard += data
+    return heard
 
 
 def _join(path: str, settings: Settings) -> Lease | None:
     try:
-        sock, answer = ask(path, settings.api_key, settings.base_url, _protocol.LEASE)
+        sock, _ = ask(path, settings.api_key, settings.base_url, _protocol.LEASE, settings.relay_user)
+    except _protocol.Refused as refused:
+        if refused.is_busy:
+            raise BlockingIOError("it has no room for another connection") from None
+        raise LetterError(f"the relay at {path} {refused}") from None
     except (_socket.timeout, BlockingIOError):
         raise  # its backlog is full
     except OSError as problem:
         pass_on(problem)
         return None  # nobody there, or one that is about to leave
-    if "welcome" not in answer:
-        sock.close()
-        if answer.get("busy"):
-            raise BlockingIOError("it has no room for another connection")
-        raise LetterError(f"the relay at {path} refuses this client: {answer.get('refused', 'for no reason')}")
     return Lease(sock)
 
 

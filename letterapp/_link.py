@@ -3,8 +3,8 @@
 Lives here: handing over, which never waits longer than a millisecond; the relay's answers; what is to be sent again
 when the relay is gone. Never here: what a process does instead (`_relayed`), how a relay comes to be (`_launch`).
 
-Nothing is waited for when a connection is opened either: see `_protocol`. So a relay that is stopped or busy is met
-like one that is full.
+When a connection is opened the call waits for one answer, the relay's challenge (`_protocol`), but not for longer than
+`GREETING`. One that comes later is heard by a later call, and events go another way until then.
 
 The socket is C's own, because gevent's would let other greenlets in between an event's bytes.
 """
@@ -21,6 +21,7 @@ from . import _protocol
 from ._clock import monotonic
 from ._forks import close_own, inherits
 from ._handlers import pass_on
+from ._private import must_be_believed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from .errors import LetterError
 
+GREETING = 0.1  # seconds that the call which opens a connection may wait for the relay's challenge
 PATIENCE = 0.001  # seconds that a call may wait for a relay that takes nothing; calls that follow do not wait at all
 _EVERY = 63  # events, less one, after which the answers are read: a power of two, less one
 _AT_ONCE = getattr(_socket, "MSG_DONTWAIT", 0) | getattr(_socket, "MSG_NOSIGNAL", 0)
@@ -41,13 +43,17 @@ _WHILE_WAITING = 0.05  # seconds: another thread may have read the answer
 POSSIBLE = hasattr(_socket, "AF_UNIX")
 
 
-def connect(path: str, timeout: float) -> Any:
-    """A socket to the relay at ``path``; `OSError` when nobody listens there within ``timeout`` seconds."""
+def connect(path: str, timeout: float, user: int | None = None) -> Any:
+    """A socket to the relay at ``path``; `OSError` when nobody listens there within ``timeout`` seconds.
+
+    And when whoever listens is neither this user, root nor ``user``: he is not told a word.
+    """
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _BUFFER)
         sock.connect(path)
+        must_be_believed(sock, user)
     except BaseException:
         sock.close()
         raise
@@ -70,10 +76,21 @@ class Counts:
 class Link:
     """The connection of one process. Any thread, callback and signal handler may call; a child makes its own."""
 
-    def __init__(self, place: Callable[[], str], greeting: bytes, max_events: int, max_bytes: int) -> None:
-        """``place`` says where the socket is, or raises `OSError`. Opens nothing."""
+    def __init__(
+        self,
+        place: Callable[[], str],
+        caller: Callable[[], _protocol.Caller],
+        max_events: int,
+        max_bytes: int,
+        user: int | None = None,
+    ) -> None:
+        """``place`` says where the socket is, or raises `OSError`. Opens nothing.
+
+        ``caller`` makes what proves this process to a relay; ``user`` may serve besides this user and root.
+        """
         self._place = place
-        self._greeting = greeting
+        self._make_caller = caller
+        self._user = user
         self._max_events = max_events
         self._max_bytes = max_bytes
         # Held while an event is noted and sent, because the relay's answers count in the order of the sending. That
@@ -82,6 +99,7 @@ class Link:
         self._sock: Any = None
         self._inode = 0
         self._peer: Any = None  # the relay's address
+        self._caller: _protocol.Caller | None = None  # while the relay's challenge is still to come
         self._next_listen = 0.0
         self._takes = False  # events may go over it; else it is only listened to, until the relay has ended
         self._is_stuck = False
@@ -266,15 +284,16 @@ class Link:
     def _open(self) -> bool:
         now = monotonic()
         if self._sock is not None:
-            self._listen()  # a relay that takes no more, but may still settle
+            self._listen()  # a relay that takes no more, but may still settle; or its challenge comes late
             if self._sock is not None:
-                return False
+                return self._takes
         if now < self._next_try or self._held or self._has_hung_up:
             return False
         self._next_try = now + self._wait
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
         try:
-            sock = connect(self._place(), 0)
+            sock = connect(self._place(), 0, self._user)
+            self._caller = self._make_caller()
         except OSError as problem:
             pass_on(problem)
             self._note_trouble(f"cannot be reached: {problem.strerror or problem}")
@@ -282,12 +301,50 @@ class Link:
         self._inode = os.fstat(sock.fileno()).st_ino
         self._peer = sock.getpeername()
         self._sock = sock
-        self._takes = True
         self._held_bytes = 0
         self._is_stuck = False
         self._heard = b""
         self._acknowledged = 0
-        return self._send(self._greeting)
+        return self._send(self._caller.hello) and self._await_challenge()
+
+    def _await_challenge(self) -> bool:
+        """Wait for the relay's challenge for a while; True when it has come and is answered."""
+        deadline = monotonic() + GREETING
+        try:
+            while self._caller is not None and self._sock is not None:
+                left = deadline - monotonic()
+                if left <= 0:
+                    self._note_trouble("has not answered yet")
+                    break
+                self._sock.settimeout(left)  # not `poll`, in which gevent runs greenlets that would come here too
+                data = self._sock.recv(_protocol.LONGEST_GREETING)
+                self._sock.settimeout(0)
+                self._take(data)
+        except _socket.timeout as problem:
+            pass_on(problem)
+            self._note_trouble("has not answered yet")
+            self._sock.settimeout(0)
+        except OSError as problem:
+            pass_on(problem)
+            self._break("has ended")
+        return self._takes
+
+    def _answer_challenge(self, line: bytes) -> None:
+        caller, self._caller = self._caller, None
+        assert caller is not None
+        try:
+            answer = caller.answer(line)
+        except _protocol.Refused as problem:
+            self._stay_away(str(problem))
+            return
+        self._takes = True
+        if self.trouble == "has not answered yet":
+            self.trouble = ""
+        self._send(answer)
+
+    def _stay_away(self, why: str) -> None:
+        self._wait = _LONGEST_WAIT
+        self._break(why)
 
     def _look_after_it(self) -> None:
         """Before each event: is it still our relay's, and is it time to hear what the relay has to say?"""
@@ -351,24 +408,37 @@ class Link:
         try:
             while True:
                 data = self._sock.recv(65_536, _AT_ONCE)
-                if not data:
-                    self._break("has ended")
-                    return
-                self._hear(data)
-                if len(data) < 65_536:
+                self._take(data)
+                if len(data) < 65_536 or self._sock is None:
                     return
         except BlockingIOError:
             pass
         except OSError as problem:
             pass_on(problem)
             self._break("has ended")
+
+    def _take(self, data: bytes) -> None:
+        """Hear what the relay has said, or that it has hung up."""
+        if not data:
+            self._break("has ended")
+            return
+        try:
+            self._hear(data)
         except (ValueError, KeyError, TypeError, AttributeError) as nonsense:
             pass_on(nonsense)
             self._break(f"answers what is no answer: {nonsense!r}")
 
     def _hear(self, data: bytes) -> None:
         *lines, self._heard = (self._heard + data).split(_protocol.END)
+        if self._caller is not None:
+            if len(self._heard) > _protocol.LONGEST_GREETING:
+                raise ValueError("a line has no end")
+            if not lines:
+                return
+            self._answer_challenge(lines.pop(0))
         for line in lines:
+            if self._sock is None:
+                return
             if line[:1] == b"[":
                 self._settle(int(line[1:-1]))
                 continue
@@ -380,9 +450,7 @@ class Link:
                 self.errors.append(error)
                 self.news = True
             elif "refused" in said:
-                self._wait = _LONGEST_WAIT
-                self._next_try = monotonic() + self._wait
-                self._break(f"refuses this client: {said['refused']}")
+                self._stay_away(str(_protocol.refusal(said)))
                 return
 
     def _settle(self, count: int) -> None:
@@ -410,6 +478,7 @@ class Link:
     def _hang_up(self) -> None:
         sock, self._sock = self._sock, None
         self._takes = False
+        self._caller = None
         if sock is not None:
             close_own(sock.detach(), self._inode)
 

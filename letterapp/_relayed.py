@@ -55,9 +55,10 @@ class RelayedSender(Sender):
         self._start_wait = _FIRST_START
         self._link = Link(
             lambda: _launch.place(settings),
-            _protocol.greeting(settings.api_key, settings.base_url, _protocol.EVENTS),
+            lambda: _protocol.Caller(settings.api_key, settings.base_url, _protocol.EVENTS),
             settings.max_queue_events,
             settings.max_queue_bytes,
+            settings.relay_user,
         )
         super().__init__(settings, clock, stores)
 

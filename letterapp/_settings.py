@@ -61,6 +61,7 @@ class Settings:
     spool_sync: bool  # return from a call when its event would survive a loss of power
     spool_max_bytes: int  # of all files of one key in the directory
     relay: Any  # False, True for a relay that is started, the path of one's socket, or a `_queues.Target`
+    relay_user: int | None  # whose the relay at that path may be too, besides this user's and root's
 
     def __init__(
         self,
@@ -77,11 +78,13 @@ class Settings:
         spool: Any,
         spool_sync: bool,
         relay: Any,
+        relay_user: Any = None,
         **numbers: Any,
     ) -> None:
         checked = self.__dict__
         checked["enabled"] = _flag("enabled", enabled)
         checked["relay"] = _relay(relay)
+        checked["relay_user"] = _user(relay_user, checked["relay"])
         api_key, base_url = _as_its_relay(checked["relay"], api_key, base_url)
         checked["api_key"] = _key(api_key, required=enabled)
         checked.update(_address(base_url))
@@ -224,6 +227,23 @@ def _relay(value: Any) -> Any:
     from ._queues import adapt  # with modules that nobody else needs
 
     return adapt(value)
+
+
+def _user(value: Any, relay: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(relay, str):
+        raise LetterError("relay_user goes with relay=PATH: only there a relay may be another user's")
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str):
+        import pwd
+
+        try:
+            return pwd.getpwnam(value).pw_uid
+        except (KeyError, ValueError, UnicodeError):
+            raise LetterError(f"relay_user: there is no user {value!r}") from None
+    raise LetterError(f"relay_user must be a user's name or number, not {value!r}")
 
 
 def _as_its_relay(relay: Any, api_key: str | None, base_url: str) -> tuple[str | None, str]:

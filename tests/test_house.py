@@ -22,8 +22,8 @@ PACKAGE = ROOT / "letterapp"
 # From the ground up: a room may import what stands before it.
 FLOORS = [
     ["_random", "_clock"],
-    ["errors", "_version", "_bell", "_handlers", "_greenlets", "_private", "_ring", "_threads", "testing"],
-    ["_inside", "_forks"],
+    ["errors", "_version", "_bell", "_handlers", "_greenlets", "_ring", "_threads", "testing"],
+    ["_inside", "_forks", "_private"],
     ["_sigpipe", "_connect", "_response"],
     ["_line"],
     ["_queues"],
