@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
     from .errors import LetterError
 
-GREETING = 0.1  # seconds that the call which opens a connection may wait for the relay's challenge
+GREETING = 0.25  # seconds that the call which opens a connection may wait for the relay's challenge
 PATIENCE = 0.001  # seconds that a call may wait for a relay that takes nothing; calls that follow do not wait at all
 _EVERY = 63  # events, less one, after which the answers are read: a power of two, less one
 _AT_ONCE = getattr(_socket, "MSG_DONTWAIT", 0) | getattr(_socket, "MSG_NOSIGNAL", 0)
 QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)  # a server may have SIGPIPE end its processes
-_LARGEST = 32_000  # bytes of an event: Linux sends as much whole or not at all
+_AT_MOST = 262_144  # bytes of answers that one call hears, however much there is
+_LONGEST_COUNT = 22  # bytes
 _BUFFER = 1_048_576  # bytes that may lie in a socket, if the system allows: what a burst finds room in
 _LISTEN = 0.1  # seconds after which they are, in any case
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds from one attempt to reach a relay to the next
@@ -111,6 +112,7 @@ class Link:
         self._settled = 0
         self._heard = b""  # the beginning of a line
         self._acknowledged = 0  # over this socket
+        self._lost_and_held = 0  # events that the relay told are lost, and has not counted yet: at least so many
         self._next_try = 0.0
         self._wait = _FIRST_WAIT
 
@@ -125,7 +127,7 @@ class Link:
 
     def hand_over(self, event: bytes) -> bool:
         """Give the relay ``event``; False when it is not to be had, and the event must go another way."""
-        if len(event) > _LARGEST or self._lock._is_owned():  # type: ignore[attr-defined]
+        if len(event) > _protocol.LONGEST_EVENT or self._lock._is_owned():  # type: ignore[attr-defined]
             return False  # (a signal handler in the middle of this: its event would count for another's)
         with self._lock:
             self._begin()
@@ -304,7 +306,7 @@ class Link:
         self._held_bytes = 0
         self._is_stuck = False
         self._heard = b""
-        self._acknowledged = 0
+        self._acknowledged = self._lost_and_held = 0
         return self._send(self._caller.hello) and self._await_challenge()
 
     def _await_challenge(self) -> bool:
@@ -406,7 +408,7 @@ class Link:
         if self._sock is None or not self._is_ours():
             return
         try:
-            while True:
+            for _ in range(_AT_MOST // 65_536):
                 data = self._sock.recv(65_536, _AT_ONCE)
                 self._take(data)
                 if len(data) < 65_536 or self._sock is None:
@@ -440,11 +442,14 @@ class Link:
             if self._sock is None:
                 return
             if line[:1] == b"[":
+                if len(line) > _LONGEST_COUNT:
+                    raise ValueError("it counts events that it has not had")
                 self._settle(int(line[1:-1]))
                 continue
             said = _protocol.parse(line)
             if "lost" in said:
-                error = _protocol.lost_error(said)
+                error = _protocol.lost_error(said, len(self._held) - self._lost_and_held)
+                self._lost_and_held += error.lost
                 cause = error.cause or "undeliverable"
                 self.lost[cause] = self.lost.get(cause, 0) + error.lost
                 self.errors.append(error)
@@ -452,12 +457,17 @@ class Link:
             elif "refused" in said:
                 self._stay_away(str(_protocol.refusal(said)))
                 return
+        if len(self._heard) > _protocol.LONGEST_ANSWER:
+            raise ValueError("a line has no end")
 
     def _settle(self, count: int) -> None:
+        if count > self._acknowledged + len(self._held):
+            raise ValueError("it counts events that it has not had")
         self._wait = _FIRST_WAIT
         if self.trouble:
             self.trouble = ""
             self.news = True
+        self._lost_and_held = max(0, self._lost_and_held - max(0, count - self._acknowledged))
         while self._acknowledged < count and self._held:
             self._acknowledged += 1
             self._held_bytes -= len(self._held.popleft())

@@ -25,7 +25,7 @@ import os
 from hashlib import sha256
 from hmac import compare_digest
 from hmac import new as hmac
-from json import dumps, loads
+from json import JSONDecoder, dumps, loads
 
 from .errors import LetterError
 
@@ -38,7 +38,10 @@ END = b"\n"  # which no JSON that is written in one line holds
 HURRY = b"!"
 EVENTS, LEASE, STATUS = "events", "lease", "status"  # what a connection may want
 LONGEST_GREETING = 4096  # bytes of a line before both know each other
+LONGEST_EVENT = 32_000  # bytes: Linux sends as much whole or not at all
+LONGEST_ANSWER = 1_048_576  # bytes of a line to a process that is known
 SHORT = 300  # characters of a report that a process is slow to read
+CAUSES = ("rejected", "undeliverable", "overflow", "closed", "exit", "damaged")  # of what a relay loses
 _PROCESS, _RELAY = b"process", b"relay"  # who proves something
 
 
@@ -150,6 +153,20 @@ def parse(line: bytes) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+_decode = JSONDecoder(parse_int=str, parse_float=str).raw_decode  # nobody looks at the numbers
+
+
+def is_event(line: bytes) -> bool:
+    """True for one JSON object in UTF-8 and one line, and nothing after it: so it cannot spoil a batch of others."""
+    if line[:1] != b"{" or END in line:
+        return False
+    try:
+        text = line.decode()
+        return _decode(text)[1] == len(text)
+    except (ValueError, RecursionError):
+        return False
+
+
 def line_of(said: Mapping[str, Any]) -> bytes:
     return dumps(said).encode() + END
 
@@ -160,29 +177,36 @@ def settled(count: int) -> bytes:
 
 def lost(error: LetterError, count: int, events: list[bytes]) -> bytes:
     """The report of ``count`` lost events, of which ``events`` are some; without them it is a short one."""
-    return line_of(
+    line = line_of(
         {
             "lost": count,
             "message": str(error) if events else str(error)[:SHORT],
             "status": error.status,
             "body": error.body if events else None,
-            "code": error.code,
-            "reason": error.reason,
+            "code": error.code if events or not error.code else error.code[:SHORT],
+            "reason": error.reason if events or not error.reason else error.reason[:SHORT],
             "cause": error.cause,
-            "events": [event.decode() for event in events],
+            "events": [event.decode("utf-8", "replace") for event in events],
         }
     )
+    return line if len(line) < LONGEST_ANSWER or not events else lost(error, count, events[: len(events) // 2])
 
 
-def lost_error(said: dict[str, Any]) -> LetterError:
-    """The other way round."""
+def lost_error(said: dict[str, Any], most: int) -> LetterError:
+    """The other way round; `ValueError` for what tells of none of the ``most`` events that may be lost."""
+    count, events = said["lost"], said["events"]
+    texts = [said["message"], *(said[name] for name in ("body", "code", "reason", "cause") if said[name] is not None)]
+    if type(count) is not int or not 0 < count <= most or not isinstance(events, list) or len(events) > count:
+        raise ValueError("it tells of events that it has not had")
+    if not all(isinstance(text, str) for text in (*texts, *events)) or type(said["status"]) not in (int, type(None)):
+        raise ValueError("its report is none")
     return LetterError(
         f"by the relay: {said['message']}",
         said["status"],
         said["body"],
         said["code"],
         said["reason"],
-        cause=said["cause"] or "undeliverable",
-        lost=said["lost"],
-        events=[event.encode() for event in said["events"]],
+        cause=said["cause"] if said["cause"] in CAUSES else "undeliverable",
+        lost=count,
+        events=[event.encode() for event in events],
     )

@@ -37,7 +37,7 @@ GREETING = 5.0  # seconds that a connection may take to say who it is
 UNKNOWN = 64  # connections that may be about to; of more the oldest goes, but not before the time that a greeting needs
 UNKNOWN_OF_ONE = 16  # of one process: of more the oldest goes at once
 BRIEFLY = 1.0  # seconds: that time, on a machine that starves
-AT_ONCE = 262_144  # bytes that are read from one socket before the others have their turn
+AT_ONCE = 65_536  # bytes that are read from one socket before the others have their turn
 FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first
 SOON = 0.05
 CROWDED = 0.5  # seconds without new connections after the system had no descriptor left
@@ -175,10 +175,7 @@ class Relay:
     def _turn(self, timeout: float) -> None:
         for key, ready in self._selector.select(timeout):
             if isinstance(key.data, Peer):
-                if ready & selectors.EVENT_READ:
-                    self._read(key.data)
-                if ready & selectors.EVENT_WRITE:
-                    self._answer(key.data)
+                self._attend(key.data, ready)
             else:
                 key.data()
         now = monotonic()
@@ -191,9 +188,23 @@ class Relay:
             self._answer(peer)
         for peer in list(self._paused):
             self._admit(peer)
+            if peer in self._paused:
+                break  # there is no room for the first, and so for nobody: they have their turns in the order they came
         if self._shall_tell:
             self._shall_tell = False
             self._log(dumps(self.status()))
+
+    def _attend(self, peer: Peer, ready: int) -> None:
+        try:
+            if ready & selectors.EVENT_READ:
+                if self._paused and peer.wants == _protocol.EVENTS:
+                    self._pause(peer)  # what is read now would only lie here
+                else:
+                    self._read(peer)
+            if ready & selectors.EVENT_WRITE:
+                self._answer(peer)
+        except Exception as surprise:  # of one that says what nobody thought of: it costs that one
+            self._refuse(peer, f"unexpected: {surprise!r:.200}")
 
     def _wake_up(self) -> None:
         try:
@@ -271,11 +282,15 @@ class Relay:
         *lines, peer.heard = (peer.heard + data).split(_protocol.END)
         if not peer.wants and not self._greet(peer, lines):
             return
-        if len(peer.heard) > self._settings.max_queue_bytes:
-            self._refuse(peer, "a line has no end")
-            return
-        peer.lines.extend(lines)
+        wrong = "a line has no end" if len(peer.heard) > _protocol.LONGEST_EVENT else ""
+        for line in lines:
+            if line != _protocol.HURRY and not (len(line) <= _protocol.LONGEST_EVENT and _protocol.is_event(line)):
+                wrong = "it sends what is no event"
+                break
+            peer.lines.append(line)
         self._admit(peer)
+        if wrong:
+            self._refuse(peer, wrong)
 
     def _greet(self, peer: Peer, lines: list[bytes]) -> bool:
         """Get to know ``peer``, and take what that needs from ``lines``; True when it may hand events over."""
@@ -313,14 +328,10 @@ class Relay:
         admit = self._sender.admit
         while lines:
             line = lines[0]
-            if line[:1] == b"{" and line[-1:] == b"}":
-                if not admit(line, peer):
-                    self._pause(peer)
-                    return
-            elif line == _protocol.HURRY:
+            if line == _protocol.HURRY:
                 self._sender.request_flush()
-            else:
-                self._refuse(peer, "it sends what is no event")
+            elif not admit(line, peer):
+                self._pause(peer)
                 return
             lines.popleft()
         self._go_on(peer)
@@ -363,20 +374,21 @@ class Relay:
     def _no_longer_hears(self, peer: Peer) -> None:
         """It has ended, or waits for nothing more: what it was to be told goes to the log."""
         peer.hears = False
-        untold, peer.unsent = peer.unsent + b"".join(peer.reports), b""
-        peer.reports.clear()
+        untold, peer.unsent = peer.unsent + b"".join(peer.take_reports()), b""
+        losses: dict[str, list[Any]] = {}  # by cause, so that one process costs a few lines
         for line in [] if peer.keeps else untold.split(_protocol.END):
             said = _protocol.parse(line)
             if "lost" in said:
-                self._log(f"{said['lost']:,} of processes that have ended: {said['message']}")
+                losses.setdefault(said["cause"], [0, said["message"]])[0] += said["lost"]
+        for lost, message in losses.values():
+            self._log(f"{lost:,} of processes that have ended: {message}")
 
     @staticmethod
     def _has_answer(peer: Peer) -> bool:
         """See to it that ``peer.unsent`` holds what there is to say; a count stands for all counts before it."""
         if not peer.unsent:
             settled = peer.settled  # read once: the sender's thread goes on counting
-            while peer.reports:
-                peer.unsent += peer.reports.popleft()
+            peer.unsent = b"".join(peer.take_reports())
             if settled != peer.answered:
                 peer.answered = settled
                 peer.unsent += _protocol.settled(settled)

@@ -369,7 +369,7 @@ class Ring:
                 position, goes_round = 0, False
                 continue
             after = position + _padded(UNIT + size)
-            if not size or after > limit:
+            if not size or after > limit or after - position > self.slot.hand:
                 raise ValueError(f"a record of {size:,} bytes does not fit")
             yield position, after, checksum
             position = after

@@ -553,6 +553,13 @@ class Sender(Delivery):
 
         Returns the seconds until a turn has something to do: 0 for at once, infinity when nothing waits.
         """
+        try:
+            return self._step(patience, linger)
+        except Exception as surprise:  # outside of a batch: what waits goes on waiting, and so does the thread
+            pass_on(surprise)
+            return backoff(0, 0.0)
+
+    def _step(self, patience: float, linger: float) -> float:
         now = self._clock()
         self._heir.look_if_due(now)
         if self._outbox.is_lost():

@@ -323,7 +323,7 @@ def test_a_report_arrives_as_it_was_sent() -> None:
     error = LetterError("two\nlines", 422, "ünïcode", "code", "reason", cause="rejected")
     line = _protocol.lost(error, 7, EVENTS[:2])
     assert line.endswith(b"\n") and line.count(b"\n") == 1
-    arrived = _protocol.lost_error(_protocol.parse(line))
+    arrived = _protocol.lost_error(_protocol.parse(line), 7)
     assert str(arrived) == "by the relay: two\nlines"
     assert (arrived.lost, arrived.events) == (7, [{"number": 0}, {"number": 1}])
     names = ("status", "body", "code", "reason", "cause")
