@@ -12,6 +12,7 @@ from . import _lifecycle
 from ._clock import monotonic
 from ._delivery import Delivery, Reporter
 from ._event import Encoder, Unencodable
+from ._handlers import pass_on
 from ._mail import post_mail
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
@@ -85,7 +86,8 @@ class Letter(FixedOptions):
             this user's or root's, and so must every directory on the way to its socket.
 
     Raises:
-        LetterError: An option is missing or wrong, or the relay cannot be started or refuses.
+        LetterError: An option is missing or wrong, or the relay refuses. That one cannot be started
+            is told to `on_error`.
     """
 
     def __init__(
@@ -385,8 +387,15 @@ def _carrier(settings: Settings) -> Delivery:
         return Sender(settings)
     # With modules that nobody else needs.
     if relay is True or isinstance(relay, str):
-        from ._relayed import RelayedSender
-
+        try:
+            from ._relayed import RelayedSender
+        except OSError as problem:  # no descriptor to read a module by
+            pass_on(problem)
+            said = (
+                f"relay: its modules cannot be loaded: {problem.strerror or problem}. This process sends its own events"
+            )
+            Reporter(settings.on_error)(LetterError(said, cause="degraded"))
+            return Sender(settings)
         return RelayedSender.start(settings)
     from ._handover import Handover
 

@@ -89,6 +89,8 @@ class _Program:
 
     def run(self) -> int:
         os.umask(0o077)
+        _launch.protect_memory()
+        _launch.keep_stderr_from_blocking()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a thread that blocks signals may have started it
         self._prepare_directory()
         if not self._lock_place():

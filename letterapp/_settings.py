@@ -133,9 +133,11 @@ def _key(api_key: str | None, required: bool) -> str:
 def _address(base_url: str) -> dict[str, Any]:
     if isinstance(base_url, _Default) or not base_url:
         base_url = os.environ.get("LETTER_BASE_URL") or str(DEFAULT_BASE_URL)
-    import re  # not at import, to keep that cheap
-    from urllib.parse import urlsplit
-
+    try:
+        import re  # not at import, to keep that cheap
+        from urllib.parse import urlsplit
+    except OSError as problem:
+        raise LetterError(f"base_url cannot be looked at: {problem.strerror or problem}") from None
     wrong = LetterError(f"base_url must be http(s)://host[:port][/path], with a port from 1 to 65535, not {base_url!r}")
     if not isinstance(base_url, str) or not base_url.isprintable() or " " in base_url:
         raise wrong

@@ -1152,19 +1152,6 @@ def test_the_inbox_names_a_port_that_is_none(runtime: Runtime) -> None:
     assert done.returncode == 2 and b"argument --port: from 0 to 65535" in done.stderr
 
 
-def test_no_descriptor_for_starting_a_relay_is_an_error_that_says_so(runtime: Runtime, tmp_path: Path) -> None:
-    code = """
-    import resource
-    limit = len(os.listdir("/dev/fd")) - 1
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    try:
-        Letter('test-key', API, relay=True)
-    except LetterError as error:
-        print(error)
-    """
-    assert "Too many open files" in run(code, runtime.api.url, tmp_path).output
-
-
 @pytest.mark.parametrize("ends", ["close", "exit"])
 def test_what_the_relay_has_when_a_process_ends_is_told_with_its_events_and_its_log_tells_what_it_gives_up(
     ends: str, hold: Hold, letter_api: Any, runtime: Runtime, tmp_path: Path
