@@ -147,7 +147,7 @@ def readable(text: object) -> str:
 def parse(line: bytes) -> dict[str, Any]:
     """A line that is an object; empty for anything else."""
     try:
-        said = loads(line)
+        said = loads(line.decode())  # in UTF-8, and not in what `loads` would guess
     except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
