@@ -37,7 +37,10 @@ class Secret:
     _text: str
 
     def __init__(self, text: str) -> None:
-        import re  # noqa: F401  # what `clean` needs, which may run in a call, where nothing is to be imported
+        try:
+            import re  # noqa: F401  # what `clean` needs, which may run in a call, where nothing is to be imported
+        except OSError as problem:
+            pass_on(problem)  # no descriptor left: `clean` tries again
 
         object.__setattr__(self, "_text", text)
         if len(text) >= _SHORTEST:
@@ -135,7 +138,11 @@ def shown(value: object) -> str:
 def _without_users(text: str) -> str:
     if "@" not in text:
         return text
-    import re
+    try:
+        import re
+    except OSError as problem:
+        pass_on(problem)  # no descriptor left: what may be secret goes, with what stands beside it
+        return " ".join("***" if "@" in word else word for word in text.split(" "))
 
     # From the beginning of a word to its last @; begun nowhere else, or a long word would take quadratic time.
     return re.sub(r"(?<![^\s'\"<>])[^\s'\"<>]*@", _without_user, text)
