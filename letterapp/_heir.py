@@ -75,6 +75,10 @@ class Heir:
             self._next_look = now + LOOK
             self.take_over()
 
+    def look_soon(self) -> None:
+        """Have the next turn look, though one before it has just done so."""
+        self._next_look = 0.0
+
     def take_over(self, most: float = FEW) -> None:
         """Adopt what ended processes left, until ``most`` of their slots are waiting to be sent."""
         if self._outbox.held_by_this_thread():

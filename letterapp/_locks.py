@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from _weakref import ref
 from struct import Struct
 
 from ._forks import inherits, this_process
@@ -41,42 +42,54 @@ _MAPS_ALONE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) 
 class Lock:
     """One byte of a file, this process's until `release`, until it is forgotten, or until the process ends."""
 
-    def __init__(self, name: Hashable, descriptor: int, offset: int) -> None:
+    def __init__(self, name: Hashable, offset: int) -> None:
         self._name = name
-        self._descriptor = descriptor
+        self._descriptor = -1  # until it is ours to release
         self._offset = offset
         self._process = this_process()
+        self._mark = ref(self)
 
     @classmethod
     def take(cls, name: Hashable, descriptor: int, offset: int) -> Lock | None:
         """The lock, unless another process has it, or this one has under that ``name``. Never waits."""
-        held = this_process().locks
-        mark = object()
-        if held.setdefault(name, mark) is not mark:  # atomic, between the threads of this process
+        # The table does not keep the lock alive: one that a signal handler's exception cuts short here is released, and
+        # takes its name back, when nothing else refers to it.
+        lock = cls(name, offset)
+        held = lock._process.locks
+        if held.setdefault(name, lock._mark) is not lock._mark:  # atomic, between the threads of this process
             return None
+        lock._descriptor = descriptor
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
         except OSError as problem:
-            del held[name]
+            lock._descriptor = -1
+            held.pop(name, None)
             pass_on(problem)
             return None
-        return cls(name, descriptor, offset)
+        return lock
 
     def release(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0 or self._process.pid != os.getpid():
-            return  # not held, or a parent's
+        if self._process.pid != os.getpid():
+            return  # a parent's
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, self._offset)
+            if descriptor >= 0:
+                fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, self._offset)
         except OSError:
             pass  # somebody has closed the descriptor, and the lock with it
-        self._process.locks.pop(self._name, None)
+        if self._process.locks.get(self._name) is self._mark:
+            del self._process.locks[self._name]
 
     def __del__(self) -> None:
         try:
             self.release()
         except (AttributeError, TypeError):
             pass  # the interpreter is taken apart and names are None by now; the lock goes with the process
+
+
+def is_held(name: Hashable) -> bool:
+    """True when this process has the lock of that name."""
+    return name in this_process().locks
 
 
 def is_locked(descriptor: int, offset: int) -> bool:
@@ -134,7 +147,7 @@ class LockedFile:
                 return file
         except FileNotFoundError:
             pass  # somebody was quicker
-        except OSError:
+        except BaseException:
             file.close()
             raise
         file.close()

@@ -20,9 +20,8 @@ try:
 except ImportError:
     mmap = None  # type: ignore[assignment]  # a Python that was built without it
 
-from ._forks import this_process
 from ._handlers import pass_on
-from ._locks import POSSIBLE, Lock, above_stderr, is_locked
+from ._locks import POSSIBLE, Lock, above_stderr, is_held, is_locked
 from ._random import random_bytes
 from ._ring import LARGEST, UNIT, WORDS, holds_events, rooms
 from ._settings import MAX_ITEMS
@@ -204,17 +203,16 @@ class SharedMemory:
 
     def has_others(self) -> bool:
         """True while another process goes on."""
-        names = this_process().locks
         return self.is_open() and any(
             self._words[number * _APART // UNIT + _GOES_ON]
-            and self._name(number) not in names
+            and not is_held(self._name(number))
             and is_locked(self._file.descriptor, self._range + number)
             for number in range(SLOTS)
         )
 
     def _has_ended(self, number: int) -> bool:
         return (
-            self._name(number) not in this_process().locks
+            not is_held(self._name(number))
             and self.is_open()
             and not is_locked(self._file.descriptor, self._range + number)
         )

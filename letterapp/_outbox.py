@@ -132,6 +132,10 @@ class Outbox:
         """True when another process has taken the queue for a dead one's."""
         return not self._ring.is_empty() and self._ring.is_lost()
 
+    def is_homeless(self) -> bool:
+        """True when an event that interrupted another call waits for a place, since the one of before is not ours."""
+        return bool(self._interrupting) and self._ring.is_empty() and not self._ring.slot.is_own()
+
     def move(self, ring: Ring) -> None:
         """Go on in ``ring``, if the one of before is not ours any more. What was in it is another's to send then."""
         with self._lock:
@@ -169,7 +173,8 @@ class Outbox:
         """Tell the family that this process is at its end, or that it goes on after all."""
         with self._lock:
             self._is_leaving = leaves
-            self._ring.slot.mark_leaving(leaves)
+            if not self._ring.is_lost():
+                self._ring.slot.mark_leaving(leaves)
 
     def close(self) -> None:
         """Refuse every further event; what waits is still handed out."""

@@ -242,6 +242,7 @@ class Sender(Delivery):
 
     def look_after_children(self) -> None:
         if self._heir.has_orphans_in_memory():
+            self._heir.look_soon()
             self._wake()
             self._resting = True  # the next fork finds no thread, if that can be
 
@@ -274,6 +275,9 @@ class Sender(Delivery):
                     self._handover.finish()
                 self._disconnect()
                 self._outbox.leave_no_trace()
+        elif final and not self._outbox.held_by_this_thread():
+            # A signal has come in the middle of a turn of this very thread, which will not be gone on with.
+            self._give_up("exit", "the process was ended while it sent them")
         self._budget = max(0.0, deadline - self._clock())
 
     def go_on(self) -> None:
@@ -458,8 +462,10 @@ class Sender(Delivery):
             # What is settled may still have to be reported, by a thread that the end would stop. And it may just have
             # found what another process left.
             self._rest(deadline)
-            if self._outbox.is_empty() or not self._may_wait() or self._clock() >= deadline:
+            if self._outbox.is_empty() or not self._may_wait():
                 return True
+            if self._clock() >= deadline:
+                return False
 
     def _settle_now(self) -> None:
         """The process is ending: return only when what waits is settled, or its budget is spent."""
@@ -572,8 +578,9 @@ class Sender(Delivery):
         sends = False
         try:
             now = self._clock()
-            self._heir.look_if_due(now)
-            if self._outbox.is_lost():
+            if not self._final:  # else it would take back what it has just left to others; the end itself looks
+                self._heir.look_if_due(now)
+            if self._outbox.is_lost() or self._outbox.is_homeless():
                 self._heir.move()
             until_burst = self._report_drops(BURST)
             wait = max(self._outbox.due(now, self._interval), self._not_before - now)

@@ -397,9 +397,8 @@ class Spool:
             size = sum(status.st_size for _, status in found)
             since = strftime("%Y-%m-%d %H:%M", localtime(min(status.st_mtime for _, status in found)))
             self._tell(
-                f"the spool {self._directory} holds what ended processes with another API key left, and no process "
-                f"with this key can send it: {len(found):,} files of {size:,} bytes, the oldest of {since}, named "
-                f"{', '.join(sorted(names))}. Start a process with that key once, or remove them"
+                f"{len(found):,} files of {size:,} bytes, the oldest of {since}, hold events of another API key "
+                f"({', '.join(sorted(names))} in {self._directory}): start a process with that key once, or remove them"
             )
 
     def _sweep(self) -> None:

@@ -32,7 +32,8 @@ def start(run: Callable[..., object], *arguments: object) -> None:
 
     The thread blocks them itself: a handler that raises in the middle of it would leave them blocked in the caller.
     """
-    _thread.start_new_thread(_without_signals, (_thread.get_native_id(), run, arguments))
+    mask = getattr(_this, "mask", None)  # started by one of these itself, it is the mask of that one's starter
+    _thread.start_new_thread(_without_signals, (_thread.get_native_id(), mask, run, arguments))
 
 
 def as_started(act: Callable[..., Any], *arguments: Any) -> Any:
@@ -43,11 +44,11 @@ def as_started(act: Callable[..., Any], *arguments: Any) -> Any:
     mask = getattr(_this, "mask", None)
     if mask is None:
         return act(*arguments)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    before = _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     try:
         return act(*arguments)
     finally:
-        _block()
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
 def await_end(thread: int, longest: float) -> None:
@@ -66,9 +67,10 @@ def await_end(thread: int, longest: float) -> None:
         time.sleep(0.0001)
 
 
-def _without_signals(starter: int, run: Callable[..., object], arguments: tuple[object, ...]) -> None:
+def _without_signals(starter: int, mask: Any, run: Callable[..., object], arguments: tuple[object, ...]) -> None:
     if _thread.get_native_id() != starter and hasattr(_signal, "pthread_sigmask"):  # else a greenlet, or Windows
-        _this.mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+        own = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+        _this.mask = own if mask is None else mask
         _block()
     run(*arguments)
 
