@@ -612,3 +612,32 @@ def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, 
     finished = run(code, letter_api.url, tmp_path)
     assert finished.code == 0 and "3 events given up" in finished.output, finished
     assert finished.seconds < 20
+
+
+def test_what_a_process_leaves_to_another_it_does_not_take_back(tmp_path: Any) -> None:
+    # It is held up in a later exit callback, with its sender's thread still there, while the other comes to its end.
+    code = """
+    import atexit
+
+    def told(error):
+        os.write(1, f"{who} told {error.lost}\\n".encode())
+
+    who, (over, is_over), (gone, is_gone) = "other", os.pipe(), os.pipe()
+    letter = Letter('k', API, on_error=told, exit_timeout=1.5, max_retries=None)
+    letter.stats()
+    if not os.fork():
+        who = "leaver"
+        os.close(is_gone)
+
+        def stay_a_while():
+            os.write(is_over, b"1")
+            os.read(gone, 1)
+
+        atexit.register(stay_a_while)  # called after the client's own, which is registered at its first use
+        work(letter, 1)
+        sys.exit()
+    os.close(gone)
+    os.read(over, 1)
+    """
+    finished = run(code, DOWN, tmp_path)
+    assert finished.output == "other told 1\n", finished

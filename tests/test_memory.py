@@ -1017,3 +1017,30 @@ def test_pypy(letter_api: Any, tmp_path: Path) -> None:
         assert (finished.code, finished.output) == (0, ""), finished
         assert not program.left_behind()
     once(letter_api, {"parent": 260, "closes": 120, "comes to its end": 120, "killed": 120})
+
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["before the kernel has it", "after"])
+def test_a_lock_that_is_cut_short_is_nobodys(later: bool, locks: Callable[[str], None]) -> None:
+    # By a signal handler's exception, in the middle of it. Else nobody could take over what lies there.
+    locks(
+        f"""
+    lockf = fcntl.lockf
+    def interrupted(descriptor, how, *where):
+        if {later} or how == fcntl.LOCK_UN:
+            lockf(descriptor, how, *where)
+        if how != fcntl.LOCK_UN:
+            raise KeyboardInterrupt
+    fcntl.lockf = interrupted
+    try:
+        take()
+    except KeyboardInterrupt:
+        pass
+    else:
+        assert False
+    fcntl.lockf = lockf
+    gc.collect()
+    assert others_can_take()
+    assert take()
+    """
+    )
