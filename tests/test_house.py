@@ -121,9 +121,9 @@ def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(l
     code = """
     from letterapp import _transport
     _transport.load()
-    before = set(sys.modules)
     errors = []
     letter = Letter('k', API, on_error=errors.append, max_retries=1)
+    before = set(sys.modules)
     for turn in range(6):
         letter.track('u', 'e')
         letter.flush()
