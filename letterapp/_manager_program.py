@@ -236,6 +236,10 @@ def serve(
         os.umask(0o077)
     told_to_end, tell = os.pipe()  # a handler may not take a lock that it may have interrupted
     if starters_word is None:
+        if os.name == "posix":
+            # C's own handler writes too: Python's comes after the `read` below if the signal comes just before that.
+            os.set_blocking(tell, False)
+            signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os.write(tell, b"."))
         if hasattr(signal, "SIGHUP"):
