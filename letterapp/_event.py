@@ -50,7 +50,7 @@ else:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import date, datetime
-    from typing import Any, Callable, Mapping, Optional, Union
+    from typing import Any, Callable, Iterable, Mapping, Optional, Union
     from uuid import UUID
 
     Properties = Optional[Mapping[str, Any]]
@@ -454,28 +454,20 @@ class _Copier:
         self._spend(5 * len(fields) or 1)  # each with two quotes, a colon, a comma, and a character at least
         if not _TEXTS.issuperset(map(type, fields)):
             fields = {_key(key): value for key, value in fields.items()}
-        size = 0
-        for key, value in fields.items():
-            size += len(key)
-            kind = type(value)
-            if kind is str:
-                size += len(value)
-            elif kind is int:
-                if not -_LARGE < value < _LARGE:
-                    size += value.bit_length() >> 2
-            elif kind not in _FLAT:
-                try:
-                    fields[key] = self._plain(value, depth - 1)
-                except Exception as error:
-                    raise _within(f".{key}", error) from error
-        self._spend(size)
+        self._spend(sum(map(len, fields)))
+        self._each(fields, fields.items(), depth, ".%s")
         return fields
 
     def _items(self, items: list[Any], depth: int) -> list[Any]:
         """Make ``items``, which nobody else has, plain."""
         self._spend(2 * len(items) or 1)
+        self._each(items, enumerate(items), depth, "[%d]")
+        return items
+
+    def _each(self, holder: Any, pairs: Iterable[tuple[Any, Any]], depth: int, place: str) -> None:
+        """Make each value of ``pairs``, the keys and values of ``holder``, plain. ``place`` names it in an error."""
         size = 0
-        for index, value in enumerate(items):
+        for at, value in pairs:
             kind = type(value)
             if kind is str:
                 size += len(value)
@@ -484,11 +476,10 @@ class _Copier:
                     size += value.bit_length() >> 2
             elif kind not in _FLAT:
                 try:
-                    items[index] = self._plain(value, depth - 1)
+                    holder[at] = self._plain(value, depth - 1)
                 except Exception as error:
-                    raise _within(f"[{index}]", error) from error
+                    raise _within(place % at, error) from error
         self._spend(size)
-        return items
 
     def _spend(self, size: int) -> None:
         self._left -= size

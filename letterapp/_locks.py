@@ -77,8 +77,9 @@ class Lock:
                 fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, self._offset)
         except OSError:
             pass  # somebody has closed the descriptor, and the lock with it
-        if self._process.locks.get(self._name) is self._mark:
-            del self._process.locks[self._name]
+        finally:
+            if self._process.locks.get(self._name) is self._mark:
+                del self._process.locks[self._name]
 
     def __del__(self) -> None:
         try:

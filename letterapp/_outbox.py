@@ -72,6 +72,7 @@ class Outbox:
         # half changed), and whoever comes next sweeps it in.
         self._lock = threading.RLock()
         self._interrupting: deque[bytes] = deque()
+        self._refused: list[bytes] = []  # of these, since the queue was closed by then: to be reported
         self.kind = ring.slot.kind
         self._ring = ring
         self._adopted: list[Ring] = []  # the first one first; none is empty
@@ -374,6 +375,14 @@ class Outbox:
             self.left(given_up, cause)
             return given_up
 
+    def take_refused(self) -> list[bytes]:
+        """The events that interrupted another call and were refused, since the last time."""
+        if not self._refused:
+            return []
+        with self._lock:
+            refused, self._refused = self._refused, []
+            return refused
+
     def end_burst(self, now: float, longest: float) -> tuple[Burst | None, float]:
         """The burst of drops that is over, if one is, and else the seconds until it must be looked at again."""
         with self._lock:
@@ -390,7 +399,7 @@ class Outbox:
         """Stop attending; False when there is something to attend to."""
         with self._lock:
             self._sweep()
-            if self._count() or self._burst:
+            if self._count() or self._burst or self._refused:
                 return False
             self._ring.trim()
             self._promise = Promise()
@@ -461,6 +470,7 @@ class Outbox:
                 self._add_to_burst(event)
             elif answer == CLOSED:
                 self._count_lost("closed", 1)
+                self._refused.append(event)
             elif answer == HOMELESS:
                 self._interrupting.appendleft(event)
                 return  # the `put` that comes next will see to it

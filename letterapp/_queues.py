@@ -25,7 +25,8 @@ from weakref import WeakKeyDictionary
 from ._clock import monotonic
 from ._handlers import pass_on
 from ._line import Line, open_line
-from ._texts import Secret, SecretBytes, shown
+from ._show import short
+from ._texts import Secret, SecretBytes
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -86,7 +87,7 @@ def adapt(queue: Any) -> Target:
         return queue
     if not hasattr(queue, "put_nowait"):
         hint = ": give its .queue" if hasattr(queue, "get_server") else ""
-        raise LetterError(f"relay must be True, a socket's path or a queue with put_nowait, not {shown(queue)}{hint}")
+        raise LetterError(f"relay must be True, a socket's path or a queue with put_nowait, not {short(queue)}{hint}")
     if _stays_in_process(queue):
         raise LetterError(
             f"relay={type(queue).__name__}: its items never leave this process; "

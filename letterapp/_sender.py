@@ -324,10 +324,7 @@ class Sender(Delivery):
             self._heir.move()
             self.put(event)
         elif answer == CLOSED:
-            self.refuse(
-                "closed",
-                LetterError("the client is closed: the event was not accepted", cause="closed", events=[event]),
-            )
+            self.refuse("closed", _closed([event]))
 
     def _wake(self) -> bool:
         """See to it that the thread looks at the outbox, or a new one; False where none can run."""
@@ -462,7 +459,7 @@ class Sender(Delivery):
             # What is settled may still have to be reported, by a thread that the end would stop. And it may just have
             # found what another process left.
             self._rest(deadline)
-            if self._outbox.is_empty() or not self._may_wait():
+            if not self._may_wait() or (self._outbox.is_empty() and not self._heir.left_some):
                 return True
             if self._clock() >= deadline:
                 return False
@@ -726,7 +723,13 @@ class Sender(Delivery):
             )
 
     def _report_drops(self, longest: float) -> float:
-        """Report a burst of drops that is over, or that lasts ``longest``; return the seconds until another look."""
+        """Report a burst of drops that is over, or that lasts ``longest``; return the seconds until another look.
+
+        And what interrupted another call when the client was closed already.
+        """
+        refused = self._outbox.take_refused()
+        if refused:
+            self._report(_closed(refused))
         burst, wait = self._outbox.end_burst(self._clock(), longest)
         if burst is not None:
             self._report_burst(burst)
@@ -749,6 +752,11 @@ def _runs_a_loop() -> bool:
     """True in a thread that runs an asyncio loop."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None
+
+
+def _closed(events: list[bytes]) -> LetterError:
+    what = "the event was" if len(events) == 1 else f"{_events(len(events))} were"
+    return LetterError(f"the client is closed: {what} not accepted", cause="closed", events=events)
 
 
 def _events(count: int) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from ._texts import Secret, concealed, shown
+from ._show import short
+from ._texts import Secret, concealed
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -95,7 +96,7 @@ class Settings:
         if numbers:
             raise TypeError(f"unknown options: {', '.join(numbers)}")
         if overflow not in OVERFLOW:
-            raise LetterError(f"overflow must be one of {', '.join(OVERFLOW)}, not {shown(overflow)}")
+            raise LetterError(f"overflow must be one of {', '.join(OVERFLOW)}, not {short(overflow)}")
         checked["overflow"] = overflow
         checked["on_error"] = _callable("on_error", on_error)
         checked["before_send"] = _callable("before_send", before_send)
@@ -204,20 +205,20 @@ def _is_loopback(host: str) -> bool:
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise LetterError(f"{name} must be True or False, not {shown(value)}")
+        raise LetterError(f"{name} must be True or False, not {short(value)}")
     return value
 
 
 def _callable(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
-        raise LetterError(f"{name} must be a function or None, not {shown(value)}")
+        raise LetterError(f"{name} must be a function or None, not {short(value)}")
     return value
 
 
 def _context(value: Any) -> Any:
     if value is None or callable(value) or hasattr(value, "wrap_socket"):
         return value
-    raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that makes one, not {shown(value)}")
+    raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that makes one, not {short(value)}")
 
 
 def _signals(value: Iterable[int]) -> tuple[int, ...]:
@@ -226,7 +227,7 @@ def _signals(value: Iterable[int]) -> tuple[int, ...]:
     try:
         signals = tuple(signal.Signals(number) for number in value)
     except (TypeError, ValueError):
-        raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {shown(value)}") from None
+        raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {short(value)}") from None
     for number in signals:
         if number.name in ("SIGKILL", "SIGSTOP"):
             raise LetterError(f"exit_signals: no process can handle {number.name}; leave it out")
@@ -236,7 +237,7 @@ def _signals(value: Iterable[int]) -> tuple[int, ...]:
 def _path(name: str, what: str, value: Any) -> str | None:
     if value is None:
         return None
-    wrong = LetterError(f"{name} must be {what}, not {shown(value)}")
+    wrong = LetterError(f"{name} must be {what}, not {short(value)}")
     try:
         path = os.fsdecode(value)
     except (TypeError, UnicodeError):
@@ -270,7 +271,7 @@ def _as_its_relay(relay: Any, api_key: Any, base_url: str) -> tuple[Any, str]:
 
 def _count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise LetterError(f"{name} must be a whole number, {least} or more, not {shown(value)}")
+        raise LetterError(f"{name} must be a whole number, {least} or more, not {short(value)}")
     return value
 
 
@@ -284,13 +285,13 @@ def _retries(name: str, value: Any) -> int | None:
     try:
         return _count(name, value, 0)
     except LetterError:
-        raise LetterError(f"{name} must be a whole number, 0 or more, or None, not {shown(value)}") from None
+        raise LetterError(f"{name} must be a whole number, 0 or more, or None, not {short(value)}") from None
 
 
 def seconds(name: str, value: Any) -> float:
     """Check a length of time that a caller gave."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _FOREVER:
-        raise LetterError(f"{name} must be seconds, 0 or more, not {shown(value)}")
+        raise LetterError(f"{name} must be seconds, 0 or more, not {short(value)}")
     return float(value)
 
 

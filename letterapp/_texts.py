@@ -126,15 +126,6 @@ def excerpt(text: str, longest: int = LONGEST) -> str:
     return text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
 
 
-def shown(value: object) -> str:
-    """The `repr` of any object, for an error's text. Never raises, whatever the object's class does."""
-    try:
-        return excerpt(repr(value), LONGEST // 2)
-    except Exception as problem:
-        pass_on(problem)
-        return f"a {type(value).__name__} without a repr"
-
-
 def _without_users(text: str) -> str:
     if "@" not in text:
         return text

@@ -641,3 +641,60 @@ def test_what_a_process_leaves_to_another_it_does_not_take_back(tmp_path: Any) -
     """
     finished = run(code, DOWN, tmp_path)
     assert finished.output == "other told 1\n", finished
+
+
+def test_a_signal_in_the_middle_of_a_request_that_the_call_itself_sends_tells_what_is_lost(
+    letter_api: Any, tmp_path: Any
+) -> None:
+    hold = Hold()
+    letter_api.rule = lambda request: hold
+    code = """
+    def told(error):
+        os.write(1, f"told {error.cause} {error.lost}\\n".encode())
+
+    letter = Letter('k', API, flush_at=2, flush_interval=3600, exit_signals=(signal.SIGTERM,), on_error=told)
+    letter._delivery._start = lambda: False  # as where no thread can run
+    work(letter, 2)
+    """
+    with start(code, letter_api.url, tmp_path, PYTHONWARNINGS="ignore") as program:
+        assert hold.arrived.wait(DEADLINE)
+        program.signal(signal.SIGTERM)
+        finished = program.finish()
+    hold.release()
+    assert (finished.code, finished.output) == (-signal.SIGTERM, "told exit 2\n"), finished
+
+
+def test_a_second_end_leaves_a_slot_alone_that_is_another_process_s_by_now(letter_api: Any, tmp_path: Any) -> None:
+    code = """
+    from letterapp import _lifecycle
+    from letterapp._memory import _GOES_ON
+
+    def goes_on():
+        return letter._delivery._outbox._ring.slot._shared_words[_GOES_ON]
+
+    def another():
+        "A process that has used its client and stays; it takes the first slot that is free."
+        (here, is_here), (go, is_over) = os.pipe(), os.pipe()
+        def job():
+            os.close(is_over)
+            letter.stats()
+            os.write(is_here, b"1")
+            os.read(go, 1)  # until the parent has ended twice
+            return 0 if goes_on() else 1
+        pid = child(job)
+        os.read(here, 1)
+        return pid, is_over
+
+    letter = Letter('k', "http://127.0.0.1:9", exit_timeout=0.2, max_retries=None)
+    work(letter, 1)
+    first = another()
+    _lifecycle.end_of_process()  # what waits is left to that one
+    second = another()
+    _lifecycle.end_of_process()
+    for pid, is_over in (first, second):
+        os.close(is_over)
+    print([os.waitpid(pid, 0)[1] for pid, _ in (first, second)])
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with start(code, letter_api.url, tmp_path) as program:
+        assert "[0, 0]" in program.finish().output, program.output

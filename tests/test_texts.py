@@ -19,7 +19,7 @@ from driven import Driven
 from harness import DEADLINE, Program, environment, eventually, run
 
 from letterapp import Letter, LetterError, _proxy, _texts
-from letterapp._texts import LONGEST, Secret, SecretBytes, clean, excerpt, shown
+from letterapp._texts import LONGEST, Secret, SecretBytes, clean, excerpt
 from letterapp.relay import SenderManager
 from letterapp.testing import IngestionServer, raw, reset, status
 
@@ -101,10 +101,6 @@ def test_a_wrong_option_of_any_kind_is_an_error_with_a_fit_text(option: str, val
     with pytest.raises(LetterError, match=option) as caught:
         Letter("k", "https://localhost", **{option: wrong})
     assert is_fit(str(caught.value))
-
-
-def test_shown_is_a_repr_where_there_is_one() -> None:
-    assert shown("a") == "'a'" and shown(Raises()) == "a Raises without a repr"
 
 
 # What the API and what is before it say.

@@ -80,3 +80,41 @@ def test_on_error_and_ssl_context_have_the_program_s_own_signal_mask(letter_api:
     letter_api.rule = lambda request: status(404)
     finished = run(IDLE + "\n" + textwrap.dedent(code), letter_api.url, tmp_path)
     assert finished.output.startswith("True [") and finished.output.endswith("\nTrue\n"), finished
+
+
+def test_a_report_within_a_report_leaves_the_mask_as_it_was(letter_api: Any, tmp_path: Any) -> None:
+    letter_api.rule = lambda request: status(400)
+    code = """
+    other = Letter('other', API, on_error=lambda error: None)
+
+    def report(error):
+        other.track("u", "e", {"x": object()})  # which calls the other's
+        print(mask())
+
+    letter = Letter('k', API, on_error=report)
+    work(letter, 1)
+    idle(letter)
+    letter.close()
+    print(mask())
+    """
+    finished = run(IDLE + textwrap.dedent(code), letter_api.url, tmp_path)
+    inside, outside = finished.output.splitlines()
+    assert inside == outside, finished
+
+
+def test_the_on_error_of_a_listener_has_the_program_s_own_signal_mask(letter_api: Any, tmp_path: Any) -> None:
+    # Its thread starts the one that sends.
+    letter_api.rule = lambda request: status(400)
+    code = """
+    import multiprocessing
+    from letterapp.relay import QueueListener
+    queue = multiprocessing.Queue()
+    with QueueListener(queue, 'k', API, on_error=lambda error: print(mask())):
+        letter = Letter(relay=queue, api_key='k', base_url=API)
+        work(letter, 1)
+        letter.close(30)
+    print(mask())
+    """
+    finished = run(IDLE + textwrap.dedent(code), letter_api.url, tmp_path)
+    inside, outside = finished.output.splitlines()
+    assert inside == outside, finished
