@@ -494,6 +494,8 @@ class Sender(Delivery):
             # A look of another thread may have asked for a process just before it ended, and stands in the way of
             # asking again until it is over.
             self._progress.wait_while(self._outbox.looking.has_others, deadline, self._clock, _WHILE_LOOKING)
+            if self._outbox.is_homeless():
+                self._heir.move()  # else it does not count among what waits
         self._heir.take_over()
 
     def _goes_on(self, deadline: float) -> bool:

@@ -251,3 +251,30 @@ def test_an_exit_with_the_api_silent_is_bounded_and_told(letter_api: Any, tmp_pa
     finished = run(code, letter_api.url, tmp_path)
     letter_api.rule = None
     assert finished.code == -signal.SIGTERM and "10 events given up" in finished.output, finished
+
+
+def test_an_event_that_comes_inside_a_closed_queue_is_reported(
+    make: Any, errors: list[LetterError], letter_api: Any
+) -> None:
+    # As a `__del__` may track it, in the middle of another call of a client that has been closed.
+    letter = make()
+    assert letter.close(DEADLINE)
+    with letter._delivery._outbox._lock:
+        letter.track("u", "inside")
+    letter.flush(DEADLINE)
+    assert eventually(lambda: errors, bool)
+    (error,) = errors
+    assert error.cause == "closed" and [event["event"] for event in error.events] == ["inside"]
+    assert letter.stats()["lost"] == {"closed": 1}
+
+
+def test_an_event_that_comes_inside_a_queue_without_a_place_is_sent(make: Any, letter_api: Any) -> None:
+    # Its slot was lost with the descriptor that locks it, as to a daemon that closes what it has inherited.
+    letter = make(flush_interval=3600, exit_timeout=DEADLINE)
+    letter.track("u", "before")
+    assert letter.flush(DEADLINE)
+    letter._delivery._outbox._ring.slot.is_own = lambda: False
+    with letter._delivery._outbox._lock:
+        letter.track("u", "inside")
+    assert letter.flush(DEADLINE)
+    assert [event["event"] for event in letter_api.events] == ["before", "inside"]
