@@ -62,4 +62,5 @@ def _read(url: Secret) -> tuple[str | None, str | None, int, Secret]:
 
 def may_have_proxies() -> bool:
     # All that urllib looks at but on a Mac and on Windows. To import it costs each worker 10 ms and 1 MB.
-    return sys.platform in ("darwin", "win32") or any(name.lower().endswith("_proxy") for name in os.environ)
+    # The names alone: the whole environment, secrets and all, would be a variable of the generator (Python 3.15).
+    return sys.platform in ("darwin", "win32") or any(name.lower().endswith("_proxy") for name in list(os.environ))
