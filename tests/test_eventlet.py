@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from harness import DEADLINE, PRELUDE, Program, WebServer, environment, eventually, whose
+from patched import beginnings, end, tracked_before
 
 from letterapp.testing import Hold
 from stress.ports import free_port
@@ -23,19 +24,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("eventlet") is None, re
 
 PATCH = "import eventlet; eventlet.monkey_patch()\n"
 MAKE = 'letter = Letter("k", API, flush_interval=600, flush_at=10_000, exit_timeout=30, timeout=30)\n'
-USE = """
-work(letter, 5, "before the patch")
-letter.flush(0)  # asks, and does not have the thread leave
-while letter.stats()["delivered"] < 5:
-    time.sleep(0.01)
-# Now the sender's thread is idle, and there: eventlet patches under it.
-"""
-BEGINNINGS: dict[str, str] = {
-    "patched before": PATCH + PRELUDE + MAKE,
-    "patched after it was made": PRELUDE + MAKE + PATCH,
-    "patched under its idle sender": PRELUDE + MAKE + USE + PATCH,
-    "never patched": PRELUDE + MAKE,
-}
+BEGINNINGS = {**beginnings(PATCH, MAKE), "never patched": PRELUDE + MAKE}
 each_beginning = pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS.keys())
 
 
@@ -46,22 +35,10 @@ def start(code: str, api: Any, tmp_path: Path, *arguments: str, **env: str) -> P
     return Program([sys.executable, "program.py", *arguments], env, tmp_path)
 
 
-def end(program: Program, code: int = 0) -> None:
-    finished = program.finish()
-    assert finished.code == code, finished
-    for word in ("Traceback", "Exception ignored", "letterapp:"):
-        assert word not in finished.output, finished
-    assert not program.left_behind(), program.left_behind()
-
-
 def has_module(package: str, *names: str) -> bool:
     """True when that module is installed. Imports nothing: what eventlet patches is the whole process's."""
     spec = importlib.util.find_spec(package)
     return spec is not None and Path(str(spec.origin)).parent.joinpath(*names).with_suffix(".py").exists()
-
-
-def tracked_before(code: str) -> dict[str, list[int]]:
-    return {"before the patch": list(range(5))} if "before the patch" in code else {}
 
 
 @each_beginning

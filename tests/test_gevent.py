@@ -16,6 +16,7 @@ from typing import Any, Iterator
 
 import pytest
 from harness import DEADLINE, PRELUDE, Program, WebServer, environment, eventually, whose
+from patched import beginnings, end, tracked_before
 
 from letterapp.testing import Hold, IngestionServer
 from stress.ports import free_port
@@ -36,21 +37,7 @@ USE = """
 work(letter, 5, "before the patch")
 assert letter.flush() is True
 """
-USE_WITHOUT_FLUSH = """
-work(letter, 5, "before the patch")
-letter.flush(0)  # asks, and does not have the thread leave
-while letter.stats()["delivered"] < 5:
-    time.sleep(0.01)
-# Now the sender's thread is idle, and there: gevent patches under it.
-"""
-
-# How a program comes to its patched client.
-BEGINNINGS: dict[str, str] = {
-    "patched before": PATCH + PRELUDE + MAKE,
-    "patched after it was made": PRELUDE + MAKE + PATCH,
-    "patched after it was used": PRELUDE + MAKE + USE + PATCH,
-    "patched under its idle sender": PRELUDE + MAKE + USE_WITHOUT_FLUSH + PATCH,
-}
+BEGINNINGS = {**beginnings(PATCH, MAKE), "patched after it was used": PRELUDE + MAKE + USE + PATCH}
 # How the API is reached: its scheme, and the client's TLS context.
 LINES = {"http": "", "https, a context made by a function": "own", "https, the default context": "default"}
 
@@ -83,18 +70,6 @@ def reached(line: str, letter_api: Any, tmp_path: Path) -> Iterator[Line]:
 def start(code: str, reached: Line, tmp_path: Path) -> Program:
     (tmp_path / "program.py").write_text(code)
     return Program([sys.executable, "program.py"], reached.env, tmp_path)
-
-
-def end(program: Program) -> None:
-    finished = program.finish()
-    assert finished.code == 0, finished
-    for word in ("Traceback", "Exception ignored", "letterapp:"):
-        assert word not in finished.output, finished
-    assert not program.left_behind(), program.left_behind()
-
-
-def tracked_before(code: str) -> dict[str, list[int]]:
-    return {"before the patch": list(range(5))} if "before the patch" in code else {}
 
 
 @each_beginning
