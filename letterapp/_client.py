@@ -12,6 +12,7 @@ from . import _lifecycle
 from ._clock import monotonic
 from ._delivery import Delivery, Nowhere, Reporter
 from ._event import Encoder, Unencodable
+from ._handlers import pass_on
 from ._late import Late
 from ._mail import post_mail
 from ._sender import Sender
@@ -93,9 +94,12 @@ class Letter(FixedOptions):
             A queue (`letterapp.relay.SenderManager`'s ``queue``, ``multiprocessing.Manager().Queue()``,
             ``multiprocessing.Queue()``) gets batches from the background sender; a call never touches it. `api_key`
             and `base_url` may be left out with a `SenderManager`, which has them. See docs/relay.md.
+        relay_user: A user's name or number: the relay at the path in `relay` may be that user's too. Else it must be
+            this user's or root's, and so must every directory on the way to its socket.
 
     Raises:
-        LetterError: An option is missing or wrong, or the relay cannot be started or refuses.
+        LetterError: An option is missing or wrong, or the relay refuses. That one cannot be started
+            is told to `on_error`.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class Letter(FixedOptions):
         spool_sync: bool = False,
         spool_max_bytes: int = 268_435_456,
         relay: typing.Union[bool, Path, typing.Any] = False,
+        relay_user: typing.Union[str, int, None] = None,
     ) -> None:
         api_key = concealed(api_key)  # crash reporters show a frame's variables
         self._open(
@@ -151,6 +156,7 @@ class Letter(FixedOptions):
                 spool_sync=spool_sync,
                 spool_max_bytes=spool_max_bytes,
                 relay=relay,
+                relay_user=relay_user,
             )
         )
 
@@ -409,8 +415,15 @@ def _carrier(settings: Settings) -> Delivery:
         return Sender(settings)
     # With modules that nobody else needs.
     if relay is True or isinstance(relay, str):
-        from ._relayed import RelayedSender
-
+        try:
+            from ._relayed import RelayedSender
+        except OSError as problem:  # no descriptor to read a module by
+            pass_on(problem)
+            said = (
+                f"relay: its modules cannot be loaded: {problem.strerror or problem}. This process sends its own events"
+            )
+            Reporter(settings.on_error)(LetterError(said, cause="degraded"))
+            return Sender(settings)
         return RelayedSender.start(settings)
     from ._handover import Handover
 

@@ -138,7 +138,7 @@ class Handover:
         assert isinstance(reports, list)
         self._batch, self._is_accepted = None, False
         self.relayed += len(batch)
-        return Settled([lost_error(parse(report)) for report in reports])
+        return Settled([lost_error(parse(report), len(batch)) for report in reports])
 
     def _put(self, batch: Batch, urgent: bool, wait: float) -> bool | object:
         if self._channel is not None:

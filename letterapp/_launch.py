@@ -28,7 +28,7 @@ from ._clock import monotonic
 from ._forks import close_own
 from ._handlers import pass_on
 from ._link import POSSIBLE, QUIETLY, connect
-from ._private import must_be_guarded, must_be_ours
+from ._private import must_be_guarded, must_be_ours, must_be_reached_safely
 from ._texts import Secret, SecretBytes, clean, revealed
 from ._version import __version__
 from .errors import LetterError
@@ -60,6 +60,22 @@ _BOOT = (
     "import sys; place = sys.argv.pop(1); sys.path.insert(0, place); import letterapp; sys.path.remove(place); "
     "from letterapp.__main__ import main; sys.exit(main())"
 )
+
+
+# What the program needs of the application's environment, in which there may be secrets: the way to the API, to its own
+# libraries and directories, and the language of its messages.
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_ENVIRONMENT = (
+    *("PATH", "HOME", "USER", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TEMP", "TMP"),
+    *("XDG_RUNTIME_DIR", "JOURNAL_STREAM", "SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LOCALDOMAIN", "RES_OPTIONS", "HOSTALIASES"),
+    *_PROXIES,
+    *(name.upper() for name in _PROXIES),
+)
+
+
+class NoRelay(LetterError):
+    """A relay cannot be had at present: the host is short of something, or somebody is in the way."""
 
 
 class Lease:
@@ -99,7 +115,7 @@ def place(settings: Settings) -> str:
     """The path of the relay's socket, in a directory that is to be believed; `OSError` if there is none."""
     if settings.relay is not True:
         path = str(settings.relay)
-        must_be_guarded(os.path.dirname(path))
+        must_be_guarded(os.path.dirname(path), settings.relay_user)
         return path
     return os.path.join(own_directory(), f"relay-{_name(settings)}.sock")
 
@@ -114,17 +130,19 @@ def lease(settings: Settings) -> Lease | None:
     """A lease on the relay, which is started if it must be. None if another's is not there yet.
 
     Blocks: for milliseconds if it is there, for a fraction of a second, `STARTING` seconds at most, if not.
-    `LetterError` if it refuses or cannot be started.
+    `NoRelay` if it cannot be started, another `LetterError` if it refuses or can never be.
     """
     try:
         path = place(settings)
-        if len(os.fsencode(path)) > LONGEST_PATH:
-            raise OSError(f"the path {path} is too long: set XDG_RUNTIME_DIR to a short one")
-    except FileNotFoundError:
-        return None
     except OSError as problem:
+        pass_on(problem)
+        if settings.relay is not True and isinstance(problem, FileNotFoundError):
+            return None
         where = f"{problem.filename}: " if problem.filename else ""
-        raise LetterError(f"relay: no place for the socket: {where}{problem.strerror or problem}") from None
+        said = f"relay: no place for the socket: {where}{problem.strerror or problem}"
+        raise (NoRelay if settings.relay is True else LetterError)(said) from None
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise LetterError(f"relay: the path {path} is too long for a socket: set XDG_RUNTIME_DIR to a short one")
     try:
         found = _join(path, settings)
         tries = 0 if settings.relay is True else TRIES
@@ -136,43 +154,63 @@ def lease(settings: Settings) -> Lease | None:
         pass_on(problem)
         return None  # there is one, and it stands still or is full: the calls will find it so
     if found is None and settings.relay is True:
-        raise LetterError(f"relay: the program that was started has ended at once; run it by hand to see: {_by_hand()}")
+        raise NoRelay(f"relay: the program that was started has ended at once; run it by hand to see: {_by_hand()}")
     return found
 
 
-def ask(path: str, api_key: Secret, base_url: str, wants: str) -> tuple[Any, dict[str, Any]]:
-    """Greet the relay at ``path``; return the socket and the answer. `OSError` if nobody answers."""
-    sock = connect(path, ANSWERING)
+def ask(path: str, api_key: Secret, base_url: str, wants: str, user: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """Greet the relay at ``path``; return the socket and the answer. `OSError` if nobody answers in time.
+
+    `_protocol.Refused` if it does not want this client, or has not the key. ``user``: see `_link.connect`.
+    """
+    deadline = monotonic() + ANSWERING  # for all of it, or one that says a byte now and then would never let go
+    sock = connect(path, ANSWERING, user)
     try:
-        try:
-            sock.sendall(_protocol.greeting(api_key, base_url, wants), QUIETLY)
-        except OSError as problem:
-            pass_on(problem)  # else it has closed already, and what it said before that is still to be read
-        heard = b""
-        while not heard.endswith(_protocol.END):
-            data = sock.recv(65_536)
-            if not data:
-                raise ConnectionResetError("it hung up")
-            heard += data
+        caller = _protocol.Caller(api_key, base_url, wants)
+        _say(sock, caller.hello)
+        _say(sock, caller.answer(_hear_line(sock, deadline)))
+        answer = _protocol.parse(_hear_line(sock, deadline))
+        if "welcome" not in answer:
+            raise _protocol.refusal(answer)
     except BaseException:
         sock.close()
         raise
-    return sock, _protocol.parse(heard)
+    return sock, answer
+
+
+def _say(sock: Any, line: bytes) -> None:
+    try:
+        sock.sendall(line, QUIETLY)
+    except OSError as problem:
+        pass_on(problem)  # else it has closed already, and what it said before that is still to be read
+
+
+def _hear_line(sock: Any, deadline: float) -> bytes:
+    heard = b""
+    while not heard.endswith(_protocol.END):
+        left = deadline - monotonic()
+        if left <= 0 or len(heard) > _protocol.LONGEST_GREETING:
+            raise _socket.timeout("it does not come to an end")
+        sock.settimeout(left)
+        data = sock.recv(_protocol.LONGEST_GREETING)
+        if not data:
+            raise ConnectionResetError("it hung up")
+        heard += data
+    return heard
 
 
 def _join(path: str, settings: Settings) -> Lease | None:
     try:
-        sock, answer = ask(path, settings.api_key, settings.base_url, _protocol.LEASE)
+        sock, _ = ask(path, settings.api_key, settings.base_url, _protocol.LEASE, settings.relay_user)
+    except _protocol.Refused as refused:
+        if refused.is_busy:
+            raise BlockingIOError("it has no room for another connection") from None
+        raise LetterError(f"the relay at {path} {refused}") from None
     except (_socket.timeout, BlockingIOError):
         raise  # its backlog is full
     except OSError as problem:
         pass_on(problem)
         return None  # nobody there, or one that is about to leave
-    if "welcome" not in answer:
-        sock.close()
-        if answer.get("busy"):
-            raise BlockingIOError("it has no room for another connection")
-        raise LetterError(f"the relay at {path} refuses this client: {answer.get('refused', 'for no reason')}")
     return Lease(sock)
 
 
@@ -185,9 +223,9 @@ def _start(path: str, settings: Settings) -> None:
         raise not_started(said)
 
 
-def not_started(said: str) -> LetterError:
+def not_started(said: str) -> NoRelay:
     """The error for a program whose first line was ``said``."""
-    return LetterError(f"relay: it could not be started: {said or 'the program ended; its last words are on stderr'}")
+    return NoRelay(f"relay: it could not be started: {said or 'the program ended; its last words are on stderr'}")
 
 
 def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any]:
@@ -200,7 +238,7 @@ def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any
     try:
         ours, its = _standard_input()
     except OSError as problem:
-        raise LetterError(f"relay: it could not be started: {problem.strerror or problem}") from None
+        raise NoRelay(f"relay: it could not be started: {problem.strerror or problem}") from None
     try:
         process = subprocess.Popen(
             [*command, "relay", *arguments],
@@ -208,11 +246,12 @@ def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any
             stdout=subprocess.PIPE,
             stderr=None if _is_open(2) else subprocess.DEVNULL,  # or its sockets get that number, and its log them
             cwd=os.path.abspath(os.sep),
+            env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
             start_new_session=True,
         )
     except OSError as problem:
         ours.close()
-        raise LetterError(f"relay: {command[0]} cannot be run: {problem.strerror or problem}") from None
+        raise NoRelay(f"relay: {command[0]} cannot be run: {problem.strerror or problem}") from None
     finally:
         its.close()
     assert process.stdout is not None
@@ -244,7 +283,7 @@ def _standard_input() -> tuple[Any, Any]:
 def _first_line(descriptor: int) -> str:
     deadline = monotonic() + STARTING
     heard = b""
-    while not heard.endswith(b"\n"):
+    while not heard.endswith(b"\n") and len(heard) < _protocol.LONGEST_GREETING:
         left = deadline - monotonic()
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
@@ -326,6 +365,7 @@ def own_directory() -> str:
     except FileExistsError:
         pass
     must_be_ours(directory)
+    must_be_reached_safely(directory)
     return directory
 
 
@@ -337,6 +377,35 @@ def _name(settings: Settings) -> str:
 # In the program that was started.
 
 _has_log = False  # stderr is `LOG`
+_LONGEST_MESSAGE = 4000  # bytes: less than what a pipe takes in one piece, or not at all
+
+
+def keep_stderr_from_blocking() -> None:
+    """Have a message be lost, rather than this program stand still, where stderr is a pipe that nobody reads."""
+    try:
+        if stat.S_ISFIFO(os.fstat(2).st_mode):
+            # Opened anew, because the flag of the old one is that of whoever else writes there.
+            anew = os.open("/dev/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.dup2(anew, 2)
+            os.close(anew)
+    except OSError:
+        pass  # a system that opens no pipe anew: `write_log` looks first
+
+
+def protect_memory() -> None:
+    """Keep the key from others of this user and from files: nobody may trace this process, and it leaves no core."""
+    try:
+        import ctypes
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
+    except (ImportError, OSError, ValueError, AttributeError, MemoryError):
+        pass  # a system, or a Python, that has no such thing
+
+
+_SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2)
 
 
 def leave_starters_pipe(directory: str | None) -> None:
@@ -359,6 +428,14 @@ def leave_starters_pipe(directory: str | None) -> None:
     os.close(log)
 
 
+def _is_writable(descriptor: int) -> bool:
+    if not hasattr(select, "poll"):
+        return True  # Windows
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 def write_log(who: str, text: str) -> None:
     """A line to the stderr of this program, in one piece. Never raises."""
     line = clean(text, _LONGEST_LINE)
@@ -368,7 +445,9 @@ def write_log(who: str, text: str) -> None:
             when = time.strftime("%Y-%m-%d %H:%M:%S ")
             if os.fstat(2).st_size > LARGEST_LOG:
                 os.ftruncate(2, 0)
-        os.write(2, f"{when}letterapp {who} [{os.getpid()}]: {line}\n".encode())
+        message = f"{when}letterapp {who} [{os.getpid()}]: {line}".encode()[:_LONGEST_MESSAGE]
+        if _is_writable(2):  # else what it writes to is full, and nobody waits for a message
+            os.write(2, message + b"\n")
     except OSError:
         pass  # who started it has closed what it wrote to
 

@@ -3,8 +3,8 @@
 Lives here: handing over, which never waits longer than a millisecond; the relay's answers; what is to be sent again
 when the relay is gone. Never here: what a process does instead (`_relayed`), how a relay comes to be (`_launch`).
 
-Nothing is waited for when a connection is opened either: see `_protocol`. So a relay that is stopped or busy is met
-like one that is full.
+When a connection is opened the call waits for one answer, the relay's challenge (`_protocol`), but not for longer than
+`GREETING`. One that comes later is heard by a later call, and events go another way until then.
 
 The socket is C's own, because gevent's would let other greenlets in between an event's bytes.
 """
@@ -21,6 +21,7 @@ from . import _protocol
 from ._clock import monotonic
 from ._forks import close_own, inherits
 from ._handlers import pass_on
+from ._private import must_be_believed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
     from .errors import LetterError
 
+GREETING = 0.25  # seconds that the call which opens a connection may wait for the relay's challenge
 PATIENCE = 0.001  # seconds that a call may wait for a relay that takes nothing; calls that follow do not wait at all
 _EVERY = 63  # events, less one, after which the answers are read: a power of two, less one
 _AT_ONCE = getattr(_socket, "MSG_DONTWAIT", 0) | getattr(_socket, "MSG_NOSIGNAL", 0)
 QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)  # a server may have SIGPIPE end its processes
-_LARGEST = 32_000  # bytes of an event: Linux sends as much whole or not at all
+_AT_MOST = 262_144  # bytes of answers that one call hears, however much there is
+_LONGEST_COUNT = 22  # bytes
 _BUFFER = 1_048_576  # bytes that may lie in a socket, if the system allows: what a burst finds room in
 _LISTEN = 0.1  # seconds after which they are, in any case
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds from one attempt to reach a relay to the next
@@ -41,13 +44,17 @@ _WHILE_WAITING = 0.05  # seconds: another thread may have read the answer
 POSSIBLE = hasattr(_socket, "AF_UNIX")
 
 
-def connect(path: str, timeout: float) -> Any:
-    """A socket to the relay at ``path``; `OSError` when nobody listens there within ``timeout`` seconds."""
+def connect(path: str, timeout: float, user: int | None = None) -> Any:
+    """A socket to the relay at ``path``; `OSError` when nobody listens there within ``timeout`` seconds.
+
+    And when whoever listens is neither this user, root nor ``user``: he is not told a word.
+    """
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _BUFFER)
         sock.connect(path)
+        must_be_believed(sock, user)
     except BaseException:
         sock.close()
         raise
@@ -70,10 +77,21 @@ class Counts:
 class Link:
     """The connection of one process. Any thread, callback and signal handler may call; a child makes its own."""
 
-    def __init__(self, place: Callable[[], str], greeting: bytes, max_events: int, max_bytes: int) -> None:
-        """``place`` says where the socket is, or raises `OSError`. Opens nothing."""
+    def __init__(
+        self,
+        place: Callable[[], str],
+        caller: Callable[[], _protocol.Caller],
+        max_events: int,
+        max_bytes: int,
+        user: int | None = None,
+    ) -> None:
+        """``place`` says where the socket is, or raises `OSError`. Opens nothing.
+
+        ``caller`` makes what proves this process to a relay; ``user`` may serve besides this user and root.
+        """
         self._place = place
-        self._greeting = greeting
+        self._make_caller = caller
+        self._user = user
         self._max_events = max_events
         self._max_bytes = max_bytes
         # Held while an event is noted and sent, because the relay's answers count in the order of the sending. That
@@ -82,6 +100,7 @@ class Link:
         self._sock: Any = None
         self._inode = 0
         self._peer: Any = None  # the relay's address
+        self._caller: _protocol.Caller | None = None  # while the relay's challenge is still to come
         self._next_listen = 0.0
         self._takes = False  # events may go over it; else it is only listened to, until the relay has ended
         self._is_stuck = False
@@ -93,6 +112,7 @@ class Link:
         self._settled = 0
         self._heard = b""  # the beginning of a line
         self._acknowledged = 0  # over this socket
+        self._lost_and_held = 0  # events that the relay told are lost, and has not counted yet: at least so many
         self._next_try = 0.0
         self._wait = _FIRST_WAIT
 
@@ -107,7 +127,7 @@ class Link:
 
     def hand_over(self, event: bytes) -> bool:
         """Give the relay ``event``; False when it is not to be had, and the event must go another way."""
-        if len(event) > _LARGEST or self._lock._is_owned():  # type: ignore[attr-defined]
+        if len(event) > _protocol.LONGEST_EVENT or self._lock._is_owned():  # type: ignore[attr-defined]
             return False  # (a signal handler in the middle of this: its event would count for another's)
         with self._lock:
             self._begin()
@@ -271,15 +291,16 @@ class Link:
     def _open(self) -> bool:
         now = monotonic()
         if self._sock is not None:
-            self._listen()  # a relay that takes no more, but may still settle
+            self._listen()  # a relay that takes no more, but may still settle; or its challenge comes late
             if self._sock is not None:
-                return False
+                return self._takes
         if now < self._next_try or self._held or self._has_hung_up:
             return False
         self._next_try = now + self._wait
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
         try:
-            sock = connect(self._place(), 0)
+            sock = connect(self._place(), 0, self._user)
+            self._caller = self._make_caller()
         except OSError as problem:
             pass_on(problem)
             self._note_trouble(f"cannot be reached: {problem.strerror or problem}")
@@ -287,12 +308,50 @@ class Link:
         self._inode = os.fstat(sock.fileno()).st_ino
         self._peer = sock.getpeername()
         self._sock = sock
-        self._takes = True
         self._held_bytes = 0
         self._is_stuck = False
         self._heard = b""
-        self._acknowledged = 0
-        return self._send(self._greeting)
+        self._acknowledged = self._lost_and_held = 0
+        return self._send(self._caller.hello) and self._await_challenge()
+
+    def _await_challenge(self) -> bool:
+        """Wait for the relay's challenge for a while; True when it has come and is answered."""
+        deadline = monotonic() + GREETING
+        try:
+            while self._caller is not None and self._sock is not None:
+                left = deadline - monotonic()
+                if left <= 0:
+                    self._note_trouble("has not answered yet")
+                    break
+                self._sock.settimeout(left)  # not `poll`, in which gevent runs greenlets that would come here too
+                data = self._sock.recv(_protocol.LONGEST_GREETING)
+                self._sock.settimeout(0)
+                self._take(data)
+        except _socket.timeout as problem:
+            pass_on(problem)
+            self._note_trouble("has not answered yet")
+            self._sock.settimeout(0)
+        except OSError as problem:
+            pass_on(problem)
+            self._break("has ended")
+        return self._takes
+
+    def _answer_challenge(self, line: bytes) -> None:
+        caller, self._caller = self._caller, None
+        assert caller is not None
+        try:
+            answer = caller.answer(line)
+        except _protocol.Refused as problem:
+            self._stay_away(str(problem))
+            return
+        self._takes = True
+        if self.trouble == "has not answered yet":
+            self.trouble = ""
+        self._send(answer)
+
+    def _stay_away(self, why: str) -> None:
+        self._wait = _LONGEST_WAIT
+        self._break(why)
 
     def _look_after_it(self) -> None:
         """Before each event: is it still our relay's, and is it time to hear what the relay has to say?"""
@@ -354,47 +413,66 @@ class Link:
         if self._sock is None or not self._is_ours():
             return
         try:
-            while True:
+            for _ in range(_AT_MOST // 65_536):
                 data = self._sock.recv(65_536, _AT_ONCE)
-                if not data:
-                    self._break("has ended")
-                    return
-                self._hear(data)
-                if len(data) < 65_536:
+                self._take(data)
+                if len(data) < 65_536 or self._sock is None:
                     return
         except BlockingIOError:
             pass
         except OSError as problem:
             pass_on(problem)
             self._break("has ended")
+
+    def _take(self, data: bytes) -> None:
+        """Hear what the relay has said, or that it has hung up."""
+        if not data:
+            self._break("has ended")
+            return
+        try:
+            self._hear(data)
         except (ValueError, KeyError, TypeError, AttributeError) as nonsense:
             pass_on(nonsense)
             self._break(f"answers what is no answer: {nonsense!r}")
 
     def _hear(self, data: bytes) -> None:
         *lines, self._heard = (self._heard + data).split(_protocol.END)
+        if self._caller is not None:
+            if len(self._heard) > _protocol.LONGEST_GREETING:
+                raise ValueError("a line has no end")
+            if not lines:
+                return
+            self._answer_challenge(lines.pop(0))
         for line in lines:
+            if self._sock is None:
+                return
             if line[:1] == b"[":
+                if len(line) > _LONGEST_COUNT:
+                    raise ValueError("it counts events that it has not had")
                 self._settle(int(line[1:-1]))
                 continue
             said = _protocol.parse(line)
             if "lost" in said:
-                error = _protocol.lost_error(said)
+                error = _protocol.lost_error(said, len(self._held) - self._lost_and_held)
+                self._lost_and_held += error.lost
                 cause = error.cause or "undeliverable"
                 self.lost[cause] = self.lost.get(cause, 0) + error.lost
                 self.errors.append(error)
                 self.news = True
             elif "refused" in said:
-                self._wait = _LONGEST_WAIT
-                self._next_try = monotonic() + self._wait
-                self._break(f"refuses this client: {said['refused']}")
+                self._stay_away(str(_protocol.refusal(said)))
                 return
+        if len(self._heard) > _protocol.LONGEST_ANSWER:
+            raise ValueError("a line has no end")
 
     def _settle(self, count: int) -> None:
+        if count > self._acknowledged + len(self._held):
+            raise ValueError("it counts events that it has not had")
         self._wait = _FIRST_WAIT
         if self.trouble:
             self.trouble = ""
             self.news = True
+        self._lost_and_held = max(0, self._lost_and_held - max(0, count - self._acknowledged))
         while self._acknowledged < count and self._held:
             self._acknowledged += 1
             self._held_bytes -= len(self._held.popleft())
@@ -415,6 +493,7 @@ class Link:
     def _hang_up(self) -> None:
         sock, self._sock = self._sock, None
         self._takes = False
+        self._caller = None
         if sock is not None:
             close_own(sock.detach(), self._inode)
 

@@ -79,8 +79,8 @@ class BatchOwner(Owner):
         """Tell the log what nobody is left to be told."""
         if self.keeps:
             return
-        while self.reports:
-            said = _protocol.parse(self.reports.popleft())
+        for line in self.take_reports():
+            said = _protocol.parse(line)
             log(f"{said['lost']:,} of processes that have ended: {said['message']}")
 
 
@@ -145,7 +145,7 @@ class Batches:
         if owner.keeps or not owner.is_settled():
             return None  # the first: given up here at the end, and its process sends it
         self._session().batch = None
-        return list(owner.reports)
+        return owner.untold()
 
     def status(self) -> dict[str, Any]:
         stats = self._sender.stats()

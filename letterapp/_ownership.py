@@ -14,7 +14,7 @@ from . import _protocol
 from ._memory import PrivateMemory
 from ._outbox import BURST_SAMPLE as SAMPLE
 from ._outbox import FULL
-from ._sender import Sender
+from ._sender import _HEAD, _TAIL, Sender
 from ._spool import Spool
 from ._stores import Stores
 from .errors import LetterError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ._bell import Bell
     from ._settings import Settings
 
-UNHEARD = 1_048_576  # bytes of reports that an owner may leave unread; beyond them they come without the events
+UNHEARD = 262_144  # bytes of reports that an owner may leave unread; beyond them one tells the count of each cause
 
 
 class Owner:
@@ -37,8 +37,35 @@ class Owner:
         self.settled = 0
         self.early: set[int] = set()
         self.reports: deque[bytes] = deque()  # of lost events, which go before the answer that counts them
+        self.unheard = 0  # bytes of these
+        self.more: dict[str, tuple[LetterError, int]] = {}  # by cause: what there was no room for, and how many
+        self.reporting = threading.Lock()  # guards the three above, for a moment
         self.hears = True  # it may still be told
         self.keeps = False  # what is not settled is still its own, and it sends that itself
+
+    def report(self, error: LetterError, count: int, events: list[bytes]) -> None:
+        """Have the owner told of ``count`` lost events, of which ``events`` are some."""
+        with self.reporting:
+            if self.unheard < UNHEARD:
+                self.reports.append(_protocol.lost(error, count, events))
+                self.unheard += len(self.reports[-1])
+            else:
+                cause = error.cause or ""
+                self.more[cause] = error, self.more.get(cause, (error, 0))[1] + count
+
+    def untold(self) -> list[bytes]:
+        """What the owner is to be told before the next answer."""
+        with self.reporting:
+            return [*self.reports, *(_protocol.lost(error, count, []) for error, count in self.more.values())]
+
+    def take_reports(self) -> list[bytes]:
+        """The same, and forget it."""
+        with self.reporting:
+            lines = [*self.reports, *(_protocol.lost(error, count, []) for error, count in self.more.values())]
+            self.reports.clear()
+            self.more.clear()
+            self.unheard = 0
+            return lines
 
 
 class OwnedSender(Sender):
@@ -49,6 +76,7 @@ class OwnedSender(Sender):
         if settings.spool:
             places.insert(0, Spool(settings, self._tell))
         self._log = log
+        self._largest = min(settings.max_queue_bytes, settings.max_batch_bytes - len(_HEAD) - len(_TAIL))
         # Guards the four below. Held for a moment: by whoever admits an event, and under the outbox's own lock when it
         # leaves.
         self._owners_lock = threading.Lock()
@@ -66,10 +94,11 @@ class OwnedSender(Sender):
 
     def admit(self, event: bytes, owner: Owner) -> bool:
         """Queue an event of ``owner``; False when there is no room now."""
-        if len(event) > self._outbox.largest:
+        if len(event) > self._largest:
             self._outbox.refuse("overflow")
             self._attribute_losses(
-                [(event, owner, owner.admitted)], LetterError("it is larger than the relay's queue", cause="overflow")
+                [(event, owner, owner.admitted)],
+                LetterError("it is larger than the relay's queue or requests", cause="overflow"),
             )
             owner.admitted += 1
             return True
@@ -148,8 +177,7 @@ class OwnedSender(Sender):
         unheard = error.lost - len(lost_events)  # out of the spool
         for owner, events in of_each.items():
             if owner.hears:
-                full = sum(map(len, owner.reports)) >= UNHEARD
-                owner.reports.append(_protocol.lost(error, len(events), [] if full else events[:SAMPLE]))
+                owner.report(error, len(events), events[:SAMPLE])
             elif not owner.keeps:
                 unheard += len(events)
         with self._owners_lock:

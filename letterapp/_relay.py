@@ -24,6 +24,7 @@ from ._bell import Bell
 from ._clock import monotonic
 from ._link import QUIETLY
 from ._ownership import OwnedSender, Owner
+from ._private import is_believed, peer_of
 from ._version import __version__
 
 TYPE_CHECKING = False
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 GREETING = 5.0  # seconds that a connection may take to say who it is
 UNKNOWN = 64  # connections that may be about to; of more the oldest goes, but not before the time that a greeting needs
+UNKNOWN_OF_ONE = 16  # of one process: of more the oldest goes at once
 BRIEFLY = 1.0  # seconds: that time, on a machine that starves
-AT_ONCE = 262_144  # bytes that are read from one socket before the others have their turn
+AT_ONCE = 65_536  # bytes that are read from one socket before the others have their turn
 FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first
 SOON = 0.05
 CROWDED = 0.5  # seconds without new connections after the system had no descriptor left
@@ -46,11 +48,13 @@ _NEVER = float("inf")
 class Peer(Owner):
     """A connection, from the relay's side."""
 
-    def __init__(self, sock: Any, now: float) -> None:
+    def __init__(self, sock: Any, now: float, callee: _protocol.Callee) -> None:
         super().__init__()
         self.sock = sock
+        self.process, self.user = peer_of(sock)
         self.since = now
-        self.wants = ""  # what the greeting asked for; empty before it
+        self.callee = callee
+        self.wants = ""  # what the process asked for; empty until it has proved itself
         self.heard = b""  # the beginning of a line
         self.lines: deque[bytes] = deque()  # events that found no room yet
         self.answered = 0  # of the events that are settled
@@ -171,10 +175,7 @@ class Relay:
     def _turn(self, timeout: float) -> None:
         for key, ready in self._selector.select(timeout):
             if isinstance(key.data, Peer):
-                if ready & selectors.EVENT_READ:
-                    self._read(key.data)
-                if ready & selectors.EVENT_WRITE:
-                    self._answer(key.data)
+                self._attend(key.data, ready)
             else:
                 key.data()
         now = monotonic()
@@ -187,9 +188,23 @@ class Relay:
             self._answer(peer)
         for peer in list(self._paused):
             self._admit(peer)
+            if peer in self._paused:
+                break  # there is no room for the first, and so for nobody: they have their turns in the order they came
         if self._shall_tell:
             self._shall_tell = False
             self._log(dumps(self.status()))
+
+    def _attend(self, peer: Peer, ready: int) -> None:
+        try:
+            if ready & selectors.EVENT_READ:
+                if self._paused and peer.wants == _protocol.EVENTS:
+                    self._pause(peer)  # what is read now would only lie here
+                else:
+                    self._read(peer)
+            if ready & selectors.EVENT_WRITE:
+                self._answer(peer)
+        except Exception as surprise:  # of one that says what nobody thought of: it costs that one
+            self._refuse(peer, f"unexpected: {surprise!r:.200}")
 
     def _wake_up(self) -> None:
         try:
@@ -219,13 +234,24 @@ class Relay:
                 return False
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, descriptor)
             sock.setblocking(False)
-            peer = Peer(sock, monotonic())
+            peer = Peer(sock, monotonic(), _protocol.Callee(self._settings.api_key, self._settings.base_url))
+            self._limit(peer)
             self._peers[peer] = self._unknown[peer] = None
             self._selector.register(sock, selectors.EVENT_READ, peer)
             if is_crowded:
                 # Left waiting, it would hold its events for the relay as long as the others stay. So it sends them.
                 self._refuse(peer, "it needs its last descriptors for sending", is_busy=True)
         return True
+
+    def _limit(self, newcomer: Peer) -> None:
+        """Have no process and no other user take up all the places of those who have not said yet who they are."""
+        if newcomer.process is None or self._is_draining:
+            return
+        his = [peer for peer in self._unknown if peer.process == newcomer.process]
+        if len(his) < UNKNOWN_OF_ONE and not is_believed(newcomer.user):
+            his = [peer for peer in self._unknown if peer.user == newcomer.user]
+        if len(his) >= UNKNOWN_OF_ONE:
+            self._hear_or_refuse(his[0], "too many at a time do not say who they are")
 
     def _accept_later(self, seconds: float) -> None:
         if not self._accept_again and not self._is_draining:
@@ -246,7 +272,9 @@ class Relay:
             data = b""
         if not data:
             peer.is_read = True
-            if self._is_draining and peer.hears:
+            if peer.callee.has_challenged and not peer.wants and not self._is_draining:
+                self._refuse(peer, "it left when it was to prove that it has the key", tell=False)
+            elif self._is_draining and peer.hears:
                 self._watch(peer)  # it has been told that no more is read, and waits for its answers
             else:
                 self._part_with(peer)
@@ -254,23 +282,34 @@ class Relay:
         *lines, peer.heard = (peer.heard + data).split(_protocol.END)
         if not peer.wants and not self._greet(peer, lines):
             return
-        if len(peer.heard) > self._settings.max_queue_bytes:
-            self._refuse(peer, "a line has no end")
-            return
-        peer.lines.extend(lines)
+        wrong = "a line has no end" if len(peer.heard) > _protocol.LONGEST_EVENT else ""
+        for line in lines:
+            if line != _protocol.HURRY and not (len(line) <= _protocol.LONGEST_EVENT and _protocol.is_event(line)):
+                wrong = "it sends what is no event"
+                break
+            peer.lines.append(line)
         self._admit(peer)
+        if wrong:
+            self._refuse(peer, wrong)
 
     def _greet(self, peer: Peer, lines: list[bytes]) -> bool:
-        if not lines:
+        """Get to know ``peer``, and take what that needs from ``lines``; True when it may hand events over."""
+        wants = ""
+        while lines and not wants:
+            try:
+                if len(lines[0]) > _protocol.LONGEST_GREETING:
+                    raise _protocol.Refused("it speaks no version of this protocol")
+                answer, wants = peer.callee.hear(lines.pop(0))
+            except _protocol.Refused as problem:
+                self._refuse(peer, str(problem))
+                return False
+            peer.unsent += answer
+        if not wants:
             if len(peer.heard) > _protocol.LONGEST_GREETING:
                 self._refuse(peer, "it speaks no version of this protocol")
+            else:
+                self._answer(peer)
             return False
-        greeting = lines.pop(0)
-        reason = _protocol.refusal(greeting, self._settings.api_key, self._settings.base_url)
-        if reason:
-            self._refuse(peer, reason)
-            return False
-        wants = _protocol.parse(greeting)["wants"]
         if self._is_draining and wants != _protocol.EVENTS:
             self._part_with(peer)  # there is nothing to be had here any more
             return False
@@ -280,7 +319,7 @@ class Relay:
             self._clients += 1
             self._had_clients = True
         if peer.wants != _protocol.EVENTS:
-            peer.unsent = _protocol.line_of({"welcome": self.status()})
+            peer.unsent += _protocol.line_of({"welcome": self.status()})
             self._answer(peer)
         return peer.wants == _protocol.EVENTS
 
@@ -289,14 +328,10 @@ class Relay:
         admit = self._sender.admit
         while lines:
             line = lines[0]
-            if line[:1] == b"{" and line[-1:] == b"}":
-                if not admit(line, peer):
-                    self._pause(peer)
-                    return
-            elif line == _protocol.HURRY:
+            if line == _protocol.HURRY:
                 self._sender.request_flush()
-            else:
-                self._refuse(peer, "it sends what is no event")
+            elif not admit(line, peer):
+                self._pause(peer)
                 return
             lines.popleft()
         self._go_on(peer)
@@ -339,20 +374,21 @@ class Relay:
     def _no_longer_hears(self, peer: Peer) -> None:
         """It has ended, or waits for nothing more: what it was to be told goes to the log."""
         peer.hears = False
-        untold, peer.unsent = peer.unsent + b"".join(peer.reports), b""
-        peer.reports.clear()
+        untold, peer.unsent = peer.unsent + b"".join(peer.take_reports()), b""
+        losses: dict[str, list[Any]] = {}  # by cause, so that one process costs a few lines
         for line in [] if peer.keeps else untold.split(_protocol.END):
             said = _protocol.parse(line)
             if "lost" in said:
-                self._log(f"{said['lost']:,} of processes that have ended: {said['message']}")
+                losses.setdefault(said["cause"], [0, said["message"]])[0] += said["lost"]
+        for lost, message in losses.values():
+            self._log(f"{lost:,} of processes that have ended: {message}")
 
     @staticmethod
     def _has_answer(peer: Peer) -> bool:
         """See to it that ``peer.unsent`` holds what there is to say; a count stands for all counts before it."""
         if not peer.unsent:
             settled = peer.settled  # read once: the sender's thread goes on counting
-            while peer.reports:
-                peer.unsent += peer.reports.popleft()
+            peer.unsent = b"".join(peer.take_reports())
             if settled != peer.answered:
                 peer.answered = settled
                 peer.unsent += _protocol.settled(settled)
@@ -405,6 +441,10 @@ class Relay:
                 peer.sock.shutdown(_socket.SHUT_RD)
             except OSError:
                 pass  # it has gone
+        for peer in list(self._unknown):
+            self._read(peer)
+            if not peer.wants:
+                self._part_with(peer)  # it has handed nothing over, and cannot any more
         self._sender.hasten()
         while not self._is_drained() and monotonic() < deadline:
             self._sender.request_flush()

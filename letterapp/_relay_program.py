@@ -90,6 +90,8 @@ class _Program:
 
     def run(self) -> int:
         os.umask(0o077)
+        _launch.protect_memory()
+        _launch.keep_stderr_from_blocking()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a thread that blocks signals may have started it
         self._prepare_directory()
         if not self._lock_place():
@@ -108,6 +110,8 @@ class _Program:
             _launch.leave_starters_pipe(os.path.dirname(self._path))
             _ready()
         else:
+            if os.geteuid() == 0:
+                _log("it runs as root, which it does not need: give it a user of its own")
             _log(f"serving at {self._path} for {self._settings.base_url}")
         _launch.notify("READY=1")
         self._relay.serve(self._vacate)
@@ -129,15 +133,20 @@ class _Program:
         directory = os.path.dirname(self._path)
         try:
             os.mkdir(directory, 0o700)
-            if self._group is not None:
-                os.chown(directory, -1, _group_id(self._group))
-                os.chmod(directory, 0o750)
+            is_new = True
         except FileExistsError:
-            pass
+            is_new = False
         if self._for_clients:
             must_be_ours(directory)
         else:
-            must_be_guarded(directory)
+            must_be_guarded(directory)  # from here on nobody else can put something in the place of what lies there
+        if is_new and self._group is not None:
+            opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchown(opened, -1, _group_id(self._group))
+                os.fchmod(opened, 0o750)
+            finally:
+                os.close(opened)
 
     def _lock_place(self) -> bool:
         """True when the place is this process's; False when another one serves there."""
@@ -165,6 +174,8 @@ class _Program:
             sock, _ = _launch.ask(self._path, self._settings.api_key, self._settings.base_url, _protocol.STATUS)
         except (_socket.timeout, BlockingIOError):
             return True  # it is stopped
+        except _protocol.Refused:
+            return True
         except OSError:
             return False
         sock.close()
@@ -178,10 +189,7 @@ class _Program:
         except FileNotFoundError:
             pass
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        listener.bind(self._path)
-        if self._group is not None:
-            os.chown(self._path, -1, _group_id(self._group))
-        os.chmod(self._path, 0o600 if self._group is None else 0o660)
+        _bind(listener, self._path, None if self._group is None else _group_id(self._group))
         listener.listen(BACKLOG)
         listener.setblocking(False)
         self._identity = _identity(self._path)
@@ -196,6 +204,17 @@ class _Program:
         except OSError:
             pass  # somebody has removed it, or locked the directory up
         os.close(self._lock)
+
+
+def _bind(listener: Any, path: str, group: int | None) -> None:
+    """Make the socket, with the mode that it is to have from its first moment on."""
+    before = os.umask(0o177 if group is None else 0o117)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(before)
+    if group is not None:
+        os.chown(path, -1, group, follow_symlinks=False)
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -242,12 +261,13 @@ def _show_status(options: argparse.Namespace) -> int:
             if options.socket:
                 _log(f"{path}: {problem.strerror or problem}")
             continue
+        except _protocol.Refused as problem:
+            if options.socket:
+                _log(f"{path}: it {problem}")
+            continue
         sock.close()
-        if "welcome" in answer:
-            found += 1
-            print(json.dumps(answer["welcome"]))
-        elif options.socket:
-            _log(f"{path}: refused: {answer.get('refused')}")
+        found += 1
+        print(json.dumps(answer["welcome"]))
     if not found and not options.socket:
         _log("no relay of this user has this key")
     return 0 if found else 1

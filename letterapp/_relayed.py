@@ -50,22 +50,30 @@ class RelayedSender(Sender):
         self._is_told = False  # that the relay is not to be had at present
         self._rest_is_told = False  # what the relay has at the end
         self._breaks_told = 0
+        self._start_trouble = ""  # why there was none at the start, until that is told
         self._told: dict[str, float] = {}  # when which trouble was reported last
         self._next_start = 0.0
         self._start_wait = _FIRST_START
         self._link = Link(
             lambda: _launch.place(settings),
-            _protocol.greeting(settings.api_key, settings.base_url, _protocol.EVENTS),
+            lambda: _protocol.Caller(settings.api_key, settings.base_url, _protocol.EVENTS),
             settings.max_queue_events,
             settings.max_queue_bytes,
+            settings.relay_user,
         )
         super().__init__(settings, clock, stores)
 
     @classmethod
     def start(cls, settings: Settings) -> RelayedSender:
-        """With a relay that runs: blocks until it does. `LetterError` when it cannot be had, or refuses."""
+        """With a relay that runs: blocks until it does, or cannot. `LetterError` when it refuses or never can."""
         _launch.check(settings)
-        return cls(settings, lease=_launch.lease(settings) if settings.enabled else None)
+        try:
+            return cls(settings, lease=_launch.lease(settings) if settings.enabled else None)
+        except _launch.NoRelay as problem:
+            sender = cls(settings)
+            sender._start_trouble = str(problem)
+            sender._link.news = True
+            return sender
 
     def put(self, event: bytes) -> None:
         if self._has_left or not self._link.hand_over(event):
@@ -165,7 +173,11 @@ class RelayedSender(Sender):
             self._progress.ring()
         for error in link.take_errors():
             self._report(error)
-        if not link.trouble:
+        trouble, self._start_trouble = self._start_trouble, ""
+        if trouble:
+            self._is_told = True
+            self._tell(trouble)
+        if not link.trouble and not trouble:
             self._start_wait = _FIRST_START
             self._is_told = False
             return

@@ -65,6 +65,7 @@ class Settings:
     spool_sync: bool  # return from a call when its event would survive a loss of power
     spool_max_bytes: int  # of all files of one key in the directory
     relay: Any  # False, True for a relay that is started, the path of one's socket, or a `_queues.Target`
+    relay_user: int | None  # whose the relay at that path may be too, besides this user's and root's
 
     def __init__(
         self,
@@ -82,12 +83,14 @@ class Settings:
         spool: Any,
         spool_sync: bool,
         relay: Any,
+        relay_user: Any = None,
         **numbers: Any,
     ) -> None:
         api_key = concealed(api_key)
         checked = self.__dict__
         checked["enabled"] = _flag("enabled", enabled)
         checked["relay"] = _relay(relay)
+        checked["relay_user"] = _user(relay_user, checked["relay"])
         api_key, base_url = _as_its_relay(checked["relay"], api_key, base_url)
         checked["api_key"] = _key(api_key, required=enabled)
         checked.update(_address(base_url))
@@ -136,11 +139,19 @@ def _key(api_key: Any, required: bool) -> Secret:
     return api_key
 
 
+def _readers() -> tuple[Any, Any]:
+    try:
+        from re import fullmatch  # not at import, to keep that cheap
+        from urllib.parse import urlsplit
+    except OSError as problem:
+        raise LetterError(f"base_url cannot be looked at: {problem.strerror or problem}") from None
+    return fullmatch, urlsplit
+
+
 def _address(base_url: str) -> dict[str, Any]:
     if isinstance(base_url, _Default) or not base_url:
         base_url = os.environ.get("LETTER_BASE_URL") or str(DEFAULT_BASE_URL)
-    import re  # not at import, to keep that cheap
-    from urllib.parse import urlsplit
+    fullmatch, urlsplit = _readers()
 
     def wrong(why: str) -> LetterError:
         # Without the value: it may be the key, given here by mistake, or hold a password.
@@ -162,7 +173,7 @@ def _address(base_url: str) -> dict[str, Any]:
     if "@" in parts.netloc:
         raise wrong("has a user or a password in it, which the API does not take")
     # (`urlsplit` drops what it cannot read, a port among it.)
-    if not parts.hostname or not re.fullmatch(_NETLOC, parts.netloc) or port == 0:
+    if not parts.hostname or not fullmatch(_NETLOC, parts.netloc) or port == 0:
         raise wrong("has a host or a port that cannot be read")
     if parts.query or parts.fragment:
         raise wrong("has something after the path: a ? or a #")
@@ -255,6 +266,23 @@ def _relay(value: Any) -> Any:
     from ._queues import adapt  # with modules that nobody else needs
 
     return adapt(value)
+
+
+def _user(value: Any, relay: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(relay, str):
+        raise LetterError("relay_user goes with relay=PATH: only there a relay may be another user's")
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str):
+        import pwd
+
+        try:
+            return pwd.getpwnam(value).pw_uid
+        except (KeyError, ValueError, UnicodeError):
+            raise LetterError(f"relay_user: there is no user {value!r}") from None
+    raise LetterError(f"relay_user must be a user's name or number, not {value!r}")
 
 
 def _as_its_relay(relay: Any, api_key: Any, base_url: str) -> tuple[Any, str]:

@@ -522,7 +522,7 @@ def _flush_clients_of(queue: Target, deadline: float) -> None:
 
 def _is_event(item: Any) -> bool:
     """True for what a client puts. Anybody may put something else, and it must not spoil the batch of others."""
-    return isinstance(item, bytes) and item[:1] == b"{" and b"\n" not in item and bool(_protocol.parse(item))
+    return isinstance(item, bytes) and _protocol.is_event(item)
 
 
 def _check_options(kind: str, options: dict[str, Any], known: tuple[str, ...]) -> None:

@@ -8,19 +8,24 @@ of its socket, and so the directory of its test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, Iterator
 
 import psutil
 import pytest
 from harness import DEADLINE, Program, environment, eventually
+
+from letterapp import _protocol
 
 KEY = "test-key"  # what `make` and the programs' clients have
 
@@ -36,6 +41,105 @@ def statuses():
     said = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=60).stdout
     return [json.loads(line) for line in said.splitlines()]
 """
+
+
+def greet(sock: socket.socket, key: str, url: str, wants: str = _protocol.EVENTS) -> socket.socket:
+    """Get to know a relay, as a process does; `_protocol.Refused` if it does not want us."""
+    caller = _protocol.Caller(key, url, wants)
+    sock.sendall(caller.hello)
+    sock.sendall(caller.answer(sock.makefile("rb").readline()))
+    return sock
+
+
+class Door:
+    """The relay's end of a socket, in the hands of a test: who comes is challenged at once, for which it waits.
+
+    What a process says after that, its proof first, is left in its connection.
+    """
+
+    def __init__(self, path: str, key: str, url: str) -> None:
+        self._new = lambda: _protocol.Callee(key, url)
+        self._changed = threading.Condition()
+        self._known: list[tuple[socket.socket, Any]] = []  # challenged, the last to come last
+        self._all: list[socket.socket] = []
+        self._taken = 0
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(8)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                sock = self.listener.accept()[0]
+            except OSError:
+                return  # it is closed
+            self._all.append(sock)
+            callee = self._new()
+            hello = b""
+            while not hello.endswith(_protocol.END):
+                try:
+                    more = sock.recv(1)
+                except OSError:
+                    more = b""
+                if not more:
+                    break
+                hello += more
+            else:
+                with self._changed:
+                    self._known.append((sock, callee))
+                    self._changed.notify_all()
+                    try:
+                        sock.sendall(callee.hear(hello)[0])
+                    except OSError:
+                        pass  # it has gone
+
+    def accept(self, timeout: float = DEADLINE) -> socket.socket:
+        """The next one who was challenged, and has proved to have the key."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._known) > self._taken, timeout)
+            sock, callee = self._known[self._taken]
+            self._taken += 1
+        sock.settimeout(DEADLINE)
+        assert callee.hear(line_from(sock)) == (b"", _protocol.EVENTS)
+        return sock
+
+    def last(self) -> socket.socket | None:
+        """The last one who was challenged. What it said may not have come."""
+        with self._changed:
+            return self._known[-1][0] if self._known else None
+
+    def has_another(self) -> bool:
+        with self._changed:
+            return len(self._known) > self._taken
+
+    def hang_up(self) -> None:
+        with self._changed:
+            for sock in self._all:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)  # the thread may wait for what it says
+                sock.close()
+            self._all.clear()
+            self._known.clear()
+            self._taken = 0
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread
+        self.hang_up()
+        self._thread.join(DEADLINE)
+        self.listener.close()
+        self.hang_up()
+
+
+def line_from(sock: socket.socket) -> bytes:
+    """The next line, and nothing of what follows it."""
+    heard = b""
+    while not heard.endswith(_protocol.END):
+        more = sock.recv(1)
+        assert more, heard
+        heard += more
+    return heard
 
 
 class Runtime:

@@ -26,8 +26,8 @@ PACKAGE = ROOT / "letterapp"
 FLOORS = [
     ["_random", "_clock", "_handlers"],
     ["_texts", "_show", "_late"],
-    ["errors", "_version", "_bell", "_greenlets", "_private", "_ring", "_threads", "testing"],
-    ["_inside", "_forks"],
+    ["errors", "_version", "_bell", "_greenlets", "_ring", "_threads", "testing"],
+    ["_inside", "_forks", "_private"],
     ["_sigpipe", "_connect", "_response"],
     ["_line"],
     ["_queues"],

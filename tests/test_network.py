@@ -5,6 +5,7 @@ A promise a chapter. Where the length of a wait matters, the test takes the send
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -22,9 +23,9 @@ import pytest
 import trustme
 from driven import connections
 from harness import DEADLINE, FEW_DESCRIPTORS, eventually, run
-from relayed import Runtime, own_runtime  # noqa: F401  # the fixture
+from relayed import Runtime, greet, own_runtime  # noqa: F401  # the fixture
 
-from letterapp import Letter, LetterError
+from letterapp import Letter, LetterError, _protocol
 from letterapp.testing import IngestionServer, raw, reset, status
 from stress.ports import free_port
 
@@ -264,12 +265,11 @@ def test_a_tls_context_that_was_made_without_its_certificates_is_made_anew(
 
 
 def greeted(path: str, key: str, url: str) -> socket.socket:
-    from letterapp import _protocol
-
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(DEADLINE)
     sock.connect(path)
-    sock.sendall(_protocol.greeting(key, url, _protocol.EVENTS))
+    with contextlib.suppress(_protocol.Refused, OSError):  # it has no descriptor left for another one
+        greet(sock, key, url)
     return sock
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from functools import partial
 from typing import Any, Callable, Iterator
 
 import pytest
 from harness import DEADLINE, eventually
-from relayed import KEY, Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
+from relayed import KEY, Door, Runtime, greet, own_runtime  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import LetterError, _protocol
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 
 API = "http://127.0.0.1:9"
-GREETING = _protocol.greeting(KEY, API, _protocol.EVENTS)
 EVENTS = [b'{"number":%d}' % number for number in range(5)]
 LOST = _protocol.lost(LetterError("no", 400, "body", "code", "reason", cause="rejected"), 2, EVENTS[:1])
 
@@ -36,15 +36,11 @@ class Far:
     """The relay's end of a link, in the hands of the test."""
 
     def __init__(self, path: str) -> None:
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen(8)
-        self.listener.settimeout(DEADLINE)
+        self.door = Door(path, KEY, API)
         self.sock: Any = None
 
     def accept(self) -> Far:
-        self.sock = self.listener.accept()[0]
-        self.sock.settimeout(DEADLINE)
+        self.sock = self.door.accept()
         return self
 
     def hears(self, length: int) -> bytes:
@@ -60,17 +56,10 @@ class Far:
 
     def has_another(self) -> bool:
         """Somebody has connected who is not accepted yet."""
-        self.listener.setblocking(False)
-        try:
-            self.listener.accept()[0].close()
-        except BlockingIOError:
-            return False
-        return True
+        return self.door.has_another()
 
     def close(self) -> None:
-        self.listener.close()
-        if self.sock is not None:
-            self.sock.close()
+        self.door.close()
 
 
 @pytest.fixture
@@ -80,11 +69,17 @@ def far(runtime: Runtime) -> Iterator[Far]:
     far.close()
 
 
-@pytest.fixture
-def link(runtime: Runtime) -> Iterator[Any]:
+def link_to(runtime: Runtime, max_events: int = 10_000) -> Any:
     from letterapp._link import Link
 
-    link = Link(lambda: str(runtime.path / "far.sock"), GREETING, 10_000, 4_000_000)
+    caller = partial(_protocol.Caller, KEY, API, _protocol.EVENTS)
+    return Link(lambda: str(runtime.path / "far.sock"), caller, max_events, 4_000_000)
+
+
+@pytest.fixture
+def link(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr("letterapp._link.GREETING", DEADLINE)  # `Far`'s thread may be held up
+    link = link_to(runtime)
     yield link
     link.close()
 
@@ -104,9 +99,9 @@ def told(link: Any) -> tuple[int, int, int]:
 # The process's side.
 
 
-def test_the_greeting_and_the_events_go_before_anybody_answers(link: Any, far: Far) -> None:
+def test_events_follow_the_proof_before_anybody_answers(link: Any, far: Far) -> None:
     hand_over(link, 3)
-    expected = GREETING + b"".join(event + b"\n" for event in EVENTS[:3])
+    expected = b"".join(event + b"\n" for event in EVENTS[:3])
     assert far.accept().hears(len(expected)) == expected
     link.hurry()
     assert far.hears(2) == b"!\n" and told(link) == (3, 3, 0)
@@ -194,7 +189,7 @@ def test_a_full_socket_takes_whole_lines_or_none(link: Any, far: Far) -> None:
             break
     assert refused == 50 and link.trouble == "takes no more events for now" and link.is_connected()
     assert not link.counts().is_up and link.counts().relayed == len(took)
-    expected = GREETING + b"".join(event + b"\n" for event in took)
+    expected = b"".join(event + b"\n" for event in took)
     assert far.accept().hears(len(expected)) == expected
     hand_over(link, 1)  # there is room again
     assert link.counts().is_up and far.hears(len(EVENTS[0]) + 1) == EVENTS[0] + b"\n"
@@ -214,8 +209,8 @@ def test_lines_of_many_threads_stay_whole(link: Any, far: Far) -> None:
         thread.start()
     for thread in threads:
         thread.join(DEADLINE)
-    length = len(GREETING) + sum(len(event) + 1 for each in took for event in each)
-    lines = far.accept().hears(length).splitlines()[1:]
+    length = sum(len(event) + 1 for each in took for event in each)
+    lines = far.accept().hears(length).splitlines()
     assert [[line for line in lines if b'"thread":%d,' % number in line] for number in range(4)] == took
 
 
@@ -225,10 +220,11 @@ def test_an_event_that_is_too_large_for_one_send_goes_another_way(link: Any, far
     assert told(link) == (1, 1, 0) and link.trouble == ""
 
 
-def test_more_than_a_process_may_hold_goes_another_way(runtime: Runtime, far: Far) -> None:
-    from letterapp._link import Link
-
-    link = Link(lambda: str(runtime.path / "far.sock"), GREETING, 2, 4_000_000)
+def test_more_than_a_process_may_hold_goes_another_way(
+    runtime: Runtime, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letterapp._link.GREETING", DEADLINE)
+    link = link_to(runtime, max_events=2)
     hand_over(link, 2)
     assert not link.hand_over(EVENTS[2]) and link.trouble == "settles more slowly than this process tracks"
     far.accept().sock.sendall(b"[1]\n")
@@ -255,31 +251,79 @@ def test_waiting_ends_at_the_answer_at_the_deadline_and_at_the_end(link: Any, fa
 # The lines themselves.
 
 
+def acquainted(caller: _protocol.Caller, callee: _protocol.Callee) -> str:
+    """What the process wants, when both have proved themselves."""
+    challenge, wants = callee.hear(caller.hello)
+    assert not wants
+    said, wants = callee.hear(caller.answer(challenge))
+    assert not said
+    return wants
+
+
 @pytest.mark.parametrize("wants", ["events", "lease", "status"])
-def test_a_greeting_with_the_same_key_and_api_is_welcome(wants: str) -> None:
-    said = _protocol.greeting(KEY, API, wants)
-    assert _protocol.refusal(said, KEY, API) == "" and said.count(b"\n") == 1
-    assert KEY.encode() not in said
-    assert "another API key" in _protocol.refusal(said, KEY + "x", API)
-    assert "another API than" in _protocol.refusal(said, KEY, API + "/x")
+def test_who_has_the_same_key_and_api_is_welcome(wants: str) -> None:
+    caller = _protocol.Caller(KEY, API, wants)
+    assert caller.hello.count(b"\n") == 1 and KEY.encode() not in caller.hello
+    assert acquainted(caller, _protocol.Callee(KEY, API)) == wants
+    with pytest.raises(_protocol.Refused, match="another API key"):
+        acquainted(_protocol.Caller(KEY, API, wants), _protocol.Callee(KEY + "x", API))
+    with pytest.raises(_protocol.Refused, match="another API than"):
+        acquainted(_protocol.Caller(KEY, API, wants), _protocol.Callee(KEY, API + "/x"))
+
+
+def test_what_was_heard_once_is_worth_nothing() -> None:
+    caller, callee = _protocol.Caller(KEY, API, "events"), _protocol.Callee(KEY, API)
+    challenge, _ = callee.hear(caller.hello)
+    answer = caller.answer(challenge)
+    assert callee.hear(answer) == (b"", "events")
+    # A stranger who has heard all of it cannot be the process...
+    again = _protocol.Callee(KEY, API)
+    again.hear(caller.hello)
+    with pytest.raises(_protocol.Refused, match="another API key"):
+        again.hear(answer)
+    # ... nor the relay, nor give a relay its own proof back.
+    with pytest.raises(_protocol.Refused, match="another API key"):
+        _protocol.Caller(KEY, API, "events").answer(challenge)
+    mirror = _protocol.Callee(KEY, API)
+    own, _ = mirror.hear(caller.hello)
+    with pytest.raises(_protocol.Refused, match="another API key"):
+        mirror.hear(own)
+
+
+def test_a_process_proves_nothing_to_who_has_not_the_key(link: Any, runtime: Runtime) -> None:
+    stranger = Door(str(runtime.path / "far.sock"), "another-key", API)
+    try:
+        assert not link.hand_over(EVENTS[0])
+        assert link.trouble == "refuses this client: it has another API key"
+        sock = stranger.last()
+        assert sock is not None and sock.recv(65_536) == b""
+    finally:
+        stranger.close()
 
 
 @pytest.mark.parametrize("line", [b"", b"hello", b"[]", b"7", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'])
 def test_what_is_no_greeting_is_refused(line: bytes) -> None:
-    assert "no version" in _protocol.refusal(line, KEY, API)
+    with pytest.raises(_protocol.Refused, match="no version"):
+        _protocol.Callee(KEY, API).hear(line)
+    with pytest.raises(_protocol.Refused, match="what is no answer"):
+        _protocol.Caller(KEY, API, "events").answer(line)
 
 
 @pytest.mark.parametrize("proof", [None, 7, [], "", "ü", "\ud800"])
 def test_a_proof_that_is_none_is_refused(proof: Any) -> None:
-    line = _protocol.line_of({"letterapp": _protocol.VERSION, "proof": proof, "api": API, "wants": "events"})
-    assert "another API key" in _protocol.refusal(line, KEY, API)
+    callee = _protocol.Callee(KEY, API)
+    callee.hear(_protocol.Caller(KEY, API, "events").hello)
+    with pytest.raises(_protocol.Refused, match="another API key"):
+        callee.hear(_protocol.line_of({"proof": proof}))
+    with pytest.raises(_protocol.Refused, match="another API key"):
+        _protocol.Caller(KEY, API, "events").answer(_protocol.line_of({"challenge": "c", "proof": proof}))
 
 
 def test_a_report_arrives_as_it_was_sent() -> None:
     error = LetterError("two\nlines", 422, "ünïcode", "code", "reason", cause="rejected")
     line = _protocol.lost(error, 7, EVENTS[:2])
     assert line.endswith(b"\n") and line.count(b"\n") == 1
-    arrived = _protocol.lost_error(_protocol.parse(line))
+    arrived = _protocol.lost_error(_protocol.parse(line), 7)
     assert str(arrived) == "by the relay: two lines"
     assert (arrived.lost, arrived.events) == (7, [{"number": 0}, {"number": 1}])
     names = ("status", "body", "code", "reason", "cause")
@@ -307,8 +351,7 @@ def connect(runtime: Runtime, letter_api: Any) -> Iterator[Callable[[], socket.s
         made.append(sock)
         sock.settimeout(DEADLINE)
         sock.connect(runtime.socket)
-        sock.sendall(_protocol.greeting(KEY, letter_api.url, _protocol.EVENTS))
-        return sock
+        return greet(sock, KEY, letter_api.url)
 
     with runtime.keep():
         yield new

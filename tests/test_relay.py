@@ -25,7 +25,7 @@ from typing import Any, Callable, Iterator
 import psutil
 import pytest
 from harness import DEADLINE, PRELUDE, environment, eventually, run, start, whose
-from relayed import KEY, STATUSES, Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
+from relayed import KEY, STATUSES, Runtime, greet, line_from, own_runtime  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError, _protocol
 from letterapp.testing import Hold, status
@@ -472,6 +472,7 @@ def test_an_error_of_a_process_that_has_ended_is_in_the_relays_log(
         assert hold.arrived.wait(DEADLINE)
         assert eventually(runtime.own_status, lambda status: status["processes"] == 0)["processes"] == 0
         hold.release()
+
         def told() -> int:
             lines = re.findall(r"(\d+) of processes that have ended: .* answered 400", relay.output)
             return sum(map(int, lines))
@@ -648,24 +649,39 @@ def test_what_the_relay_drops_is_reported_to_its_owner(
 
 # Who is refused.
 
-WRONG = {
-    "another API key": lambda api: _protocol.greeting("another-key", api.url, "events"),
-    "another API than": lambda api: _protocol.greeting(KEY, "http://127.0.0.1:9", "events"),
-    "it wants what this relay has not": lambda api: _protocol.greeting(KEY, api.url, "everything"),
-    "it is of another version": lambda api: b'{"letterapp": 99}\n',
+
+def hello(key: str, url: str, wants: str = _protocol.EVENTS) -> bytes:
+    return _protocol.Caller(key, url, wants).hello
+
+
+def greeted(api: Any, then: bytes) -> Callable[[socket.socket], object]:
+    return lambda sock: greet(sock, KEY, api.url).sendall(then)
+
+
+def without_the_key(sock: socket.socket, api: Any) -> None:
+    sock.sendall(hello("another-key", api.url))
+    line_from(sock)
+    sock.sendall(_protocol.line_of({"proof": "0" * 64}))
+
+
+WRONG: dict[str, Callable[[Any], Any]] = {
+    "it has another API key": lambda api: lambda sock: without_the_key(sock, api),
+    "another API than": lambda api: hello(KEY, "http://127.0.0.1:9"),
+    "it wants what this relay has not": lambda api: hello(KEY, api.url, "everything"),
+    "it is of another version": lambda api: b'{"letterapp": 1, "proof": "ab", "api": "", "wants": "events"}\n',
     "no version of this protocol": lambda api: b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "it sends what is no event": lambda api: _protocol.greeting(KEY, api.url, "events") + b"no event\n",
-    "a line has no end": lambda api: _protocol.greeting(KEY, api.url, "events") + b"{" * 4_300_000,
+    "it sends what is no event": lambda api: greeted(api, b"no event\n"),
+    "a line has no end": lambda api: greeted(api, b"{" * 4_300_000),
 }
 
 
-def say(path: str, data: bytes) -> bytes:
-    """Say ``data`` to the relay, and return all that it answers until it hangs up."""
+def say(path: str, data: bytes | Callable[[socket.socket], object]) -> bytes:
+    """Say ``data`` to the relay, or do what it does, and return all that it answers until it hangs up."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(DEADLINE)
         sock.connect(path)
         try:
-            sock.sendall(data)
+            sock.sendall(data) if isinstance(data, bytes) else data(sock)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it has hung up in the middle
         heard = b""
@@ -703,6 +719,9 @@ def test_a_client_that_is_refused_says_so_and_not_the_key(runtime: Runtime, lett
     with pytest.raises(LetterError, match="refuses this client: it wants another API"):
         Letter(KEY, "http://127.0.0.1:9", relay=runtime.socket)
     assert KEY not in kept.output and "another-key" not in kept.output
+    assert "it left when it was to prove that it has the key" in eventually(
+        lambda: kept.output, lambda text: "left" in text
+    )
 
 
 def test_a_thousand_connections_that_say_nothing_harm_nobody(
@@ -1134,19 +1153,6 @@ def test_the_inbox_names_a_port_that_is_none(runtime: Runtime) -> None:
         timeout=DEADLINE,
     )
     assert done.returncode == 2 and b"argument --port: from 0 to 65535" in done.stderr
-
-
-def test_no_descriptor_for_starting_a_relay_is_an_error_that_says_so(runtime: Runtime, tmp_path: Path) -> None:
-    code = """
-    import resource
-    limit = len(os.listdir("/dev/fd")) - 1
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    try:
-        Letter('test-key', API, relay=True)
-    except LetterError as error:
-        print(error)
-    """
-    assert "Too many open files" in run(code, runtime.api.url, tmp_path).output
 
 
 @pytest.mark.parametrize("ends", ["close", "exit"])

@@ -207,20 +207,45 @@ class Puppet:
             except OSError:
                 return
             with sock:
+                sock.settimeout(PATIENCE)
                 try:
-                    sock.settimeout(PATIENCE)
-                    sock.recv(65_536)
-                    sock.sendall(self.answer)
-                    sock.shutdown(socket.SHUT_WR)
-                    while sock.recv(65_536):
-                        pass  # else what it has not read resets the connection, and the answer with it
+                    self._speak(sock)
                 except OSError:
                     pass
+
+    def _speak(self, sock: socket.socket) -> None:
+        sock.recv(65_536)
+        sock.sendall(self.answer)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65_536):
+            pass  # else what it has not read resets the connection, and the answer with it
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(PATIENCE)
+
+
+class KnownPuppet(Puppet):
+    """The same of a relay, which has the key: ``answer`` comes after the challenge."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.has_spoken, self.has_ended = threading.Event(), threading.Event()
+        super().__init__(listener)
+
+    def _speak(self, sock: socket.socket) -> None:
+        self.has_spoken.clear()
+        self.has_ended.clear()
+        try:
+            hello = sock.recv(_protocol.LONGEST_GREETING)
+            sock.sendall(_protocol.Callee(KEY, NOWHERE).hear(hello[:-1])[0])
+            sock.recv(65_536)
+            sock.sendall(self.answer)
+            self.has_spoken.set()
+            while sock.recv(65_536):
+                pass
+        finally:
+            self.has_ended.set()
 
 
 def http_answer(data: bytes) -> bytes:
@@ -296,9 +321,8 @@ class Answers:
     def __init__(self) -> None:
         self._place = tempfile.mkdtemp(prefix="letterapp-fuzz-")
         self._path, self._other = os.path.join(self._place, "relay"), os.path.join(self._place, "puppet")
-        self._listener = _listening(self._path)
         self._puppet = Puppet(_listening(self._other))
-        self._greeting = _protocol.greeting(KEY, NOWHERE, _protocol.EVENTS)
+        self._known = KnownPuppet(_listening(self._path))
 
     def run(self, data: bytes) -> None:
         source = Source(data)
@@ -311,27 +335,26 @@ class Answers:
         if kind & 1:
             self._ask(said)
             return
-        link = Link(lambda: self._path, self._greeting, 100, 10_000)
-        expect(all(link.hand_over(_EVENT % number) for number in range(3)), "a relay that listens takes events")
-        peer, _ = self._listener.accept()
-        with peer:
-            peer.recv(65_536)
-            half = len(said) // 2 if kind & 8 else 0
-            for part in (said[:half], said[half:]):
-                _send(peer, part)
-                link.listen()
-            link.hand_over(_EVENT % 3)
+        self._known.answer = said
+        link = Link(lambda: self._path, lambda: _protocol.Caller(KEY, NOWHERE, _protocol.EVENTS), 100, 10_000)
+        for number in range(3):
+            link.hand_over(_EVENT % number)  # which may have broken by what came with the challenge
+        if link.is_connected():
+            expect(self._known.has_spoken.wait(PATIENCE), "the puppet has spoken")
+        link.listen()
+        link.hand_over(_EVENT % 3)
         link.listen()
         while link.next_back() is not None:
             link.took_back()
         self._balance(link)
         link.close()
+        expect(self._known.has_ended.wait(PATIENCE), "the connection has ended")
 
     def _ask(self, said: bytes) -> None:
         self._puppet.answer = said
         try:
             sock, heard = _launch.ask(self._other, KEY, NOWHERE, _protocol.LEASE)
-        except OSError:
+        except (OSError, _protocol.Refused):
             return
         sock.close()
         expect(isinstance(heard, dict), "an answer is a dict")
@@ -348,7 +371,7 @@ class Answers:
 
     def close(self) -> None:
         self._puppet.close()
-        self._listener.close()
+        self._known.close()
         shutil.rmtree(self._place)
 
 
@@ -386,7 +409,7 @@ class Lines:
         self._puppet = Puppet(api)
         url = f"http://127.0.0.1:{api.getsockname()[1]}"
         settings = settings_of(api_key=KEY, base_url=url, max_retries=0, flush_interval=0, timeout=PATIENCE)
-        self._greeting = _protocol.greeting(KEY, url, _protocol.EVENTS)
+        self._url = url
         self._logged: list[str] = []
         self._relay = Relay(settings, self._listener, False, self._logged.append, self._path)
         self._relay._sender._outbox.attend_instead().begun = True  # so no thread is started
@@ -397,12 +420,10 @@ class Lines:
         self._puppet.answer = b"HTTP/1.1 %s\r\nContent-Length: 2\r\n\r\n{}" % self.ANSWERS[kind & 3]
         self._logged.clear()
         said = source.rest()
-        if kind & 4:
-            said = self._greeting + said
         if kind & 8:
             said = said.replace(b"\xff", b"}\n{") + b"}\n"
         half = len(said) // 2 if kind & 16 else 0
-        heard = self._heard_beside(said[:half], said[half:])
+        heard = self._heard_beside(said[:half], said[half:], bool(kind & 4))
         expect(b"[1]\n" in heard, "another client's event is settled", heard, self._logged)
         told = sum(_protocol.parse(line).get("lost", 0) for line in heard.split(b"\n"))
         expect(told == (1 if kind & 3 else 0), "and reported to that one, if it is lost", told, kind & 3, heard)
@@ -413,7 +434,7 @@ class Lines:
         owners = self._relay._sender._owners
         expect(not owners, "and so are the owners of what was sent", len(owners))
 
-    def _heard_beside(self, first: bytes, second: bytes) -> bytes:
+    def _heard_beside(self, first: bytes, second: bytes, greets: bool) -> bytes:
         """What a client is told whose event comes between the two parts of what the odd one says."""
         heard = b""
         innocent, odd = (socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2))
@@ -421,8 +442,11 @@ class Lines:
             for sock in (innocent, odd):
                 sock.connect(self._path)
                 sock.setblocking(False)
+            if greets:
+                self._greet(odd)
             _send(odd, first)
-            innocent.send(self._greeting + _EVENT % 7 + b"\n")
+            self._greet(innocent)
+            innocent.send(_EVENT % 7 + b"\n")
             self._relay._turn(0)
             _send(odd, second)
             for _ in range(200):
@@ -434,6 +458,18 @@ class Lines:
                 if b"[1]\n" in heard:
                     break
         return heard
+
+    def _greet(self, sock: socket.socket) -> None:
+        caller = _protocol.Caller(KEY, self._url, _protocol.EVENTS)
+        sock.send(caller.hello)
+        challenge = b""
+        while not challenge.endswith(_protocol.END):
+            self._relay._turn(0)
+            try:
+                challenge += sock.recv(_protocol.LONGEST_GREETING)
+            except BlockingIOError:
+                pass
+        sock.send(caller.answer(challenge[:-1]))
 
     def _step(self) -> float:
         self._relay._turn(0)
@@ -488,5 +524,9 @@ SEEDS: dict[str, list[bytes]] = {
         b'\4{"refused": "no", "busy": true}',
         b'\5{"welcome": {"pid": 1}}',
     ],
-    "relay": [b"\x0d" + _EVENT[:-1], b"\x04!\n" + _EVENT + b"\n!\n", b"\0" + _protocol.greeting(KEY, NOWHERE, "lease")],
+    "relay": [
+        b"\x0d" + _EVENT[:-1],
+        b"\x04!\n" + _EVENT + b"\n!\n",
+        b"\0" + _protocol.Caller(KEY, NOWHERE, "lease").hello,
+    ],
 }

@@ -157,21 +157,33 @@ def _annoy(stage: Any) -> None:
 
     with _family(stage), contextlib.ExitStack() as opened:
         relay = used(stage)
-        wrong = _protocol.greeting("another key", stage.api.url, _protocol.EVENTS) + b'{"messageId": "x"}\n'
-        right = _protocol.greeting(KEY, stage.api.url, _protocol.EVENTS)
+        hello = _protocol.Caller("another key", stage.api.url, _protocol.EVENTS).hello
         said = [  # by one after the other
             *(b"", b"\n", b"GET / HTTP/1.1\r\n\r\n", b"[" * 3_000 + b"\n", bytes(range(256)) * 64, b"x" * 200_000),
-            *(b"{}\n", wrong, wrong[:30], right[:30], right + b"no event\n", right + b"[1]\n", right + b"!\n!\n"),
+            *(b"{}\n", hello + b'{"messageId": "x"}\n', hello, hello[:30], hello + hello, hello + b'{"proof": 1}\n'),
+            *((b"no event\n",), (b"[1]\n",), (b"!\n!\n",)),  # by one who is greeted
         ]
         silent: list[socket.socket] = []
         for number in range(CONNECTIONS):
             sock = opened.enter_context(_connection(relay["socket"]))
             with contextlib.suppress(OSError):  # it has been refused before all was said
-                sock.sendall(said[number % len(said)])
+                words = said[number % len(said)]
+                sock.sendall(words if isinstance(words, bytes) else _greeting(sock, stage) + words[0])
             silent.append(sock)
             if len(silent) == AT_ONCE:
                 silent.pop(stage.random.randrange(AT_ONCE)).close()
         _must(used(stage)["pid"] == relay["pid"], "the relay did not survive")
+
+
+def _greeting(sock: socket.socket, stage: Any) -> bytes:
+    """The line that ends the greeting of one that has the key."""
+    from letterapp import _protocol
+
+    caller = _protocol.Caller(KEY, stage.api.url, _protocol.EVENTS)
+    sock.sendall(caller.hello)
+    with sock.makefile("rb") as file, contextlib.suppress(_protocol.Refused):
+        return caller.answer(file.readline())
+    return b""
 
 
 def _connection(path: str) -> socket.socket:
