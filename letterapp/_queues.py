@@ -143,7 +143,10 @@ class ManagerQueue:
         try:
             connection = self.connect(ANSWERING)
             try:
-                return connection.call(method, patience=ANSWERING)
+                answer = connection.call(method, patience=ANSWERING)
+                if answer is None:
+                    raise Disconnected("it is ending")
+                return answer
             finally:
                 connection.close()
         except LetterError as problem:
@@ -351,10 +354,24 @@ class ManagerConnection:
 
     def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | object | None:
         if not self._answers:
-            return []
+            return NOT_YET if self.confirm(wait, patience) is NOT_YET else []
         answer: list[bytes] | object | None = self._ask(
             "settled", linger, urgent, wait=linger + wait, patience=linger + patience
         )
+        return answer
+
+    def confirm(self, wait: float, patience: float) -> object:
+        """Make sure that the last answer, None, was to the last question: `OSError` or `EOFError` if it was not.
+
+        A server that is ending answers None to a request that it no longer carries out, and then closes the connection
+        (`Server.handle_request` in CPython's ``multiprocessing/managers.py``, after `serve_client`).
+        """
+        try:
+            answer = self._ask("empty", wait=wait, patience=patience)
+        except RuntimeError:
+            return True  # it has no such method, and has said so
+        if answer is None:
+            raise Disconnected("it is ending")
         return answer
 
     def call(self, method: str, *arguments: Any, patience: float) -> Any:

@@ -35,7 +35,7 @@ from ._delivery import Reporter
 from ._forks import this_process
 from ._handlers import pass_on
 from ._manager_program import batches_of, start_process
-from ._queues import ANSWERING, NOT_YET, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
+from ._queues import ANSWERING, NOT_YET, Disconnected, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, seconds
 from ._texts import SecretBytes, concealed
@@ -495,9 +495,11 @@ class _Source:
             left = max(0.0, until - monotonic())
             try:
                 item = self._connection.ask("get_nowait", wait=left or ANSWERING)
-                if item is not NOT_YET:
-                    return item
-                raise Empty
+                if item is NOT_YET:
+                    raise Empty
+                if item is None and self._connection.confirm(ANSWERING, ANSWERING) is NOT_YET:
+                    raise Disconnected("it does not answer in time")
+                return item
             except Empty:
                 if monotonic() + pause >= until:
                     raise

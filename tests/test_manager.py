@@ -10,6 +10,7 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import multiprocessing.managers
 import os
 import pickle
 import queue as queues
@@ -1351,6 +1352,71 @@ def test_a_listener_s_life(letter_api: Any, errors: Any) -> None:
     assert eventually(lambda: errors, bool)
     assert "the queue cannot be read" in str(errors[0])
     assert not gone.stop(DEADLINE)  # what is in it cannot be known
+
+
+class EndsBetween:
+    """In place of a manager's `stop_event`: set from the ``number``-th look on of a connection's thread.
+
+    That thread looks between two requests. It is shown "set" when the next request is there, which is then not carried
+    out: what happens by chance when a manager ends while it is asked.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self._event = threading.Event()
+        self.set, self.wait = self._event.set, self._event.wait
+
+    def is_set(self) -> bool:
+        connection = sys._getframe(1).f_locals.get("conn")
+        if connection is None or self._left < 0:
+            return self._event.is_set()
+        self._left -= 1
+        if self._left >= 0:
+            return False
+        assert connection.poll(DEADLINE)
+        return True
+
+
+class EndingQueue(queues.Queue):  # type: ignore[type-arg]
+    def end_between(self, number: int) -> None:
+        multiprocessing.current_process()._manager_server.stop_event = EndsBetween(number)  # type: ignore[attr-defined]
+
+
+class EndingManager(multiprocessing.managers.BaseManager):
+    pass
+
+
+EndingManager.register("Queue", EndingQueue)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_what_a_manager_answers_as_it_ends_is_not_taken_for_an_item(number: int, letter_api: Any, errors: Any) -> None:
+    with EndingManager(ctx=multiprocessing.get_context("fork")) as other:
+        ending = other.Queue()  # type: ignore[attr-defined]
+        for serial in range(3):
+            ending.put([event(serial)])
+        ending.end_between(number + 1)  # and one look after this answer
+        with QueueListener(ending, KEY, letter_api.url, on_error=errors.append):
+            assert eventually(lambda: letter_api.distinct, lambda count: count == 3)
+            assert eventually(lambda: errors, bool)
+            assert ending.empty()
+    assert {error.cause for error in errors} == {"degraded"}, errors
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_what_a_manager_answers_as_it_ends_does_not_settle_a_batch(number: int, letter_api: Any, errors: Any) -> None:
+    with EndingManager(ctx=multiprocessing.get_context("fork")) as other:
+        ending = other.Queue()  # type: ignore[attr-defined]
+        ending.end_between(number + 1)
+        letter = Letter(KEY, letter_api.url, relay=ending, on_error=errors.append)
+        for serial in range(4):
+            work(letter, 1, start=serial)
+            assert letter.flush(DEADLINE)
+        assert letter.close(DEADLINE)
+        handed_over = [json.loads(each)["messageId"] for _ in range(ending.qsize()) for each in ending.get()]
+    sent = [each["messageId"] for request in letter_api.requests for each in request.json["batch"]]
+    assert len({*handed_over, *sent}) == 4
+    assert {error.cause for error in errors} <= {"degraded"}, errors
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="once is enough")
