@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 
-from . import _lifecycle
+from . import _lifecycle, _servers
 from ._clock import monotonic
-from ._delivery import Delivery, Nowhere, Reporter
+from ._delivery import Delivery, Nowhere
 from ._event import Encoder, Unencodable
 from ._late import Late
 from ._mail import post_mail
+from ._reporter import Reporter
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
 from ._texts import concealed
@@ -463,6 +464,6 @@ async def _in_thread(wait: typing.Callable[[float], bool], timeout: float) -> bo
         except RuntimeError:
             pass  # the loop has been closed meanwhile
 
-    if not _lifecycle.start_thread(run):
+    if not _servers.start_thread(run):
         return wait(timeout)  # as all else here, where no thread can run
     return await answer

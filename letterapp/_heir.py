@@ -6,8 +6,8 @@ which order (`_outbox`), how it is known who has ended (`_locks`).
 
 from __future__ import annotations
 
-from ._delivery import unreadable
 from ._handlers import pass_on
+from ._reporter import unreadable
 from ._ring import Ring, holds_events
 from .errors import LetterError
 

@@ -35,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from ._queues import Address
+    from ._manager_connection import Address
     from ._settings import Settings
 
 EXPOSED = ("put_nowait", "settled", "status")

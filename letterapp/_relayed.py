@@ -12,7 +12,7 @@ from __future__ import annotations
 import _thread
 import threading
 
-from . import _launch, _lifecycle, _protocol
+from . import _launch, _protocol, _servers
 from ._clock import monotonic
 from ._inside import Inside, Promise
 from ._link import Link
@@ -232,7 +232,7 @@ class RelayedSender(Sender):
         self._start_wait = min(2 * self._start_wait, _LONGEST_START)
         promise = self._restart = Promise()
         with promise.making:
-            promise.begun = _lifecycle.start_thread(self._take_lease)
+            promise.begun = _servers.start_thread(self._take_lease)
         if not promise.begun:
             self._take_lease()  # where no thread runs a call is what there is
 

@@ -27,16 +27,17 @@ import sys
 import threading
 import time
 
-from . import _lifecycle, _threads
+from . import _lifecycle, _servers, _threads
 from ._bell import Bell
 from ._clock import monotonic
-from ._delivery import Delivery, Reporter
+from ._delivery import Delivery
 from ._forks import leaving, this_process
 from ._handlers import pass_on
 from ._heir import Heir, home
 from ._inside import Turn
 from ._outbox import CLOSED, FULL, HOMELESS, WAKE, Outbox
 from ._random import random_bytes
+from ._reporter import Reporter
 from ._retry import (
     LONGEST_BACKOFF,
     LONGEST_WHILE_REFUSED,
@@ -139,7 +140,7 @@ class Sender(Delivery):
                 "base_url begins with http://, and its host is not this machine: the API key and all events go over "
                 "the network in clear text, and answers are believed. Use https://",
             )
-        if _lifecycle.is_never_ended():
+        if _servers.is_never_ended():
             self._interval = 0.0  # what waits for company would be lost
             if not settings.spool and (not settings.relay or handover is not None):
                 _lifecycle.report_once(
@@ -166,7 +167,7 @@ class Sender(Delivery):
             pass_on(problem)  # else the first request meets it again, and says what it is
 
     def send_orphans(self) -> None:
-        if not self._settings.spool or _lifecycle.is_before_fork():
+        if not self._settings.spool or _servers.is_before_fork():
             return
         if not self._outbox.is_empty() or self._heir.finds_orphans():
             self._wake()
@@ -346,7 +347,7 @@ class Sender(Delivery):
             self._inline = True
             self._outbox.be_prompt(True)
             _lifecycle.keep(self)
-            if self._budget is FOREVER and threading.main_thread().is_alive() and not _lifecycle.is_before_workers():
+            if self._budget is FOREVER and threading.main_thread().is_alive() and not _servers.is_before_workers():
                 _warn_inline()  # else it is a matter of course
         return False
 
@@ -354,7 +355,7 @@ class Sender(Delivery):
         self._resting = False
         self._started_by = _thread.start_new_thread
         self._mine = mine = object()
-        started = _lifecycle.start_thread(self._run, mine)
+        started = _servers.start_thread(self._run, mine)
         if started:
             self._inline = False
             self._outbox.be_prompt(self._budget is not FOREVER)
@@ -363,7 +364,7 @@ class Sender(Delivery):
     def _send_inline(self) -> None:
         if not self._may_wait():
             return
-        if _lifecycle.is_before_workers():
+        if _servers.is_before_workers():
             self._send_before_workers()
         elif self._outbox.due(self._clock(), self._interval) <= 0 and self._not_before <= self._clock():
             self._take_turn(self._settings.timeout, linger=0.0)

@@ -6,9 +6,9 @@ Never here: what a place is, or how events lie in it.
 
 from __future__ import annotations
 
-from . import _lifecycle, _memory
-from ._delivery import Reporter
+from . import _memory, _servers
 from ._memory import PrivateMemory, SharedMemory, Unavailable
+from ._reporter import Reporter
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -62,7 +62,7 @@ class Stores:
             if settings.spool:
                 from ._spool import Spool
 
-                places.insert(0, Spool(settings, report, _lifecycle.is_before_fork))
+                places.insert(0, Spool(settings, report, _servers.is_before_fork))
         return cls(places, report, unshared)
 
     def claim(self) -> Slot:

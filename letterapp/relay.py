@@ -27,15 +27,16 @@ from multiprocessing import AuthenticationError
 from multiprocessing.managers import BaseManager
 from queue import Empty, Full
 
-from . import _lifecycle, _protocol
+from . import _lifecycle, _protocol, _servers
 from ._bell import Bell
 from ._client import settings_of
 from ._clock import monotonic
-from ._delivery import Reporter
 from ._forks import this_process
 from ._handlers import pass_on
+from ._manager_connection import ANSWERING, NOT_YET, Disconnected, ManagerConnection
 from ._manager_program import batches_of, start_process
-from ._queues import ANSWERING, NOT_YET, Disconnected, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
+from ._queues import ForeignQueue, ManagerQueue, ProxyQueue, adapt
+from ._reporter import Reporter
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, seconds
 from ._texts import SecretBytes, concealed
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from ._manager import BatchServer
-    from ._queues import Address, Target
+    from ._manager_connection import Address
+    from ._queues import Target
 
 __all__ = ["QueueListener", "SenderManager"]
 
@@ -301,7 +303,7 @@ class QueueListener(FixedOptions):
         _lifecycle.unwatch(self._sender)  # its end is that of the listener
         _lifecycle.watch(self)  # type: ignore[arg-type]  # the process's end stops it
         self._sender.send_orphans()
-        if not _lifecycle.start_thread(self._run):
+        if not _servers.start_thread(self._run):
             self._sender = None
             raise LetterError("a listener needs a thread, and none can run in this process")
 

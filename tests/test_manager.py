@@ -30,9 +30,10 @@ from managed import KEY, SECRET, Directory, own_directory  # noqa: F401  (a fixt
 
 from letterapp import Letter, LetterError
 from letterapp._handover import Handover
+from letterapp._manager_connection import Disconnected
 from letterapp._manager_program import address_of, spawn_process
 from letterapp._protocol import proof
-from letterapp._queues import Disconnected, ManagerQueue, ProxyQueue
+from letterapp._queues import ManagerQueue, ProxyQueue
 from letterapp._retry import Pending, Settled
 from letterapp.relay import SENDING, QueueListener, SenderManager
 from letterapp.testing import Hold, status

@@ -52,8 +52,8 @@ def test_what_went_the_own_way_is_sent_at_the_end_though_the_relay_stands_still_
     runtime: Runtime, letter_api: Any, tmp_path: Any
 ) -> None:
     code = """
-    from letterapp import _lifecycle
-    _lifecycle.start_thread = lambda *_: False  # as under uWSGI without threads
+    from letterapp import _servers
+    _servers.start_thread = lambda *_: False  # as under uWSGI without threads
     letter = Letter('test-key', API, relay=True, flush_interval=1000, flush_at=10_000, exit_timeout=8)
     work(letter, 1)
     relay = statuses()[0]['pid']
