@@ -1,6 +1,6 @@
 """A connected socket, as `http.client` uses one, whose every wait ends at one deadline.
 
-Lives here: TLS, an HTTP proxy's tunnel, waiting, and what becomes of it in a forked child. Never here: which address it
+Lives here: TLS, waiting, and what becomes of it in a forked child. Never here: which address it
 leads to (`_connect`), requests, answers, retries. Used by one thread at a time; `abandon` alone may
 be called in a forked child.
 
@@ -61,26 +61,12 @@ class Line:
         self._base = _socket_class()
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
-        self._has_surplus = False  # more was read than the answers that were asked for
+        self.has_surplus = False  # more was read than the answers that were asked for
         self._held: list[bytes] | None = None  # what is to leave in one piece
         self._flags = _QUIETLY
         inherits(self)
 
     # Opening.
-
-    def ask_for_tunnel(self, authority: str, secrets: Secret) -> None:
-        """Have an HTTP proxy connect this line to ``authority`` (RFC 9110, 9.3.6). ``secrets``: the header's lines."""
-        from ._response import TunnelResponse
-
-        head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii")
-        self.sendall(_with_secrets(head, secrets))
-        response = TunnelResponse(self, method="CONNECT")  # type: ignore[arg-type]
-        response.begin()
-        response.close()
-        if response.status != 200:
-            raise OSError(f"the proxy refused: {response.status} {response.reason}")
-        if self._has_surplus:
-            raise OSError("the proxy said more than it was asked")
 
     def secure(self, context: ssl.SSLContext, host: str) -> None:
         # In two steps, because a socket in the middle of `wrap_socket`'s own handshake is in nobody's hands, and a
@@ -130,7 +116,7 @@ class Line:
 
     def note_surplus(self) -> None:
         """What was read ahead belongs to no answer that was asked for."""
-        self._has_surplus = True
+        self.has_surplus = True
 
     def is_stale(self) -> bool:
         """True when the server closed the idle connection, or spoke out of turn, or gevent patched since.
@@ -141,7 +127,7 @@ class Line:
             return True  # a socket of before, which would stop every greenlet while it waits
         if not self._is_ours():
             return True
-        return self._has_surplus or self.is_readable(0.0)
+        return self.has_surplus or self.is_readable(0.0)
 
     def is_readable(self, wait: float) -> bool:
         """True when there is something to read, or an error to be met, within ``wait`` seconds."""

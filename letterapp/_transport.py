@@ -203,7 +203,7 @@ class Transport:
             line = self._line = open_line(host, port, deadline)
             if settings.secure:
                 if proxy:
-                    line.ask_for_tunnel(settings.authority, proxy.secrets)
+                    _open_tunnel(line, settings.authority, proxy.secrets)
                 undisturbed(NETWORK, line.secure, self._tls(), settings.host)
             elif proxy:
                 self._prefix = f"http://{settings.authority}{settings.path}"
@@ -229,6 +229,21 @@ class Transport:
             self._context = as_started(given) if given is not None else ssl.create_default_context()
             self._context_type = ssl.SSLContext
         return self._context
+
+
+def _open_tunnel(line: Line, authority: str, secrets: Secret) -> None:
+    """Have an HTTP proxy connect ``line`` to ``authority`` (RFC 9110, 9.3.6). ``secrets``: lines of the header."""
+    from ._response import TunnelResponse
+
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii")
+    line.send(lambda: line.sendall(head), secrets)
+    response = TunnelResponse(line, method="CONNECT")  # type: ignore[arg-type]
+    response.begin()
+    response.close()
+    if response.status != 200:
+        raise OSError(f"the proxy refused: {response.status} {response.reason}")
+    if line.has_surplus:
+        raise OSError("the proxy said more than it was asked")
 
 
 def _is_timeout(error: Exception) -> bool:
