@@ -163,15 +163,19 @@ class Letter(FixedOptions):
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
-        if settings.enabled and settings.exit_signals:
-            _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
-        self._delivery.send_orphans()
+        if settings.enabled:
+            _lifecycle.watch(self._delivery)
+            if settings.exit_signals:
+                _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
+            self._delivery.send_orphans()
 
     def _here(self) -> Delivery:
         """The delivery of this process, which a fork may just have made. Takes no lock."""
         delivery = self._delivery
         if delivery.owner.pid != os.getpid():
             delivery = self._delivery = delivery.for_child()
+            if self._settings.enabled:
+                _lifecycle.watch(delivery)
         return delivery
 
     # Events. They return in microseconds and raise only for arguments that can never be right.

@@ -86,7 +86,7 @@ class Outbox:
         self._settled = 0
         self._wanted = 0  # send without delay until `_settled` is this: somebody waits
         self._enough = 0  # the same, because `flush_at` events were there
-        self._promise = Promise()  # that somebody looks here again
+        self.promise = Promise()  # that somebody looks here again
         self._prompt = len(ring) > 0  # every `put` wants somebody's attention
         self.closed = False
         self._is_leaving = False
@@ -240,16 +240,16 @@ class Outbox:
     @property
     def attended(self) -> bool:
         """Somebody has promised to look here again."""
-        return self._promise.stands()
+        return self.promise.stands()
 
     def attend(self) -> Promise | None:
         """A promise to look after the queue, for the caller to keep; None when one stands."""
         with self._lock:
-            return None if self._promise.stands() else self.attend_instead()
+            return None if self.promise.stands() else self.attend_instead()
 
     def attend_instead(self) -> Promise:
         """A promise in the place of whatever stands."""
-        promise = self._promise = Promise()
+        promise = self.promise = Promise()
         return promise
 
     # Called by whoever sends: one at a time.
@@ -402,13 +402,13 @@ class Outbox:
             if self._count() or self._burst or self._refused:
                 return False
             self._ring.trim()
-            self._promise = Promise()
+            self.promise = Promise()
             return True
 
     def desert(self) -> None:
         """Stop attending though something may wait: the next `put` asks for somebody else."""
         with self._lock:
-            self._promise = Promise()
+            self.promise = Promise()
 
     # Only under the lock.
 
@@ -432,7 +432,7 @@ class Outbox:
             self._since = self._clock()
         if not ring.append(event):
             return HOMELESS if ring.is_lost() else FULL
-        wake = wake or ring.waiting in (1, self._flush_at) or not self._promise.stands()
+        wake = wake or ring.waiting in (1, self._flush_at) or not self.promise.stands()
         return WAKE if wake else QUEUED
 
     def _lacks_room(self, size: int) -> bool:

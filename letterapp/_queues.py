@@ -216,7 +216,7 @@ class ForeignQueue:
             if _identity(self.queue) != self._pipe:
                 raise Disconnected("its descriptor was closed")
             _renew_feeder(self.queue)
-            if self._gave_up and self._is_stuck():
+            if self._gave_up and self.is_being_written():
                 raise Full("nobody reads it")
             self._gave_up = False
         self.queue.put_nowait(batch)
@@ -226,7 +226,7 @@ class ForeignQueue:
     def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | None:
         until = monotonic() + linger
         pause = _FEEDER_LOOK
-        while self._is_stuck():
+        while self.is_being_written():
             now = monotonic()
             if now >= self._stuck_from + _STUCK:
                 self._gave_up = True
@@ -239,14 +239,14 @@ class ForeignQueue:
 
     def finish(self) -> None:
         """See `Target`. `multiprocessing` joins the feeder without a time-out, for ever where nobody reads."""
-        if self._is_stuck():
+        if self.is_being_written():
             self.queue.cancel_join_thread()
 
     def close(self) -> None:
         pass
 
-    def _is_stuck(self) -> bool:
-        """True until the feeder has written all that it has. It waits for more only then."""
+    def is_being_written(self) -> bool:
+        """True until the feeder of this process has written all that it has. It waits for more only then."""
         # A parent's feeder is nothing to wait for, nor is its lock, which some thread may have held at the fork.
         if not self.has_feeder or self.queue._thread is None or _feeders.get(self.queue) != os.getpid():
             return False

@@ -287,6 +287,7 @@ class QueueListener(FixedOptions):
         self._sender: Sender | None = None
         self._stopped = threading.Event()
         self._is_draining = False  # it is to end when what is in the queue now has been taken
+        self._has_marked_end = False  # a sentinel is behind that
         self._is_last = False  # all that was in the queue by then has come
         self._is_over = False  # the time of `stop` or of the end is over: what is in the queue stays there
         self._told = ""
@@ -300,7 +301,6 @@ class QueueListener(FixedOptions):
         self.owner = this_process()
         self._room = Bell()
         self._sender = Sender(self._settings, report=self._report, progress=self._room)
-        _lifecycle.unwatch(self._sender)  # its end is that of the listener
         _lifecycle.watch(self)  # type: ignore[arg-type]  # the process's end stops it
         self._sender.send_orphans()
         if not _servers.start_thread(self._run):
@@ -379,6 +379,7 @@ class QueueListener(FixedOptions):
             # Behind all that this process has put: a `multiprocessing.Queue` writes on a thread of its own, so "empty"
             # says nothing yet.
             self._is_last = not self._put_sentinel()
+            self._has_marked_end = True
         return self._stopped.wait(max(0.0, deadline - monotonic()))
 
     def _put_sentinel(self) -> bool:
@@ -400,13 +401,17 @@ class QueueListener(FixedOptions):
         channel: _Source | None = None
         try:
             while self.owner.pid == os.getpid() and not self._is_over:
+                # Asked before the look: one that began before the sentinel was put, and found nothing, says nothing of
+                # what has come since.
+                has_marked_end = self._has_marked_end
                 try:
                     channel = channel or _Source(self._source)
                     item = channel.get(0.0 if self._is_last else _GET)
                 except Empty:
                     if channel is not None and channel.is_kept_from_us():
                         self._tell("the queue has items, and another reader holds it, perhaps one that was killed")
-                    if self._is_draining:
+                        has_marked_end = self._is_draining
+                    if has_marked_end and not (channel is not None and channel.is_being_written()):
                         return
                     continue
                 except Exception as problem:
@@ -511,6 +516,10 @@ class _Source:
     def is_kept_from_us(self) -> bool:
         """True when there are items, though `get` found none."""
         return self._connection is None and self._target.is_kept_from_us()
+
+    def is_being_written(self) -> bool:
+        """True while a thread of this process still has to write what was put into the queue here."""
+        return self._connection is None and self._target.is_being_written()
 
     def close(self) -> None:
         if self._connection is not None:

@@ -478,7 +478,7 @@ class Suspended:
     """Nothing leaves a client while events are put in, so that they make one batch."""
 
     def __init__(self, letter: Letter) -> None:
-        self._turn = letter._delivery._turn  # type: ignore[attr-defined]
+        self._turn = letter._delivery._batches.lock  # type: ignore[attr-defined]
         self._begun, self._over = threading.Event(), threading.Event()
         self._holder = threading.Thread(target=self._hold)
 
@@ -642,7 +642,7 @@ def test_a_flush_takes_no_longer_than_it_may_where_the_manager_stands_still(mana
     one = manager()
     pid = one.status()["pid"]
     letter = Letter(relay=one.queue, on_error=lambda error: None, **SLOW)
-    letter._delivery._start = lambda: False  # type: ignore[attr-defined]  # as where no thread runs
+    letter._delivery._worker._start = lambda send: False  # type: ignore[attr-defined]  # as where no thread runs
     os.kill(pid, signal.SIGSTOP)
     try:
         for _ in range(2):
@@ -1249,7 +1249,7 @@ def test_a_child_does_not_wait_for_its_parent_s_feeder(letter_api: Any, tmp_path
 def test_a_queue_that_nobody_reads_does_not_grow(letter_api: Any, errors: Any) -> None:
     queue = multiprocessing.Queue()
     letter = Letter(KEY, letter_api.url, relay=queue, on_error=errors.append, **SLOW)
-    handover = letter._delivery._handover  # type: ignore[attr-defined]
+    handover = letter._delivery._batches.handover  # type: ignore[attr-defined]
     for turn in range(5):
         letter.track("program", "Worked", {"serial": turn, "x": "y" * 70_000})
         assert letter.flush(DEADLINE)
@@ -1355,6 +1355,42 @@ def test_a_listener_s_life(letter_api: Any, errors: Any) -> None:
     assert not gone.stop(DEADLINE)  # what is in it cannot be known
 
 
+class LateQueue:
+    """A queue whose first reader is not told before ``late`` that it has found nothing, for which it had waited."""
+
+    def __init__(self) -> None:
+        self._items: Any = queues.Queue()
+        self.is_read, self.is_stopped, self.late = threading.Event(), threading.Event(), threading.Event()
+
+    def put_nowait(self, item: Any) -> None:
+        self._items.put_nowait(item)
+        self.is_stopped.set()  # by the sentinel of `stop`, which nothing else puts here
+
+    def put_before(self, item: Any) -> None:
+        self._items.put_nowait(item)
+
+    def get(self, block: bool, timeout: float) -> Any:
+        if not self.is_read.is_set():
+            self.is_read.set()
+            assert self.late.wait(DEADLINE)
+            raise queues.Empty
+        return self._items.get(block, timeout)
+
+
+def test_a_listener_that_found_nothing_just_before_it_is_stopped_looks_again(letter_api: Any, errors: Any) -> None:
+    queue = LateQueue()
+    listener = QueueListener(queue, KEY, letter_api.url, on_error=errors.append)
+    listener.start()
+    assert queue.is_read.wait(DEADLINE)
+    queue.put_before([event(0)])
+    stopping = threading.Thread(target=listener.stop, args=(DEADLINE,))
+    stopping.start()
+    assert queue.is_stopped.wait(DEADLINE)
+    queue.late.set()
+    stopping.join(DEADLINE)
+    assert whose(letter_api) == {"u": [0]} and not errors
+
+
 class EndsBetween:
     """In place of a manager's `stop_event`: set from the ``number``-th look on of a connection's thread.
 
@@ -1432,7 +1468,7 @@ def test_a_connection_whose_descriptor_somebody_closed_is_replaced(manager: Any,
     letter = Letter(relay=manager().queue, on_error=errors.append, **SLOW)
     work(letter, 1)
     assert letter.flush(DEADLINE)
-    descriptor = letter._delivery._handover._channel._wire._line._sock.fileno()  # type: ignore[attr-defined]
+    descriptor = letter._delivery._batches.handover._channel._wire._line._sock.fileno()  # type: ignore[attr-defined]
     os.close(descriptor)
     with socket.socketpair()[0] as stranger:  # which gets the number
         work(letter, 1, start=1)

@@ -282,11 +282,11 @@ def test_a_held_request_is_kept_before_it_is_answered(letter_api: IngestionServe
 def test_a_line_that_fits_into_no_request_is_lost_alone(letter_api: IngestionServer) -> None:
     settings = Letter("k", letter_api.url, enabled=False)._settings
     said: list[str] = []
-    sender, owner = OwnedSender(settings, said.append, Bell()), Owner()
-    assert sender.admit(b'{"x":"%s"}' % (b"a" * 501_610), owner)
+    owned, owner = OwnedSender(settings, said.append, Bell()), Owner()
+    assert owned.admit(b'{"x":"%s"}' % (b"a" * 501_610), owner)
     event = b'{"type":"track","userId":"u","messageId":"1","event":"E","timestamp":"2026-01-01","properties":{}}'
-    assert sender.admit(event, owner)
-    assert sender.flush(DEADLINE) and letter_api.distinct == 1 and owner.settled == 2
+    assert owned.admit(event, owner)
+    assert owned.sender.flush(DEADLINE) and letter_api.distinct == 1 and owner.settled == 2
     (report,) = owner.reports
     assert b'"lost": 1' in report and b'"cause": "overflow"' in report
-    sender.close(DEADLINE)
+    owned.sender.close(DEADLINE)
