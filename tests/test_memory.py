@@ -1019,7 +1019,6 @@ def test_pypy(letter_api: Any, tmp_path: Path) -> None:
     once(letter_api, {"parent": 260, "closes": 120, "comes to its end": 120, "killed": 120})
 
 
-
 @pytest.mark.parametrize("later", [False, True], ids=["before the kernel has it", "after"])
 def test_a_lock_that_is_cut_short_is_nobodys(later: bool, locks: Callable[[str], None]) -> None:
     # By a signal handler's exception, in the middle of it. Else nobody could take over what lies there.

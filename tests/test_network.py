@@ -211,7 +211,9 @@ def test_what_nobody_expects_is_reported_when_no_try_is_left(
 ) -> None:
     one = driven(max_retries=2)
     one.track(5)
-    monkeypatch.setattr(one.sender._batches._transport, "post", failing(one.sender._batches._transport.post, MemoryError(), 3))
+    monkeypatch.setattr(
+        one.sender._batches._transport, "post", failing(one.sender._batches._transport.post, MemoryError(), 3)
+    )
     assert len(one.settle()) == 2
     (error,) = errors
     assert error.cause == "undeliverable" and error.lost == 5 and "MemoryError" in str(error)
@@ -224,7 +226,9 @@ def test_what_nobody_expects_never_settles_a_batch_of_a_spool(
 ) -> None:
     one = driven(max_retries=0, spool=tmp_path / "spool")
     one.track(5)
-    monkeypatch.setattr(one.sender._batches._transport, "post", failing(one.sender._batches._transport.post, MemoryError(), 20))
+    monkeypatch.setattr(
+        one.sender._batches._transport, "post", failing(one.sender._batches._transport.post, MemoryError(), 20)
+    )
     assert len(one.settle()) == 20
     assert serials(letter_api) == [0, 1, 2, 3, 4] and errors == []
 

@@ -396,7 +396,9 @@ def test_disabled_everything_is_a_no_op_without_a_key(letter_api: Any) -> None:
 def test_ssl_context_is_used(make: Any) -> None:
     context = ssl.create_default_context()
     assert make(base_url="https://localhost", ssl_context=context)._delivery._batches._transport._tls() is context
-    assert make(base_url="https://localhost", ssl_context=lambda: context)._delivery._batches._transport._tls() is context
+    assert (
+        make(base_url="https://localhost", ssl_context=lambda: context)._delivery._batches._transport._tls() is context
+    )
 
 
 # Options are fixed.
