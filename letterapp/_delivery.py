@@ -22,83 +22,82 @@ if TYPE_CHECKING:
 class Delivery(ABC):
     """Carries the events of one client in one process.
 
-    It is made without starting anything. It belongs to the process ``owner``; in a forked child it is dead weight, of
-    which only `for_child` may be called.
+    Making one starts nothing. It belongs to the process ``owner``; in a forked child only `for_child` may be called.
     """
 
     owner: Process
-    reporter: Reporter  # of what becomes of its events
+    reporter: Reporter  # tells the application what becomes of its events
     exit_timeout: float  # seconds that the end of the process may take for it
-    ends_last = False  # after those that hand events to it
+    ends_last = False  # it ends after those that hand events to it
 
     @abstractmethod
     def put(self, event: bytes) -> None:
-        """Accept an encoded event, or report and count it as lost. Microseconds; never raises for want of room."""
+        """Queue an encoded event, or count and report it as lost. Microseconds; a full queue raises nothing."""
 
     @abstractmethod
     def refuse(self, cause: str, error: LetterError | None = None) -> None:
-        """Count an event that was not queued as lost for ``cause``; report it if there is an ``error``."""
+        """Count an event that was not queued as lost for ``cause``; report ``error`` if there is one."""
 
     @abstractmethod
     def flush(self, timeout: float) -> bool:
-        """Send what was accepted before this call; True when it is settled, False when ``timeout`` passed."""
+        """Send what was queued before this call; True when it is settled, False after ``timeout`` seconds."""
 
     @abstractmethod
     def close(self, timeout: float) -> bool:
-        """Refuse further events, settle what waits, give up what is left at ``timeout``. True when all was settled."""
+        """Refuse further events, settle what waits, give up the rest after ``timeout``. True when all was settled."""
 
     @abstractmethod
     def hasten(self) -> None:
-        """The process is ending: start sending what waits. Returns at once, so many clients can share a deadline."""
+        """The process is ending: begin to send what waits. Returns at once, so that many clients share a deadline."""
 
     @abstractmethod
     def end(self, deadline: float, final: bool) -> None:
-        """Wait until all is settled or the monotonic ``deadline`` has come.
+        """Wait until all is settled, until the monotonic ``deadline`` at the latest.
 
-        From then on each `put` returns when its event is settled, because no thread can be relied on any more; but not
-        in a thread that runs an asyncio loop, unless this is ``final``: then its events wait for the next end.
-        ``final``: the process is sure to end, so what is not settled in time is reported as lost.
+        After that each `put` returns when its event is settled, because no thread can be relied on any more. Not in a
+        thread that runs an asyncio loop, unless this is ``final``: those events wait for the next end.
+        ``final``: the process is certain to end, so what is not settled in time is reported as lost.
         """
 
     @abstractmethod
     def go_on(self) -> None:
-        """The end that was announced did not come: everything as before it."""
+        """The process goes on after all: undo `end`."""
 
     @abstractmethod
     def send_orphans(self) -> None:
-        """The client is made: begin to send what ended processes left that no other one may find. Returns at once."""
+        """Begin to send what ended processes left in a spool, which nobody else may find. Returns at once."""
 
     @property
     def sends_on_os_exit(self) -> bool:
-        """Whether `os._exit` is an end of the process for it."""
+        """Whether `os._exit` sends what waits first."""
         return True
 
     @abstractmethod
     def look_after_children(self) -> None:
-        """This process has forked: start sending what a killed child left, if it left something. Microseconds."""
+        """This process has forked: begin to send what a killed child left, if it left something. Microseconds."""
 
     @abstractmethod
     def defers(self, act: Callable[[], object]) -> bool:
-        """For a signal handler: False, unless it interrupted this very object, inside which nothing can be sent.
+        """For a signal handler. True if it interrupted this very object, which then cannot send anything.
 
-        Then True, and ``act`` is called from another thread as soon as the interrupted call has gone on.
+        In that case ``act`` is called from another thread when the interrupted call has released its lock.
         """
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
-        """Counters that balance at any moment: accepted = delivered + lost + waiting."""
+        """Counters, of one moment: accepted = delivered + lost + waiting."""
 
     @abstractmethod
     def glance(self) -> tuple[int, int, int]:
-        """Events that wait, were delivered and were lost, as they stand. For a `repr`: no lock, no change."""
+        """Events that wait, were delivered and were lost, not all of one moment. For `repr`: takes no lock."""
 
     @abstractmethod
     def for_child(self) -> Delivery:
-        """The carrier of this process, a descendant of ``owner``: made by whichever thread asks first, empty."""
+        """The delivery of this process, a descendant of ``owner``: empty, and the same for all threads that ask."""
 
 
 class Nowhere(Delivery):
-    """Of a client that is not enabled: carries nothing, and has nothing of what that would take."""
+    """For a client with ``enabled=False``: carries nothing, and allocates nothing for that."""
 
     def __init__(self, reporter: Reporter, exit_timeout: float) -> None:
         self.owner = this_process()
