@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def start_thread(run: Callable[..., object], *arguments: object) -> bool:
-    """Start a daemon thread that takes no signals; False where it could not be, or would never get a turn.
+    """Start a daemon thread that receives no signals; False if that is impossible, or if it would never run.
 
-    Not `threading.Thread`: its `start` waits for the new thread inside locks, where a signal handler or a `__del__`
-    that calls `track` would stand still.
+    Not `threading.Thread`: its `start` waits for the new thread while it holds locks, so a signal handler or a
+    `__del__` that calls `track` would deadlock.
     """
     uwsgi = _uwsgi()
     if uwsgi is not None and not _threads_run(uwsgi):
         return False
-    # uWSGI's handlers are C's own, and end the process in whichever thread the system picks: for ours, a second signal
-    # (Ctrl-C reaches a worker twice) would cut short the end that the first one began. So not one instruction of the
-    # thread may run with them: the mask is inherited.
+    # uWSGI's signal handlers are written in C, and end the process in whichever thread the kernel picks. In ours, a
+    # second signal (Ctrl-C reaches a worker twice) would abort the shutdown that the first one began. So signals are
+    # blocked before the thread exists: it inherits the mask.
     block = uwsgi is not None
     if block:
         import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
@@ -38,7 +38,7 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
     try:
         _threads.start(run, *arguments)
     except RuntimeError:
-        return False  # the interpreter is shutting down (3.12), or the system has no thread left
+        return False  # the interpreter is shutting down (3.12), or no more threads can be created
     finally:
         if block:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
@@ -47,17 +47,17 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
 
 def _threads_run(uwsgi: Any) -> bool:
     if is_before_workers():
-        return False  # once the import is over, the master's loop holds the GIL for ever
+        return False  # after the import the master's loop holds the GIL for ever
     return _version(uwsgi) >= (2, 0, 27) or "enable-threads" in uwsgi.opt or "threads" in uwsgi.opt
 
 
 def is_before_fork() -> bool:
-    """True where an application may be imported in a process that does nothing but fork workers afterwards."""
+    """True in a process that may do nothing but import the application and fork workers."""
     return is_before_workers() or "gunicorn.arbiter" in sys.modules  # gunicorn's workers have that module too
 
 
 def is_never_ended() -> bool:
-    """True in an interpreter of which nobody announces the end: uWSGI's for each `--mount` after the first."""
+    """True in an interpreter whose end is not announced: uWSGI's for each `--mount` after the first."""
     return _uwsgi() is not None and not _is_main_interpreter()
 
 
@@ -71,7 +71,7 @@ def _is_main_interpreter() -> bool:
 
 
 def is_before_workers() -> bool:
-    """True while uWSGI imports the application before its workers exist: the last chance to send from this process."""
+    """True while uWSGI imports the application before it forks workers: the last chance to send from this process."""
     uwsgi = _uwsgi()
     return uwsgi is not None and uwsgi.worker_id() == 0 and not uwsgi.mule_id()
 
