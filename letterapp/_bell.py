@@ -1,10 +1,10 @@
-"""Waking threads that wait, from anywhere.
+"""A condition variable that can be notified without taking a lock.
 
-Lives here: `Bell`. Never here: what is waited for.
+Responsible for: `Bell`. Not responsible for: what is waited for.
 
-`threading.Condition` and `threading.Event` take a lock to notify, so a signal handler, a ``__del__`` or a callback that
-notifies while its own thread is inside one of them stands still for ever. Ringing a bell takes no lock. The locks that
-sleepers wait on are made when they lie down, so gevent may patch `threading` at any time before.
+`threading.Condition` and `threading.Event` take a lock to notify. A signal handler, a ``__del__`` or a callback that
+notifies while its own thread holds that lock would deadlock. Each waiter makes its lock when it begins to wait, so
+gevent may patch `threading` at any time before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Bell:
-    """Rings for every sleeper there is. Any thread, signal handler or callback may ring; it never blocks."""
+    """Wakes all waiters. Any thread, signal handler or callback may notify; it never blocks."""
 
     def __init__(self) -> None:
         self._sleepers: deque[Sleeper] = deque()
@@ -28,13 +28,13 @@ class Bell:
         sleepers = self._sleepers
         while sleepers:
             try:
-                sleeper = sleepers.popleft()  # atomic, so no sleeper is woken twice by two that ring
+                sleeper = sleepers.popleft()  # atomic: two threads that notify do not wake the same one
             except IndexError:
                 return  # another thread woke the last one
             sleeper.wake()
 
     def sleeper(self) -> Sleeper:
-        """Make a sleeper, to be entered with ``with`` BEFORE the look at what is waited for: then no ring is missed."""
+        """A waiter. Enter it in a ``with`` BEFORE checking what is waited for: then no notification is missed."""
         return Sleeper(self._sleepers)
 
     def wait_while(
@@ -46,7 +46,7 @@ class Bell:
     ) -> None:
         """Wait as long as ``condition`` holds, until ``deadline`` of ``clock``.
 
-        It is looked at again at each ring, and after ``longest`` seconds where its end may come without one.
+        It is checked again at each notification, and every ``longest`` seconds if it may change without one.
         """
         while condition():
             with self.sleeper() as sleeper:
@@ -57,7 +57,7 @@ class Bell:
 
 
 class Sleeper:
-    """One thread's wait for one ring."""
+    """One thread that waits for one notification."""
 
     def __init__(self, bed: deque[Sleeper]) -> None:
         self._bed = bed
@@ -70,7 +70,7 @@ class Sleeper:
         return self
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the ring; False when ``seconds`` passed without one."""
+        """Wait to be notified; False if ``seconds`` passed without that."""
         return seconds > 0 and self._asleep.acquire(True, min(seconds, threading.TIMEOUT_MAX))
 
     def __exit__(
@@ -79,4 +79,4 @@ class Sleeper:
         try:
             self._bed.remove(self)
         except ValueError:
-            pass  # it was rung for
+            pass  # it has been notified

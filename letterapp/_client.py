@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 
-from . import _lifecycle
+from . import _lifecycle, _servers
 from ._clock import monotonic
-from ._delivery import Delivery, Nowhere, Reporter
+from ._delivery import Delivery, Nowhere
 from ._event import Encoder, Unencodable
 from ._handlers import pass_on
 from ._late import Late
 from ._mail import post_mail
+from ._reporter import Reporter
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
 from ._texts import concealed
@@ -168,15 +169,19 @@ class Letter(FixedOptions):
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
-        if settings.enabled and settings.exit_signals:
-            _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
-        self._delivery.send_orphans()
+        if settings.enabled:
+            _lifecycle.watch(self._delivery)
+            if settings.exit_signals:
+                _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
+            self._delivery.send_orphans()
 
     def _here(self) -> Delivery:
         """The delivery of this process, which a fork may just have made. Takes no lock."""
         delivery = self._delivery
         if delivery.owner.pid != os.getpid():
             delivery = self._delivery = delivery.for_child()
+            if self._settings.enabled:
+                _lifecycle.watch(delivery)
         return delivery
 
     # Events. They return in microseconds and raise only for arguments that can never be right.
@@ -476,6 +481,6 @@ async def _in_thread(wait: typing.Callable[[float], bool], timeout: float) -> bo
         except RuntimeError:
             pass  # the loop has been closed meanwhile
 
-    if not _lifecycle.start_thread(run):
+    if not _servers.start_thread(run):
         return wait(timeout)  # as all else here, where no thread can run
     return await answer

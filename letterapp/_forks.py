@@ -1,10 +1,11 @@
-"""The fork hook: whose an object is, what a fork waits for, and what a forked child gives back.
+"""The fork hooks: which process an object belongs to, what a fork waits for, what a child closes.
 
-Lives here: one hook for the whole interpreter, and the little that it looks at. Never here: clients, queues.
+Responsible for: one set of hooks for the whole interpreter, and the few things that they look at. Not responsible for:
+clients, queues.
 
-A fork is paid for in pages: each one that either side touches afterwards is copied. To walk the clients would cost a
-child that never uses them tens of pages, so the hook looks at what is open only, and one number says to all
-objects of the parent that they are nobody's.
+A fork costs pages: each page that either side writes afterwards is copied. To walk all clients would cost a child that
+never uses them tens of pages. So the hook looks at open descriptors only, and one number that all objects of the parent
+share says that they belong to nobody.
 """
 
 from __future__ import annotations
@@ -22,45 +23,45 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Protocol
 
     class Inheritable(Protocol):
-        """What a forked child has a copy of, and is to give back."""
+        """Something with a descriptor, of which a forked child has a copy."""
 
         def abandon(self) -> None:
-            """Close the copy, if the descriptor is not something else by now. In the fork hook, or late without one."""
+            """Close the copy, unless its number is another file's by now. Called in the fork hook, or later."""
 
 
-# Seconds that a fork waits at the longest for what is undisturbed.
-WORK = 30.0  # of the processor's alone: the imports of a first request take 30 ms, on a machine that starves seconds
-NETWORK = 2.0  # a resolver's, a peer's: it may take any time
+# Seconds that a fork waits at most.
+WORK = 30.0  # for local work: the imports of the first request take 30 ms, and seconds on an overloaded machine
+NETWORK = 2.0  # for a resolver or a peer, which may take any time
 
 
 class Process:
-    """This process, as its objects know it: they are its own while ``pid`` is the number that the system gives."""
+    """This process, for the objects that belong to it: they do while ``pid`` is what `os.getpid` returns."""
 
     __slots__ = ("children", "locks", "pid")
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.locks: dict[object, Any] = {}  # what the kernel would let it lock again, by name
+        self.locks: dict[object, Any] = {}  # record locks that it holds, by name: the kernel would grant them again
         self.children: dict[int, Process] = {}
 
 
 _process = Process()
 _hooked = False
-# No locks: each use is one operation on a set or a dict.
+# Without a lock: each use is one atomic operation on a set or a dict.
 _open: set[ref[Inheritable]] = set()
-_undisturbed: dict[object, tuple[int, int, float]] = {}  # each act: its process, thread, and until when forks wait
-_leaving: dict[int, float] = {}  # threads that come to their end, as the system numbers them, and the same
-_OF_C: object = type(len)  # what starts a thread is such a function, unless gevent has patched it
+_undisturbed: dict[object, tuple[int, int, float]] = {}  # for each act its process, its thread, until when forks wait
+_leaving: dict[int, float] = {}  # native ids of threads that are ending, and until when forks wait for them
+_OF_C: object = type(len)  # the type of `start_new_thread`, unless gevent has patched it
 _thread_id = getattr(_thread, "get_native_id", None)
 
 
 def this_process() -> Process:
-    """The one `Process` of this process. A number is not enough: the system may give it again to a descendant."""
+    """The one `Process` object of this process. A pid is not enough: a descendant may get the same one again."""
     global _process
     pid = os.getpid()
     if _process.pid != pid:
         parent, mine = _process, Process()
-        _process = parent.children.setdefault(pid, mine)  # atomic: two threads may be the first
+        _process = parent.children.setdefault(pid, mine)  # atomic: two threads may get here at once
         if parent.pid and _process is mine:  # no hook was called: uWSGI
             for opened in _inherited():
                 opened.abandon()
@@ -68,7 +69,7 @@ def this_process() -> Process:
 
 
 def watch(after_in_parent: Callable[[], object]) -> None:
-    """Have forks noticed from now on. Starts nothing; once per interpreter, because hooks cannot be taken back."""
+    """Install the hooks, once per interpreter: they cannot be removed. Starts nothing."""
     global _hooked
     if not _hooked:
         _hooked = True
@@ -77,18 +78,18 @@ def watch(after_in_parent: Callable[[], object]) -> None:
 
 
 def inherits(opened: Inheritable) -> None:
-    """A child that is forked while ``opened`` lives, a connection or a file, is to `abandon` its copy of it."""
+    """Have each child that is forked while ``opened`` lives close its copy of the descriptor."""
     _open.add(ref(opened, _open.discard))
 
 
 def undisturbed(longest: float, act: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``act``, for whose end a fork in another thread waits, until ``longest`` seconds from now.
+    """Call ``act``. A fork in another thread waits until it is done, for ``longest`` seconds at most.
 
-    Imports leave half a module to a child. OpenSSL and the resolver take locks outside of the GIL, which the child
-    would find held for ever.
+    A child that is forked during an import keeps a partially initialised module. OpenSSL and the resolver hold locks
+    outside of the GIL, which are never released in the child.
     """
     mine = object()
-    try:  # around the first line too: were an entry left by a Ctrl-C, every later fork would wait its longest
+    try:  # around the first line too: an entry that a Ctrl-C left behind would delay every later fork
         _undisturbed[mine] = os.getpid(), _thread.get_ident(), monotonic() + longest
         return act(*arguments)
     finally:
@@ -96,13 +97,13 @@ def undisturbed(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
 
 
 def leaving(leave: Callable[[], bool]) -> bool:
-    """Call ``leave``, by which the thread that calls makes known that it comes to its end; False if it does not.
+    """Call ``leave``, which says whether the calling thread ends now; return what it returned.
 
-    A fork waits until that thread has ended in C too: OpenSSL cleans up after each, under a lock that a child which is
-    made in that moment finds held for ever. It is taken again at the end of a process.
+    If so, a fork waits until the thread has ended in C too. OpenSSL cleans up after each thread, holding a lock that
+    the end of a process needs: in a child that is forked at that moment it is never released.
     """
     if _thread_id is None or type(_thread.start_new_thread) is not _OF_C:
-        return leave()  # in a greenlet, whose end is none of a thread
+        return leave()  # a greenlet's end is not the end of a thread
     thread, now = _thread_id(), monotonic()
     for other, until in tuple(_leaving.items()):
         if until < now:
@@ -115,32 +116,32 @@ def leaving(leave: Callable[[], bool]) -> bool:
 
 
 def close_own(descriptor: int, inode: int) -> None:
-    """Close a socket's descriptor unless somebody has: the number may be another file's by now, a log's or a peer's."""
+    """Close a socket's descriptor, unless somebody else has: its number may be another file's by now."""
     try:
         if descriptor >= 0 and os.fstat(descriptor).st_ino == inode:
             os.close(descriptor)
     except OSError as problem:
-        pass_on(problem)  # else somebody has closed it before
+        pass_on(problem)  # otherwise somebody has closed it before
 
 
 def _before_fork() -> None:
     if _undisturbed:
-        # An act that forks itself, as an import may, or a program's function that makes a TLS context, goes on in both.
+        # An act that forks itself, as an import or the application's `ssl_context` function may, does not wait.
         here, me = os.getpid(), _thread.get_ident()
         while any(
             pid == here and thread != me and monotonic() < until for pid, thread, until in tuple(_undisturbed.values())
         ):
             time.sleep(0.001)
     for thread, until in tuple(_leaving.items()):
-        # (Linux's. Elsewhere there is no such file, and no wait.)
+        # (On Linux. Elsewhere there is no such file, and so no wait.)
         while os.path.exists(f"/proc/self/task/{thread}") and monotonic() < until:
             time.sleep(0.001)
         _leaving.pop(thread, None)
 
 
 def _in_child() -> None:
-    # No lock, no thread, no log, no new object of consequence: gevent patches after this, and another library's hook
-    # may not have run yet. What the child needs is made at its first use.
+    # No lock, no thread, no log: gevent patches after this, and another library's hook may not have run yet. What the
+    # child needs is made at its first use.
     _process.pid = 0
     for opened in _inherited():
         opened.abandon()

@@ -1,9 +1,9 @@
-"""Exceptions that are the application's, though they come up in the middle of this package's code.
+"""Exceptions that the application's signal handlers raise while this package's code runs.
 
-Lives here: telling them from others. Never here: what is done about either.
+Responsible for: telling them from others. Not responsible for: what is done about either.
 
-A signal handler may raise to have its program stop what it does: Celery's soft time limit, an alarm that raises
-`TimeoutError`. Where this package catches what its own work may raise, that one must go through.
+A signal handler may raise to interrupt its program: Celery's soft time limit, an alarm that raises `TimeoutError`.
+Where this package catches what its own work may raise, such an exception must be raised again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 
 def pass_on(error: BaseException) -> None:
-    """Raise ``error`` again if a signal handler raised it; for an `except` that catches more than it is meant to."""
+    """Raise ``error`` again if a signal handler raised it; for an `except` that catches more than its own errors."""
     codes = _codes_of_handlers()
     frames = error.__traceback__ if codes else None
     while frames is not None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from . import _lifecycle
 from ._handlers import pass_on
+from ._manager_connection import NOT_YET
 from ._protocol import lost_error, parse
-from ._queues import NOT_YET, reason
+from ._queues import reason
 from ._retry import Pending, Settled
 from .errors import LetterError
 
@@ -24,7 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
 
-    from ._queues import Batch, Channel, Target
+    from ._manager_connection import Batch
+    from ._queues import Channel, Target
 
 # Seconds that a queue's process may take to answer. Longer than a busy machine lets a process wait, and short enough
 # that a stopped one costs a batch no more than a slow API does. Less where the end of the process would be over before.

@@ -1,13 +1,13 @@
-"""What ended processes left: found, taken over, given back. And the place where this process's own events lie.
+"""Recovery of what ended processes left, and the ring for this process's own events.
 
-Lives here: `Heir`, when to look and how much to take over at a time. Never here: sending it (`_sender`), what waits in
-which order (`_outbox`), how it is known who has ended (`_locks`).
+Responsible for: `Heir`, when to look for orphans and how many to take over at a time. Not responsible for: sending them
+(`_batches`), their place in the queue (`_outbox`), how it is known that a process has ended (`_locks`).
 """
 
 from __future__ import annotations
 
-from ._delivery import unreadable
 from ._handlers import pass_on
+from ._reporter import unreadable
 from ._ring import Ring, holds_events
 from .errors import LetterError
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from ._ring import Slot
     from ._stores import Stores
 
-LOOK = 1.0  # seconds from one look for what ended processes left to the next, while something is sent
-LOOK_AFTER_FAULT = 30.0  # the same after one that failed, as without a descriptor; each costs the directory's listing
-FEW = 32  # dead ones' slots taken over at a time: what is left a newborn process can go on in, and would else find none
+LOOK = 1.0  # seconds between two looks for orphans while something is sent
+LOOK_AFTER_FAULT = 30.0  # the same after one that failed, as for want of descriptors: each lists a spool's directory
+FEW = 32  # slots that are recovered at a time; the others are left to new processes, which might find none free
 
 
 def home(stores: Stores) -> Ring:
-    """A ring for the events of this process, which may hold a dead one's already."""
+    """A ring for the events of this process. It may hold an ended one's already."""
     return _ring_in(stores.claim(), stores)
 
 
 class Heir:
-    """Takes over for one process, into its outbox. Any thread may ask; nothing here waits for another."""
+    """Recovers for one process, into its queue. Any thread may call; none waits for another here."""
 
     def __init__(
         self,
@@ -51,23 +51,23 @@ class Heir:
         self.left_some = False  # there were more than `FEW`
 
     def for_child(self) -> Stores:
-        """Where the events of a forked child may lie."""
+        """The storage for a forked child."""
         return self._stores.for_child()
 
     def move(self) -> None:
-        """Have this process go on in another place, if the one of before is not its own any more."""
+        """Give this process another slot, if its last one is no longer its own."""
         self._stores = self._stores.for_child()
         self._outbox.move(home(self._stores))
         self.tell_losses()
 
     def tell_losses(self) -> None:
-        """Count and report the events of ended processes that are known to be gone."""
+        """Count and report events of ended processes that are known to be lost."""
         for error in self._stores.losses():
             self._outbox.refuse(error.cause or "damaged", error.lost)
             self._report(error)
 
     def finds_orphans(self) -> bool:
-        """True when ended processes have left something. Takes nothing over."""
+        """True when ended processes have left something. Recovers nothing."""
         return self._stores.finds_orphans()
 
     def look_if_due(self, now: float) -> None:
@@ -76,17 +76,17 @@ class Heir:
             self.take_over()
 
     def look_soon(self) -> None:
-        """Have the next turn look, though one before it has just done so."""
+        """Have the next `look_if_due` look, even if the last look was a moment ago."""
         self._next_look = 0.0
 
     def take_over(self, most: float = FEW) -> None:
-        """Adopt what ended processes left, until ``most`` of their slots are waiting to be sent."""
+        """Queue what ended processes left, until ``most`` of their slots are queued."""
         if self._outbox.held_by_this_thread():
             return
         try:
             self._outbox.looking.run(lambda: self._look(most))
             self.tell_losses()
-        except Exception as surprise:  # a fault of ours must cost neither this process's own events nor its thread
+        except Exception as surprise:  # it must cost neither this process's own events nor its thread
             pass_on(surprise)
             self._next_look = self._clock() + LOOK_AFTER_FAULT
             if not self._is_told:
@@ -97,11 +97,11 @@ class Heir:
             self._progress.ring()
 
     def has_orphans_in_memory(self) -> bool:
-        """True when a killed process of the family has left something. What is in a spool would take a listing."""
+        """True when a killed process of the family has left something in memory. Microseconds; lists no directory."""
         return self._stores.has_orphans_in_memory()
 
     def give_back(self) -> None:
-        """Free the slots of those whose events are settled."""
+        """Release the slots whose events are all settled."""
         for ring in self._outbox.given_back():
             ring.trim()
             ring.slot.release()

@@ -1,10 +1,10 @@
-"""Which threads are inside a piece of code, or begin one, told by what no exception can leave behind.
+"""Guards that stay correct when a signal handler raises anywhere.
 
-Lives here: `Inside`, `Turn`, `Promise`. Never here: what that code does.
+Responsible for: `Inside`, `Turn`, `Promise`. Not responsible for: the code that they guard.
 
-A signal handler may raise wherever Python looks for signals, in a `finally` too, so a count or a set of threads that is
-kept right by one goes wrong some day, for good. A lock in a `with` is let go of by C: between a call and the end of the
-block no signal is looked for.
+A signal handler may raise wherever Python checks for signals, in a `finally` too, so a counter or a set of threads that
+a `finally` is to correct would one day stay wrong for good. A lock in a `with` is released by C: between the end of the
+block and the release Python does not check for signals.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 
-_CUT_SHORT = 0.05  # seconds after which who waits for a turn looks again: an exception may have cut short the ring
+_CUT_SHORT = 0.05  # seconds after which a waiting thread checks again: an exception may have prevented its wake-up
 
 
 class Inside:
-    """Any thread, signal handler and callback may ask. Takes no lock that another thread may hold."""
+    """Knows which threads are in a piece of code. Any thread may ask; it takes no lock that another thread may hold."""
 
     def __init__(self) -> None:
         self._locks: dict[int, Any] = {}  # of each thread that is inside, and takes no other's
 
     def run(self, act: Callable[[], object]) -> None:
-        """Call ``act``, during which this thread is inside."""
+        """Call ``act``; until it returns this thread is inside."""
         me = _thread.get_ident()
         lock = self._locks.setdefault(me, _thread.allocate_lock())
         if lock.locked():
-            act()  # a signal handler in the middle of it
+            act()  # a signal handler that interrupted it
             return
         with lock:
             act()
@@ -57,19 +57,19 @@ class Inside:
 
 
 class Turn:
-    """Lets one thread at a time do something that takes long. Others wait for it with a deadline."""
+    """A lock for work that takes long, with a timeout and first come, first served."""
 
     def __init__(self) -> None:
-        # Around two operations. Re-entrant, because a signal handler in the middle of them may want a turn too.
+        # Held for two operations. Re-entrant, because a signal handler may interrupt them and want the lock too.
         self._choosing = threading.RLock()
-        self._holder: tuple[Any, int] = (_thread.allocate_lock(), 0)  # of the last turn: locked during it; its thread
-        self._waiting: deque[Any] = deque()  # the locks of those who wait, in turn; locked until they go
+        self._holder: tuple[Any, int] = (_thread.allocate_lock(), 0)  # a lock that is held by the holder, its thread
+        self._waiting: deque[Any] = deque()  # a lock for each thread that waits, in order; held until it gives up
         self._over = Bell()
 
     def run(self, act: Callable[[], object], patience: float) -> bool:
-        """Call ``act``; False, and nothing is called, if another thread has the turn for all of ``patience`` seconds.
+        """Call ``act``, holding the lock; False, and no call, if another thread holds it for ``patience`` seconds.
 
-        A thread that has the turn must not ask for it.
+        It is not re-entrant: the thread that holds it must not ask for it.
         """
         mine = _thread.allocate_lock()
         try:
@@ -88,7 +88,7 @@ class Turn:
             self._over.ring()
 
     def is_mine(self) -> bool:
-        """True in the thread that has it."""
+        """True in the thread that holds it."""
         lock, thread = self._holder
         return thread == _thread.get_ident() and bool(lock.locked())
 
@@ -102,25 +102,25 @@ class Turn:
             return self._holder[0] is mine
 
     def _is_next(self, mine: Any) -> bool:
-        # Else who has had it would be back before any other is awake.
+        # Otherwise the thread that just released it would take it again before another one is awake.
         while self._waiting:
             if self._waiting[0] is mine:
                 self._waiting.popleft()
                 return True
             if self._waiting[0].locked():
                 return False
-            self._waiting.popleft()  # has gone
+            self._waiting.popleft()  # it has given up
         return True
 
 
 class Promise:
-    """That a thread does something. It stands while the thread is being started, and once it has `begun`.
+    """Says that a thread does some work: while it is being started, and after it has `begun`.
 
-    So one that was cut short before there was a thread does not stand. When the work is over another takes its place.
+    If an exception prevents the start, it says so no longer. When the work is over, a new one takes its place.
     """
 
     def __init__(self) -> None:
-        self.making = _thread.allocate_lock()  # held, in a `with`, by who starts the thread
+        self.making = _thread.allocate_lock()  # held, in a `with`, while the thread is being started
         self.begun = False
 
     def stands(self) -> bool:

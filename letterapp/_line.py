@@ -1,7 +1,7 @@
-"""A connected socket, as `http.client` uses one, whose every wait ends at one deadline.
+"""A connected socket for `http.client` whose waits all end at one deadline.
 
-Lives here: TLS, an HTTP proxy's tunnel, waiting, and what becomes of it in a forked child. Never here: which address it
-leads to (`_connect`), requests, answers, retries. Used by one thread at a time; `abandon` alone may
+Lives here: TLS, waiting, and what becomes of it in a forked child. Never here: which address it
+leads to (`_connect`), requests, answers, retries. Used by one thread at a time; only `abandon` may
 be called in a forked child.
 
 This file and the network's modules are imported at the first request: `_transport.load` says why, and why all at once.
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 
-# Linux's, by which a write to a peer that has gone is an error and no signal. Elsewhere, and over TLS, the signal is
-# blocked instead.
+# On Linux this flag makes a write to a closed peer an error instead of a signal. Elsewhere, and over TLS, the signal is
+# blocked.
 _QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)
 
 
 def open_line(host: str, port: int, deadline: float) -> Line:
-    """Open a line, and have a child that is forked from now on find it."""
+    """Connect; a child that is forked from now on closes its copy."""
     from socket import IPPROTO_TCP, TCP_NODELAY
 
     with Race(undisturbed(NETWORK, _places, host, port), deadline) as race:
@@ -46,48 +46,34 @@ def open_line(host: str, port: int, deadline: float) -> Line:
 
 
 class Line:
-    """The socket. Its waits end at ``deadline``; its own time-out would start anew with each byte that trickles in.
+    """A socket whose waits end at ``deadline``; a socket's own time-out would start again with each byte received.
 
-    The socket itself never waits: what it cannot do at once is waited for outside of the call, where no signal is
-    blocked, and other greenlets of gevent may go on.
+    It is non-blocking. What it cannot do at once is waited for outside of the call, where no signal is blocked and
+    other greenlets can run.
     """
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         sock.settimeout(0.0)
         self._sock = sock
         self._detach = detaching(sock)
-        # Windows' sockets are no descriptors, and nothing is inherited there.
+        # On Windows sockets are not descriptors, and nothing is inherited.
         self._inode = os.fstat(sock.fileno()).st_ino if os.name == "posix" else -1
         self._base = _socket_class()
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
-        self._has_surplus = False  # more was read than the answers that were asked for
-        self._held: list[bytes] | None = None  # what is to leave in one piece
+        self.has_surplus = False  # more was received than the answers to our requests
+        self._held: list[bytes] | None = None  # parts of a request that is sent as a whole
         self._flags = _QUIETLY
         inherits(self)
 
     # Opening.
 
-    def ask_for_tunnel(self, authority: str, secrets: Secret) -> None:
-        """Have an HTTP proxy connect this line to ``authority`` (RFC 9110, 9.3.6). ``secrets``: the header's lines."""
-        from ._response import TunnelResponse
-
-        head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii")
-        self.sendall(_with_secrets(head, secrets))
-        response = TunnelResponse(self, method="CONNECT")  # type: ignore[arg-type]
-        response.begin()
-        response.close()
-        if response.status != 200:
-            raise OSError(f"the proxy refused: {response.status} {response.reason}")
-        if self._has_surplus:
-            raise OSError("the proxy said more than it was asked")
-
     def secure(self, context: ssl.SSLContext, host: str) -> None:
-        # In two steps, because a socket in the middle of `wrap_socket`'s own handshake is in nobody's hands, and a
-        # child forked then could not give it back.
+        # In two steps: during a handshake of `wrap_socket` itself nobody has the socket, and a child that is forked
+        # then could not close it.
         secured = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
         self._sock, self._detach = secured, detaching(secured)
-        self._flags = 0  # the only ones that a TLS socket takes
+        self._flags = 0  # a TLS socket takes no others
         secured.settimeout(0.0)
         self._when_ready(secured.do_handshake, for_writing=False)
 
@@ -105,14 +91,14 @@ class Line:
         return _Buffered(_Reader(self))
 
     def close(self) -> None:
-        """Without effect: `http.client` lets go of the socket while the answer is still to be read."""
+        """Does nothing: `http.client` closes the socket while the answer is still to be read."""
 
     # What the transport and the reader call.
 
     def send(self, request: Callable[[], object], secrets: Secret) -> None:
-        """Send what ``request`` writes, and ``secrets`` at the end of its header, whole lines.
+        """Send what ``request`` writes, with ``secrets``, whole lines, at the end of its header.
 
-        As one piece: `http.client` writes head and body apart, a packet for each.
+        As a whole: `http.client` writes header and body separately, in a packet each.
         """
         held: list[bytes] = []
         self._held = held
@@ -129,24 +115,25 @@ class Line:
         return received
 
     def note_surplus(self) -> None:
-        """What was read ahead belongs to no answer that was asked for."""
-        self._has_surplus = True
+        """What was read ahead is no answer to a request of ours."""
+        self.has_surplus = True
 
     def is_stale(self) -> bool:
-        """True when the server closed the idle connection, or spoke out of turn, or gevent patched since.
+        """True when the idle connection must not be used again.
 
-        And when somebody closed its descriptor, whose number may be another file's by now.
+        The server closed it, or sent something unasked; gevent has patched since; or somebody closed its descriptor,
+        whose number may be another file's by now.
         """
         if self._base is not _socket_class():
-            return True  # a socket of before, which would stop every greenlet while it waits
+            return True  # an unpatched socket would block every greenlet while it waits
         if not self._is_ours():
             return True
-        return self._has_surplus or self.is_readable(0.0)
+        return self.has_surplus or self.is_readable(0.0)
 
     def is_readable(self, wait: float) -> bool:
-        """True when there is something to read, or an error to be met, within ``wait`` seconds."""
+        """True when there is something to read, or an error, within ``wait`` seconds."""
         try:
-            # What OpenSSL has read and nobody has asked for is in no socket any more, so no poll sees it.
+            # What OpenSSL has read already is no longer in the socket, so no poll sees it.
             pending = getattr(self._sock, "pending", None)
             return bool(pending is not None and pending()) or readable(self._sock, wait)
         except (OSError, ValueError) as problem:
@@ -159,11 +146,11 @@ class Line:
         try:
             self._sock.close()
         except OSError as problem:
-            pass_on(problem)  # else it is gone, which is what was wanted
+            pass_on(problem)  # otherwise it is closed, as intended
 
     def abandon(self) -> None:
-        # Only this process's copy of the descriptor goes; `shutdown` or TLS's farewell would end the parent's
-        # connection. And only if it still is that: daemons and workers close what they inherited.
+        # Only this process's copy of the descriptor is closed; `shutdown`, or TLS's closing message, would end the
+        # parent's connection. And only if it still is that: daemons and workers close what they inherited.
         close_own(self._detach(), self._inode)
 
     def _is_ours(self) -> bool:
@@ -174,19 +161,19 @@ class Line:
             return False
 
     def __del__(self) -> None:
-        # Of a client that nobody closed. A socket that is left to itself is closed too, but complains of that.
+        # Of a client that nobody closed. A socket that is deleted is closed too, but emits a ResourceWarning.
         try:
             if self._inode == -1:
                 self.hang_up()
             else:
                 self.abandon()
         except (AttributeError, TypeError):
-            pass  # it was not made to its end, or the interpreter is taken apart
+            pass  # its constructor failed, or the interpreter is shutting down
 
     # One operation.
 
     def _when_ready(self, act: Callable[..., Any], *arguments: Any, for_writing: bool) -> Any:
-        """Do ``act``, as often as it takes until the socket is ready for it."""
+        """Call ``act`` again and again, until the socket is ready for it."""
         while True:
             left = self.deadline - monotonic()
             if left <= 0:
@@ -207,7 +194,7 @@ class Line:
     def _send_some(self, data: memoryview) -> int:
         sent = self._sock.send(data, self._flags)
         if not sent:
-            raise BlockingIOError  # gevent's TLS socket says it so
+            raise BlockingIOError  # gevent's TLS socket returns 0 instead
         return sent
 
 
@@ -217,7 +204,7 @@ def _with_secrets(head: bytes, secrets: Secret, *body: bytes) -> SecretBytes:
 
 
 class _Reader(io.RawIOBase):
-    """The reading end of a line. Closing it leaves the line open, for the next request."""
+    """Reads from a socket. Closing it leaves the socket open, for the next request."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
@@ -231,20 +218,20 @@ class _Reader(io.RawIOBase):
 
 
 class _Buffered(io.BufferedReader):
-    """What one answer is read from. At its end the line is told if more had come."""
+    """What one answer is read from. When it is closed, surplus bytes are noted."""
 
     raw: _Reader
 
     def close(self) -> None:
         if not self.closed:
-            self.raw.is_done = True  # so that `peek` looks at what is here, and waits for nothing
+            self.raw.is_done = True  # so that `peek` looks at what is buffered, and does not wait
             if self.peek(1):
                 self.raw.line.note_surplus()
         super().close()
 
 
 def _wants_to_write(problem: OSError, for_writing: bool) -> bool | None:
-    """What a socket that is not ready must be waited for; None when ``problem`` is another one."""
+    """True or False if the socket is not ready, to write or to read; None if ``problem`` is another one."""
     if isinstance(problem, BlockingIOError):
         return for_writing
     ssl = sys.modules.get("ssl")

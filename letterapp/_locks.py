@@ -1,14 +1,14 @@
-"""Locks that the kernel gives back when their process ends, however it ends.
+"""Locks that the kernel releases when their process ends, however it ends.
 
-Lives here: `Lock`, on a byte of a file that is open for nothing else; `LockedFile`, which is mapped too.
-Never here: what is locked.
+Responsible for: `Lock`, on a byte of a file that is used for nothing else; `LockedFile`, which is mapped too.
+Not responsible for: what is locked.
 
-They are POSIX record locks: a process that is stopped keeps them, one that is killed, or replaces itself by `exec`,
-loses them before anybody can wait for it, and a forked child does not inherit them. No pid is looked at, which the
-system may give again, or hide. They have two weaknesses, and both are met here. A process is not kept out by a lock of
-its own, so each process has a table of those that it holds. And it loses them all when it closes any descriptor of the
-file, so no file is opened twice in a process, and the table has a file from before it is opened until after its last
-descriptor is closed (a mapping of a file has a descriptor of its own, before Python 3.13).
+They are POSIX record locks. A stopped process keeps them, one that is killed or calls `exec` loses them before anybody
+can wait for it, and a forked child does not inherit them. Pids are not used: they are reused, and may be hidden. Record
+locks have two weaknesses. A process can take a lock that it holds already, so each process keeps a table of those that
+it holds. And it loses all locks on a file when it closes any descriptor of it, so no file is opened twice in a process:
+the table has a file from before it is opened until after its last descriptor is closed (before Python 3.13 a mapping of
+a file has a descriptor of its own).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAPS_ALONE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) 
 
 
 class Lock:
-    """One byte of a file, this process's until `release`, until it is forgotten, or until the process ends."""
+    """A lock on one byte of a file, held until `release`, until the object is deleted, or until the process ends."""
 
     def __init__(self, name: Hashable, offset: int) -> None:
         self._name = name
@@ -51,9 +51,9 @@ class Lock:
 
     @classmethod
     def take(cls, name: Hashable, descriptor: int, offset: int) -> Lock | None:
-        """The lock, unless another process has it, or this one has under that ``name``. Never waits."""
-        # The table does not keep the lock alive: one that a signal handler's exception cuts short here is released, and
-        # takes its name back, when nothing else refers to it.
+        """The lock, or None if another process holds it, or this one does under that ``name``. Never waits."""
+        # The table does not keep the lock alive. If an exception of a signal handler interrupts this, the lock is
+        # released and its name removed when nothing refers to it any more.
         lock = cls(name, offset)
         held = lock._process.locks
         if held.setdefault(name, lock._mark) is not lock._mark:  # atomic, between the threads of this process
@@ -71,7 +71,7 @@ class Lock:
     def release(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if self._process.pid != os.getpid():
-            return  # a parent's
+            return  # the parent's
         try:
             if descriptor >= 0:
                 fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, self._offset)
@@ -85,19 +85,19 @@ class Lock:
         try:
             self.release()
         except (AttributeError, TypeError):
-            pass  # the interpreter is taken apart and names are None by now; the lock goes with the process
+            pass  # the interpreter is shutting down and names are None; the lock ends with the process
 
 
 def is_held(name: Hashable) -> bool:
-    """True when this process has the lock of that name."""
+    """True when this process holds the lock of that name."""
     return name in this_process().locks
 
 
 def is_locked(descriptor: int, offset: int) -> bool:
-    """True when another process has that byte of a file locked.
+    """True when another process has locked that byte of a file.
 
-    To take the lock and give it back would tell as well, and is done where there is no other way. But for that moment
-    it looks to every other process as if an owner were there.
+    Taking the lock and releasing it would tell as well, and is done where there is no other way. But for that moment
+    all other processes would see an owner.
     """
     try:
         if _FLOCK is not None:
@@ -113,7 +113,7 @@ def is_locked(descriptor: int, offset: int) -> bool:
 
 
 class LockedFile:
-    """A file that is open once in this process, with a lock on its first byte. Both last until `close`."""
+    """A file that is open once in this process, with a lock on its first byte, until `close`."""
 
     def __init__(self, status: os.stat_result) -> None:
         self._name = _identity(status)
@@ -125,7 +125,7 @@ class LockedFile:
 
     @classmethod
     def make(cls, path: str) -> LockedFile | None:
-        """A new file, for this user alone; None when somebody who found it was quicker to lock it."""
+        """A new file, for this user only; None if somebody else found it and locked it first."""
         descriptor = above_stderr(lambda: os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
         file = cls(os.fstat(descriptor))
         if not file._reserve():
@@ -139,7 +139,7 @@ class LockedFile:
 
     @classmethod
     def open(cls, path: str, status: os.stat_result) -> LockedFile | None:
-        """The file at ``path``, of which `os.lstat` said ``status``; None when somebody has it, or it is another."""
+        """The file at ``path``, whose `os.lstat` is ``status``; None if it is locked, or is another file by now."""
         file = cls(status)
         if not file._reserve():
             return None
@@ -147,7 +147,7 @@ class LockedFile:
             if file._lock(above_stderr(lambda: os.open(path, _FLAGS))) and file.is_at(path):
                 return file
         except FileNotFoundError:
-            pass  # somebody was quicker
+            pass  # somebody was faster
         except BaseException:
             file.close()
             raise
@@ -162,7 +162,7 @@ class LockedFile:
             return False
 
     def status(self) -> os.stat_result | None:
-        """What the system says of the open file; None when it is closed, be it by somebody else."""
+        """`os.fstat` of the open file; None when it is closed, perhaps by somebody else."""
         if self._process.pid != os.getpid() or not self._descriptors:
             return None
         return self._status_of(self._descriptors[0])
@@ -171,7 +171,7 @@ class LockedFile:
         return self._descriptors[0]
 
     def map(self, size: int) -> Any:
-        """The file in memory; `OSError` when that cannot be, as when somebody has just made it shorter."""
+        """Map the file. Raises `OSError`, for instance if somebody has just truncated it."""
         try:
             self._memory = above_stderr(lambda: mmap.mmap(self._descriptors[0], size, **_MAPS_ALONE))
         except (ValueError, OverflowError) as problem:  # `mmap` compares the sizes itself
@@ -184,7 +184,7 @@ class LockedFile:
         return self._words
 
     def sync(self) -> None:
-        """Return when what was written is on the disk. Does nothing when it is closed."""
+        """Return when what was written is on the disk. Does nothing when the file is closed."""
         for descriptor in self._descriptors[:1]:
             getattr(os, "fdatasync", os.fsync)(descriptor)  # and not `mmap.flush`, which stops all other threads
 
@@ -197,7 +197,7 @@ class LockedFile:
     def abandon(self) -> None:
         """Close the descriptors that are still its own.
 
-        In a forked child they are no locks; kept, they would one day cost it a lock.
+        In a forked child they hold no locks, and closing them later would release locks that the child has taken.
         """
         memory, self._memory = self._memory, None
         if memory is not None:
@@ -228,7 +228,7 @@ class LockedFile:
         return True
 
     def _part_with(self, descriptor: int, name: Hashable) -> None:
-        """Close a descriptor of another file; where that would cost this process its lock on it, the owner does."""
+        """Close a descriptor of another file. If this process has that file locked, its owner closes it later."""
         owner = self._process.locks.setdefault(name, self)
         if owner is self:
             os.close(descriptor)
@@ -237,7 +237,7 @@ class LockedFile:
             owner._descriptors.append(descriptor)
 
     def _status_of(self, descriptor: int) -> os.stat_result | None:
-        """None when somebody has closed it; the number may be another file's by now."""
+        """None if somebody has closed it; the number may be another file's by now."""
         try:
             status = os.fstat(descriptor)
         except OSError as problem:
@@ -246,7 +246,7 @@ class LockedFile:
         return status if _identity(status) == self._name else None
 
 
-_stranded: list[Any] = []  # mappings whose descriptor is not theirs any more, which they would close with themselves
+_stranded: list[Any] = []  # mappings whose descriptor is no longer theirs: deleted, they would close a stranger's
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -254,7 +254,10 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def above_stderr(act: Callable[[], Any]) -> Any:
-    """What ``act`` opens, not as one of the standard descriptors: who was started without these would write into it."""
+    """Call ``act``, so that what it opens gets no number below 3, even if a standard descriptor is closed.
+
+    Otherwise what the process prints would be written into that file.
+    """
     places = []
     try:
         for number in range(3):

@@ -35,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from ._queues import Address
+    from ._manager_connection import Address
     from ._settings import Settings
 
 EXPOSED = ("put_nowait", "settled", "status")
@@ -94,7 +94,8 @@ class Batches:
         self._log = log
         self._proof = _protocol.proof(settings.api_key)
         self._progress = Bell()
-        self._sender = OwnedSender(settings, log, self._progress)
+        self._owned = OwnedSender(settings, log, self._progress)
+        self._sender = self._owned.sender
         # Guards `_sessions` and `_is_closing`. Held while a batch is admitted, so that all of it finds room or none,
         # and its events stay together.
         self._admission = threading.Lock()
@@ -140,7 +141,7 @@ class Batches:
             raise ValueError("no batch was handed over on this connection")
         if urgent and not owner.is_settled():
             self._sender.request_flush()
-        self._sender.pending_acks()  # nobody is told unasked here
+        self._owned.pending_acks()  # nobody is told unasked here
         self._progress.wait_while(lambda: not owner.is_settled(), monotonic() + seconds, monotonic)
         if owner.keeps or not owner.is_settled():
             return None  # the first: given up here at the end, and its process sends it
@@ -194,7 +195,7 @@ class Batches:
     def _admit(self, batch: list[bytes]) -> bool:
         session = self._session()
         session.batch = owner = BatchOwner(session, len(batch))
-        if all(self._sender.admit(event, owner) for event in batch):
+        if all(self._owned.admit(event, owner) for event in batch):
             return True
         session.batch = None  # what was admitted is sent, here and by its process, under the same ids
         return False

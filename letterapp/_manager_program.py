@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any, Callable
 
-    from ._queues import Address
+    from ._manager_connection import Address
     from ._settings import Settings
 
 SHUTDOWN = b"shutdown\n"  # what the starter says to have it drain at once

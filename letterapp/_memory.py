@@ -1,14 +1,14 @@
-"""Where the events of a process lie in memory, and who else may reach them there.
+"""Storage of events in memory.
 
-Lives here: `SharedMemory`, made before the fork and so seen by every descendant; `PrivateMemory` for where that cannot
-be; the file whose bytes lock the slots. Never here: what is in a slot.
+Responsible for: `SharedMemory`, mapped before the fork and so shared with every descendant; `PrivateMemory`, where that
+is impossible; the file whose bytes lock the slots. Not responsible for: what is in a slot.
 
-    shared memory   [ words of slot 0, of slot 1, ... ][ slot 0: ring and hand ][ slot 1 ] ...
+    shared memory   [ words of slot 0, of slot 1, ... ][ slot 0: ring and in-flight area ][ slot 1 ] ...
 
-A process has one slot of a client, by a lock: that its owner is dead is known by the lock that can be had. Memory is
-used page by page as rings fill; what a client reserves is addresses. All slots are there from the beginning, because
-what is made after a fork cannot be shared without a descriptor, which daemons close, and each mapping of one would need
-(before Python 3.13) a copy of its own.
+A process locks one slot of a client. If the lock of a slot can be had, its owner has ended. A client reserves
+addresses; memory is used page by page as rings fill. All slots exist from the start: memory that is mapped after a fork
+cannot be shared without a descriptor, which daemons close, and each mapping of it would need (before Python 3.13)
+another one.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _FUTURE, _ON_FAULT = 2, 4  # MCL_FUTURE, MCL_ONFAULT (Linux 4.4); on a processor
 
 
 class Unavailable(Exception):
-    """Nothing here can outlive a process. Its text says why; it is empty where no system of that kind has any."""
+    """There is no shared memory. The text says why; it is empty on systems that never have any."""
 
 
 class MemorySlot:
-    """A ring's piece of memory, as `_ring.Slot` wants it."""
+    """A piece of private memory for a ring: a `_ring.Slot`."""
 
     kind = "private"
     lasts = False
@@ -74,17 +74,17 @@ class MemorySlot:
         pass
 
     def spoil(self) -> None:
-        pass  # what comes before that is delivered, and the rest forgotten
+        pass  # what comes before that point is delivered, and the rest forgotten
 
     def trim(self, start: int, end: int) -> None:
         pass
 
     def sync(self) -> None:
-        pass  # memory is gone with the power
+        pass  # memory does not survive a power loss
 
 
 class SharedSlot(MemorySlot):
-    """The same, where the family can reach it."""
+    """A piece of memory that the family shares."""
 
     kind = "shared"
 
@@ -112,7 +112,7 @@ class SharedSlot(MemorySlot):
 
 
 class PrivateMemory:
-    """What a process keeps to itself."""
+    """Memory of this process only."""
 
     kind = MemorySlot.kind
 
@@ -139,7 +139,7 @@ class PrivateMemory:
 
 
 class SharedMemory:
-    """The slots of one client in a family of processes. Any thread may ask; nothing here waits."""
+    """The slots of one client in a family of processes. Any thread may call; nothing here waits."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises `Unavailable`. Starts nothing and touches no page."""
@@ -163,7 +163,7 @@ class SharedMemory:
             pass_on(problem)
             raise Unavailable(getattr(problem, "strerror", None) or repr(problem)) from problem
         self._words = memoryview(self.memory)[: self.first].cast("Q")
-        # One file serves all clients of all descendants, who cannot agree on ranges: so each client draws its own.
+        # One file serves all clients of all descendants. They cannot agree on ranges, so each client draws its own.
         self._range = int.from_bytes(random_bytes(6), "big") * SLOTS
 
     def words_of(self, number: int, count: int = WORDS) -> Any:
@@ -171,7 +171,9 @@ class SharedMemory:
         return self._words[at : at + count]
 
     def claim(self) -> SharedSlot | None:
-        """A slot for this process, empty if one is, else with a dead one's events; None when each has an owner."""
+        """A slot for this process, if possible an empty one, else with an ended one's events; None if all are in
+        use.
+        """
         found = next(self._free(with_events=False), None) or next(self._free(with_events=True), None)
         return SharedSlot(self, *found, is_home=True) if found else None
 
@@ -192,7 +194,7 @@ class SharedMemory:
         return not was_noted
 
     def for_child(self) -> SharedMemory | PrivateMemory:
-        """The same slots, in a descendant; others where somebody has closed the descriptor that locks them."""
+        """The same slots, in a descendant; new ones if somebody has closed the descriptor that locks them."""
         self.is_leaving = False  # a parent may have been
         if self.is_open():
             return self
@@ -223,7 +225,7 @@ class SharedMemory:
                 lock = self._lock(number)
                 if lock is None:
                     continue
-                if self._holds_events(number) == with_events:  # nobody was quicker
+                if self._holds_events(number) == with_events:  # nobody was faster
                     yield number, lock
                 else:
                     lock.release()
@@ -245,9 +247,9 @@ def _rooms(settings: Settings) -> tuple[int, int]:
 
 
 def _zeros(size: int) -> Any:
-    """Memory that is used page by page as it is written, where the system can do that; `bytearray` writes all of it."""
+    """Memory that is allocated page by page as it is written, if the system can do that (a `bytearray` is not)."""
     try:
-        # Not the default, which a child would share.
+        # Not the default flags, with which a child would share it.
         flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
         return mmap.mmap(-1, size, **flags)
     except (AttributeError, OSError, ValueError) as problem:
@@ -256,7 +258,7 @@ def _zeros(size: int) -> Any:
 
 
 def _shared_pages(size: int) -> Any:
-    """Memory that descendants share, used page by page as it is written. `OSError` when that cannot be."""
+    """Memory that descendants share, allocated page by page as it is written. Raises `OSError`."""
     flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | (_NO_RESERVE if os.uname().sysname == "Linux" else 0)
     if not _are_mappings_locked():
         return mmap.mmap(-1, size, flags=flags)
@@ -264,7 +266,7 @@ def _shared_pages(size: int) -> Any:
 
 
 def _are_mappings_locked() -> bool:
-    """True after ``mlockall(MCL_FUTURE)``: then each new mapping is there as a whole, all slots at once."""
+    """True after ``mlockall(MCL_FUTURE)``: then a new mapping is allocated as a whole, all slots at once."""
     try:
         with mmap.mmap(-1, mmap.PAGESIZE), open("/proc/self/status", "rb") as status:
             return any(line.startswith(b"VmLck:") and line.split()[1] != b"0" for line in status)
@@ -274,7 +276,7 @@ def _are_mappings_locked() -> bool:
 
 
 def _locked_when_written(map_it: Callable[[], Any]) -> Any:
-    """Make a mapping of which those pages alone are in memory, and locked there, that have been written."""
+    """Make a mapping of which only those pages are allocated, and locked, that have been written."""
     from ctypes import CDLL, addressof, byref, c_char, c_size_t, c_ubyte, c_void_p
 
     libc = CDLL(None)
@@ -289,18 +291,18 @@ def _locked_when_written(map_it: Callable[[], Any]) -> Any:
     try:
         return map_it()
     finally:
-        libc.mlockall(_FUTURE)  # as before; what is mapped by now is left as it is
+        libc.mlockall(_FUTURE)  # as before; what is mapped by now stays as it is
 
 
 class LockFile:
-    """An empty file without a name, whose bytes can be locked. All descendants have its descriptor."""
+    """An empty file without a name, whose bytes can be locked. All descendants inherit its descriptor."""
 
     def __init__(self) -> None:
         self.descriptor = above_stderr(_nameless)
         self._identity = self._identify()
 
     def is_open(self) -> bool:
-        """False when the descriptor was closed behind our back; its number may be another file's by now."""
+        """False when somebody has closed the descriptor; its number may be another file's by now."""
         try:
             return self._identify() == self._identity
         except OSError as problem:
@@ -312,7 +314,7 @@ class LockFile:
         return status.st_dev, status.st_ino, status.st_ctime_ns  # an inode's number is given again
 
 
-_file: LockFile | None = None  # one for all clients, and never closed: to close it would give back every lock
+_file: LockFile | None = None  # one for all clients, and never closed: closing it would release every lock
 
 
 def _lock_file() -> LockFile:

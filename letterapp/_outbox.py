@@ -1,10 +1,10 @@
-"""The bounded queue of one process's encoded events, and those that dead processes left it.
+"""The bounded queue of one process's encoded events, and of those that ended processes left.
 
-Lives here: what waits, what is on the wire, the two bounds and what gives way at them, and the counters. Never here:
-I/O, time-outs, threads, callbacks, JSON, and where events lie (`_ring`). Every method returns at once.
+Responsible for: what waits, what is in flight, the two bounds and what gives way at them, the counters. Not responsible
+for: I/O, time-outs, threads, callbacks, JSON, and how events are stored (`_ring`). Every method returns at once.
 
-An event leaves the queue when it is settled, not when it is taken: `take` hands out the next batch and keeps it,
-`settle` removes it. So accepted = delivered + lost + waiting, at any moment.
+An event leaves the queue when it is settled, not when it is taken: `take` returns the next batch and keeps it, `settle`
+removes it. So accepted = delivered + lost + waiting, at any moment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._ring import Ring, Slot
 
-# What `put` answers. The caller has something to do for all but the first.
+# What `put` returns. For all but the first the caller has something to do.
 QUEUED, WAKE, FULL, CLOSED, HOMELESS = range(5)
 
 BURST_SAMPLE = 100  # dropped events that one report carries: as many as a request
@@ -31,7 +31,7 @@ def _nobody_asks(events: list[bytes], cause: str | None) -> None:
 
 
 class Burst:
-    """Events that gave way at the bounds, since the last report of that."""
+    """Events that were dropped at the bounds since the last report."""
 
     def __init__(self, began: float) -> None:
         self.began = began
@@ -45,10 +45,10 @@ class Burst:
 
 
 class Outbox:
-    """First in, first out, bounded in events and in bytes. Safe from any thread, signal handler and callback.
+    """First in, first out, bounded in events and in bytes. Any thread, signal handler and callback may call.
 
-    What was adopted goes before what this process tracked, and does not count at its bounds, unless it lay in the very
-    ring that the process goes on in.
+    What ended processes left is sent before this process's own events, and does not count towards its bounds, unless it
+    was in the very ring that the process uses.
     """
 
     def __init__(
@@ -66,47 +66,47 @@ class Outbox:
         self._drops_oldest = drops_oldest
         self._clock = clock
 
-        # Guards everything below. Taken by any thread for a few operations on these fields and no more: no I/O, no
-        # callback, no other lock. It is re-entrant because a signal handler, a `__del__` or a GC callback may call
-        # `put` in a thread that is inside. Such a `put` only lays its event down in `_interrupting` (the fields may be
-        # half changed), and whoever comes next sweeps it in.
+        # Guards everything below. Any thread takes it, for a few operations on these fields: no I/O, no callback, no
+        # other lock. It is re-entrant, because a signal handler, a `__del__` or a GC callback may call `put` in the
+        # thread that holds it. As the fields may be half changed then, such a `put` only stores its event in
+        # `_interrupting`; the next call queues it.
         self._lock = threading.RLock()
         self._interrupting: deque[bytes] = deque()
-        self._refused: list[bytes] = []  # of these, since the queue was closed by then: to be reported
+        self._refused: list[bytes] = []  # of these, because the queue was closed by then: to be reported
         self.kind = ring.slot.kind
         self._ring = ring
         self._adopted: list[Ring] = []  # the first one first; none is empty
         self._given_back: list[Ring] = []  # adopted, and empty by now
         self._in_hand: Ring | None = None  # whose batch is on the wire, or between two tries
         self.batch_number = 0  # of the batch in hand, and of all parts that it is split into
-        self._since = 0.0  # when the oldest event of `_ring` came that is not in hand
+        self._since = 0.0  # when the oldest event in `_ring` that is not in flight was queued
         self._burst: Burst | None = None
-        # Events that left the queue, one way or the other, less those that came in at its head: what was queued before
-        # them is settled when as many more have left.
+        # Events that have left the queue in any way, less those that were put at its head: what is queued now is
+        # settled when as many more have left.
         self._settled = 0
         self._wanted = 0  # send without delay until `_settled` is this: somebody waits
-        self._enough = 0  # the same, because `flush_at` events were there
-        self._promise = Promise()  # that somebody looks here again
-        self._prompt = len(ring) > 0  # every `put` wants somebody's attention
+        self._enough = 0  # the same, because `flush_at` events were queued
+        self.promise = Promise()  # of the thread that sends
+        self._prompt = len(ring) > 0  # every `put` returns WAKE
         self.closed = False
         self._is_leaving = False
         self._delivered = 0
         self._retried = 0
         self._taken_over = len(ring)
-        # The threads that look for what to `adopt`: until they have, nothing counts as settled for the others. For
-        # themselves it does, because a signal handler may want to settle in the middle of it.
+        # The threads that look for orphans. Until they are done, nothing counts as settled for the others; for
+        # themselves it does, because a signal handler that interrupts them may have to wait until it is settled.
         self.looking = Inside()
         self._lost: dict[str, int] = {}
-        # Called under the lock with the events that have left, and the cause if they are lost: for a relay, which owes
-        # an answer for each.
+        # Called under the lock with events that have left the queue, and the cause if they are lost. For a relay, which
+        # has to answer for each.
         self.left: Callable[[list[bytes], str | None], object] = _nobody_asks
 
     # Called by any thread.
 
     def put(self, event: bytes) -> int:
-        """Queue ``event``; say what is to do: nothing (QUEUED), or WAKE the sender.
+        """Queue ``event``. Returns QUEUED, or WAKE if whoever sends is to be woken.
 
-        Or it was not taken: FULL, CLOSED, or HOMELESS, because the ring is not this process's any more: `move` first.
+        Or the event was not queued: FULL, CLOSED, or HOMELESS: the slot is no longer this process's; call `move` first.
         """
         nested = self._lock._is_owned()  # type: ignore[attr-defined]  # what `threading.Condition` asks of it too
         with self._lock:
@@ -119,7 +119,7 @@ class Outbox:
             return answer
 
     def drop(self, event: bytes) -> bool:
-        """Count ``event`` as given up for want of room; True when that begins a burst, which somebody must report."""
+        """Count ``event`` as dropped for want of room; True if it is the first one, which somebody has to report."""
         with self._lock:
             self._count_lost("overflow", 1)
             return self._add_to_burst(event)
@@ -130,15 +130,15 @@ class Outbox:
             self._count_lost(cause, events)
 
     def is_lost(self) -> bool:
-        """True when another process has taken the queue for a dead one's."""
+        """True when another process took this one for dead, and has recovered the queue."""
         return not self._ring.is_empty() and self._ring.is_lost()
 
     def is_homeless(self) -> bool:
-        """True when an event that interrupted another call waits for a place, since the one of before is not ours."""
+        """True when an event of a call that interrupted another needs a new slot, as the last one is no longer ours."""
         return bool(self._interrupting) and self._ring.is_empty() and not self._ring.slot.is_own()
 
     def move(self, ring: Ring) -> None:
-        """Go on in ``ring``, if the one of before is not ours any more. What was in it is another's to send then."""
+        """Use ``ring`` from now on, if the last one is no longer ours. What was in that another process sends."""
         with self._lock:
             if self._ring.is_empty() or self._ring.is_lost():
                 self._settled += len(self._ring)
@@ -150,7 +150,7 @@ class Outbox:
                 self._join(ring)
 
     def leave_no_trace(self) -> None:
-        """Have an empty spool removed. A `put` that comes nevertheless is HOMELESS, and so gets another."""
+        """Remove an empty spool file. A later `put` is HOMELESS, and so gets another."""
         with self._lock:
             if self._ring.slot.lasts and self._ring.is_empty():
                 self._ring.slot.release()
@@ -160,47 +160,48 @@ class Outbox:
         self._ring.slot.sync()
 
     def hurry(self) -> int:
-        """Have all that waits now sent without delay; return the count of settled events at which that is done."""
+        """Have all that is queued now sent without delay; return the count of settled events at which that is done."""
         with self._lock:
             self._sweep()
             self._wanted = self._settled + self._count()
             return self._wanted
 
     def be_prompt(self, prompt: bool) -> None:
-        """Have each `put` ask for attention from now on, because no thread will come by itself; or no longer."""
+        """Have each `put` return WAKE from now on, because no thread looks by itself; or no longer."""
         self._prompt = prompt
 
     def mark_leaving(self, leaves: bool) -> None:
-        """Tell the family that this process is at its end, or that it goes on after all."""
+        """Tell the family that this process is ending, or that it is not after all."""
         with self._lock:
             self._is_leaving = leaves
             if not self._ring.is_lost():
                 self._ring.slot.mark_leaving(leaves)
 
     def close(self) -> None:
-        """Refuse every further event; what waits is still handed out."""
+        """Refuse further events; what waits is still sent."""
         with self._lock:
             self.closed = True
 
     def has_room(self, events: int, size: int) -> bool:
-        """True when ``events`` events of ``size`` bytes in all would be taken now, the oldest giving way if need be."""
+        """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
         with self._lock:
-            if self._drops_oldest:  # all but the batch in hand can give way
+            if self._drops_oldest:  # all but what is in flight can be dropped
                 in_hand = self._ring.in_hand()
                 return sum(map(len, in_hand)) + size <= self._max_bytes and len(in_hand) + events <= self._max_events
             return self._ring.size + size <= self._max_bytes and len(self._ring) + events <= self._max_events
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest event that is ever taken."""
+        """Bytes of the largest event that can be queued."""
         return min(self._max_bytes, self._ring.largest)
 
     def is_wanted(self) -> bool:
         """True when somebody waits for what is queued: a flush, a close or the end of the process."""
         return self._settled < self._wanted or self.closed
 
-    # Reads alone: no lock. Who looks is asked first: a look that is over by then has left what it found where the rest
-    # of the question sees it. The other way round one that ends in between is missed, and at an end its events lost.
+    # These only read, and take no lock. They check for recovering threads first: one that has finished by then has
+    # queued what it found, and the rest of the check sees that. In the other order a recovery that finishes in between
+    # would be missed, and at the end of the process its events lost.
 
     def has_settled(self, target: int) -> bool:
         return not self.looking.has_others() and self._settled >= target
@@ -214,11 +215,11 @@ class Outbox:
         return waiting, self._delivered, sum(self._lost.copy().values())
 
     def held_by_this_thread(self) -> bool:
-        """True in a signal handler or callback that interrupted this very queue: waiting there would be for ever."""
+        """True in a signal handler or callback that interrupted this very queue: to wait there would be a deadlock."""
         return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     def call_when_free(self, act: Callable[[], object]) -> None:
-        """Wait until no other thread is inside, then call ``act``."""
+        """Wait until the lock is free, then call ``act``."""
         with self._lock:
             pass
         act()
@@ -239,20 +240,20 @@ class Outbox:
 
     @property
     def attended(self) -> bool:
-        """Somebody has promised to look here again."""
-        return self._promise.stands()
+        """True while a thread that sends is there, or is being started."""
+        return self.promise.stands()
 
     def attend(self) -> Promise | None:
-        """A promise to look after the queue, for the caller to keep; None when one stands."""
+        """A claim for the caller to start the thread that sends; None if there is one."""
         with self._lock:
-            return None if self._promise.stands() else self.attend_instead()
+            return None if self.promise.stands() else self.attend_instead()
 
     def attend_instead(self) -> Promise:
-        """A promise in the place of whatever stands."""
-        promise = self._promise = Promise()
+        """The same, whether or not there is one."""
+        promise = self.promise = Promise()
         return promise
 
-    # Called by whoever sends: one at a time.
+    # Called by whoever sends, one thread at a time.
 
     def due(self, now: float, interval: float) -> float:
         """Seconds until a batch should leave: 0 for now, infinity when nothing waits."""
@@ -265,17 +266,17 @@ class Outbox:
             return max(0.0, self._since + interval - now)
 
     def adopt(self, ring: Ring) -> None:
-        """Queue the events that a dead process left before all others."""
+        """Queue what an ended process left, before this process's own events."""
         with self._lock:
             self._adopted.append(ring)
             self._join(ring)
 
     def adopted(self) -> int:
-        """How many rings of dead processes wait to be sent."""
+        """How many rings of ended processes wait to be sent."""
         return len(self._adopted)
 
     def given_back(self) -> list[Ring]:
-        """The adopted rings that have become empty since the last time."""
+        """The recovered rings that have become empty since the last call."""
         if not self._given_back:
             return []
         with self._lock:
@@ -283,10 +284,10 @@ class Outbox:
             return rings
 
     def take(self, max_items: int, max_bytes: int) -> list[bytes]:
-        """Hand out the batch in hand, or the next one. ``max_bytes`` counts a comma after each event."""
+        """The batch in flight, or else the next one. ``max_bytes`` counts a comma after each event."""
         with self._lock:
             while self._adopted and self._adopted[0].is_lost():
-                lost = self._adopted.pop(0)  # with its lock: somebody else sends what is there
+                lost = self._adopted.pop(0)  # our lock on it was lost: somebody else sends what is there
                 self._settled += len(lost)
                 if self._in_hand is lost:
                     self._in_hand = None
@@ -299,21 +300,21 @@ class Outbox:
             return batch
 
     def halve(self) -> None:
-        """Make two batches of the one in hand."""
+        """Split the batch in flight in two."""
         with self._lock:
             if self._in_hand is not None:
                 self._in_hand.halve()
 
     def is_sending(self) -> bool:
-        """True while a batch is in hand."""
+        """True while a batch is in flight."""
         return self._in_hand is not None
 
     def lasts(self) -> bool:
-        """True when what is in hand is in a spool, where it may wait for as long as it takes."""
+        """True when the batch in flight is in a spool, where it may wait for as long as it takes."""
         return self._in_hand is not None and self._in_hand.slot.lasts
 
     def retry(self) -> bool:
-        """Count the batch in hand as tried again; False when it has been abandoned meanwhile."""
+        """Count the batch in flight as tried again; False if it has been given up meanwhile."""
         with self._lock:
             if self._in_hand is None:
                 return False
@@ -321,7 +322,7 @@ class Outbox:
             return True
 
     def settle(self, cause: str | None = None, lost: Mapping[str, int] | None = None) -> list[bytes]:
-        """Remove the batch in hand: lost for ``cause``, or delivered but for ``lost`` of it by cause. Returns it."""
+        """Remove and return the batch in flight: lost for ``cause``, or delivered except for ``lost``, by cause."""
         with self._lock:
             ring = self._in_hand
             if ring is None:
@@ -341,7 +342,7 @@ class Outbox:
             return batch
 
     def leave_to_others(self) -> list[Slot]:
-        """Let other processes have what waits in the family's memory, if one of them goes on. Returns the slots."""
+        """Leave what waits in shared memory to the family, if another process of it goes on. Returns the slots."""
         with self._lock:
             self._sweep()
             left = [ring for ring in (*self._adopted, self._ring) if not (ring.is_empty() or ring.slot.lasts)]
@@ -356,10 +357,7 @@ class Outbox:
             return [ring.slot for ring in left]
 
     def abandon(self, cause: str) -> list[bytes]:
-        """Give up all that waits, the batch in hand too, whatever becomes of it on the wire. Returns it.
-
-        What is in a spool is left there.
-        """
+        """Give up and return all that waits and is in flight. What is in a spool stays there."""
         with self._lock:
             self._sweep()
             given_up = []
@@ -376,7 +374,7 @@ class Outbox:
             return given_up
 
     def take_refused(self) -> list[bytes]:
-        """The events that interrupted another call and were refused, since the last time."""
+        """The events of calls that interrupted another one, and were refused, since the last call of this."""
         if not self._refused:
             return []
         with self._lock:
@@ -384,7 +382,7 @@ class Outbox:
             return refused
 
     def end_burst(self, now: float, longest: float) -> tuple[Burst | None, float]:
-        """The burst of drops that is over, if one is, and else the seconds until it must be looked at again."""
+        """The report of dropped events if it is due, and the seconds until it is."""
         with self._lock:
             burst = self._burst
             if burst is None:
@@ -396,19 +394,19 @@ class Outbox:
             return burst, float("inf")
 
     def leave(self) -> bool:
-        """Stop attending; False when there is something to attend to."""
+        """Note that the thread stops; False if there is something left to do."""
         with self._lock:
             self._sweep()
             if self._count() or self._burst or self._refused:
                 return False
             self._ring.trim()
-            self._promise = Promise()
+            self.promise = Promise()
             return True
 
     def desert(self) -> None:
-        """Stop attending though something may wait: the next `put` asks for somebody else."""
+        """Note that the thread has stopped, though something may wait: the next `put` returns WAKE."""
         with self._lock:
-            self._promise = Promise()
+            self.promise = Promise()
 
     # Only under the lock.
 
@@ -422,24 +420,24 @@ class Outbox:
             if not self._drops_oldest or size > self.largest:
                 return FULL
             if ring.is_lost():
-                return HOMELESS  # what would give way is not ours
+                return HOMELESS  # what would be dropped is not ours
             wake = self._make_room(size) or wake
             if self._lacks_room(size):
-                return FULL  # the batch on the wire takes it all
+                return FULL  # the batch in flight takes up all the room
         if not ring.waiting:
             if ring.is_empty() and not ring.slot.is_own():
                 return HOMELESS
             self._since = self._clock()
         if not ring.append(event):
             return HOMELESS if ring.is_lost() else FULL
-        wake = wake or ring.waiting in (1, self._flush_at) or not self._promise.stands()
+        wake = wake or ring.waiting in (1, self._flush_at) or not self.promise.stands()
         return WAKE if wake else QUEUED
 
     def _lacks_room(self, size: int) -> bool:
         return self._ring.size + size > self._max_bytes or len(self._ring) >= self._max_events
 
     def _make_room(self, size: int) -> bool:
-        """Drop the oldest until ``size`` bytes fit; True when that begins a burst."""
+        """Drop the oldest until ``size`` bytes fit; True if that is to be reported."""
         begins = False
         while self._ring.waiting and self._lacks_room(size):
             oldest = self._ring.pop()
@@ -473,7 +471,7 @@ class Outbox:
                 self._refused.append(event)
             elif answer == HOMELESS:
                 self._interrupting.appendleft(event)
-                return  # the `put` that comes next will see to it
+                return  # the next `put` gets another slot
 
     def _count_lost(self, cause: str, events: int) -> None:
         if events:

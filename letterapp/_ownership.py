@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from . import _protocol
+from . import _lifecycle, _protocol
+from ._batches import ENVELOPE
 from ._memory import PrivateMemory
 from ._outbox import BURST_SAMPLE as SAMPLE
-from ._outbox import FULL
-from ._sender import _HEAD, _TAIL, Sender
+from ._sender import Sender
 from ._spool import Spool
 from ._stores import Stores
 from .errors import LetterError
@@ -68,15 +68,15 @@ class Owner:
             return lines
 
 
-class OwnedSender(Sender):
-    """A sender that knows whose each event is."""
+class OwnedSender:
+    """A sender that knows whose each event is. Its process ends it as any other (`_lifecycle`)."""
 
     def __init__(self, settings: Settings, log: Callable[[str], None], progress: Bell) -> None:
         places: list[Any] = [PrivateMemory(settings)]
         if settings.spool:
             places.insert(0, Spool(settings, self._tell))
         self._log = log
-        self._largest = min(settings.max_queue_bytes, settings.max_batch_bytes - len(_HEAD) - len(_TAIL))
+        self._largest = min(settings.max_queue_bytes, settings.max_batch_bytes - ENVELOPE)
         # Guards the four below. Held for a moment: by whoever admits an event, and under the outbox's own lock when it
         # leaves.
         self._owners_lock = threading.Lock()
@@ -87,15 +87,17 @@ class OwnedSender(Sender):
             str, list[tuple[bytes, Owner, int]]
         ] = {}  # lost events by cause, until they are reported
         self._pending_acks: set[Owner] = set()  # who have an answer to get
-        super().__init__(settings, stores=Stores(places), report=self._tell, progress=progress)
-        self._outbox.left = self._record_removal
+        self._progress = progress
+        self.sender = Sender(settings, stores=Stores(places), report=self._tell, progress=progress)
+        self.sender.watch_removals(self._record_removal)
+        _lifecycle.watch(self.sender)
 
     # Called by whoever receives events.
 
     def admit(self, event: bytes, owner: Owner) -> bool:
         """Queue an event of ``owner``; False when there is no room now."""
         if len(event) > self._largest:
-            self._outbox.refuse("overflow")
+            self.sender.refuse("overflow")
             self._attribute_losses(
                 [(event, owner, owner.admitted)],
                 LetterError("it is larger than the relay's queue or requests", cause="overflow"),
@@ -104,26 +106,12 @@ class OwnedSender(Sender):
             return True
         with self._owners_lock:
             self._owners[event] = owner, owner.admitted, self._owners.get(event)
-        answer = self._outbox.put(event)
-        if answer == FULL:
+        if not self.sender.put_if_room(event):
             with self._owners_lock:
                 self._forget_owner(event)
             return False
         owner.admitted += 1
-        if answer:
-            self._follow(answer, event)
         return True
-
-    def request_flush(self) -> None:
-        """Have all that waits sent without further delay. Returns at once."""
-        self._outbox.hurry()
-        self._wake()
-
-    def close_by(self, deadline: float, timeout: float) -> bool:
-        return self._close(deadline, timeout)
-
-    def is_settled(self) -> bool:
-        return self._outbox.is_empty()
 
     def pending_acks(self) -> set[Any]:
         """Those who have an answer to get, since the last time."""

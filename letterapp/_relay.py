@@ -104,7 +104,8 @@ class Relay:
         self._had_clients = False
         self._is_draining = False
         self._shall_tell = False
-        self._sender = OwnedSender(settings, log, _Loud(self.wake))
+        self._owned = OwnedSender(settings, log, _Loud(self.wake))
+        self._sender = self._owned.sender
 
     def wake(self) -> None:
         """Have the loop look again. Any thread and signal handler may."""
@@ -184,7 +185,7 @@ class Relay:
         if self._accept_again and self._accept_again <= now:
             self._accept_again = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        for peer in self._sender.pending_acks():
+        for peer in self._owned.pending_acks():
             self._answer(peer)
         for peer in list(self._paused):
             self._admit(peer)
@@ -325,7 +326,7 @@ class Relay:
 
     def _admit(self, peer: Peer) -> None:
         lines = peer.lines
-        admit = self._sender.admit
+        admit = self._owned.admit
         while lines:
             line = lines[0]
             if line == _protocol.HURRY:
@@ -449,7 +450,7 @@ class Relay:
         while not self._is_drained() and monotonic() < deadline:
             self._sender.request_flush()
             self._turn(deadline - monotonic())
-        for peer in self._sender.pending_acks():
+        for peer in self._owned.pending_acks():
             self._answer(peer)
         for peer in list(self._peers):
             peer.keeps = True

@@ -10,10 +10,13 @@ settled it, and goes the own way should the relay be gone before that.
 from __future__ import annotations
 
 import _thread
+import os
 import threading
 
-from . import _launch, _lifecycle, _protocol
+from . import _launch, _lifecycle, _protocol, _servers
+from ._bell import Bell
 from ._clock import monotonic
+from ._delivery import Delivery
 from ._inside import Inside, Promise
 from ._link import Link
 from ._sender import Sender
@@ -24,24 +27,37 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from ._settings import Settings
-    from ._stores import Stores
 
 _QUIET = 60.0  # seconds in which the same trouble is not reported again
 _WHILE_RETURNING = 0.05  # seconds: the thread that takes events back may have been cut short
 _FIRST_START, _LONGEST_START = 1.0, 60.0  # seconds from one attempt to start a relay to the next
 
 
-class RelayedSender(Sender):
+class RelayedSender(Delivery):
     """Hands the events of this process to a relay, or delivers them itself."""
 
     def __init__(
         self,
         settings: Settings,
         clock: Callable[[], float] = monotonic,
-        stores: Stores | None = None,
+        local: Sender | None = None,
         lease: Any = None,
     ) -> None:
-        """``lease`` is what keeps a relay going: the first of a family takes it (`start`), and all inherit it."""
+        """``lease`` is what keeps a relay going: the first of a family takes it (`start`), and all inherit it.
+
+        ``local``: what sends the events that the relay does not take.
+        """
+        self._settings = settings
+        self._clock = clock
+        self._progress = Bell() if local is None else local.progress
+        self._local = local or Sender(settings, clock, progress=self._progress)
+        # By itself, because its thread may outlive this object; after this one, which may give it events.
+        self._local.ends_last = True
+        _lifecycle.watch(self._local)
+        self.owner = self._local.owner
+        self.reporter = self._report = self._local.reporter
+        self.exit_timeout = settings.exit_timeout
+        self._successors: dict[int, RelayedSender] = {}
         self._lease = lease
         self._has_left = False  # everything goes the own way from now on: closed, or the end of the process
         self._restart = Promise()  # a thread starts a relay
@@ -61,7 +77,6 @@ class RelayedSender(Sender):
             settings.max_queue_bytes,
             settings.relay_user,
         )
-        super().__init__(settings, clock, stores)
 
     @classmethod
     def start(cls, settings: Settings) -> RelayedSender:
@@ -79,7 +94,7 @@ class RelayedSender(Sender):
         if self._has_left or not self._link.hand_over(event):
             if self._link.has_more_to_say():
                 self._attend()  # what the relay had goes first
-            super().put(event)
+            self._local.put(event)
         elif self._link.news:
             self._attend()
 
@@ -87,17 +102,17 @@ class RelayedSender(Sender):
         deadline = self._clock() + timeout
         self._link.hurry()
         # The own way first, because the relay works by itself meanwhile; and again for what came back from it.
-        super().flush(timeout)
+        self._local.flush(timeout)
         settled = self._await_relay(deadline)
-        return super().flush(max(0.0, deadline - self._clock())) and settled
+        return self._local.flush(max(0.0, deadline - self._clock())) and settled
 
     def close(self, timeout: float) -> bool:
         deadline = self._clock() + timeout
         self._has_left = True
         self._link.hurry()
-        self._drain(deadline)
+        self._local.drain(deadline)
         settled = self._await_relay(deadline)
-        settled = self._close(deadline, timeout) and settled
+        settled = self._local.close_by(deadline, timeout) and settled
         self._await_start(deadline)
         self._tell_rest(f"the {timeout:g} s of close()")
         self._link.close()
@@ -109,12 +124,10 @@ class RelayedSender(Sender):
     def hasten(self) -> None:
         self._has_left = True
         self._link.hurry()
-        super().hasten()
 
     def end(self, deadline: float, final: bool) -> None:
-        self._drain(deadline)
+        self._local.drain(deadline)
         self._await_relay(deadline)
-        super().end(deadline, final)
         if final:
             self._tell_rest(f"the {self.exit_timeout:g} s that the end of the process may take")
             self._link.close()
@@ -123,13 +136,13 @@ class RelayedSender(Sender):
         if self._link.held_by_this_thread():
             _thread.start_new_thread(self._link.call_when_free, (act,))
             return True
-        return super().defers(act)
+        return self._local.defers(act)
 
     def stats(self) -> dict[str, Any]:
         self._link.listen()
         if self._link.has_more_to_say():
             self._attend()
-        stats = super().stats()
+        stats = self._local.stats()
         link = self._link.counts()
         for cause, count in link.lost.items():
             stats["lost"][cause] = stats["lost"].get(cause, 0) + count
@@ -143,13 +156,32 @@ class RelayedSender(Sender):
         return stats
 
     def glance(self) -> tuple[int, int, int]:
-        own, relayed = super().glance(), self._link.glance()
+        own, relayed = self._local.glance(), self._link.glance()
         return own[0] + relayed[0], own[1] + relayed[1], own[2] + relayed[2]
 
-    def _successor(self, stores: Stores) -> RelayedSender:
-        child = RelayedSender(self._settings, self._clock, stores, self._lease)
-        child._has_left = self._outbox.closed
-        return child
+    def for_child(self) -> RelayedSender:
+        child = RelayedSender(self._settings, self._clock, self._local.for_child(), self._lease)
+        child._has_left = self._local.is_closed
+        # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
+        return self._successors.setdefault(os.getpid(), child)
+
+    # What concerns the process's own way alone, which is told of the process's end and forks itself.
+
+    def refuse(self, cause: str, error: LetterError | None = None) -> None:
+        self._local.refuse(cause, error)
+
+    def send_orphans(self) -> None:
+        self._local.send_orphans()
+
+    def go_on(self) -> None:
+        pass
+
+    def look_after_children(self) -> None:
+        pass
+
+    @property
+    def sends_on_os_exit(self) -> bool:
+        return self._local.sends_on_os_exit
 
     # What the link has to say.
 
@@ -167,7 +199,7 @@ class RelayedSender(Sender):
             with self._returning:
                 event = link.next_back()
                 while event is not None:
-                    super().put(event)
+                    self._local.put(event)
                     link.took_back()
                     event = link.next_back()
             self._progress.ring()
@@ -210,7 +242,7 @@ class RelayedSender(Sender):
     def _await_relay(self, deadline: float) -> bool:
         """Wait until what was handed over is settled, or on its own way; False when ``deadline`` has come."""
         link = self._link
-        if not self._may_wait() or link.held_by_this_thread() or self._attending.is_here():
+        if not self._local.may_wait() or link.held_by_this_thread() or self._attending.is_here():
             return False
         target = link.handed_over
         while not link.wait(target, deadline, self._clock):
@@ -230,7 +262,7 @@ class RelayedSender(Sender):
 
     def _await_start(self, deadline: float) -> None:
         """A relay that is just being started would find nobody when this process has closed."""
-        if self._may_wait():
+        if self._local.may_wait():
             self._progress.wait_while(self._is_starting, deadline, self._clock)
 
     def _is_starting(self) -> bool:
@@ -244,7 +276,7 @@ class RelayedSender(Sender):
         self._start_wait = min(2 * self._start_wait, _LONGEST_START)
         promise = self._restart = Promise()
         with promise.making:
-            promise.begun = _lifecycle.start_thread(self._take_lease)
+            promise.begun = _servers.start_thread(self._take_lease)
         if not promise.begun:
             self._take_lease()  # where no thread runs a call is what there is
 

@@ -35,6 +35,7 @@ class Effort:
     def __init__(self, batch: int = 0) -> None:
         self.batch = batch  # which one, as the outbox counts them
         self.attempt = 0  # tries that failed of what is being sent: the batch, or the part of it whose turn it is
+        self.not_before = 0.0  # the time of its next try, by the sender's clock
         self._splits = 0
         self._has_accepted = False
 

@@ -1,16 +1,16 @@
-"""A queue of encoded events in one piece of memory, which another process can go on reading.
+"""A ring buffer of encoded events in one piece of memory, which another process can continue to read.
 
-Lives here: `Ring`, the layout of its memory, and what a kill at any instant leaves. Never here: where the memory comes
-from and whose it is (a `Slot` says so), bounds, counters, locks.
+Responsible for: `Ring`, the layout of its memory, what remains if the process is killed at any instant. Not responsible
+for: where the memory comes from and whose it is (`Slot`), bounds, counters, locks.
 
-    memory   [ ring: the records that wait, around its end ][ hand: the records of the batch that is being sent ]
-    record   [ size: 4 bytes ][ CRC-32 or 0: 4 bytes ][ the event, filled up to a multiple of 8 ]
-    words    STATE: from where to where the records of the ring are.  HAND: those of the hand.  In units of 8 bytes.
-             OWNER: a number that whoever uses the memory has drawn.
+    memory   [ ring: the records that wait, wrapping around ][ in-flight area: the records of the batch being sent ]
+    record   [ size: 4 bytes ][ CRC-32 or 0: 4 bytes ][ the event, padded to a multiple of 8 ]
+    words    STATE: start and end of the records in the ring.  HAND: those in the in-flight area.  In units of 8 bytes.
+             OWNER: a random number, drawn by whoever uses the memory.
 
-A record is written before the word that covers it, and a word is stored by one instruction. So at any instant the words
-cover whole records, and the process that writes may be killed at any. Killed in the middle of a `take` it leaves the
-batch in both parts, which can be seen.
+A record is written before the word that covers it, and a word is stored by one instruction. So the words always cover
+whole records, at whatever instant the process is killed. If it is killed during `take`, the batch is in both parts,
+which can be detected.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ if TYPE_CHECKING:
     from typing import Any, Iterator, Protocol
 
     class Slot(Protocol):
-        """A piece of memory and who may use it: until `release`, or until it is forgotten, nobody else."""
+        """A piece of memory, for this process's exclusive use until `release`, or until the object is deleted."""
 
         kind: str
         memory: Any  # an `mmap` or a bytearray
         words: Any  # WORDS words of 8 bytes
         base: int  # where the ring begins in the memory
-        room: int  # bytes of the ring; the hand comes after it
-        hand: int  # bytes of the hand
-        lasts: bool  # what it holds at this process's end will be found
-        checked: bool  # records carry a checksum: what may be spoilt between two processes
+        room: int  # bytes of the ring; the in-flight area follows it
+        hand: int  # bytes of the in-flight area
+        lasts: bool  # what it holds when this process ends will be found
+        checked: bool  # records have a checksum, because the memory may be damaged
 
         def is_own(self) -> bool:
-            """False when the lock that keeps others away was lost, as by somebody who closed its descriptor."""
+            """False when the lock was lost, for instance because somebody closed its descriptor."""
 
         def has_heirs(self) -> bool:
-            """True while another process goes on that will find what it holds when it is released."""
+            """True while another process goes on that will find what this slot holds when it is released."""
 
         def mark_leaving(self, leaves: bool) -> None:
-            """Tell those others whether its process, whose own events lie here, delivers no more what they leave."""
+            """Tell the others whether this process, whose own slot this is, no longer delivers what they leave."""
 
         def release(self) -> None:
-            """Let others have it. What it still holds is theirs."""
+            """Let others use it. What it still holds is theirs."""
 
         def spoil(self) -> None:
-            """Note that what it holds cannot be read from some point on."""
+            """Note that its contents cannot be read from some point on."""
 
         def trim(self, start: int, end: int) -> None:
-            """Let the system have these bytes of the memory, which hold nothing."""
+            """Return these bytes of memory, which hold nothing, to the system."""
 
         def sync(self) -> None:
-            """Return when what was written would survive a loss of power, where that was asked for."""
+            """Return when what was written would survive a power loss, if that was asked for."""
 
 
 STATE, HAND, OWNER = range(3)
 WORDS = 3
-UNIT = 8  # bytes that every position is a multiple of, and the size of a record's header
+UNIT = 8  # every position is a multiple of it, and a record's header has this size, in bytes
 LARGEST = 1 << 34  # bytes that 31 bits of units can address
-KEPT = 65_536  # bytes that an empty ring does not give back
-_WRAP = 0xFFFFFFFF  # in place of a size: the next record is at the beginning
+KEPT = 65_536  # bytes that an empty ring does not return to the system
+_WRAP = 0xFFFFFFFF  # in place of a size: the next record is at the beginning of the ring
 _header = Struct("<II")
 _pack = _header.pack
 
 
 def rooms(event_bytes: int, events: int, batch_items: int, batch_bytes: int) -> tuple[int, int]:
-    """The bytes of a ring that never lacks room below these bounds, however it lies, and of a hand for any batch."""
-    frames = 2 * UNIT  # of a record: its header, and what fills it up
+    """Bytes of a ring that has room for these bounds wherever it wraps, and of an in-flight area for any batch."""
+    frames = 2 * UNIT  # of a record: its header and its padding
     return (
         _padded(event_bytes + events * frames + batch_bytes + 2 * frames),
         _padded(batch_bytes + (batch_items + 1) * frames),
@@ -78,7 +78,7 @@ def rooms(event_bytes: int, events: int, batch_items: int, batch_bytes: int) -> 
 
 
 def are_rooms(room: int, hand: int) -> bool:
-    """True when `rooms` may have said so: whatever a ring does then stays within its memory."""
+    """True when `rooms` may have returned these: a ring of that size stays within its memory."""
     return 0 < room <= LARGEST and 0 < hand <= LARGEST and not (room % UNIT or hand % UNIT)
 
 
@@ -99,19 +99,19 @@ def _span(word: int) -> tuple[int, int]:
 
 
 def holds_events(words: Any, at: int = 0) -> bool:
-    """True when the words of a ring, which begin at ``at``, cover a record."""
+    """True when the words of a ring, which begin at index ``at``, cover a record."""
     state, hand = words[at + STATE], words[at + HAND]
     return bool(state >> 32 != state & 0xFFFFFFFF or hand >> 32 != hand & 0xFFFFFFFF)
 
 
 def bytes_in(slot: Slot) -> int:
-    """Bytes that the records in ``slot`` take, as its words have it; nothing is read."""
+    """Bytes of the records in ``slot``, according to its words; reads no record."""
     (start, end), held = _span(slot.words[STATE]), _span(slot.words[HAND])
     return (end - start) % slot.room + held[1] - held[0]
 
 
 class Ring:
-    """First in, first out. For one process, whose caller sees to it that one thread at a time is inside."""
+    """First in, first out. For one process; its caller ensures that one thread at a time uses it."""
 
     def __init__(self, slot: Slot) -> None:
         """An empty ring in ``slot``. `left_in` is the other way to make one."""
@@ -128,27 +128,27 @@ class Ring:
         self._hand_base = slot.base + slot.room
         self.largest = slot.hand - UNIT  # bytes of an event that can be taken in hand
         self._token = slot.words[OWNER] = int.from_bytes(random_bytes(8), "big")
-        self._used = slot.room  # what records have lain in since memory was given back: all, by who was here before
+        self._used = slot.room  # bytes that were used since memory was last returned: all, by the previous process
         self._hand_used = slot.hand
-        self.unreadable = 0  # events that the last process left and that cannot be read, as far as one can count them
+        self.unreadable = 0  # events that the previous process left and that cannot be read, as far as can be counted
         self._forget()
 
     def _forget(self) -> None:
-        self._head = self._tail = 0  # within the ring; equal when nothing waits there
-        self._limit = self._room  # where the next record must end at the latest
-        self._in_hand = (0, 0)  # from where to where in the hand
-        self.batch: list[bytes] = []  # in hand, and being sent
-        self._next: list[list[bytes]] = []  # in hand, split off from the batch: what comes first stands last
-        self.waiting = 0  # events that are not in hand
+        self._head = self._tail = 0  # within the ring; equal when nothing waits
+        self._limit = self._room  # the next record must end here at the latest
+        self._in_hand = (0, 0)  # start and end within the in-flight area
+        self.batch: list[bytes] = []  # in flight, and being sent
+        self._next: list[list[bytes]] = []  # in flight, split off from the batch: the next one is last
+        self.waiting = 0  # events that are not in flight
         self.held = 0  # events that are
         self.size = 0  # bytes of all events
 
     def is_lost(self) -> bool:
-        """True when somebody else uses the memory, because our lock was lost: what was here is theirs."""
+        """True when somebody else uses the memory, because our lock was lost. What was here is theirs."""
         try:
             return bool(self._words[OWNER] != self._token)
         except ValueError:
-            return True  # it was let go of, and closed
+            return True  # it was released, and closed
 
     def __len__(self) -> int:
         return self.waiting + self.held
@@ -157,14 +157,14 @@ class Ring:
         return self._head == self._tail and not self.batch and not self._next
 
     def has_batches(self) -> bool:
-        """True while something is in hand."""
+        """True while something is in flight."""
         return bool(self.batch or self._next)
 
     def append(self, event: bytes) -> bool:
-        """Add ``event``; False when there is no room, it is too large for the hand, or the memory is lost."""
+        """Add ``event``; False when there is no room, it is too large ever to be sent, or the memory is lost."""
         size = len(event)
         tail = self._tail
-        end = tail + ((size + 15) & -8)  # `_record`, in the one place where a call counts
+        end = tail + ((size + 15) & -8)  # `_record`, inlined: this is on the path of every call
         words = self._words
         if end > self._limit or size > self.largest or words[OWNER] != self._token:
             if size > self.largest or self.is_lost() or not self._go_round(end - tail):
@@ -172,14 +172,14 @@ class Ring:
             tail, end = 0, end - tail
         start = self._base + tail
         self._memory[start : start + UNIT + size] = _pack(size, crc32(event) if self._checked else 0) + event
-        words[STATE] = self._head << 29 | end >> 3  # from here on the event outlives the process
+        words[STATE] = self._head << 29 | end >> 3  # from now on the event survives the process
         self._tail = end
         self.waiting += 1
         self.size += size
         return True
 
     def _go_round(self, length: int) -> bool:
-        """Have the next record begin where the ring begins; False when it has no room there."""
+        """Wrap around, so that the next record is at the beginning of the ring; False if it has no room there."""
         tail = self._tail
         if tail < self._head or length > self._head - UNIT:
             return False
@@ -190,7 +190,7 @@ class Ring:
         return True
 
     def pop(self) -> bytes:
-        """Remove and return the oldest event that is not in hand. There must be one."""
+        """Remove and return the oldest event that is not in flight. There must be one."""
         self._skip_wrap()
         event = self._read(self._base + self._head)
         self._advance(self._head + _record(event), 1)
@@ -198,7 +198,7 @@ class Ring:
         return event
 
     def take(self, max_items: int, max_bytes: int) -> list[bytes]:
-        """The batch in hand, or the next one. ``max_bytes`` counts a comma after each event."""
+        """The batch in flight, or else the next one. ``max_bytes`` counts a comma after each event."""
         if not self.batch:
             if self._next:
                 self.batch, self._next = self._next[-1], self._next[:-1]
@@ -207,16 +207,16 @@ class Ring:
         return self.batch
 
     def in_hand(self) -> list[bytes]:
-        """The events of the batch in hand, and of what was split off from it."""
+        """The events of the batch in flight, and of what was split off from it."""
         return self.batch + [event for part in self._next for event in part]
 
     def halve(self) -> None:
-        """Have the first half of the batch in hand be the batch, and the rest the next one."""
+        """Split the batch in flight: its first half is the batch now, the rest the next one."""
         keep = len(self.batch) // 2
         self._next, self.batch = [*self._next, self.batch[keep:]], self.batch[:keep]
 
     def settle(self) -> list[bytes]:
-        """Remove and return the batch in hand."""
+        """Remove and return the batch in flight."""
         batch, self.batch = self.batch, []
         start, end = self._in_hand
         self._in_hand = (start + sum(map(_record, batch)), end) if self._next else (0, 0)
@@ -243,13 +243,13 @@ class Ring:
         return events
 
     def detach(self) -> None:
-        """Forget all events, which stay in the memory for whoever gets the slot when it is released."""
+        """Forget all events. They stay in the memory, for whoever gets the slot when it is released."""
         if not self.is_lost():
             self._words[OWNER] = 0
         self._forget()
 
     def trim(self) -> None:
-        """Give memory back, if the ring is empty and has been large."""
+        """Return memory to the system, if the ring is empty and has been large."""
         if self.is_empty() and not self.is_lost():
             if self._used > KEPT:
                 self.slot.trim(self._base + KEPT, self._base + self._used)
@@ -280,7 +280,7 @@ class Ring:
         self._in_hand = (0, length)
         self._hand_used = max(self._hand_used, length)
         self._words[HAND] = _word(0, length)
-        self.batch = batch  # before it leaves the ring: a signal handler's exception may come in between
+        self.batch = batch  # before it leaves the ring: an exception of a signal handler may come in between
         self.held = len(batch)
         self._advance(position, len(batch))
 
@@ -289,7 +289,7 @@ class Ring:
         tail = self._tail
         self._used = max(self._used, tail)
         if head == tail:
-            head = tail = 0  # begin anew, so that a ring which is mostly empty uses few pages
+            head = tail = 0  # start at the beginning again, so that a ring that is mostly empty uses few pages
             self._limit = self._room
         elif tail < head:
             self._limit = head - UNIT
@@ -309,11 +309,11 @@ class Ring:
         size = _header.unpack_from(self._memory, start)[0]
         return bytes(self._memory[start + UNIT : start + UNIT + size])
 
-    # What a dead process left.
+    # What an ended process left.
 
     @classmethod
     def left_in(cls, slot: Slot) -> tuple[Ring, str]:
-        """The ring that the slot's last process left, and what is wrong with it: then it ends before that."""
+        """The ring that the slot's previous process left, and what is wrong with it: it ends before that then."""
         spans = _span(slot.words[STATE]), _span(slot.words[HAND])
         ring = cls.__new__(cls)
         ring._lay_out(slot)
@@ -331,7 +331,7 @@ class Ring:
             wrong = str(problem)
             self.unreadable += self._count(self._base, self._room, self._tail, ring[1])
         if self._head == self._tail:
-            self._head = self._tail = 0  # they may have pointed anywhere
+            self._head = self._tail = 0  # the word may have pointed anywhere
         self._limit = self._head - UNIT if self._tail < self._head else self._room
         if not self._was_killed_in_take(*hand):
             held: list[bytes] = []
@@ -347,14 +347,14 @@ class Ring:
             except ValueError as problem:
                 wrong = wrong or str(problem)
                 self.unreadable += self._count(self._hand_base, self.slot.hand, position, hand[1])
-        # What is in both parts is in the ring alone from now on, or a `pop` would not reach it. What cannot be read is
-        # forgotten, or each look would find it anew.
+        # What is in both parts is in the ring only from now on, or `pop` would not reach it. What cannot be read is
+        # forgotten, or each look would find it again.
         self._words[HAND] = _word(*self._in_hand)
         self._words[STATE] = _word(self._head, self._tail)
         return wrong
 
     def _verified(self, base: int, room: int, position: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """The events between two positions, and where each ends; `ValueError` where there is none."""
+        """The events between two positions, and where each ends; `ValueError` if there is no valid one."""
         for start, after, checksum in self._records(base, room, position, end):
             event = self._read(base + start)
             if self._checked and crc32(event) != checksum:
@@ -362,13 +362,13 @@ class Ring:
             yield after, event
 
     def _count(self, base: int, room: int, position: int, end: int) -> int:
-        """How many records seem to lie between two positions, at the first of which is one that cannot be read."""
+        """How many records there seem to be between two positions, the first of which cannot be read."""
         count = 0
         try:
             for _ in self._records(base, room, position, end):
                 count += 1
         except ValueError:
-            count += 1  # where the next one begins is not to be known
+            count += 1  # where the next one begins cannot be known
         return max(1, count)
 
     def _records(self, base: int, room: int, position: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -389,7 +389,7 @@ class Ring:
             position = after
 
     def _was_killed_in_take(self, start: int, end: int) -> bool:
-        """True when what is in hand still waits as well."""
+        """True when what is in flight still waits as well."""
         if not (start < end <= self.slot.hand and self.waiting):
             return False
         self._skip_wrap()

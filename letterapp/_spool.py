@@ -22,11 +22,11 @@ from collections import deque
 from struct import Struct
 from time import localtime, strftime
 
-from ._delivery import unreadable
 from ._handlers import pass_on
 from ._locks import POSSIBLE, LockedFile
 from ._private import must_be_ours
 from ._random import random_bytes
+from ._reporter import unreadable
 from ._ring import LARGEST, UNIT, WORDS, Ring, are_rooms, bytes_in, holds_events, rooms
 from ._settings import MAX_ITEMS
 from .errors import LetterError

@@ -1,14 +1,14 @@
-"""Where this process's events may lie: the first place that has room.
+"""Storage backends in order of preference: a spool, memory that the family shares, private memory.
 
-Lives here: `Stores`, the order of the places, and the report of a process whose place keeps less than was promised.
-Never here: what a place is, or how events lie in it.
+Responsible for: `Stores`, their order, and the report of a process that gets a backend which promises less.
+Not responsible for: the backends themselves.
 """
 
 from __future__ import annotations
 
-from . import _lifecycle, _memory
-from ._delivery import Reporter
+from . import _memory, _servers
 from ._memory import PrivateMemory, SharedMemory, Unavailable
+from ._reporter import Reporter
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from ._settings import Settings
 
     class Store(Protocol):
-        """A place for slots. Any thread may ask; a descendant may ask what `for_child` gave it."""
+        """A source of slots. Any thread may call; a descendant calls what `for_child` returned."""
 
         def claim(self) -> Slot | None:
-            """A slot for this process, which may hold a dead one's events; None when there is no room."""
+            """A slot for this process, which may hold an ended one's events; None when there is no room."""
 
         def orphans(self) -> Iterable[Slot]:
-            """The slots with events of processes that have ended: from now on this process's."""
+            """The slots with events of ended processes. From now on they are this process's."""
 
         def has_orphans_in_memory(self) -> bool:
-            """True when there are such slots, if that can be seen within microseconds."""
+            """True when there are such slots, if that can be told within microseconds."""
 
         def losses(self) -> list[LetterError]:
-            """Reports of ended processes' events that are gone, since the last call. Who asks counts and tells them."""
+            """Reports of lost events of ended processes, since the last call. The caller counts and reports them."""
 
         def for_child(self) -> Any:
-            """The place as a forked child is to use it."""
+            """What a forked child is to use."""
 
 
 class Stores:
-    """The places of one client in one process."""
+    """The backends of one client in one process."""
 
     def __init__(
         self, places: list[Store], report: Callable[[LetterError], object] | None = None, unshared: str = ""
     ) -> None:
-        """``unshared``: why events in memory are out of the family's reach, where that is to be reported."""
+        """``unshared``: why the family cannot reach events in memory, if that is to be reported."""
         self._places = places
         self._report = report
         self._unshared = unshared
@@ -62,7 +62,7 @@ class Stores:
             if settings.spool:
                 from ._spool import Spool
 
-                places.insert(0, Spool(settings, report, _lifecycle.is_before_fork))
+                places.insert(0, Spool(settings, report, _servers.is_before_fork))
         return cls(places, report, unshared)
 
     def claim(self) -> Slot:
@@ -84,7 +84,7 @@ class Stores:
             yield from place.orphans()
 
     def has_orphans_in_memory(self) -> bool:
-        """The same within microseconds, and of the family's memory alone."""
+        """The same, in shared memory only, within microseconds."""
         return any(place.has_orphans_in_memory() for place in self._places)
 
     def note_loss(self, error: LetterError) -> None:
@@ -102,7 +102,7 @@ class Stores:
         return Stores(places, self._report, self._unshared)
 
     def _tell_unshared(self) -> None:
-        """Say that what is promised of a family does not hold here: once in a family."""
+        """Report, once in a family, that what is promised of a family does not hold here."""
         why, self._unshared = self._unshared, ""
         shared = _shared(self._places)
         if shared is not None and shared.is_first_without():

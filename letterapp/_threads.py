@@ -1,10 +1,10 @@
-"""The client's own threads: signals are none of their business, and one that has left is gone.
+"""The client's own threads.
 
-Lives here: the signal mask of a thread, and the system's word that it has ended. Never here: what a thread does, when
-one is started.
+Responsible for: their signal mask, and waiting until the system has removed one. Not responsible for: what a thread
+does, and when one is started.
 
-A thread that takes any signal may take one that the program has blocked in its own threads, to get it by `sigwait`; the
-signal's default action would then end the process.
+They block all signals. Otherwise one might receive a signal that the program has blocked in its own threads, to receive
+it by `sigwait`, and the signal's default action would end the process.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-# What the thread itself causes: blocked, it would end the process without a word of faulthandler's.
+# Caused by the thread itself. Blocked, they would end the process without a report of faulthandler.
 _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGABRT")
-_ENDING = 1.0  # seconds that the system may take to remove a thread; tens of microseconds, mostly
-_this = threading.local()  # `mask`: that of whoever started this thread
+_ENDING = 1.0  # seconds that the system may take to remove a thread; usually tens of microseconds
+_this = threading.local()  # `mask`: the signal mask of the thread that started this one
 
 
 def start(run: Callable[..., object], *arguments: object) -> None:
-    """Start a daemon thread that takes no signals. Raises what `_thread.start_new_thread` raises.
+    """Start a daemon thread that receives no signals. Raises what `_thread.start_new_thread` raises.
 
-    The thread blocks them itself: a handler that raises in the middle of it would leave them blocked in the caller.
+    The thread blocks them itself: if the caller did, a handler that raises could leave them blocked there.
     """
-    mask = getattr(_this, "mask", None)  # started by one of these itself, it is the mask of that one's starter
+    mask = getattr(_this, "mask", None)  # in a thread that was started here, the mask of its own starter
     _thread.start_new_thread(_without_signals, (_thread.get_native_id(), mask, run, arguments))
 
 
 def as_started(act: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``act``, which is the application's, with the signal mask that it would have elsewhere.
+    """Call ``act``, a function of the application, with the signal mask of the thread that started this one.
 
-    A program that it starts inherits that, and could not be stopped else.
+    A program that it starts inherits the mask, and could not be stopped by signals otherwise.
     """
     mask = getattr(_this, "mask", None)
     if mask is None:
@@ -52,15 +52,13 @@ def as_started(act: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def await_end(thread: int, longest: float) -> None:
-    """Wait until the system has removed a thread of this process that has left, at most ``longest`` seconds.
+    """Wait until the system has removed the thread with this native id, for ``longest`` seconds at most.
 
-    It is known by its native id.
-
-    Until then Python warns of a fork (3.12), and cannot end a sub-interpreter. Elsewhere than on Linux it returns at
-    once.
+    Until then Python warns of a fork (3.12), and cannot end a sub-interpreter. Returns at once on other systems than
+    Linux.
     """
     if not thread or thread == _thread.get_native_id():
-        return  # a greenlet's
+        return  # a greenlet has the id of the thread that it runs in
     until = monotonic() + min(longest, _ENDING)
     place = f"/proc/self/task/{thread}"
     while os.path.exists(place) and monotonic() < until:

@@ -1,11 +1,11 @@
-"""One kept-alive connection to the API: post a body, get an answer or a mapped error.
+"""One kept-alive connection to the API: post a body, return the answer or raise `Unreachable`.
 
-Lives here: one request and its answer, its time-out, the TLS context, and when a kept connection is replaced.
-Never here: whether to try again, queues, threads, sockets (`_line`). Used by one thread at a time.
+Responsible for: one request and its answer, its time-out, the TLS context, replacing a kept connection.
+Not responsible for: retries, queues, threads, sockets (`_line`). Used by one thread at a time.
 
-`ssl`, `http.client` and the like are imported at the first request, by whichever thread sends it, so importing the
-package stays cheap and gevent may patch before. All of it at once, in `load`: a fork in the middle of an import leaves
-the child a half-made module for ever, so `_forks` has forks wait for that moment, and none must follow it.
+`ssl`, `http.client` and others are imported at the first request, by the thread that sends it. So importing the package
+is cheap, and gevent may patch before that. They are imported all at once, in `load`: a child that is forked during an
+import keeps a partially initialised module, so forks wait for `load`, and no import may follow it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from ._proxy import Proxy
     from ._settings import Settings
 
-MAX_ANSWER = 65_536  # bytes of an answer's body that are read; what the API says fits many times over
-REQUEST_TIMEOUT = 408  # how balancers close a connection that they find idle too long: no answer to a request
+MAX_ANSWER = 65_536  # bytes of an answer's body that are read, many times what the API sends
+REQUEST_TIMEOUT = 408  # how load balancers close an idle connection: no answer to a request
 
 
-# All that a request, its answer and its failures make use of, the codec of host names included. `ssl` comes before
-# `http.client`, which does without it for as long as the process lives if it cannot be imported at that moment.
+# All that a request, its answer and its failures use, including the codec of host names. `ssl` comes before
+# `http.client`, which would never use it in this process if it could not be imported at that moment.
 _NEEDED = (
     *("socket", "select", "ssl", "base64", "calendar", "email.utils", "encodings.idna", "http.client", "json"),
     "urllib.parse",
 )
-_OPEN_AT_ONCE = 8  # files: what an import, a library of C and its libraries have open at the same time, and some more
+_OPEN_AT_ONCE = 8  # files that an import, a C library and its libraries have open at the same time, and some more
 
 
 def load() -> None:
@@ -55,10 +55,10 @@ def load() -> None:
 
 
 def _try_descriptors() -> None:
-    """Raise the system's `OSError` before the first import, if none of them could open its file.
+    """Raise `OSError` before the first import if there are no descriptors for it.
 
-    Not in the middle of one: modules that catch `ImportError`, as `hashlib` and `http.client` do, would lack a part of
-    themselves for the application too, long after there are descriptors again.
+    Not during one: modules that catch `ImportError`, as `hashlib` and `http.client` do, would lack a part for the
+    application too, long after there are descriptors again.
     """
     held: list[int] = []
     try:
@@ -70,7 +70,7 @@ def _try_descriptors() -> None:
 
 
 class Answer:
-    """An HTTP answer, its body read up to `MAX_ANSWER`."""
+    """An HTTP answer, with at most `MAX_ANSWER` bytes of its body."""
 
     def __init__(
         self, status: int, body: str = "", retry_after: str | None = None, location: str | None = None
@@ -82,7 +82,7 @@ class Answer:
 
 
 class Unreachable(Exception):
-    """No whole answer came: refused, reset, timed out, cut short, garbage. The text says which."""
+    """There was no complete answer: refused, reset, timed out, truncated, invalid. The text says which."""
 
 
 class Transport:
@@ -105,7 +105,7 @@ class Transport:
         self._context_type: type | None = None
 
     def prepare(self) -> None:
-        """Do what the first request does once: the imports, and the TLS context. May raise anything."""
+        """Do what the first request has to do once: the imports, the TLS context. May raise anything."""
         undisturbed(WORK, load)
         if self._settings.secure:
             undisturbed(WORK, self._tls)
@@ -129,7 +129,7 @@ class Transport:
                 self._context = None
             raise Unreachable(_reason(error, timeout)) from error
         except BaseException:
-            self.close()  # a KeyboardInterrupt in the middle: the connection's state is unknown
+            self.close()  # a KeyboardInterrupt: the connection's state is unknown
             raise
 
     def _post(self, path: str, body: bytes, deadline: float) -> Answer:
@@ -171,10 +171,10 @@ class Transport:
         else:
             response = connection.getresponse()
         if line.ended:
-            raise http.client.IncompleteRead(b"")  # in the headers, which `http.client` takes for their end
+            raise http.client.IncompleteRead(b"")  # within the headers, where `http.client` does not notice
         if response.status < 200:
             raise http.client.BadStatusLine(f"status {response.status}")
-        # With what a key may take that begins before the bound, so that no part of it is left.
+        # And as much more as a key may take that begins before the bound, so that no part of it remains.
         beyond = len(self._settings.api_key)
         data = response.read(MAX_ANSWER + beyond + 1)
         is_cut = len(data) > MAX_ANSWER
@@ -182,7 +182,7 @@ class Transport:
             raise http.client.IncompleteRead(data, response.length)
         headers = response.headers
         if response.will_close or not response.isclosed() or response.status == REQUEST_TIMEOUT:
-            self.close()  # the server closes, or there is more to read than is worth reading
+            self.close()  # the server closes it, or there is more than we want to read
         text = without_keys((data[: MAX_ANSWER + beyond] if is_cut else data).decode("utf-8", "replace"))
         if is_cut:
             text = text[: max(0, len(text) - beyond)]
@@ -203,7 +203,7 @@ class Transport:
             line = self._line = open_line(host, port, deadline)
             if settings.secure:
                 if proxy:
-                    line.ask_for_tunnel(settings.authority, proxy.secrets)
+                    _open_tunnel(line, settings.authority, proxy.secrets)
                 undisturbed(NETWORK, line.secure, self._tls(), settings.host)
             elif proxy:
                 self._prefix = f"http://{settings.authority}{settings.path}"
@@ -229,6 +229,21 @@ class Transport:
             self._context = as_started(given) if given is not None else ssl.create_default_context()
             self._context_type = ssl.SSLContext
         return self._context
+
+
+def _open_tunnel(line: Line, authority: str, secrets: Secret) -> None:
+    """Have an HTTP proxy connect ``line`` to ``authority`` (RFC 9110, 9.3.6). ``secrets``: lines of the header."""
+    from ._response import TunnelResponse
+
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii")
+    line.send(lambda: line.sendall(head), secrets)
+    response = TunnelResponse(line, method="CONNECT")  # type: ignore[arg-type]
+    response.begin()
+    response.close()
+    if response.status != 200:
+        raise OSError(f"the proxy refused: {response.status} {response.reason}")
+    if line.has_surplus:
+        raise OSError("the proxy said more than it was asked")
 
 
 def _is_timeout(error: Exception) -> bool:

@@ -27,15 +27,16 @@ from multiprocessing import AuthenticationError
 from multiprocessing.managers import BaseManager
 from queue import Empty, Full
 
-from . import _lifecycle, _protocol
+from . import _lifecycle, _protocol, _servers
 from ._bell import Bell
 from ._client import settings_of
 from ._clock import monotonic
-from ._delivery import Reporter
 from ._forks import this_process
 from ._handlers import pass_on
+from ._manager_connection import ANSWERING, NOT_YET, Disconnected, ManagerConnection
 from ._manager_program import batches_of, start_process
-from ._queues import ANSWERING, NOT_YET, ForeignQueue, ManagerConnection, ManagerQueue, ProxyQueue, adapt
+from ._queues import ForeignQueue, ManagerQueue, ProxyQueue, adapt
+from ._reporter import Reporter
 from ._sender import Sender
 from ._settings import DEFAULT_BASE_URL, FixedOptions, seconds
 from ._texts import SecretBytes, concealed
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from ._manager import BatchServer
-    from ._queues import Address, Target
+    from ._manager_connection import Address
+    from ._queues import Target
 
 __all__ = ["QueueListener", "SenderManager"]
 
@@ -285,6 +287,7 @@ class QueueListener(FixedOptions):
         self._sender: Sender | None = None
         self._stopped = threading.Event()
         self._is_draining = False  # it is to end when what is in the queue now has been taken
+        self._has_marked_end = False  # a sentinel is behind that
         self._is_last = False  # all that was in the queue by then has come
         self._is_over = False  # the time of `stop` or of the end is over: what is in the queue stays there
         self._told = ""
@@ -298,10 +301,9 @@ class QueueListener(FixedOptions):
         self.owner = this_process()
         self._room = Bell()
         self._sender = Sender(self._settings, report=self._report, progress=self._room)
-        _lifecycle.unwatch(self._sender)  # its end is that of the listener
         _lifecycle.watch(self)  # type: ignore[arg-type]  # the process's end stops it
         self._sender.send_orphans()
-        if not _lifecycle.start_thread(self._run):
+        if not _servers.start_thread(self._run):
             self._sender = None
             raise LetterError("a listener needs a thread, and none can run in this process")
 
@@ -377,6 +379,7 @@ class QueueListener(FixedOptions):
             # Behind all that this process has put: a `multiprocessing.Queue` writes on a thread of its own, so "empty"
             # says nothing yet.
             self._is_last = not self._put_sentinel()
+            self._has_marked_end = True
         return self._stopped.wait(max(0.0, deadline - monotonic()))
 
     def _put_sentinel(self) -> bool:
@@ -398,13 +401,17 @@ class QueueListener(FixedOptions):
         channel: _Source | None = None
         try:
             while self.owner.pid == os.getpid() and not self._is_over:
+                # Asked before the look: one that began before the sentinel was put, and found nothing, says nothing of
+                # what has come since.
+                has_marked_end = self._has_marked_end
                 try:
                     channel = channel or _Source(self._source)
                     item = channel.get(0.0 if self._is_last else _GET)
                 except Empty:
                     if channel is not None and channel.is_kept_from_us():
                         self._tell("the queue has items, and another reader holds it, perhaps one that was killed")
-                    if self._is_draining:
+                        has_marked_end = self._is_draining
+                    if has_marked_end and not (channel is not None and channel.is_being_written()):
                         return
                     continue
                 except Exception as problem:
@@ -495,9 +502,11 @@ class _Source:
             left = max(0.0, until - monotonic())
             try:
                 item = self._connection.ask("get_nowait", wait=left or ANSWERING)
-                if item is not NOT_YET:
-                    return item
-                raise Empty
+                if item is NOT_YET:
+                    raise Empty
+                if item is None and self._connection.confirm(ANSWERING, ANSWERING) is NOT_YET:
+                    raise Disconnected("it does not answer in time")
+                return item
             except Empty:
                 if monotonic() + pause >= until:
                     raise
@@ -507,6 +516,10 @@ class _Source:
     def is_kept_from_us(self) -> bool:
         """True when there are items, though `get` found none."""
         return self._connection is None and self._target.is_kept_from_us()
+
+    def is_being_written(self) -> bool:
+        """True while a thread of this process still has to write what was put into the queue here."""
+        return self._connection is None and self._target.is_being_written()
 
     def close(self) -> None:
         if self._connection is not None:

@@ -78,7 +78,7 @@ class Driven:
         """Take turns until nothing waits. Returns the waits between two tries, which the clock jumped over."""
         waits = []
         while True:
-            wait = self.sender.step()
+            wait = self.sender._batches.step()
             if wait == DONE:
                 return waits
             if wait:
@@ -88,7 +88,7 @@ class Driven:
     def stop(self) -> None:
         self.sender._outbox.abandon("closed")
         self.sender._outbox.desert()
-        self.sender._transport.close()
+        self.sender._batches._transport.close()
 
 
 def connections(api: IngestionServer) -> int:

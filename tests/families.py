@@ -32,7 +32,7 @@ def has_looked(sender):
     "Wait until a thread that was just started has looked for what others left. It does so again after a second."
     if sender.owner.pid == os.getpid():
         while sender._outbox.attended and (
-            not sender._heir._next_look or (sender._turn.is_taken() and sender._outbox._in_hand is None)
+            not sender._heir._next_look or (sender._batches.lock.is_taken() and sender._outbox._in_hand is None)
         ):
             time.sleep(0.001)
 

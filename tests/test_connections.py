@@ -101,7 +101,7 @@ def test_what_a_server_says_unasked_on_an_idle_connection_is_not_taken_for_an_an
     one.track()
     assert one.settle() == []
     handlers[0].answer(408)
-    assert eventually(one.sender._transport._line.is_stale, bool)
+    assert eventually(one.sender._batches._transport._line.is_stale, bool)
     one.track()
     assert one.settle() == []
     assert (letter_api.distinct, connections(letter_api)) == (2, 2)

@@ -462,7 +462,7 @@ def test_what_a_killed_child_left_after_a_close_that_gave_up_is_delivered(letter
     os.waitpid(pid, 0)
     print("closed")
     sys.stdout.flush()
-    while letter._delivery._turn.is_taken():  # until the request that nobody waits for is over
+    while letter._delivery._batches.lock.is_taken():  # until the request that nobody waits for is over
         time.sleep(0.01)
     """
     hold = Hold()
@@ -653,7 +653,7 @@ def test_a_signal_in_the_middle_of_a_request_that_the_call_itself_sends_tells_wh
         os.write(1, f"told {error.cause} {error.lost}\\n".encode())
 
     letter = Letter('k', API, flush_at=2, flush_interval=3600, exit_signals=(signal.SIGTERM,), on_error=told)
-    letter._delivery._start = lambda: False  # as where no thread can run
+    letter._delivery._worker._start = lambda send: False  # as where no thread can run
     work(letter, 2)
     """
     with start(code, letter_api.url, tmp_path, PYTHONWARNINGS="ignore") as program:

@@ -190,7 +190,7 @@ def hold():
         with letter._delivery._outbox._lock:
             held.set()
             over.wait(40)
-    letter._delivery._turn.run(wait_inside, 0)
+    letter._delivery._batches.lock.run(wait_inside, 0)
 holder = threading.Thread(target=hold)
 letter.flush()
 holder.start()

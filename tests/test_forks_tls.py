@@ -83,10 +83,10 @@ def test_a_fork_waits_until_the_sender_s_thread_has_ended_in_c_too(
     # destructor of the test's own takes the place of OpenSSL's.
     code = """
     import ctypes
-    from letterapp import _forks, _sender
+    from letterapp import _forks, _worker
 
     _forks.NETWORK = 60.0
-    _sender.IDLE = 0.01 if sys.argv[1] == 'idle' else 60.0
+    _worker.IDLE = 0.01 if sys.argv[1] == 'idle' else 60.0
     forking, is_over = threading.Event(), False
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)

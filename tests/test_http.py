@@ -132,8 +132,8 @@ def test_a_refused_connection_is_tried_again(driven: Any, errors: list[LetterErr
     port = free_port()
     one = driven(f"http://127.0.0.1:{port}")
     one.track()
-    assert one.sender.step() == 0.0
-    assert 0.25 <= one.sender.step() <= 0.3125
+    assert one.sender._batches.step() == 0.0
+    assert 0.25 <= one.sender._batches.step() <= 0.3125
     with IngestionServer(port) as api:
         one.settle()
         assert api.distinct == 1
@@ -242,7 +242,7 @@ def test_max_retries_0_means_one_try(
 
 def is_between_tries(letter: Letter) -> Any:
     """True once the sender has noted when the next try is, which it does after it has counted the retry."""
-    return eventually(lambda: letter._delivery._not_before, bool)  # type: ignore[attr-defined]
+    return eventually(lambda: letter._delivery._batches._effort.not_before, bool)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

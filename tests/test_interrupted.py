@@ -177,12 +177,12 @@ def test_sending(later: int, make: Callable[..., Letter], letter_api: Any) -> No
 
 @needs_instructions
 def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: Any) -> None:
-    files = {str(PACKAGE / f"{name}.py") for name in ("_sender", "_inside", "_bell", "_outbox", "_heir")}
+    files = {str(PACKAGE / f"{name}.py") for name in ("_sender", "_batches", "_worker", "_inside", "_bell", "_outbox", "_heir")}
 
     def interrupted(at: set[int]) -> bool:
         handler = Handler(files, at)
         letter = make(flush_interval=0, flush_at=100, max_retries=0)
-        letter._delivery._start = lambda: False  # type: ignore[attr-defined]
+        letter._delivery._worker._start = lambda send: False  # type: ignore[attr-defined]
         returned = set()
         for serial in range(3):
             who = f"{sorted(at)} {serial}"
@@ -289,7 +289,7 @@ def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bo
     handler = Handler({_link.__file__, _relayed.__file__}, at)
     sender = _relayed.RelayedSender(settings)
     sender._report = lambda error: None  # type: ignore[assignment]
-    sender._outbox.attend().begun = True  # type: ignore[union-attr]  # as the thread does: so none is started
+    sender._local._outbox.attend().begun = True  # type: ignore[union-attr]  # as the thread does: so none is started
     returned: set[bytes] = set()
     settled: list[bytes] = []
 
@@ -307,12 +307,12 @@ def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bo
     put(*EVENTS[5:])
 
     last = sender.stats()  # as any later call would, it takes back what is left
-    own = sender._outbox.take(100, 100_000)
+    own = sender._local._outbox.take(100, 100_000)
     assert returned <= {*settled, *own}, f"lost at {at}"
     assert last["waiting"] == len(own), (at, last)
     assert last["accepted"] == last["delivered"] + len(own) and last["lost"] == {}, (at, last)
-    sender._outbox.settle()
-    sender._outbox.desert()
+    sender._local._outbox.settle()
+    sender._local._outbox.desert()
     assert sender.close(1), at
     return handler.reached()
 

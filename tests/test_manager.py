@@ -10,6 +10,7 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import multiprocessing.managers
 import os
 import pickle
 import queue as queues
@@ -29,9 +30,10 @@ from managed import KEY, SECRET, Directory, own_directory  # noqa: F401  (a fixt
 
 from letterapp import Letter, LetterError
 from letterapp._handover import Handover
+from letterapp._manager_connection import Disconnected
 from letterapp._manager_program import address_of, spawn_process
 from letterapp._protocol import proof
-from letterapp._queues import Disconnected, ManagerQueue, ProxyQueue
+from letterapp._queues import ManagerQueue, ProxyQueue
 from letterapp._retry import Pending, Settled
 from letterapp.relay import SENDING, QueueListener, SenderManager
 from letterapp.testing import Hold, status
@@ -476,7 +478,7 @@ class Suspended:
     """Nothing leaves a client while events are put in, so that they make one batch."""
 
     def __init__(self, letter: Letter) -> None:
-        self._turn = letter._delivery._turn  # type: ignore[attr-defined]
+        self._turn = letter._delivery._batches.lock  # type: ignore[attr-defined]
         self._begun, self._over = threading.Event(), threading.Event()
         self._holder = threading.Thread(target=self._hold)
 
@@ -640,7 +642,7 @@ def test_a_flush_takes_no_longer_than_it_may_where_the_manager_stands_still(mana
     one = manager()
     pid = one.status()["pid"]
     letter = Letter(relay=one.queue, on_error=lambda error: None, **SLOW)
-    letter._delivery._start = lambda: False  # type: ignore[attr-defined]  # as where no thread runs
+    letter._delivery._worker._start = lambda send: False  # type: ignore[attr-defined]  # as where no thread runs
     os.kill(pid, signal.SIGSTOP)
     try:
         for _ in range(2):
@@ -1247,7 +1249,7 @@ def test_a_child_does_not_wait_for_its_parent_s_feeder(letter_api: Any, tmp_path
 def test_a_queue_that_nobody_reads_does_not_grow(letter_api: Any, errors: Any) -> None:
     queue = multiprocessing.Queue()
     letter = Letter(KEY, letter_api.url, relay=queue, on_error=errors.append, **SLOW)
-    handover = letter._delivery._handover  # type: ignore[attr-defined]
+    handover = letter._delivery._batches.handover  # type: ignore[attr-defined]
     for turn in range(5):
         letter.track("program", "Worked", {"serial": turn, "x": "y" * 70_000})
         assert letter.flush(DEADLINE)
@@ -1353,6 +1355,107 @@ def test_a_listener_s_life(letter_api: Any, errors: Any) -> None:
     assert not gone.stop(DEADLINE)  # what is in it cannot be known
 
 
+class LateQueue:
+    """A queue whose first reader is not told before ``late`` that it has found nothing, for which it had waited."""
+
+    def __init__(self) -> None:
+        self._items: Any = queues.Queue()
+        self.is_read, self.is_stopped, self.late = threading.Event(), threading.Event(), threading.Event()
+
+    def put_nowait(self, item: Any) -> None:
+        self._items.put_nowait(item)
+        self.is_stopped.set()  # by the sentinel of `stop`, which nothing else puts here
+
+    def put_before(self, item: Any) -> None:
+        self._items.put_nowait(item)
+
+    def get(self, block: bool, timeout: float) -> Any:
+        if not self.is_read.is_set():
+            self.is_read.set()
+            assert self.late.wait(DEADLINE)
+            raise queues.Empty
+        return self._items.get(block, timeout)
+
+
+def test_a_listener_that_found_nothing_just_before_it_is_stopped_looks_again(letter_api: Any, errors: Any) -> None:
+    queue = LateQueue()
+    listener = QueueListener(queue, KEY, letter_api.url, on_error=errors.append)
+    listener.start()
+    assert queue.is_read.wait(DEADLINE)
+    queue.put_before([event(0)])
+    stopping = threading.Thread(target=listener.stop, args=(DEADLINE,))
+    stopping.start()
+    assert queue.is_stopped.wait(DEADLINE)
+    queue.late.set()
+    stopping.join(DEADLINE)
+    assert whose(letter_api) == {"u": [0]} and not errors
+
+
+class EndsBetween:
+    """In place of a manager's `stop_event`: set from the ``number``-th look on of a connection's thread.
+
+    That thread looks between two requests. It is shown "set" when the next request is there, which is then not carried
+    out: what happens by chance when a manager ends while it is asked.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self._event = threading.Event()
+        self.set, self.wait = self._event.set, self._event.wait
+
+    def is_set(self) -> bool:
+        connection = sys._getframe(1).f_locals.get("conn")
+        if connection is None or self._left < 0:
+            return self._event.is_set()
+        self._left -= 1
+        if self._left >= 0:
+            return False
+        assert connection.poll(DEADLINE)
+        return True
+
+
+class EndingQueue(queues.Queue):  # type: ignore[type-arg]
+    def end_between(self, number: int) -> None:
+        multiprocessing.current_process()._manager_server.stop_event = EndsBetween(number)  # type: ignore[attr-defined]
+
+
+class EndingManager(multiprocessing.managers.BaseManager):
+    pass
+
+
+EndingManager.register("Queue", EndingQueue)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_what_a_manager_answers_as_it_ends_is_not_taken_for_an_item(number: int, letter_api: Any, errors: Any) -> None:
+    with EndingManager(ctx=multiprocessing.get_context("fork")) as other:
+        ending = other.Queue()  # type: ignore[attr-defined]
+        for serial in range(3):
+            ending.put([event(serial)])
+        ending.end_between(number + 1)  # and one look after this answer
+        with QueueListener(ending, KEY, letter_api.url, on_error=errors.append):
+            assert eventually(lambda: letter_api.distinct, lambda count: count == 3)
+            assert eventually(lambda: errors, bool)
+            assert ending.empty()
+    assert {error.cause for error in errors} == {"degraded"}, errors
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_what_a_manager_answers_as_it_ends_does_not_settle_a_batch(number: int, letter_api: Any, errors: Any) -> None:
+    with EndingManager(ctx=multiprocessing.get_context("fork")) as other:
+        ending = other.Queue()  # type: ignore[attr-defined]
+        ending.end_between(number + 1)
+        letter = Letter(KEY, letter_api.url, relay=ending, on_error=errors.append)
+        for serial in range(4):
+            work(letter, 1, start=serial)
+            assert letter.flush(DEADLINE)
+        assert letter.close(DEADLINE)
+        handed_over = [json.loads(each)["messageId"] for _ in range(ending.qsize()) for each in ending.get()]
+    sent = [each["messageId"] for request in letter_api.requests for each in request.json["batch"]]
+    assert len({*handed_over, *sent}) == 4
+    assert {error.cause for error in errors} <= {"degraded"}, errors
+
+
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="once is enough")
 def test_importing_the_client_does_not_import_multiprocessing() -> None:
     import subprocess
@@ -1365,7 +1468,7 @@ def test_a_connection_whose_descriptor_somebody_closed_is_replaced(manager: Any,
     letter = Letter(relay=manager().queue, on_error=errors.append, **SLOW)
     work(letter, 1)
     assert letter.flush(DEADLINE)
-    descriptor = letter._delivery._handover._channel._wire._line._sock.fileno()  # type: ignore[attr-defined]
+    descriptor = letter._delivery._batches.handover._channel._wire._line._sock.fileno()  # type: ignore[attr-defined]
     os.close(descriptor)
     with socket.socketpair()[0] as stranger:  # which gets the number
         work(letter, 1, start=1)

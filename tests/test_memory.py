@@ -448,7 +448,7 @@ def test_a_process_closes_all_descriptors_in_the_middle_of_use(
     letter, busy = Letter('k', API, **LATER), Letter('k', API, **LATER)
     work(letter, 20)
     letter.flush()
-    letter._delivery._transport.close()  # not this test's concern: it would be closed by its number
+    letter._delivery._batches._transport.close()  # not this test's concern: it would be closed by its number
     work(busy, 20, 'busy')
     path = {closes}
     assert letter.flush()
@@ -529,7 +529,7 @@ def test_a_slot_is_left_alone_by_a_process_that_has_lost_it_and(
         letter._delivery._outbox.attend().begun = True  # no thread of its own
     def is_empty():
         letter._delivery._outbox.hurry()
-        while letter._delivery.step() == 0:
+        while letter._delivery._batches.step() == 0:
             pass
         assert letter.stats()['delivered'] == 60
     def claims():
@@ -974,7 +974,7 @@ def test_memory_is_given_back_after(leaves: str, family: Callable[..., None]) ->
     code = f"""
     def settles_and_dies():
         burst()
-        letter._delivery._rest = lambda deadline: None  # the thread stays for its idle time
+        letter._delivery._worker.stop_when_idle = lambda: None  # the thread stays for its idle time
         assert letter.flush(40)
         die()
     def uses():
@@ -1017,7 +1017,6 @@ def test_pypy(letter_api: Any, tmp_path: Path) -> None:
         assert (finished.code, finished.output) == (0, ""), finished
         assert not program.left_behind()
     once(letter_api, {"parent": 260, "closes": 120, "comes to its end": 120, "killed": 120})
-
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["before the kernel has it", "after"])

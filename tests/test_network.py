@@ -59,7 +59,7 @@ def test_a_429_with_a_moment_that_is_past_makes_no_storm_of_requests(
     one.track()
     until = one.now + 60.0
     while one.now < until and len(letter_api.requests) < 50:
-        one.now += one.sender.step()
+        one.now += one.sender._batches.step()
     assert len(letter_api.requests) <= 9 and errors == []  # after 0, 1/4, 3/4, ... 31.75, 61.75 s
     assert one.letter.stats()["waiting"] == 1
 
@@ -169,7 +169,7 @@ def test_what_nobody_expects_on_the_senders_path_is_tried_again(
     one = driven()
     one.track(5)
     room, _, name = place.rpartition(".")
-    owner = getattr(one.sender, room) if room else one.sender
+    owner = getattr(one.sender._batches, room) if room else one.sender._batches
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), surprise, 3))
     waits = one.settle()
     assert len(waits) == 3
@@ -187,7 +187,7 @@ def test_what_nobody_expects_beside_the_senders_path_ends_no_sender(
     one = driven()
     one.track(5)
     room, _, name = place.rpartition(".")
-    owner = getattr(one.sender, room) if room else one.sender
+    owner = getattr(one.sender._batches, room) if room else one.sender._batches
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), BufferError("cannot be re-sized"), 3))
     assert all(0.25 <= wait <= 0.5 * 1.25 for wait in one.settle())
     assert letter_api.distinct == 5 and {error.cause for error in errors} <= {"degraded"} and len(errors) <= 1
@@ -212,7 +212,9 @@ def test_what_nobody_expects_is_reported_when_no_try_is_left(
 ) -> None:
     one = driven(max_retries=2)
     one.track(5)
-    monkeypatch.setattr(one.sender._transport, "post", failing(one.sender._transport.post, MemoryError(), 3))
+    monkeypatch.setattr(
+        one.sender._batches._transport, "post", failing(one.sender._batches._transport.post, MemoryError(), 3)
+    )
     assert len(one.settle()) == 2
     (error,) = errors
     assert error.cause == "undeliverable" and error.lost == 5 and "MemoryError" in str(error)
@@ -225,7 +227,9 @@ def test_what_nobody_expects_never_settles_a_batch_of_a_spool(
 ) -> None:
     one = driven(max_retries=0, spool=tmp_path / "spool")
     one.track(5)
-    monkeypatch.setattr(one.sender._transport, "post", failing(one.sender._transport.post, MemoryError(), 20))
+    monkeypatch.setattr(
+        one.sender._batches._transport, "post", failing(one.sender._batches._transport.post, MemoryError(), 20)
+    )
     assert len(one.settle()) == 20
     assert serials(letter_api) == [0, 1, 2, 3, 4] and errors == []
 
@@ -243,7 +247,7 @@ def test_a_look_for_ended_processes_that_fails_is_told_once_and_repeated(
 
     monkeypatch.setattr(stores, "orphans", orphans)
     for _ in range(4):
-        one.sender.step()
+        one.sender._batches.step()
         one.now += 3600.0
     assert len(looks) == 4 and len(errors) == 1
 
@@ -881,7 +885,7 @@ def test_max_retries_none_reports_what_finds_no_room(driven: Any, errors: list[L
     one = driven(f"http://127.0.0.1:{free_port()}", max_retries=None, max_queue_events=10)
     one.track(15)
     for _ in range(20):
-        one.now += one.sender.step()
+        one.now += one.sender._batches.step()
     assert sum(error.lost for error in errors) == 5 and {error.cause for error in errors} == {"overflow"}
     assert one.letter.stats()["waiting"] == 10
 
@@ -923,9 +927,9 @@ def test_a_batch_after_an_abandoned_one_has_all_of_its_tries_and_at_once(
     one = driven(max_retries=3)
     one.track()
     for _ in range(3):
-        one.now += one.sender.step()
+        one.now += one.sender._batches.step()
         if len(letter_api.requests) < 3:
-            one.now += one.sender.step()
+            one.now += one.sender._batches.step()
     assert len(letter_api.requests) == 3
     one.sender._give_up("exit", "the process ends")
     assert len(errors) == 1
@@ -943,7 +947,7 @@ def test_a_batch_that_another_process_took_over_leaves_its_tries_to_nobody(
     one = driven(max_retries=3)
     one.track()
     while len(letter_api.requests) < 3:
-        one.now += one.sender.step()
+        one.now += one.sender._batches.step()
     ring = one.sender._outbox._ring
     ring._words[2] += 1  # OWNER: the memory is another process's now
     one.track()

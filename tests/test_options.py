@@ -198,7 +198,7 @@ def test_all_that_waits_when_flush_at_is_reached_leaves_at_once(
 def test_flush_at_counts_what_came_while_a_request_was_under_way(driven: Any, letter_api: Any) -> None:
     one = driven(flush_interval=1000, flush_at=150)
     one.track(150)
-    assert one.sender.step() == 0.0
+    assert one.sender._batches.step() == 0.0
     one.track(99)  # with the 50 that are left
     assert one.settle() == [1000.0]
     assert [len(request.json["batch"]) for request in letter_api.requests] == [100, 100, 49]
@@ -395,8 +395,10 @@ def test_disabled_everything_is_a_no_op_without_a_key(letter_api: Any) -> None:
 
 def test_ssl_context_is_used(make: Any) -> None:
     context = ssl.create_default_context()
-    assert make(base_url="https://localhost", ssl_context=context)._delivery._transport._tls() is context
-    assert make(base_url="https://localhost", ssl_context=lambda: context)._delivery._transport._tls() is context
+    assert make(base_url="https://localhost", ssl_context=context)._delivery._batches._transport._tls() is context
+    assert (
+        make(base_url="https://localhost", ssl_context=lambda: context)._delivery._batches._transport._tls() is context
+    )
 
 
 # Options are fixed.

@@ -294,7 +294,7 @@ def goes_past_by_urllib(url: str) -> bool:
 
 
 def goes_past(url: str) -> bool:
-    return Letter("k", url)._delivery._transport._proxy() is None  # type: ignore[attr-defined]
+    return Letter("k", url)._delivery._batches._transport._proxy() is None  # type: ignore[attr-defined]
 
 
 HOSTS = ["[::1]", "[fe80::1]", "[::ffff:1.2.3.4]", "127.0.0.1", "localhost", "api.letter.app", "API.Letter.app"]

@@ -87,8 +87,8 @@ def test_what_went_the_own_way_is_sent_at_the_end_though_the_relay_stands_still_
     runtime: Runtime, letter_api: Any, tmp_path: Any
 ) -> None:
     code = """
-    from letterapp import _lifecycle
-    _lifecycle.start_thread = lambda *_: False  # as under uWSGI without threads
+    from letterapp import _servers
+    _servers.start_thread = lambda *_: False  # as under uWSGI without threads
     letter = Letter('test-key', API, relay=True, flush_interval=1000, flush_at=10_000, exit_timeout=8)
     work(letter, 1)
     relay = statuses()[0]['pid']
@@ -317,11 +317,11 @@ def test_a_held_request_is_kept_before_it_is_answered(letter_api: IngestionServe
 def test_a_line_that_fits_into_no_request_is_lost_alone(letter_api: IngestionServer) -> None:
     settings = Letter("k", letter_api.url, enabled=False)._settings
     said: list[str] = []
-    sender, owner = OwnedSender(settings, said.append, Bell()), Owner()
-    assert sender.admit(b'{"x":"%s"}' % (b"a" * 501_610), owner)
+    owned, owner = OwnedSender(settings, said.append, Bell()), Owner()
+    assert owned.admit(b'{"x":"%s"}' % (b"a" * 501_610), owner)
     event = b'{"type":"track","userId":"u","messageId":"1","event":"E","timestamp":"2026-01-01","properties":{}}'
-    assert sender.admit(event, owner)
-    assert sender.flush(DEADLINE) and letter_api.distinct == 1 and owner.settled == 2
+    assert owned.admit(event, owner)
+    assert owned.sender.flush(DEADLINE) and letter_api.distinct == 1 and owner.settled == 2
     (report,) = owner.reports
     assert b'"lost": 1' in report and b'"cause": "overflow"' in report
-    sender.close(DEADLINE)
+    owned.sender.close(DEADLINE)

@@ -12,7 +12,7 @@ import pytest
 from harness import DEADLINE, Program, environment, start
 
 from letterapp import LetterError
-from letterapp._delivery import Reporter
+from letterapp._reporter import Reporter
 from letterapp.testing import Hold, IngestionServer, status
 
 

@@ -339,7 +339,7 @@ def test_no_frame_s_variable_shows_the_key_while_a_request_fails(
         one.track()
         sys.settrace(watch)
         try:
-            one.sender.step()
+            one.sender._batches.step()
         finally:
             sys.settrace(before)
         assert [error.lost for error in errors if error.cause != "degraded"] == [1]

@@ -294,7 +294,7 @@ def api() -> Iterator[Run]:
         for number in range(3):
             sender.put(_EVENT % number)
         for _ in range(50):
-            wait = sender.step()
+            wait = sender._batches.step()
             if wait == float("inf"):
                 break
             expect(0 <= wait <= 400, "a wait is bounded", wait)
@@ -305,7 +305,7 @@ def api() -> Iterator[Run]:
         expect(stats["delivered"] + lost == 3, "each event is delivered or reported", stats, reports)
         for report in reports:
             str(report), repr(report), report.events
-        sender._transport.close()
+        sender._batches._transport.close()
 
     try:
         yield run
@@ -431,7 +431,7 @@ class Lines:
             if self._step() == float("inf") and not self._relay._peers:
                 break
         expect(not self._relay._peers, "who has gone is forgotten", list(self._relay._peers))
-        owners = self._relay._sender._owners
+        owners = self._relay._owned._owners
         expect(not owners, "and so are the owners of what was sent", len(owners))
 
     def _heard_beside(self, first: bytes, second: bytes, greets: bool) -> bytes:
@@ -473,11 +473,11 @@ class Lines:
 
     def _step(self) -> float:
         self._relay._turn(0)
-        self._relay._sender._not_before = 0.0  # as if the wait before the next try were over
-        return self._relay._sender.step()
+        self._relay._sender._batches._effort.not_before = 0.0  # as if the wait before the next try were over
+        return self._relay._sender._batches.step()
 
     def close(self) -> None:
-        self._relay._sender._transport.close()
+        self._relay._sender._batches._transport.close()
         self._listener.close()
         self._puppet.close()
         shutil.rmtree(self._place)

@@ -1,0 +1,88 @@
+"""How the application learns what becomes of its events: `on_error`, or a line on stderr.
+
+Responsible for: calling `on_error` safely, what `on_error` itself tracks, reports whose text several modules share.
+Not responsible for: when something is reported, what an error may contain (`_texts`).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ._handlers import pass_on
+from ._inside import Inside
+from ._show import said
+from ._texts import clean
+from ._threads import as_started
+from .errors import LetterError, encoded_events
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+_LONGEST_LINE = 1_000  # characters: an error's text, and what is said around it
+_MOST_OWN = 10_000  # events that `on_error` tracked, and that are remembered to be its own
+
+
+class Reporter:
+    """Hands errors to the application's ``on_error``, or prints a line to stderr. It cannot fail, and takes no lock.
+
+    What ``on_error`` itself tracks is an event like any other, but its loss is not reported to ``on_error``, neither
+    at once, which would not end where every event is refused, nor later, which would not either. It is printed.
+    """
+
+    def __init__(self, on_error: Callable[[LetterError], object] | None) -> None:
+        self._on_error = on_error
+        self._calling = Inside()  # the threads that are in `on_error`
+        self.has_called = False  # before that there is nothing to `note`
+        # Hashes of the events that were tracked there: the latest, and those before them. More cannot be waiting in a
+        # queue, unless it has been made very large.
+        self._own: set[int] = set()
+        self._own_before: set[int] = set()
+
+    def __call__(self, error: LetterError) -> None:
+        try:
+            if self._on_error is None:
+                _print(f"letterapp: {error}")
+            elif self._is_of_on_error(error):
+                _print(f"letterapp: {error} (on_error had tracked it)")
+            else:
+                self.has_called = True
+                self._calling.run(lambda: as_started(self._call, error))
+        except Exception as failure:
+            pass_on(failure)
+            _print(f"letterapp: on_error raised {said(failure)} for: {error}")
+
+    def note(self, event: bytes) -> None:
+        """Tell it of an event before that is queued."""
+        if self._calling.is_here():
+            if len(self._own) >= _MOST_OWN:
+                self._own, self._own_before = set(), self._own
+            self._own.add(hash(event))
+
+    def _call(self, error: LetterError) -> None:
+        assert self._on_error is not None
+        self._on_error(error)
+
+    def _is_of_on_error(self, error: LetterError) -> bool:
+        """True when all that ``error`` tells of was tracked by `on_error`."""
+        events = encoded_events(error)
+        return 0 < error.lost <= len(events) and all(map(self._is_own, events))
+
+    def _is_own(self, event: bytes | dict[str, Any]) -> bool:
+        if not isinstance(event, bytes):
+            return self._calling.is_here()  # it could not be encoded, which is reported in the call
+        mark = hash(event)
+        return mark in self._own or mark in self._own_before
+
+
+def _print(line: str) -> None:
+    try:
+        sys.stderr.write(clean(line, _LONGEST_LINE) + "\n")
+    except Exception as failure:
+        pass_on(failure)  # else stderr is closed, or None, or cannot write this text: there is nowhere left to say so
+
+
+def unreadable(events: int, why: str) -> LetterError:
+    """The report of events that an ended process left and nobody can read: ``events`` of them, or more."""
+    said = f"at least {events:,} of the events that an ended process left cannot be read: {why}"
+    return LetterError(said, cause="damaged", lost=events)
