@@ -112,7 +112,8 @@ class Link:
         self._settled = 0
         self._heard = b""  # the beginning of a line
         self._acknowledged = 0  # over this socket
-        self._lost_and_held = 0  # events that the relay told are lost, and has not counted yet: at least so many
+        # Cause and number of events that the relay has reported lost and, as far as can be known, has not counted yet.
+        self._uncounted: deque[tuple[str, int]] = deque()
         self._next_try = 0.0
         self._wait = _FIRST_WAIT
 
@@ -311,7 +312,7 @@ class Link:
         self._held_bytes = 0
         self._is_stuck = False
         self._heard = b""
-        self._acknowledged = self._lost_and_held = 0
+        self._acknowledged = 0
         return self._send(self._caller.hello) and self._await_challenge()
 
     def _await_challenge(self) -> bool:
@@ -453,9 +454,9 @@ class Link:
                 continue
             said = _protocol.parse(line)
             if "lost" in said:
-                error = _protocol.lost_error(said, len(self._held) - self._lost_and_held)
-                self._lost_and_held += error.lost
+                error = _protocol.lost_error(said, len(self._held) - sum(lost for _, lost in self._uncounted))
                 cause = error.cause or "undeliverable"
+                self._uncounted.append((cause, error.lost))
                 self.lost[cause] = self.lost.get(cause, 0) + error.lost
                 self.errors.append(error)
                 self.news = True
@@ -472,11 +473,18 @@ class Link:
         if self.trouble:
             self.trouble = ""
             self.news = True
-        self._lost_and_held = max(0, self._lost_and_held - max(0, count - self._acknowledged))
+        self._note_counted(max(0, count - self._acknowledged))
         while self._acknowledged < count and self._held:
             self._acknowledged += 1
             self._held_bytes -= len(self._held.popleft())
             self._settled += 1
+
+    def _note_counted(self, events: int) -> None:
+        while events and self._uncounted:
+            cause, lost = self._uncounted.popleft()
+            if lost > events:
+                self._uncounted.appendleft((cause, lost - events))
+            events -= min(lost, events)
 
     def _end(self) -> None:
         """The relay takes no more. It may still settle what it has: it is gone when there is nothing more to hear."""
@@ -486,6 +494,11 @@ class Link:
     def _break(self, why: str) -> None:
         """The relay is gone, or must be given up. What it has not settled is to be sent again."""
         self._hang_up()
+        while self._uncounted:  # these are sent again, and counted where that happens
+            cause, lost = self._uncounted.popleft()
+            self.lost[cause] -= lost
+            if not self.lost[cause]:
+                del self.lost[cause]
         self.breaks += 1
         self._note_trouble(why)
         self._next_try = max(self._next_try, monotonic() + self._wait)

@@ -14,7 +14,6 @@ import re
 import signal
 import tempfile
 import time
-import uuid
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Iterator, NamedTuple
@@ -25,7 +24,7 @@ from .ledger import Books, Key, balance, verdict
 from .peers import OWN, RELAY, Environments, Peer
 from .programs import Failure, Program
 from .recorder import Api
-from .watch import TOKEN, Watch, held, left_behind
+from .watch import FOLDER, RUNTIME, Watch, held, left_behind
 
 INSIDE = Path(__file__).resolve().parent / "inside"
 PATIENCE = 40.0  # seconds for a program from its start to its end, where a scenario says nothing else
@@ -74,7 +73,6 @@ class Stage:
         self.may_overtake = False  # events may go two ways here: then a late one is noted, and no fault
         self.hung = 0
         self.leaked = 0
-        self.token = uuid.uuid4().hex
         self._module = scenario.module.__name__.rpartition(".")[2]
         self._journal = Path(tempfile.mkdtemp(dir=folder))
         self._programs: list[Program] = []
@@ -96,8 +94,8 @@ class Stage:
             "STRESS_URL": self.api.url,
             "STRESS_JOURNAL": str(self._journal),
             "STRESS_OPTIONS": json.dumps({**self.peer.options, **options} if self.is_this_client else {}),
-            "XDG_RUNTIME_DIR": str(self.folder),  # whoever looks there for a relay finds this performance's
-            TOKEN: self.token,
+            RUNTIME: str(self.folder),  # whoever looks there for a relay finds this performance's
+            FOLDER: str(self.folder),
         }
 
     def play(
@@ -188,7 +186,7 @@ class Stage:
             program.close_stdin()
             program.wait(GRACE)
         self.hung = sum(program.hung for program in self._programs)
-        orphans = left_behind(self.token, GRACE)
+        orphans = left_behind(str(self.folder), GRACE)
         for process in orphans:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
@@ -230,7 +228,7 @@ def perform(
     """Play a scenario with a client: one entry of the ledger. What the scenario cannot do is in ``failure``."""
     with _folder() as folder:
         stage = Stage(scenario, peer, environments, seconds, seed, folder)
-        watch = Watch(stage.token)
+        watch = Watch(str(stage.folder))
         failure = None
         elsewhere = False
         try:

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import psutil
 
 EVERY = 0.2  # seconds
-TOKEN = "STRESS_TOKEN"  # an environment variable: how a descendant is known whose parents are all gone
+# The environment variables of which one has a run's folder: how a descendant is known whose parents are all gone. A
+# relay has the second one only, as it gets little of its starter's environment.
+FOLDER, RUNTIME = "STRESS_FOLDER", "XDG_RUNTIME_DIR"
 
 
 class Peaks(NamedTuple):
@@ -30,10 +32,10 @@ class Peaks(NamedTuple):
 
 
 class Watch:
-    """Looks at the processes that carry ``token``, from its start to `end`."""
+    """Looks at the processes of the run in ``folder``, from its start to `end`."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
         self._known: dict[psutil.Process, bool] = {}  # whether it is one of ours
         self._peaks = Peaks(0, 0, 0, 0, 0)
         self._over = threading.Event()
@@ -61,7 +63,7 @@ class Watch:
         found = list(psutil.process_iter())
         for process in found:
             if process not in self._known:
-                self._known[process] = _has_token(process, self._token)
+                self._known[process] = _belongs_to(process, self._folder)
         return [process for process in found if self._known[process]]
 
 
@@ -77,9 +79,10 @@ def _descriptors(process: psutil.Process) -> int:
     return int(process.num_fds()) if hasattr(process, "num_fds") else int(process.num_handles())
 
 
-def _has_token(process: psutil.Process, token: str) -> bool:
+def _belongs_to(process: psutil.Process, folder: str) -> bool:
     try:
-        return process.environ().get(TOKEN) == token
+        environment = process.environ()
+        return folder in (environment.get(FOLDER), environment.get(RUNTIME))
     except psutil.Error:
         return False
 
@@ -98,18 +101,18 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def left_behind(token: str, seconds: float) -> list[psutil.Process]:
+def left_behind(folder: str, seconds: float) -> list[psutil.Process]:
     """The processes of a run that still live after ``seconds`` of patience."""
     deadline = time.monotonic() + seconds
     while True:
-        found = [each for each in psutil.process_iter() if each.pid != os.getpid() and _lives(each, token)]
+        found = [each for each in psutil.process_iter() if each.pid != os.getpid() and _lives(each, folder)]
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.05)
 
 
-def _lives(process: psutil.Process, token: str) -> bool:
+def _lives(process: psutil.Process, folder: str) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and _has_token(process, token)
+        return process.status() != psutil.STATUS_ZOMBIE and _belongs_to(process, folder)
     except psutil.Error:
         return False

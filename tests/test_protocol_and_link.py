@@ -153,6 +153,25 @@ def test_nonsense_ends_the_link_and_loses_nothing(answer: bytes, link: Any, far:
     assert take_back(link) == EVENTS[1:3]
 
 
+@pytest.mark.parametrize(("counted", "lost"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+def test_what_a_relay_reports_lost_and_has_not_counted_when_it_goes_counts_where_it_is_sent_again(
+    counted: int, lost: int, link: Any, far: Far
+) -> None:
+    hand_over(link, 3)
+    report = _protocol.lost(LetterError("refused", cause="rejected"), 2, [])
+    answers = b"[1]\n" if counted == 1 else report + (b"[%d]\n" % (counted - 1) if counted else b"")
+    relay = far.accept()
+    relay.sock.sendall(answers)
+    link.listen()
+    relay.sock.close()
+    link.listen()
+    settled = max(counted - 1, counted == 1)
+    assert take_back(link) == EVENTS[settled:3]
+    counts = link.counts()
+    assert (counts.relayed, counts.waiting, counts.lost) == (settled, 0, {"rejected": lost} if lost else {})
+    assert counts.delivered == settled - lost
+
+
 def test_answers_of_a_later_version_are_passed_over(link: Any, far: Far) -> None:
     hand_over(link, 1)
     far.accept().sock.sendall(b'{"weather": "fine"}\nhello\n\n[1]\n')

@@ -249,7 +249,7 @@ class Reaper:
         self._stored = {"kill-before-stored": (False,), "kill-after-stored": (True,)}.get(stage.name, (False, True))
         self._wanted = HEIRS if self._heirs_only else REQUESTS
         self._parent = parent
-        self._relays_of = stage.token if stage.peer.column in (RELAY, MANAGER) else ""
+        self._relays_of = str(stage.folder) if stage.peer.column in (RELAY, MANAGER) else ""
         self._spares_workers = stage.peer.column == RELAY
         self._chance = stage.random
         self._lock = threading.Lock()  # requests come on many threads

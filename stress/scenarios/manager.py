@@ -242,7 +242,7 @@ def _status(stage: Any, path: str = "") -> dict[str, Any]:
 def _must_be_gone(stage: Any) -> None:
     from ..watch import left_behind
 
-    _must(not left_behind(stage.token, START), "something is left of a family that has ended")
+    _must(not left_behind(str(stage.folder), START), "something is left of a family that has ended")
 
 
 def _wait(true: Any, otherwise: str) -> None:

@@ -142,7 +142,7 @@ def _stop_service(stage: Any) -> None:
     relay = used(stage)["pid"]
 
     def stop() -> None:
-        everybody = {process.pid for process in left_behind(stage.token, 0)}
+        everybody = {process.pid for process in left_behind(str(stage.folder), 0)}
         _must({server.pid, relay} < everybody, "the relay is not among the processes of the service")
         for pid in everybody:
             with contextlib.suppress(ProcessLookupError):
