@@ -299,7 +299,7 @@ def test_an_event_that_no_request_could_carry_is_told_to_its_owner_and_the_relay
     owner = Owner()
     good = b'{"type":"track","userId":"u","event":"E","properties":{},"messageId":"m","timestamp":"2026-01-01"}'
     assert sender.admit(b'{"x":"%s"}' % (b'a' * 30_000), owner) and sender.admit(good, owner)
-    assert sender.flush(30)
+    assert sender.sender.flush(30)
     (report,) = owner.take_reports()
     print(_protocol.parse(report)['cause'], owner.settled)
     """
