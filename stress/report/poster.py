@@ -10,12 +10,10 @@ from functools import partial
 from typing import Callable, NamedTuple, Tuple
 
 from matplotlib.axes import Axes
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
 
 from ..peers import SELF
-from .canvas import COLOURS, POSTER, Canvas, styled
+from .canvas import COLOURS, POSTER, Canvas, styled, text_width
 from .pictures import BAR, ENDS, NAMES, bar_columns, draw_bars, draw_curve
 from .results import Bench, CurveLines, Ledger
 from .words import (
@@ -39,8 +37,6 @@ _SCENARIOS = 262  # pixels of the grid's first column
 _LINE = 30  # of a scenario
 _POSTER_ROWS = ("call", "stream", "cpu", "fork", "memory")
 _POSTER_CURVE = "scale_rate"
-_FONT = FontProperties(family="DejaVu Sans")
-
 
 _Part = Tuple[float, Callable[[Canvas, float], None]]  # its height over the whole width, what draws it from a top
 
@@ -151,7 +147,7 @@ def _draw_totals(ledger: Ledger, canvas: Canvas, top: float) -> None:
 
 def _draw_cell(sheet: Axes, left: float, width: float, height: float, found: Cell) -> None:
     paper, ink = COLOURS[f"{found.verdict}-paper"], COLOURS[found.verdict]
-    sheet.add_patch(Rectangle((left + 1, 1), width - 2, height - 2, facecolor=paper, linewidth=0))
+    sheet.add_patch(Rectangle((left + 1, 1), width - 2, height - 2, facecolor=paper, linewidth=0, clip_on=False))
     lines = [f"{found.mark} {found.words[0]}", *_fewer(found.words[1:], width - 8)]
     first = height / 2 - 6.5 * (len(lines) - 1)
     for place, text in enumerate(lines):
@@ -175,7 +171,7 @@ def _draw_legend(canvas: Canvas, top: float) -> None:
     for place, (verdict, meaning) in enumerate(MEANINGS.items()):
         y = 10 + place * 16
         paper = COLOURS[f"{verdict}-paper"]
-        sheet.add_patch(Rectangle((_MARGIN, y - 7), 18, 14, facecolor=paper, linewidth=0))
+        sheet.add_patch(Rectangle((_MARGIN, y - 7), 18, 14, facecolor=paper, linewidth=0, clip_on=False))
         sheet.text(_MARGIN + 9, y, MARKS[verdict], ha="center", va="center", fontsize=10, color=COLOURS[verdict])
         sheet.text(_MARGIN + 26, y, meaning, va="center", fontsize=10.5, color=COLOURS["muted"])
 
@@ -219,18 +215,14 @@ def _curve_tile(bench: Bench, lines: CurveLines) -> _Tile:
 def _wrapped(text: str, width: float, size: float) -> list[str]:
     """One line, or two; what is too long for these is for `_fitting`."""
     words = text.split(" ")
-    if _wide(text, size) <= width * 1.1 or len(words) == 1:  # a word alone on a line looks worse than smaller letters
+    # A word alone on a line looks worse than smaller letters.
+    if text_width(text, size) <= width * 1.1 or len(words) == 1:
         return [text]
-    first = max([at for at in range(1, len(words)) if _wide(" ".join(words[:at]), size) <= width], default=1)
+    first = max([at for at in range(1, len(words)) if text_width(" ".join(words[:at]), size) <= width], default=1)
     return [" ".join(words[:first]), " ".join(words[first:])]
 
 
 def _fitting(text: str, width: float, size: float) -> float:
     """``size``, or the one at which ``text`` is ``width`` pixels wide."""
-    wide = _wide(text, size)
+    wide = text_width(text, size)
     return size if wide <= width else size * width / wide
-
-
-def _wide(text: str, size: float) -> float:
-    width, _, _ = text_to_path.get_text_width_height_descent(text, _FONT, False)
-    return float(width) * size / float(_FONT.get_size_in_points())
