@@ -435,6 +435,67 @@ def test_a_header_cannot_have_more_read_than_the_spool_may_hold(bench: Bench) ->
     assert os.path.getsize(path) == 1 << 34 and bench.reports[0].cause == "degraded"
 
 
+ODD_RECORDS = [
+    bytes(16),  # of no size
+    b"\xf0\xff\xff\xff" + bytes(12),
+    b"\xff\xff\xff\xff" + bytes(12),  # "the next one is at the beginning"
+    b"\0\0\0\x80" + bytes(12),
+    b"\x08\0\0\0" + b"\xff" * 12,  # a wrong checksum
+    *(
+        len(odd).to_bytes(4, "little") + crc32(odd).to_bytes(4, "little") + odd
+        for odd in (b"no JSON!", b"[1]", b"{}", b"null", b'{"a":1}\n{"b":2}', b"\xff\xfe{}", b"[" * 2000, b'{"x":NaN}')
+    ),
+]
+ODD_WORDS = [(0xFFFFFFFF, 0xFFFFFFFF), (1, 5), (5, 1), (0x80000000, 0x80000000), (0, 0xFFFFFFFF)]
+ODD_SIZES = [(HEADER, 8, 8), (HEADER, 16, 8), (HEADER, 0, 8), (64, 6352, 3616), (HEADER, 1 << 40, 8)]
+
+
+def test_a_directory_full_of_damage_costs_a_plain_client_nothing_but_reports(
+    bench: Bench, make: Any, errors: list[LetterError], letter_api: Any
+) -> None:
+    good: list[str] = []
+
+    def left(*more: bytes) -> str:
+        events = []
+        for _ in range(2):
+            good.append(f"m{len(good)}")
+            event = '{"type":"track","userId":"left","messageId":"%s","event":"E","timestamp":"t","properties":{}}'
+            events.append((event % good[-1]).encode())
+        return bench.left(*events, *more, key="test-key")
+
+    for record in ODD_RECORDS:
+        path = left(b"odd" * 700)
+        change(path, Path(path).read_bytes().index(b"oddodd") - 8, record)
+    for word in ODD_WORDS:
+        path = bench.left(*MANY, key="test-key")
+        change(path, WORDS_AT, sum(part << 32 * place for place, part in enumerate(word)).to_bytes(8, sys.byteorder))
+    for sizes in ODD_SIZES:
+        lay_header(bench.left(*MANY, key="test-key"), *sizes)
+    for length in (0, 100, HEADER):
+        os.truncate(bench.left(*MANY, key="test-key"), length)
+    for lay in (_as_link, _with_second_name, _open_to_others, _as_directory, _as_pipe):
+        lay(bench.left(*MANY, key="test-key"))
+    for name in (b"\xff\xfe", b"", b"x" * 100):
+        path = os.path.join(bench.directory, os.fsdecode(b"letter-%s.ring" % name))
+        Path(path).write_bytes(b"some file")
+    left()
+
+    letter = make(spool=bench.directory)
+    letter.track("mine", "E")
+    assert letter.flush(DEADLINE) and letter.stats()["memory"] == "spool"
+    assert sorted(event["messageId"] for event in letter_api.events if event["userId"] == "left") == sorted(good)
+    assert [event["userId"] for event in letter_api.events].count("mine") == 1
+    assert {error.cause for error in errors} == {"damaged", "rejected", "degraded"}
+    for error in errors:
+        assert str(error).isprintable() and all(isinstance(event, dict) for event in error.events)
+
+    before = len([error for error in errors if error.cause != "degraded"])
+    again = make(spool=bench.directory)
+    again.track("mine", "E")
+    assert again.flush(DEADLINE) and again.stats()["adopted"] == 0
+    assert len([error for error in errors if error.cause != "degraded"]) == before, "damage is reported once"
+
+
 def test_many_damaged_files_have_the_directory_listed_a_few_times(bench: Bench, monkeypatch: Any) -> None:
     spool = bench.spool()
     for _ in range(30):
