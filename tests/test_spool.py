@@ -447,7 +447,8 @@ ODD_RECORDS = [
     ),
 ]
 ODD_WORDS = [(0xFFFFFFFF, 0xFFFFFFFF), (1, 5), (5, 1), (0x80000000, 0x80000000), (0, 0xFFFFFFFF)]
-ODD_SIZES = [(HEADER, 8, 8), (HEADER, 16, 8), (HEADER, 0, 8), (64, 6352, 3616), (HEADER, 1 << 40, 8)]
+SMALLEST = [(HEADER, 8, 8), (HEADER, 16, 8)]  # for no event
+ODD_SIZES = [(HEADER, 0, 8), (64, 6352, 3616), (HEADER, 1 << 40, 8)]
 
 
 def test_a_directory_full_of_damage_costs_a_plain_client_nothing_but_reports(
@@ -463,22 +464,26 @@ def test_a_directory_full_of_damage_costs_a_plain_client_nothing_but_reports(
             events.append((event % good[-1]).encode())
         return bench.left(*events, *more, key="test-key")
 
-    for record in ODD_RECORDS:
-        path = left(b"odd" * 700)
+    # All before any is spoilt: who makes a file looks at the others.
+    spoilt = [(left(b"odd" * 700), record) for record in ODD_RECORDS]
+    left()
+    lays = (_as_link, _with_second_name, _open_to_others, _as_directory, _as_pipe)
+    paths = iter([bench.left(*MANY, key="test-key") for _ in range(len(ODD_WORDS + SMALLEST + ODD_SIZES) + 3 + len(lays))])
+    for path, record in spoilt:
         change(path, Path(path).read_bytes().index(b"oddodd") - 8, record)
     for word in ODD_WORDS:
-        path = bench.left(*MANY, key="test-key")
-        change(path, WORDS_AT, sum(part << 32 * place for place, part in enumerate(word)).to_bytes(8, sys.byteorder))
-    for sizes in ODD_SIZES:
-        lay_header(bench.left(*MANY, key="test-key"), *sizes)
-    for length in (0, 100, HEADER):
-        os.truncate(bench.left(*MANY, key="test-key"), length)
-    for lay in (_as_link, _with_second_name, _open_to_others, _as_directory, _as_pipe):
-        lay(bench.left(*MANY, key="test-key"))
+        change(next(paths), WORDS_AT, (word[0] << 32 | word[1]).to_bytes(8, sys.byteorder))
+    for sizes in SMALLEST:
+        lay_header(next(paths), *sizes)
+    unreadable = [next(paths) for _ in range(len(ODD_SIZES) + 3)]
+    for path, sizes in zip(unreadable, ODD_SIZES):
+        lay_header(path, *sizes)
+    for path, length in zip(unreadable[len(ODD_SIZES) :], (0, 100, HEADER)):
+        os.truncate(path, length)
+    for lay in lays:
+        lay(next(paths))
     for name in (b"\xff\xfe", b"", b"x" * 100):
-        path = os.path.join(bench.directory, os.fsdecode(b"letter-%s.ring" % name))
-        Path(path).write_bytes(b"some file")
-    left()
+        Path(os.path.join(bench.directory, os.fsdecode(b"letter-%s.ring" % name))).write_bytes(b"some file")
 
     letter = make(spool=bench.directory)
     letter.track("mine", "E")
@@ -486,6 +491,8 @@ def test_a_directory_full_of_damage_costs_a_plain_client_nothing_but_reports(
     assert sorted(event["messageId"] for event in letter_api.events if event["userId"] == "left") == sorted(good)
     assert [event["userId"] for event in letter_api.events].count("mine") == 1
     assert {error.cause for error in errors} == {"damaged", "rejected", "degraded"}
+    for path in unreadable:
+        assert [os.path.basename(path) in str(error) for error in errors if error.cause == "damaged"].count(True) == 1
     for error in errors:
         assert str(error).isprintable() and all(isinstance(event, dict) for event in error.events)
 
