@@ -5,9 +5,11 @@ Whose they are, and what is sent after all were killed, is in `test_spool_proces
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -468,7 +470,8 @@ def test_a_directory_full_of_damage_costs_a_plain_client_nothing_but_reports(
     spoilt = [(left(b"odd" * 700), record) for record in ODD_RECORDS]
     left()
     lays = (_as_link, _with_second_name, _open_to_others, _as_directory, _as_pipe)
-    paths = iter([bench.left(*MANY, key="test-key") for _ in range(len(ODD_WORDS + SMALLEST + ODD_SIZES) + 3 + len(lays))])
+    count = len(ODD_WORDS + SMALLEST + ODD_SIZES) + 3 + len(lays)
+    paths = iter([bench.left(*MANY, key="test-key") for _ in range(count)])
     for path, record in spoilt:
         change(path, Path(path).read_bytes().index(b"oddodd") - 8, record)
     for word in ODD_WORDS:
@@ -872,6 +875,45 @@ def test_a_full_disk_costs_a_report_and_what_has_a_file_can_fill_it(tiny_disk: P
             pass
         slot.release()
     assert len(bench.adopt(bench.spool())) == 4, "a directory on a full disk is no wrong one"
+
+
+@pytest.fixture
+def copying_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that copies what changes, so that a file which is there is no reason that there is room for it."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    image.touch()
+    os.truncate(image, 120 << 20)
+    if not shutil.which("mkfs.btrfs"):
+        pytest.skip("needs btrfs-progs")
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True)
+    if subprocess.run(["mount", "-o", "loop", str(image), str(place)], stderr=subprocess.PIPE).returncode:
+        pytest.skip("no mounting here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.skipif(not IS_ROOT or sys.platform != "linux", reason="needs to mount")
+def test_a_start_on_a_full_disk_that_copies_what_changes_ends_no_process(
+    copying_disk: Path, make: Any, letter_api: Any
+) -> None:
+    event = b'{"type":"track","userId":"left","messageId":"m","event":"E","timestamp":"t","properties":{}}'
+    Bench(copying_disk / "spool").left(event, key="test-key")
+    fill_up = copying_disk / "rest"
+    with open(fill_up, "wb", buffering=0) as rest, contextlib.suppress(OSError):
+        while True:
+            rest.write(os.urandom(1 << 20))
+    os.sync()
+
+    def start() -> bool:
+        letter = make(spool=copying_disk / "spool")
+        letter.track("mine", "E")
+        return letter.flush(DEADLINE)  # type: ignore[no-any-return]
+
+    assert in_child(start) == 1, "no SIGBUS"
+    assert [event["userId"] for event in letter_api.events] == ["mine"]
+    os.unlink(fill_up)
+    assert eventually(lambda: in_child(start) == 1 and "left" in [event["userId"] for event in letter_api.events], bool)
 
 
 def test_a_limit_on_files_costs_a_report_and_leaves_nothing_behind(bench: Bench, tmp_path: Path) -> None:
