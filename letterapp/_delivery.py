@@ -12,8 +12,7 @@ from abc import ABC, abstractmethod
 from ._forks import this_process
 from ._handlers import pass_on
 from ._inside import Inside
-from ._show import said
-from ._texts import clean
+from ._texts import clean, said
 from ._threads import as_started
 from .errors import LetterError, encoded_events
 

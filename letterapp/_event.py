@@ -18,7 +18,7 @@ from collections.abc import Mapping as _Mapping
 
 from ._handlers import pass_on
 from ._random import random_bytes
-from ._show import described, said, short, shown
+from ._texts import described, said, short, shown
 from .errors import LetterError
 
 
