@@ -126,7 +126,10 @@ class Letter(FixedOptions):
         spool_max_bytes: int = 268_435_456,
         relay: typing.Union[bool, Path, typing.Any] = False,
     ) -> None:
-        api_key = concealed(api_key)  # crash reporters show a frame's variables
+        if _lifecycle.is_torn_down():
+            api_key = None  # crash reporters show a frame's variables
+            raise LetterError(_lifecycle.TORN_DOWN)
+        api_key = concealed(api_key)
         self._open(
             Settings(
                 api_key=api_key,
@@ -289,6 +292,8 @@ class Letter(FixedOptions):
         """
         if not self._settings.enabled:
             return {}
+        if _lifecycle.is_torn_down():
+            raise LetterError(_lifecycle.TORN_DOWN)
         return post_mail(
             self._settings,
             to=to,

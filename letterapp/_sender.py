@@ -312,7 +312,7 @@ class Sender(Delivery):
     def _follow(self, answer: int, event: bytes) -> None:
         if answer == WAKE:
             if _lifecycle.is_torn_down():  # a `__del__`'s
-                self._give_up("exit", "Python is removing its modules, and nothing can be sent any more")
+                self._give_up("exit", _lifecycle.TORN_DOWN)
                 return
             if not self._wake():
                 self._send_inline()
