@@ -248,7 +248,7 @@ class IngestionServer:
                 return self._planned.popleft()
         try:
             return self.rule(request) if self.rule is not None else None
-        except Exception:
+        except BaseException:  # `pytest.fail` too
             _complain()
             return None
 
@@ -284,7 +284,7 @@ class IngestionServer:
         for item in items if self._on_event is not None else ():
             try:
                 self._on_event(item)  # type: ignore[misc]
-            except Exception:
+            except BaseException:
                 _complain()
 
 
@@ -382,7 +382,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault(self)
         except (ConnectionError, socket.timeout, ssl.SSLError):
             raise  # the client is gone, which ends the connection
-        except Exception:
+        except BaseException:
             _complain()
             return self.is_answered
         return True
