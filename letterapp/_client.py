@@ -132,7 +132,10 @@ class Letter(FixedOptions):
         relay: typing.Union[bool, Path, typing.Any] = False,
         relay_user: typing.Union[str, int, None] = None,
     ) -> None:
-        api_key = concealed(api_key)  # crash reporters show a frame's variables
+        if _lifecycle.is_torn_down():
+            api_key = None  # crash reporters show a frame's variables
+            raise LetterError(_lifecycle.TORN_DOWN)
+        api_key = concealed(api_key)
         self._open(
             Settings(
                 api_key=api_key,
@@ -300,6 +303,8 @@ class Letter(FixedOptions):
         """
         if not self._settings.enabled:
             return {}
+        if _lifecycle.is_torn_down():
+            raise LetterError(_lifecycle.TORN_DOWN)
         return post_mail(
             self._settings,
             to=to,

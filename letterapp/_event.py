@@ -18,7 +18,7 @@ from collections.abc import Mapping as _Mapping
 
 from ._handlers import pass_on
 from ._random import random_bytes
-from ._show import described, said, short, shown
+from ._texts import described, said, short, shown
 from .errors import LetterError
 
 
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     MessageId = Union[str, UUID, None]
 
 MAX_DEPTH = 100  # levels of nesting; far above any event, far below the interpreter's own limit at any call depth
+_REQUIRED = ("type", "userId", "messageId")
 _FRAME = len(b'{"batch":[]}')  # what a request adds around a single event
 
 
@@ -208,7 +209,7 @@ class Encoder:
             return None
         try:
             copy = _Copier(self._max_bytes, self._default).copy(item)
-            if type(copy) is not dict or not all(type(copy.get(key)) is str for key in ("type", "userId", "messageId")):
+            if type(copy) is not dict or not all(copy.get(key) and type(copy[key]) is str for key in _REQUIRED):
                 raise Unencodable("before_send must return an event with its type, userId and messageId, or None")
             return _as_bytes(copy)
         except Unencodable as error:

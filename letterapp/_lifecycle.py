@@ -146,6 +146,9 @@ def is_shutting_down() -> bool:
     return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()
 
 
+TORN_DOWN = "Python is removing its modules, and nothing can be sent any more"
+
+
 def is_torn_down() -> bool:
     """True while Python clears its modules, after all exit callbacks: no other thread runs, nothing can be imported."""
     return sys.is_finalizing()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SLOTS = 128  # processes of one client at a time; one more keeps its events to itself
 _TOLD = WORDS + 1  # a word of the first slot's line: that some process of the family has no slot
 _APART = 64  # bytes from the words of one slot to those of the next: a line of the processor's cache
+_LEAST = 4096  # bytes of a queue, below which none is worth having
 _GOES_ON = WORDS  # the word after a ring's: 1 while the process whose own events lie there is not at its end
 # Linux's, which `mmap` has no name for in every version.
 _NO_RESERVE = 0x4000  # MAP_NORESERVE: addresses are not counted as memory that was promised
@@ -122,8 +123,15 @@ class PrivateMemory:
     def claim(self) -> MemorySlot:
         room, hand = self._rooms
         words = UNIT * WORDS
-        memory = _zeros(words + room + hand)
-        return MemorySlot(memory, memoryview(memory)[:words].cast("Q"), words, room, hand)
+        while True:
+            try:
+                memory = _zeros(words + room + hand)
+            except MemoryError:
+                if room < _LEAST:
+                    raise
+                room, hand = room // (2 * UNIT) * UNIT, hand // (2 * UNIT) * UNIT  # what does not fit is reported
+            else:
+                return MemorySlot(memory, memoryview(memory)[:words].cast("Q"), words, room, hand)
 
     def orphans(self) -> Iterable[MemorySlot]:
         return ()

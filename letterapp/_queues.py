@@ -16,8 +16,7 @@ from weakref import WeakKeyDictionary
 from ._clock import monotonic
 from ._handlers import pass_on
 from ._manager_connection import ANSWERING, Disconnected, ManagerConnection
-from ._show import short
-from ._texts import Secret, SecretBytes
+from ._texts import Secret, SecretBytes, short
 from .errors import LetterError
 
 TYPE_CHECKING = False

@@ -10,8 +10,7 @@ import sys
 
 from ._handlers import pass_on
 from ._inside import Inside
-from ._show import said
-from ._texts import clean
+from ._texts import clean, said
 from ._threads import as_started
 from .errors import LetterError, encoded_events
 

@@ -299,7 +299,7 @@ class Sender(Delivery):
         """Do what the queue's ``answer`` to ``event`` demands."""
         if answer == WAKE:
             if _lifecycle.is_torn_down():  # a `__del__`'s
-                self._give_up("exit", "Python is removing its modules, and nothing can be sent any more")
+                self._give_up("exit", _lifecycle.TORN_DOWN)
                 return
             if not self.wake():
                 self._send_inline()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ._show import short
-from ._texts import Secret, concealed
+from ._texts import Secret, concealed, short
 from .errors import LetterError
 
 TYPE_CHECKING = False

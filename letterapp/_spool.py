@@ -87,6 +87,10 @@ class SpoolSlot:
         status = self._file.status()
         return status is not None and status.st_nlink > 0 and status.st_size >= len(self.memory)
 
+    def must_have_room(self) -> None:
+        """Raise the `OSError` of a full disk that copies what changes: to a change in memory it answers by SIGBUS."""
+        os.pwrite(self._file.descriptor(), self.memory[:1], 0)
+
     def has_heirs(self) -> bool:
         return True
 
@@ -191,6 +195,7 @@ class Spool:
                 if slot.is_empty():
                     slot.release()
                 else:
+                    slot.must_have_room()
                     yield slot
         except OSError as problem:
             pass_on(problem)
@@ -289,6 +294,7 @@ class Spool:
         for slot in self._free():
             if slot.rooms == self._rooms and slot.is_empty() and not slot.is_spoilt():
                 os.utime(slot.path)
+                slot.must_have_room()
                 return slot
             slot.release()
         return None
@@ -316,6 +322,8 @@ class Spool:
                 emptiest, least = slot, bytes_in(slot) - 1
             else:
                 slot.release()
+        if emptiest is not None:
+            emptiest.must_have_room()
         return emptiest
 
     def _read(self, slot: SpoolSlot) -> Ring:

@@ -1,10 +1,11 @@
 """Text that leaves the library: printable, of a bounded length, without keys and passwords.
 
-Responsible for: `Secret`, the keys that this process knows; `clean`, which every error's text goes through.
-Not responsible for: what an error says, where it goes.
+Responsible for: `Secret`, the keys that this process knows; `clean`, which every error's text goes through; how a
+foreign value or exception is shown in one. Not responsible for: what an error says, where it goes, what travels.
 
-A server, a proxy or a foreign `repr` may have said anything: control characters, a page of HTML, the key that it was
-sent. So nothing is trusted for where it comes from, and there is one place that no text gets around, `LetterError`.
+A server or a proxy may have said anything: control characters, a page of HTML, the key that it was sent. So nothing is
+trusted for where it comes from, and there is one place that no text gets around, `LetterError`. A foreign `repr` may
+raise, or take for ever, as that of thirty lists does that hold the next one twice: no code of a value's class is run.
 """
 
 from __future__ import annotations
@@ -153,3 +154,44 @@ def _without_user(match: Any) -> str:
     if ":" in authority and not port.isdigit():
         return f"{before}://{MASK}@"  # a password with a slash in it that nobody has escaped
     return word  # the @ is one of the path
+
+
+# Values and exceptions of somebody else's: what is Python's own and has no parts is shown, of all else the class named.
+
+_SHOWN = frozenset((str, bytes, int, float, complex, bool, type(None)))
+_LONGEST_VALUE = 80
+_name_of: Any = type.__dict__["__name__"].__get__  # a metaclass may have another idea of `__name__`
+_args_of: Any = BaseException.__dict__["args"].__get__
+
+
+def kind_of(value: object) -> str:
+    """The name of its class."""
+    name: str = _name_of(type(value))
+    return name
+
+
+def short(value: Any) -> str:
+    """``42``, or ``a list``."""
+    if type(value) not in _SHOWN:
+        name = kind_of(value)
+        return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    try:
+        text = repr(value[:_LONGEST_VALUE] if isinstance(value, (str, bytes)) else value)
+    except ValueError:  # CPython's limit on digits
+        return "a very long int"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+
+
+def described(value: object) -> str:
+    """``int: 42``, or ``list``."""
+    return f"{kind_of(value)}: {short(value)}" if type(value) in _SHOWN else kind_of(value)
+
+
+def shown(value: object) -> str:
+    """``b'x' (bytes)``, or ``a list``."""
+    return f"{short(value)} ({kind_of(value)})" if type(value) in _SHOWN else short(value)
+
+
+def said(error: BaseException) -> str:
+    """``KeyError('name')``: its class, and those of its first arguments that can be shown."""
+    return f"{kind_of(error)}({', '.join(map(short, _args_of(error)[:3]))})"

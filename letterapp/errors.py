@@ -6,11 +6,14 @@ a particular failure, what no text may hold (`_texts`).
 
 from __future__ import annotations
 
+from ._late import Late
 from ._texts import clean, without_keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Sequence
+    import typing
+else:
+    typing = Late("typing")  # as in `_client`
 
 
 class LetterError(Exception):
@@ -35,14 +38,14 @@ class LetterError(Exception):
     def __init__(
         self,
         message: str,
-        status: int | None = None,
-        body: str | None = None,
-        code: str | None = None,
-        reason: str | None = None,
+        status: typing.Optional[int] = None,
+        body: typing.Optional[str] = None,
+        code: typing.Optional[str] = None,
+        reason: typing.Optional[str] = None,
         *,
-        cause: str | None = None,
-        lost: int | None = None,
-        events: Sequence[bytes | dict[str, Any]] = (),
+        cause: typing.Optional[str] = None,
+        lost: typing.Optional[int] = None,
+        events: typing.Sequence[typing.Union[bytes, typing.Dict[str, typing.Any]]] = (),
     ) -> None:
         super().__init__(clean(message))
         self.status = status
@@ -54,7 +57,7 @@ class LetterError(Exception):
         self._events = tuple(events)
 
     @property
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> typing.List[typing.Dict[str, typing.Any]]:
         """The events that were given up, as dicts in the wire's form, so that an application can keep them.
 
         Each has its ``messageId`` and ``timestamp``, so it can be sent again as the same event: docs/guarantees.md
@@ -67,16 +70,16 @@ class LetterError(Exception):
         events = (_decoded(event) if isinstance(event, bytes) else event for event in self._events)
         return [event for event in events if isinstance(event, dict)]
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> typing.Tuple[typing.Any, ...]:
         return (_rebuild, (str(self), {**self.__dict__, "_events": tuple(filter(_is_picklable, self._events))}))
 
 
-def encoded_events(error: LetterError) -> Sequence[bytes | dict[str, Any]]:
+def encoded_events(error: LetterError) -> typing.Sequence[typing.Union[bytes, typing.Dict[str, typing.Any]]]:
     """``error.events`` as they are kept: each encoded, or as it was called where that failed."""
     return error._events
 
 
-def _decoded(event: bytes) -> Any:
+def _decoded(event: bytes) -> typing.Any:
     from json import loads  # not at import: it costs more than the whole package
 
     try:
@@ -85,13 +88,13 @@ def _decoded(event: bytes) -> Any:
         return None
 
 
-def _rebuild(message: str, state: dict[str, Any]) -> LetterError:
+def _rebuild(message: str, state: dict[str, typing.Any]) -> LetterError:
     error = LetterError(message)
     error.__dict__.update(state)
     return error
 
 
-def _is_picklable(event: bytes | dict[str, Any]) -> bool:
+def _is_picklable(event: bytes | dict[str, typing.Any]) -> bool:
     # An event that was refused may hold anything the application put there, a lock or a socket too. The report of it
     # must cross to another process all the same; what cannot cross stays behind.
     if isinstance(event, bytes):

@@ -33,6 +33,7 @@ from ._client import settings_of
 from ._clock import monotonic
 from ._forks import this_process
 from ._handlers import pass_on
+from ._late import Late
 from ._manager_connection import ANSWERING, NOT_YET, Disconnected, ManagerConnection
 from ._manager_program import batches_of, start_process
 from ._queues import ForeignQueue, ManagerQueue, ProxyQueue, adapt
@@ -44,12 +45,17 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Any, Callable
+    import types
+    import typing
+    from typing import Any
 
-    from ._manager import BatchServer
+    from . import _manager
     from ._manager_connection import Address
     from ._queues import Target
+else:
+    # As in `_client`.
+    types, typing, _manager = map(Late, ("types", "typing", "letterapp._manager"))
+    Address = "typing.Union[str, typing.Tuple[str, int]]"
 
 __all__ = ["QueueListener", "SenderManager"]
 
@@ -105,12 +111,12 @@ class SenderManager(FixedOptions, BaseManager):
 
     def __init__(
         self,
-        api_key: str | None = None,
+        api_key: typing.Optional[str] = None,
         base_url: str = DEFAULT_BASE_URL,
         *,
-        address: Address | None = None,
-        authkey: bytes | None = None,
-        **options: Any,
+        address: typing.Optional[Address] = None,
+        authkey: typing.Optional[bytes] = None,
+        **options: typing.Any,
     ) -> None:
         api_key, authkey = concealed(api_key), SecretBytes(authkey) if isinstance(authkey, bytes) else authkey
         _check_options("SenderManager", options, SENDING)
@@ -159,7 +165,7 @@ class SenderManager(FixedOptions, BaseManager):
         """What ``Letter(relay=...)`` takes. It can be pickled, and carries the authkey and the API key."""
         return self._queue_of()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> typing.Dict[str, typing.Any]:
         """How the sender process is: pid, connections, accepted, delivered, lost by cause, waiting, ...
 
         Blocks for 5 s at most. Raises `LetterError` when it does not answer.
@@ -188,7 +194,7 @@ class SenderManager(FixedOptions, BaseManager):
         self._stage = Stage.SHUT_DOWN
         process.stop(self._settings.exit_timeout + LEAVING)
 
-    def get_server(self) -> BatchServer:
+    def get_server(self) -> _manager.BatchServer:
         """The server itself, for a process that is to be the sender process: ``get_server().serve_forever()``.
 
         It sends while it serves; nobody ends it but the process's own end, which sends what is there.
@@ -200,12 +206,12 @@ class SenderManager(FixedOptions, BaseManager):
         batches.begin()
         return BatchServer(batches, self._address, self._key)
 
-    def join(self, timeout: float | None = None) -> None:
+    def join(self, timeout: typing.Optional[float] = None) -> None:
         """Wait until the process that `start` started has ended, ``timeout`` seconds at most."""
         if self._process is not None and self._starter == os.getpid():
             self._process.join(timeout)
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self) -> typing.Dict[str, typing.Any]:
         return {name: getattr(self._settings, name) for name in (*SENDING, "api_key", "base_url")}
 
     def __enter__(self) -> SenderManager:
@@ -214,12 +220,15 @@ class SenderManager(FixedOptions, BaseManager):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: typing.Optional[typing.Type[BaseException]],
+        error: typing.Optional[BaseException],
+        trace: typing.Optional[types.TracebackType],
     ) -> None:
         if self._process is not None:
             self.shutdown()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> typing.Tuple[typing.Any, ...]:
         raise LetterError("a SenderManager stays in its process: pass its .queue")
 
     def __repr__(self) -> str:
@@ -270,7 +279,11 @@ class QueueListener(FixedOptions):
     """
 
     def __init__(
-        self, queue: Any, api_key: str | None = None, base_url: str = DEFAULT_BASE_URL, **options: Any
+        self,
+        queue: typing.Any,
+        api_key: typing.Optional[str] = None,
+        base_url: str = DEFAULT_BASE_URL,
+        **options: typing.Any,
     ) -> None:
         api_key = concealed(api_key)
         _check_options("QueueListener", options, LISTENING)
@@ -307,7 +320,7 @@ class QueueListener(FixedOptions):
             self._sender = None
             raise LetterError("a listener needs a thread, and none can run in this process")
 
-    def stop(self, timeout: float | None = None) -> bool:
+    def stop(self, timeout: typing.Optional[float] = None) -> bool:
         """Send what this process's clients have, what is in the queue, what was taken out; True when all was settled.
 
         Stop the clients of other processes first: what they put later stays in the queue. Blocks for ``timeout``
@@ -323,7 +336,7 @@ class QueueListener(FixedOptions):
         self._is_over = True
         return self._sender.close(max(0.0, deadline - monotonic())) and drained and not self._told
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> typing.Dict[str, typing.Any]:
         """The counters of its sender, as `Letter.stats` has them."""
         return self._sender.stats() if self._sender is not None else {}
 
@@ -332,7 +345,10 @@ class QueueListener(FixedOptions):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: typing.Optional[typing.Type[BaseException]],
+        error: typing.Optional[BaseException],
+        trace: typing.Optional[types.TracebackType],
     ) -> None:
         self.stop()
 
@@ -369,7 +385,7 @@ class QueueListener(FixedOptions):
         self._is_over = True
         self._sender.end(deadline, final)
 
-    def defers(self, act: Callable[[], object]) -> bool:
+    def defers(self, act: typing.Callable[[], object]) -> bool:
         return False
 
     def _drain(self, deadline: float) -> bool:

@@ -27,7 +27,7 @@ import traceback
 from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Callable
+from typing import Any, Callable, Dict, Optional, Tuple, Type
 
 MAX_ITEMS = 100
 _REQUIRED = {"identify": ("traits",), "group": ("accountId", "traits"), "track": ("event", "properties")}
@@ -38,7 +38,7 @@ class Request:
     """One request as it came. ``connection`` is the client's address, so equal for requests over one connection."""
 
     def __init__(
-        self, method: str, path: str, headers: dict[str, str], body: bytes, connection: tuple[str, int]
+        self, method: str, path: str, headers: Dict[str, str], body: bytes, connection: Tuple[str, int]
     ) -> None:
         self.method = method
         self.path = path
@@ -58,7 +58,7 @@ class Request:
 Fault = Callable[["_Handler"], object]
 
 
-def status(code: int, body: bytes = b"{}", headers: dict[str, str] | None = None, stored: bool = False) -> Fault:
+def status(code: int, body: bytes = b"{}", headers: Optional[Dict[str, str]] = None, stored: bool = False) -> Fault:
     """Answer with this status."""
 
     def answer(handler: _Handler) -> None:
@@ -120,7 +120,7 @@ def endless(
     return answer
 
 
-def stall(seconds: float, then: Fault | None = None) -> Fault:
+def stall(seconds: float, then: Optional[Fault] = None) -> Fault:
     """Answer only after ``seconds``, properly or by ``then``."""
 
     def answer(handler: _Handler) -> None:
@@ -133,7 +133,7 @@ def stall(seconds: float, then: Fault | None = None) -> Fault:
 class Hold:
     """A fault that holds a request on the wire: ``arrived`` says that it is there, and `release` lets it go on."""
 
-    def __init__(self, then: Fault | None = None, longest: float = 60.0) -> None:
+    def __init__(self, then: Optional[Fault] = None, longest: float = 60.0) -> None:
         self.arrived = threading.Event()
         self._released = threading.Event()
         self._then = then
@@ -169,10 +169,10 @@ class IngestionServer:
         self,
         port: int = 0,
         *,
-        api_key: str | None = None,
-        max_body: int | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-        on_event: Callable[[dict[str, Any]], object] | None = None,
+        api_key: Optional[str] = None,
+        max_body: Optional[int] = None,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        on_event: Optional[Callable[[Dict[str, Any]], object]] = None,
     ) -> None:
         self.events: list[dict[str, Any]] = []
         self.mails: list[dict[str, Any]] = []
@@ -212,7 +212,7 @@ class IngestionServer:
         with self._changed:
             return len(self._ids)
 
-    def repeated(self) -> dict[str, int]:
+    def repeated(self) -> Dict[str, int]:
         """messageIds that came more than once, and how often."""
         with self._changed:
             counts = Counter(item["messageId"] for item in self.events)
@@ -234,7 +234,7 @@ class IngestionServer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
 
@@ -248,7 +248,7 @@ class IngestionServer:
                 return self._planned.popleft()
         try:
             return self.rule(request) if self.rule is not None else None
-        except Exception:
+        except BaseException:  # `pytest.fail` too
             _complain()
             return None
 
@@ -284,7 +284,7 @@ class IngestionServer:
         for item in items if self._on_event is not None else ():
             try:
                 self._on_event(item)  # type: ignore[misc]
-            except Exception:
+            except BaseException:
                 _complain()
 
 
@@ -382,7 +382,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault(self)
         except (ConnectionError, socket.timeout, ssl.SSLError):
             raise  # the client is gone, which ends the connection
-        except Exception:
+        except BaseException:
             _complain()
             return self.is_answered
         return True

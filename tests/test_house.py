@@ -12,20 +12,21 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import pytest
 from harness import ROOT, environment, run
 
 import letterapp
-from letterapp import Letter
+from letterapp import Letter, pytest_plugin, relay, testing
 from letterapp._late import Late
 
 PACKAGE = ROOT / "letterapp"
+OWN_MODULES = {"letterapp"} | {f"letterapp.{path.stem}" for path in PACKAGE.glob("*.py")}
 # From the ground up: a room may import what stands before it.
 FLOORS = [
     ["_random", "_clock", "_handlers"],
-    ["_texts", "_show", "_late"],
+    ["_texts", "_late"],
     ["errors", "_version", "_bell", "_greenlets", "_ring", "_threads", "testing"],
     ["_inside", "_forks", "_private", "_servers"],
     ["_reporter"],
@@ -157,14 +158,31 @@ def test_urllib_request_is_loaded_for_a_proxy_alone_and_a_proxy_may_come_late(le
     assert [item["userId"] for item in letter_api.events].count("by the proxy") == 1
 
 
-@pytest.mark.parametrize("name", ["__init__", *[name for name in vars(Letter) if not name.startswith("_")]])
-def test_the_annotations_can_be_evaluated(name: str) -> None:
-    hints = typing.get_type_hints(getattr(Letter, name))
-    assert set(hints) == {*inspect.signature(getattr(Letter, name)).parameters, "return"} - {"self"}
-    for hint in hints.values():
-        assert not isinstance(hint, (str, Late))
-    if name == "__init__":
-        assert hints["api_key"] == typing.Optional[str] and ssl.SSLContext in hints["ssl_context"].__args__
+def the_public_face() -> Iterator[Any]:
+    """Each public function, class, method and property, as a parameter that has its name."""
+    for module in (letterapp, relay, testing, pytest_plugin):
+        for name in getattr(module, "__all__", None) or vars(module):
+            public = getattr(module, name)
+            if name.startswith("_") or getattr(public, "__module__", None) not in OWN_MODULES:
+                continue
+            yield pytest.param(public, id=name)
+            for part, found in vars(public).items() if inspect.isclass(public) else ():
+                method = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+                if inspect.isfunction(method) and (part[0] != "_" or part.startswith("__")):
+                    yield pytest.param(method, id=f"{name}.{part}")
+
+
+@pytest.mark.parametrize("public", list(the_public_face()))
+def test_the_annotations_can_be_evaluated(public: Any) -> None:
+    hints = typing.get_type_hints(public)
+    assert not any(isinstance(hint, (str, Late)) for hint in hints.values())
+    if inspect.isfunction(public):
+        assert set(hints) == {*inspect.signature(public).parameters, "return"} - {"self"}
+
+
+def test_what_the_annotations_say() -> None:
+    hints = typing.get_type_hints(Letter.__init__)
+    assert hints["api_key"] == typing.Optional[str] and ssl.SSLContext in hints["ssl_context"].__args__
 
 
 def test_letter_has_at_most_ten_public_methods_and_each_is_documented() -> None:

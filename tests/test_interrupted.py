@@ -177,7 +177,10 @@ def test_sending(later: int, make: Callable[..., Letter], letter_api: Any) -> No
 
 @needs_instructions
 def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: Any) -> None:
-    files = {str(PACKAGE / f"{name}.py") for name in ("_sender", "_batches", "_worker", "_inside", "_bell", "_outbox", "_heir")}
+    files = {
+        str(PACKAGE / f"{name}.py")
+        for name in ("_sender", "_batches", "_worker", "_inside", "_bell", "_outbox", "_heir")
+    }
 
     def interrupted(at: set[int]) -> bool:
         handler = Handler(files, at)

@@ -760,6 +760,31 @@ def test_children_that_lose_the_shared_memory_and_can_have_no_other_say_so_once(
     """)
 
 
+def test_where_there_is_no_memory_for_the_whole_queue_it_is_smaller(
+    letter_api: Any, family: Callable[..., None]
+) -> None:
+    family("""
+    lost = []
+    letter = Letter('k', API, on_error=lost.append, **LATER)
+    def limit(bytes):
+        resource.setrlimit(resource.RLIMIT_AS, (bytes, resource.RLIM_INFINITY))
+    def first_use():
+        os.closerange(3, 500)
+        limit((kilobytes('VmSize') << 10) + (3 << 20))
+        work(letter, 10, 'child')
+        kept, other = kind(letter), Letter('k', API, on_error=lost.append, **LATER)
+        limit(resource.RLIM_INFINITY)
+        assert kept == kind(other) == 'private'
+        work(other, 10, 'other')
+        letter.track('child', 'Worked', {'large': 'x' * 400_000})
+        assert letter.flush(40) and other.flush(40)
+        assert [error.cause for error in lost if error.lost] in ([], ['overflow'])
+        assert letter.stats()['delivered'] + letter.stats()['lost'].get('overflow', 0) == 11
+    assert reap(child(first_use)) == 0
+    """)
+    assert len([item for item in letter_api.events if "serial" in item["properties"]]) == 20
+
+
 def test_a_client_that_is_switched_off_reserves_nothing(family: Callable[..., None]) -> None:
     family("""
     before = descriptors(), mappings()

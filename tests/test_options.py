@@ -368,6 +368,8 @@ def test_before_send_may_change_and_drop(make: Any, letter_api: Any, errors: lis
         (lambda item: item["nothing"], "before_send raised KeyError('nothing')"),
         (lambda item: "text", "before_send must return an event"),
         (lambda item: {**item, "messageId": None}, "before_send must return an event"),
+        (lambda item: {**item, "messageId": ""}, "before_send must return an event"),
+        (lambda item: {**item, "userId": ""}, "before_send must return an event"),
         (lambda item: {**item, "properties": {"x": object}}, "properties.x: "),
         (lambda item: {**item, "properties": {"x": "y" * 500_000}}, "max_batch_bytes"),
     ],

@@ -5,9 +5,11 @@ Whose they are, and what is sent after all were killed, is in `test_spool_proces
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -435,6 +437,75 @@ def test_a_header_cannot_have_more_read_than_the_spool_may_hold(bench: Bench) ->
     assert os.path.getsize(path) == 1 << 34 and bench.reports[0].cause == "degraded"
 
 
+ODD_RECORDS = [
+    bytes(16),  # of no size
+    b"\xf0\xff\xff\xff" + bytes(12),
+    b"\xff\xff\xff\xff" + bytes(12),  # "the next one is at the beginning"
+    b"\0\0\0\x80" + bytes(12),
+    b"\x08\0\0\0" + b"\xff" * 12,  # a wrong checksum
+    *(
+        len(odd).to_bytes(4, "little") + crc32(odd).to_bytes(4, "little") + odd
+        for odd in (b"no JSON!", b"[1]", b"{}", b"null", b'{"a":1}\n{"b":2}', b"\xff\xfe{}", b"[" * 2000, b'{"x":NaN}')
+    ),
+]
+ODD_WORDS = [(0xFFFFFFFF, 0xFFFFFFFF), (1, 5), (5, 1), (0x80000000, 0x80000000), (0, 0xFFFFFFFF)]
+SMALLEST = [(HEADER, 8, 8), (HEADER, 16, 8)]  # for no event
+ODD_SIZES = [(HEADER, 0, 8), (64, 6352, 3616), (HEADER, 1 << 40, 8)]
+
+
+def test_a_directory_full_of_damage_costs_a_plain_client_nothing_but_reports(
+    bench: Bench, make: Any, errors: list[LetterError], letter_api: Any
+) -> None:
+    good: list[str] = []
+
+    def left(*more: bytes) -> str:
+        events = []
+        for _ in range(2):
+            good.append(f"m{len(good)}")
+            event = '{"type":"track","userId":"left","messageId":"%s","event":"E","timestamp":"t","properties":{}}'
+            events.append((event % good[-1]).encode())
+        return bench.left(*events, *more, key="test-key")
+
+    # All before any is spoilt: who makes a file looks at the others.
+    spoilt = [(left(b"odd" * 700), record) for record in ODD_RECORDS]
+    left()
+    lays = (_as_link, _with_second_name, _open_to_others, _as_directory, _as_pipe)
+    count = len(ODD_WORDS + SMALLEST + ODD_SIZES) + 3 + len(lays)
+    paths = iter([bench.left(*MANY, key="test-key") for _ in range(count)])
+    for path, record in spoilt:
+        change(path, Path(path).read_bytes().index(b"oddodd") - 8, record)
+    for word in ODD_WORDS:
+        change(next(paths), WORDS_AT, (word[0] << 32 | word[1]).to_bytes(8, sys.byteorder))
+    for sizes in SMALLEST:
+        lay_header(next(paths), *sizes)
+    unreadable = [next(paths) for _ in range(len(ODD_SIZES) + 3)]
+    for path, sizes in zip(unreadable, ODD_SIZES):
+        lay_header(path, *sizes)
+    for path, length in zip(unreadable[len(ODD_SIZES) :], (0, 100, HEADER)):
+        os.truncate(path, length)
+    for lay in lays:
+        lay(next(paths))
+    for name in (b"\xff\xfe", b"", b"x" * 100):
+        Path(os.path.join(bench.directory, os.fsdecode(b"letter-%s.ring" % name))).write_bytes(b"some file")
+
+    letter = make(spool=bench.directory)
+    letter.track("mine", "E")
+    assert letter.flush(DEADLINE) and letter.stats()["memory"] == "spool"
+    assert sorted(event["messageId"] for event in letter_api.events if event["userId"] == "left") == sorted(good)
+    assert [event["userId"] for event in letter_api.events].count("mine") == 1
+    assert {error.cause for error in errors} == {"damaged", "rejected", "degraded"}
+    for path in unreadable:
+        assert [os.path.basename(path) in str(error) for error in errors if error.cause == "damaged"].count(True) == 1
+    for error in errors:
+        assert str(error).isprintable() and all(isinstance(event, dict) for event in error.events)
+
+    before = len([error for error in errors if error.cause != "degraded"])
+    again = make(spool=bench.directory)
+    again.track("mine", "E")
+    assert again.flush(DEADLINE) and again.stats()["adopted"] == 0
+    assert len([error for error in errors if error.cause != "degraded"]) == before, "damage is reported once"
+
+
 def test_many_damaged_files_have_the_directory_listed_a_few_times(bench: Bench, monkeypatch: Any) -> None:
     spool = bench.spool()
     for _ in range(30):
@@ -804,6 +875,45 @@ def test_a_full_disk_costs_a_report_and_what_has_a_file_can_fill_it(tiny_disk: P
             pass
         slot.release()
     assert len(bench.adopt(bench.spool())) == 4, "a directory on a full disk is no wrong one"
+
+
+@pytest.fixture
+def copying_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that copies what changes, so that a file which is there is no reason that there is room for it."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    image.touch()
+    os.truncate(image, 120 << 20)
+    if not shutil.which("mkfs.btrfs"):
+        pytest.skip("needs btrfs-progs")
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True)
+    if subprocess.run(["mount", "-o", "loop", str(image), str(place)], stderr=subprocess.PIPE).returncode:
+        pytest.skip("no mounting here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.skipif(not IS_ROOT or sys.platform != "linux", reason="needs to mount")
+def test_a_start_on_a_full_disk_that_copies_what_changes_ends_no_process(
+    copying_disk: Path, make: Any, letter_api: Any
+) -> None:
+    event = b'{"type":"track","userId":"left","messageId":"m","event":"E","timestamp":"t","properties":{}}'
+    Bench(copying_disk / "spool").left(event, key="test-key")
+    fill_up = copying_disk / "rest"
+    with open(fill_up, "wb", buffering=0) as rest, contextlib.suppress(OSError):
+        while True:
+            rest.write(os.urandom(1 << 20))
+    os.sync()
+
+    def start() -> bool:
+        letter = make(spool=copying_disk / "spool")
+        letter.track("mine", "E")
+        return letter.flush(DEADLINE)  # type: ignore[no-any-return]
+
+    assert in_child(start) == 1, "no SIGBUS"
+    assert [event["userId"] for event in letter_api.events] == ["mine"]
+    os.unlink(fill_up)
+    assert eventually(lambda: in_child(start) == 1 and "left" in [event["userId"] for event in letter_api.events], bool)
 
 
 def test_a_limit_on_files_costs_a_report_and_leaves_nothing_behind(bench: Bench, tmp_path: Path) -> None:

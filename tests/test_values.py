@@ -853,6 +853,25 @@ def test_a_del_in_the_very_end_waits_for_nothing_and_is_told(letter_api: Any, tm
 
 
 @pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy removes no modules")
+@pytest.mark.parametrize("call", ["letter.send('a@b.example', 'S', text='x')", "Letter('k', api)"])
+def test_what_cannot_be_done_in_the_very_end_is_a_letter_error(call: str, letter_api: Any, tmp_path: Any) -> None:
+    code = f"""
+    class Last:
+        def __init__(self, letter):
+            self.letter = letter
+        def __del__(self, write=os.write, Letter=Letter, api=API, LetterError=LetterError):
+            letter = self.letter
+            try:
+                {call}
+            except LetterError as error:
+                write(1, str(error).encode())
+    sys.modules["last"] = Last(Letter('k', API))
+    """
+    finished = run(code, letter_api.url, tmp_path)
+    assert finished.output == "Python is removing its modules, and nothing can be sent any more", finished
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy removes no modules")
 def test_a_flush_in_the_very_end_waits_for_no_thread_that_stands_still(letter_api: Any, tmp_path: Any) -> None:
     from letterapp.testing import Hold
 
