@@ -36,6 +36,7 @@ from .values import Source, value
 
 KEY, NOWHERE = "fuzz-key", "http://127.0.0.1:9"
 SMALL = {"max_queue_bytes": 4000, "max_queue_events": 20, "max_batch_bytes": 2000}
+STEPS = 5_000  # of a relay: an API that answers 413 has each batch of 100 split down to single events
 PATIENCE = 10.0  # seconds: far above what an exchange takes
 _EVENT = b'{"type":"track","userId":"u","messageId":"%d","event":"E","timestamp":"2026-01-01","properties":{}}'
 
@@ -427,7 +428,7 @@ class Lines:
         expect(b"[1]\n" in heard, "another client's event is settled", heard, self._logged)
         told = sum(_protocol.parse(line).get("lost", 0) for line in heard.split(b"\n"))
         expect(told == (1 if kind & 3 else 0), "and reported to that one, if it is lost", told, kind & 3, heard)
-        for _ in range(200):
+        for _ in range(STEPS):
             if self._step() == float("inf") and not self._relay._peers:
                 break
         expect(not self._relay._peers, "who has gone is forgotten", list(self._relay._peers))
@@ -521,6 +522,10 @@ SEEDS: dict[str, list[bytes]] = {
     "answer": [
         b'\4{"lost": 1, "message": "m", "status": 400, "body": "b", "code": null, "reason": null, '
         b'"cause": "rejected", "events": ["{}"]}\n[1]\n',
+        b'\4{"lost": 1, "message": "m", "status": 400, "body": "b", "code": null, "reason": null, '
+        b'"cause": "rejected", "events": ["{}"]}\n[0',
+        b'\4{"lost": -1, "message": "m", "status": 400, "body": "b", "code": null, "reason": null, '
+        b'"cause": "rejected", "events": []}\n',
         b'\4{"refused": "no", "busy": true}',
         b'\5{"welcome": {"pid": 1}}',
     ],
