@@ -1188,7 +1188,7 @@ def test_a_listener_that_nobody_stops_sends_what_children_put_that_are_joined_at
     finished = run(code, letter_api.url, tmp_path)
     assert finished.code == 0 and not finished.output, finished
     assert whose(letter_api) == {"parent": list(range(2000)), "child": list(range(20))}
-    assert len(letter_api.requests) < 60
+    assert len(letter_api.requests) < 500  # of 2,020 events: not one each
 
 
 def test_a_manager_that_stands_still_for_a_while_costs_a_listener_nothing(letter_api: Any, errors: Any) -> None:
