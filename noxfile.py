@@ -13,9 +13,10 @@ PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and mistakes. `nox -s lint -- --fix` corrects what it can."""
-    session.install("ruff")
+    session.install("ruff", "import-linter", "-e", ".")
     session.run("ruff", "check", *session.posargs, ".")
-    session.run("ruff", "format", "--check", "letterapp", "noxfile.py", "tests/typing")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""``python -m letterapp``: the commands. Lives here: their arguments. Never here: what they do."""
+"""``python -m letterapp``: the commands. Responsible for: their arguments. Not responsible for: what they do."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ def main(arguments: list[str] | None = None) -> int:
     _open_standard_files()
     options = parser.parse_args(arguments)
     if options.command == "demo":
-        from ._demo import demo as run_demo
+        from ._cli.demo import demo as run_demo
 
         return run_demo(options.workers, options.events, options.base_url)
     if options.command == "inbox":
-        from ._inbox import inbox as run_inbox
+        from ._cli.inbox import inbox as run_inbox
 
         return run_inbox(options.port, options.troubled, options.quiet)
     if options.command == "relay" and options.for_manager:
-        from ._manager_program import run_for_manager
+        from ._relay_server.manager_program import run_for_manager
 
         return run_for_manager()
     if options.command == "relay" and options.manager:
         if options.socket or options.group:
             parser.error("--manager has an address, and no --socket and no --group")
-        from ._manager_program import run_kept
+        from ._relay_server.manager_program import run_kept
 
         return run_kept(options)
     if options.command == "relay":
         if options.authkey_file:
             parser.error("--authkey-file goes with --manager")
-        from ._relay_program import relay as run_relay
+        from ._relay_server.socket_program import relay as run_relay
 
         return run_relay(options)
     parser.print_help()

@@ -1,24 +1,25 @@
 """`Letter`: names, arguments, defaults.
 
-Lives here: the public face and the one attribute that holds all state of a process. Never here: encoding, queueing,
-sending, forks; each has its room.
+Responsible for: the public face and the one attribute that holds all state of a process. Not responsible for: encoding,
+queueing, sending, forks; each has its room.
 """
 
 from __future__ import annotations
 
 import os
 
-from . import _lifecycle, _servers
-from ._clock import monotonic
-from ._delivery import Delivery, Nowhere
-from ._event import Encoder, Unencodable
-from ._handlers import pass_on
-from ._late import Late
-from ._mail import post_mail
+from ._config import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
+from ._delivery import shutdown
+from ._delivery.base import Delivery, NullDelivery
+from ._delivery.sender import Sender
+from ._email import post_mail
+from ._encoding import Encoder, Unencodable
 from ._reporter import Reporter
-from ._sender import Sender
-from ._settings import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
-from ._texts import concealed
+from ._runtime import servers
+from ._runtime.clock import monotonic
+from ._runtime.lazy_module import LazyModule
+from ._runtime.signal_errors import reraise_signal_error
+from ._text import concealed
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     Path = typing.Union[str, os.PathLike[str]]
 else:
     # What the annotations name, for `typing.get_type_hints`. In the form that it understands in Python 3.8, too.
-    datetime, ssl, types, typing, uuid = map(Late, ("datetime", "ssl", "types", "typing", "uuid"))
+    datetime, ssl, types, typing, uuid = map(LazyModule, ("datetime", "ssl", "types", "typing", "uuid"))
     Timestamp = "typing.Union[datetime.datetime, datetime.date, str, None]"
     MessageId = "typing.Union[str, uuid.UUID, None]"
     Path = "typing.Union[str, os.PathLike]"
@@ -132,9 +133,9 @@ class Letter(FixedOptions):
         relay: typing.Union[bool, Path, typing.Any] = False,
         relay_user: typing.Union[str, int, None] = None,
     ) -> None:
-        if _lifecycle.is_torn_down():
+        if shutdown.is_finalizing():
             api_key = None  # crash reporters show a frame's variables
-            raise LetterError(_lifecycle.TORN_DOWN)
+            raise LetterError(shutdown.TORN_DOWN)
         api_key = concealed(api_key)
         self._open(
             Settings(
@@ -173,10 +174,10 @@ class Letter(FixedOptions):
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
         if settings.enabled:
-            _lifecycle.watch(self._delivery)
+            shutdown.register(self._delivery)
             if settings.exit_signals:
-                _lifecycle.end_on(settings.exit_signals, Reporter(settings.on_error))
-            self._delivery.send_orphans()
+                shutdown.install_exit_signals(settings.exit_signals, Reporter(settings.on_error))
+            self._delivery.start_recovery()
 
     def _here(self) -> Delivery:
         """The delivery of this process, which a fork may just have made. Takes no lock."""
@@ -184,7 +185,7 @@ class Letter(FixedOptions):
         if delivery.owner.pid != os.getpid():
             delivery = self._delivery = delivery.for_child()
             if self._settings.enabled:
-                _lifecycle.watch(delivery)
+                shutdown.register(delivery)
         return delivery
 
     # Events. They return in microseconds and raise only for arguments that can never be right.
@@ -303,8 +304,8 @@ class Letter(FixedOptions):
         """
         if not self._settings.enabled:
             return {}
-        if _lifecycle.is_torn_down():
-            raise LetterError(_lifecycle.TORN_DOWN)
+        if shutdown.is_finalizing():
+            raise LetterError(shutdown.TORN_DOWN)
         return post_mail(
             self._settings,
             to=to,
@@ -407,7 +408,7 @@ class Letter(FixedOptions):
             return "<Letter that has not been made>"
         if delivery.owner.pid != os.getpid():
             return f"<Letter not used so far, pid={os.getpid()}>"
-        waiting, delivered, lost = delivery.glance()
+        waiting, delivered, lost = delivery.quick_counts()
         return f"<Letter waiting={waiting:,} delivered={delivered:,} lost={lost:,} pid={delivery.owner.pid}>"
 
     def __reduce__(self) -> typing.Tuple[typing.Any, ...]:
@@ -419,23 +420,23 @@ class Letter(FixedOptions):
 
 def _carrier(settings: Settings) -> Delivery:
     if not settings.enabled:
-        return Nowhere(Reporter(settings.on_error), settings.exit_timeout)
+        return NullDelivery(Reporter(settings.on_error), settings.exit_timeout)
     relay = settings.relay
     if not relay:
         return Sender(settings)
     # With modules that nobody else needs.
     if relay is True or isinstance(relay, str):
         try:
-            from ._relayed import RelayedSender
+            from ._relay.delivery import RelayDelivery
         except OSError as problem:  # no descriptor to read a module by
-            pass_on(problem)
+            reraise_signal_error(problem)
             said = (
                 f"relay: its modules cannot be loaded: {problem.strerror or problem}. This process sends its own events"
             )
             Reporter(settings.on_error)(LetterError(said, cause="degraded"))
             return Sender(settings)
-        return RelayedSender.start(settings)
-    from ._handover import Handover
+        return RelayDelivery.start(settings)
+    from ._relay.handover import Handover
 
     def handover(report: typing.Any, clock: typing.Any) -> Handover:
         return Handover(relay, settings.timeout, settings.exit_timeout, report, clock)
@@ -486,6 +487,6 @@ async def _in_thread(wait: typing.Callable[[float], bool], timeout: float) -> bo
         except RuntimeError:
             pass  # the loop has been closed meanwhile
 
-    if not _servers.start_thread(run):
+    if not servers.start_thread(run):
         return wait(timeout)  # as all else here, where no thread can run
     return await answer

@@ -1,17 +1,17 @@
 """How the application learns what becomes of its events: `on_error`, or a line on stderr.
 
 Responsible for: calling `on_error` safely, what `on_error` itself tracks, reports whose text several modules share.
-Not responsible for: when something is reported, what an error may contain (`_texts`).
+Not responsible for: when something is reported, what an error may contain (`_text`).
 """
 
 from __future__ import annotations
 
 import sys
 
-from ._handlers import pass_on
-from ._inside import Inside
-from ._texts import clean, said
-from ._threads import as_started
+from ._runtime.guards import ReentrancyGuard
+from ._runtime.signal_errors import reraise_signal_error
+from ._runtime.threads import with_starters_signal_mask
+from ._text import clean, said
 from .errors import LetterError, encoded_events
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ class Reporter:
 
     def __init__(self, on_error: Callable[[LetterError], object] | None) -> None:
         self._on_error = on_error
-        self._calling = Inside()  # the threads that are in `on_error`
+        self._calling = ReentrancyGuard()  # the threads that are in `on_error`
         self.has_called = False  # before that there is nothing to `note`
         # Hashes of the events that were tracked there: the latest, and those before them. More cannot be waiting in a
         # queue, unless it has been made very large.
@@ -46,9 +46,9 @@ class Reporter:
                 _print(f"letterapp: {error} (on_error had tracked it)")
             else:
                 self.has_called = True
-                self._calling.run(lambda: as_started(self._call, error))
+                self._calling.run(lambda: with_starters_signal_mask(self._call, error))
         except Exception as failure:
-            pass_on(failure)
+            reraise_signal_error(failure)
             _print(f"letterapp: on_error raised {said(failure)} for: {error}")
 
     def note(self, event: bytes) -> None:
@@ -78,7 +78,9 @@ def _print(line: str) -> None:
     try:
         sys.stderr.write(clean(line, _LONGEST_LINE) + "\n")
     except Exception as failure:
-        pass_on(failure)  # else stderr is closed, or None, or cannot write this text: there is nowhere left to say so
+        reraise_signal_error(
+            failure
+        )  # else stderr is closed, or None, or cannot write this text: there is nowhere left to say so
 
 
 def unreadable(events: int, why: str) -> LetterError:

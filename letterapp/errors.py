@@ -1,19 +1,19 @@
 """The one error a caller may see.
 
-Lives here: `LetterError`, what it carries, how it is pickled. Never here: when it is raised (the rooms decide), text of
-a particular failure, what no text may hold (`_texts`).
+Responsible for: `LetterError`, what it carries, how it is pickled. Not responsible for: when it is raised (the rooms
+decide), text of a particular failure, what no text may hold (`_text`).
 """
 
 from __future__ import annotations
 
-from ._late import Late
-from ._texts import clean, without_keys
+from ._runtime.lazy_module import LazyModule
+from ._text import clean, without_keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing
 else:
-    typing = Late("typing")  # as in `_client`
+    typing = LazyModule("typing")  # as in `_client`
 
 
 class LetterError(Exception):

@@ -12,8 +12,8 @@
 application has already. The relay over a Unix socket, ``Letter(relay=True)``, needs nothing of this module. All three
 stand side by side in docs/relay.md.
 
-Responsible for: the public classes. Not responsible for: handing batches over (`_handover`), the server (`_manager`),
-its process (`_manager_program`).
+Responsible for: the public classes. Not responsible for: handing batches over (`handover`), the server
+(`manager_server`), its process (`manager_program`).
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ from multiprocessing import AuthenticationError
 from multiprocessing.managers import BaseManager
 from queue import Empty, Full
 
-from . import _lifecycle, _protocol, _servers
-from ._bell import Bell
 from ._client import settings_of
-from ._clock import monotonic
-from ._forks import this_process
-from ._handlers import pass_on
-from ._late import Late
-from ._manager_connection import ANSWERING, NOT_YET, Disconnected, ManagerConnection
-from ._manager_program import batches_of, start_process
-from ._queues import ForeignQueue, ManagerQueue, ProxyQueue, adapt
+from ._config import DEFAULT_BASE_URL, FixedOptions, seconds
+from ._delivery import shutdown
+from ._delivery.sender import Sender
+from ._queues.manager_connection import ANSWERING, NOT_YET, Disconnected, ManagerConnection
+from ._queues.targets import ForeignQueue, ManagerQueue, ProxyQueue, adapt
+from ._relay import protocol
+from ._relay_server.manager_program import batches_of, start_process
 from ._reporter import Reporter
-from ._sender import Sender
-from ._settings import DEFAULT_BASE_URL, FixedOptions, seconds
-from ._texts import SecretBytes, concealed
+from ._runtime import servers
+from ._runtime.atfork import this_process
+from ._runtime.clock import monotonic
+from ._runtime.condition import Condition
+from ._runtime.lazy_module import LazyModule
+from ._runtime.signal_errors import reraise_signal_error
+from ._text import SecretBytes, concealed
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -49,12 +51,12 @@ if TYPE_CHECKING:
     import typing
     from typing import Any
 
-    from . import _manager
-    from ._manager_connection import Address
-    from ._queues import Target
+    from ._queues.manager_connection import Address
+    from ._queues.targets import Target
+    from ._relay_server import manager_server
 else:
     # As in `_client`.
-    types, typing, _manager = map(Late, ("types", "typing", "letterapp._manager"))
+    types, typing, manager_server = map(LazyModule, ("types", "typing", "letterapp._relay_server.manager_server"))
     Address = "typing.Union[str, typing.Tuple[str, int]]"
 
 __all__ = ["QueueListener", "SenderManager"]
@@ -194,12 +196,12 @@ class SenderManager(FixedOptions, BaseManager):
         self._stage = Stage.SHUT_DOWN
         process.stop(self._settings.exit_timeout + LEAVING)
 
-    def get_server(self) -> _manager.BatchServer:
+    def get_server(self) -> manager_server.BatchServer:
         """The server itself, for a process that is to be the sender process: ``get_server().serve_forever()``.
 
         It sends while it serves; nobody ends it but the process's own end, which sends what is there.
         """
-        from ._manager import BatchServer
+        from ._relay_server.manager_server import BatchServer
 
         self._must_be_new()
         batches = batches_of(self._options())
@@ -245,7 +247,7 @@ class SenderManager(FixedOptions, BaseManager):
         self._address = address
         settings = self._settings
         self._queue = ManagerQueue(
-            address, self._key, settings.api_key, settings.base_url, _protocol.proof(settings.api_key)
+            address, self._key, settings.api_key, settings.base_url, protocol.proof(settings.api_key)
         )
         self._stage = Stage.SERVING
 
@@ -312,11 +314,11 @@ class QueueListener(FixedOptions):
         if self._sender is not None and self.owner.pid == os.getpid():
             return
         self.owner = this_process()
-        self._room = Bell()
+        self._room = Condition()
         self._sender = Sender(self._settings, report=self._report, progress=self._room)
-        _lifecycle.watch(self)  # type: ignore[arg-type]  # the process's end stops it
-        self._sender.send_orphans()
-        if not _servers.start_thread(self._run):
+        shutdown.register(self)  # type: ignore[arg-type]  # the process's end stops it
+        self._sender.start_recovery()
+        if not servers.start_thread(self._run):
             self._sender = None
             raise LetterError("a listener needs a thread, and none can run in this process")
 
@@ -352,7 +354,7 @@ class QueueListener(FixedOptions):
     ) -> None:
         self.stop()
 
-    # The end of the process, as `_lifecycle` announces it: after the clients, whose last batches come here.
+    # The end of the process, as `shutdown` announces it: after the clients, whose last batches come here.
 
     ends_last = True
     sends_on_os_exit = True
@@ -361,13 +363,13 @@ class QueueListener(FixedOptions):
     def exit_timeout(self) -> float:
         return self._settings.exit_timeout
 
-    def go_on(self) -> None:
+    def cancel_shutdown(self) -> None:
         pass
 
-    def look_after_children(self) -> None:
+    def recover_from_children(self) -> None:
         pass
 
-    def hasten(self) -> None:
+    def begin_shutdown(self) -> None:
         pass
 
     def end(self, deadline: float, final: bool) -> None:
@@ -376,7 +378,7 @@ class QueueListener(FixedOptions):
         if (
             isinstance(self._source, ForeignQueue)
             and multiprocessing.active_children()
-            and not _lifecycle.is_past_multiprocessing()
+            and not shutdown.is_past_multiprocessing()
         ):
             # They are joined next, and go on putting until then. This is called again after that, when a manager that
             # this process has started is gone.
@@ -385,7 +387,7 @@ class QueueListener(FixedOptions):
         self._is_over = True
         self._sender.end(deadline, final)
 
-    def defers(self, act: typing.Callable[[], object]) -> bool:
+    def defer_signal(self, act: typing.Callable[[], object]) -> bool:
         return False
 
     def _drain(self, deadline: float) -> bool:
@@ -406,7 +408,7 @@ class QueueListener(FixedOptions):
             finally:
                 channel.close()
         except (OSError, EOFError, Full, RuntimeError, ValueError, AuthenticationError) as problem:
-            pass_on(problem)
+            reraise_signal_error(problem)
             return False  # full, or gone: what can be read at once is the end
         return True
 
@@ -431,7 +433,7 @@ class QueueListener(FixedOptions):
                         return
                     continue
                 except Exception as problem:
-                    pass_on(problem)
+                    reraise_signal_error(problem)
                     if channel is not None:
                         channel.close()
                         channel = None
@@ -544,14 +546,14 @@ class _Source:
 
 def _flush_clients_of(queue: Target, deadline: float) -> None:
     """Have this process's clients put what they have into ``queue``."""
-    for delivery in _lifecycle.own():
+    for delivery in shutdown.own_deliveries():
         if isinstance(delivery, Sender) and delivery.uses(queue):
             delivery.flush(max(0.0, deadline - monotonic()))
 
 
 def _is_event(item: Any) -> bool:
-    """True for what a client puts. Anybody may put something else, and it must not spoil the batch of others."""
-    return isinstance(item, bytes) and _protocol.is_event(item)
+    """True for what a client puts. Anybody may put something else, and it must not mark_corrupt the batch of others."""
+    return isinstance(item, bytes) and protocol.is_event(item)
 
 
 def _check_options(kind: str, options: dict[str, Any], known: tuple[str, ...]) -> None:

@@ -8,8 +8,8 @@
         letter.close()
         assert [item["event"] for item in api.events] == ["Order Completed"]
 
-Lives here: the server's side of the protocol, its checks, its faults. Imports nothing of the client, so the two cannot
-share a bug. With pytest the fixture `letter_api` hands out a started server.
+Responsible for: the server's side of the protocol, its checks, its faults. Imports nothing of the client, so the two
+cannot share a bug. With pytest the fixture `letter_api` hands out a started server.
 
 What it calls of yours (`on_event`, `rule`, a fault) costs no request when it raises: the traceback goes to stderr, and
 the request is treated as if it had not been called.

@@ -8,18 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from letterapp import Letter, LetterError
-from letterapp._ring import WORDS
-from letterapp._sender import Sender
+from letterapp._delivery.sender import Sender
+from letterapp._storage.ring import WORDS
 from letterapp.testing import IngestionServer
 
 DONE = float("inf")  # what a turn answers when nothing waits
 
 
 class Slot:
-    """A piece of memory for a ring, which a test can look into, and spoil."""
+    """A piece of memory for a ring, which a test can look into, and mark_corrupt."""
 
     kind = "private"
-    lasts = False
+    is_durable = False
     checked = True
 
     def __init__(self, room: int, hand: int) -> None:
@@ -40,16 +40,16 @@ class Slot:
     def is_own(self) -> bool:
         return True
 
-    def has_heirs(self) -> bool:
+    def has_successor(self) -> bool:
         return False
 
-    def mark_leaving(self, leaves: bool) -> None:
+    def mark_exiting(self, leaves: bool) -> None:
         pass
 
     def release(self) -> None:
         self.released = True
 
-    def spoil(self) -> None:
+    def mark_corrupt(self) -> None:
         self.spoilt = True
 
     def trim(self, start: int, end: int) -> None:
@@ -67,7 +67,7 @@ class Driven:
         options = {"api_key": "test-key", "flush_interval": 0, **options}
         self.letter = Letter(base_url=api_url, on_error=errors.append, **options)
         self.sender = Sender(self.letter._settings, lambda: self.now)
-        self.sender._outbox.attend().begun = True  # as the thread does: so no other is started
+        self.sender._queue.claim_worker().started = True  # as the thread does: so no other is started
         self.letter._delivery = self.sender
 
     def track(self, count: int = 1) -> None:
@@ -78,7 +78,7 @@ class Driven:
         """Take turns until nothing waits. Returns the waits between two tries, which the clock jumped over."""
         waits = []
         while True:
-            wait = self.sender._batches.step()
+            wait = self.sender._batches.send_once()
             if wait == DONE:
                 return waits
             if wait:
@@ -86,8 +86,8 @@ class Driven:
                 self.now += wait
 
     def stop(self) -> None:
-        self.sender._outbox.abandon("closed")
-        self.sender._outbox.desert()
+        self.sender._queue.abandon("closed")
+        self.sender._queue.release_worker()
         self.sender._batches._transport.close()
 
 

@@ -22,8 +22,8 @@ import ctypes, json, resource, urllib.request
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 signal.alarm(50)
-from letterapp import _lifecycle
-_lifecycle._next_look = float('inf')  # a parent that forks does not look, or who is the heir would be a matter of luck
+from letterapp._delivery import shutdown
+shutdown._next_look = float('inf')  # a parent that forks does not look, or who is the heir would be a matter of luck
 
 def make(**options):
     return Letter('k', API, **{'flush_interval': 3600, 'flush_at': 10**6, 'exit_timeout': 40, **options})
@@ -31,8 +31,8 @@ def make(**options):
 def has_looked(sender):
     "Wait until a thread that was just started has looked for what others left. It does so again after a second."
     if sender.owner.pid == os.getpid():
-        while sender._outbox.attended and (
-            not sender._heir._next_look or (sender._batches.lock.is_taken() and sender._outbox._in_hand is None)
+        while sender._queue.has_worker and (
+            not sender._recovery._next_look or (sender._batches.lock.is_taken() and sender._queue._in_flight is None)
         ):
             time.sleep(0.001)
 

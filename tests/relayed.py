@@ -25,7 +25,7 @@ import psutil
 import pytest
 from harness import DEADLINE, Program, environment, eventually
 
-from letterapp import _protocol
+from letterapp._relay import protocol
 
 KEY = "test-key"  # what `make` and the programs' clients have
 
@@ -43,9 +43,9 @@ def statuses():
 """
 
 
-def greet(sock: socket.socket, key: str, url: str, wants: str = _protocol.EVENTS) -> socket.socket:
+def greet(sock: socket.socket, key: str, url: str, wants: str = protocol.EVENTS) -> socket.socket:
     """Get to know a relay, as a process does; `_protocol.Refused` if it does not want us."""
-    caller = _protocol.Caller(key, url, wants)
+    caller = protocol.Caller(key, url, wants)
     sock.sendall(caller.hello)
     sock.sendall(caller.answer(sock.makefile("rb").readline()))
     return sock
@@ -58,7 +58,7 @@ class Door:
     """
 
     def __init__(self, path: str, key: str, url: str) -> None:
-        self._new = lambda: _protocol.Callee(key, url)
+        self._new = lambda: protocol.Callee(key, url)
         self._changed = threading.Condition()
         self._known: list[tuple[socket.socket, Any]] = []  # challenged, the last to come last
         self._all: list[socket.socket] = []
@@ -78,7 +78,7 @@ class Door:
             self._all.append(sock)
             callee = self._new()
             hello = b""
-            while not hello.endswith(_protocol.END):
+            while not hello.endswith(protocol.END):
                 try:
                     more = sock.recv(1)
                 except OSError:
@@ -102,7 +102,7 @@ class Door:
             sock, callee = self._known[self._taken]
             self._taken += 1
         sock.settimeout(DEADLINE)
-        assert callee.hear(line_from(sock)) == (b"", _protocol.EVENTS)
+        assert callee.hear(line_from(sock)) == (b"", protocol.EVENTS)
         return sock
 
     def last(self) -> socket.socket | None:
@@ -135,7 +135,7 @@ class Door:
 def line_from(sock: socket.socket) -> bytes:
     """The next line, and nothing of what follows it."""
     heard = b""
-    while not heard.endswith(_protocol.END):
+    while not heard.endswith(protocol.END):
         more = sock.recv(1)
         assert more, heard
         heard += more

@@ -16,8 +16,8 @@ from typing import Any, Callable
 from harness import DEADLINE
 
 from letterapp import Letter, LetterError
-from letterapp._ring import Ring
-from letterapp._spool import Spool, SpoolSlot
+from letterapp._storage.ring import Ring
+from letterapp._storage.spool import Spool, SpoolSlot
 
 NOWHERE = "http://127.0.0.1:9"
 SMALL = {"max_queue_bytes": 4000, "max_queue_events": 20, "max_batch_bytes": 2000}  # files of some 11 KB
@@ -68,9 +68,9 @@ def fill(slot: SpoolSlot, *events: bytes) -> Ring:
 
 
 def settle(slot: SpoolSlot) -> list[bytes]:
-    ring, wrong = Ring.left_in(slot)
+    ring, wrong = Ring.recovered_from(slot)
     if wrong:
-        slot.spoil()
+        slot.mark_corrupt()
     events = ring.clear()
     slot.release()
     return events

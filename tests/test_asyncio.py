@@ -323,9 +323,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["delivers", "reports"])
-def test_a_program_that_raises_its_signal_again_as_uvicorn_does(
-    answers: bool, letter_api: Any, tmp_path: Path
-) -> None:
+def test_a_program_that_raises_its_signal_again_as_uvicorn_does(answers: bool, letter_api: Any, tmp_path: Path) -> None:
     hold = Hold()
     with start(RAISES_AGAIN.replace("TIME", "60" if answers else "0.3"), letter_api.url, tmp_path) as program:
         assert eventually((tmp_path / "held").exists, lambda there: there or program.process.poll() is not None)

@@ -666,8 +666,8 @@ def test_a_signal_in_the_middle_of_a_request_that_the_call_itself_sends_tells_wh
 
 def test_a_second_end_leaves_a_slot_alone_that_is_another_process_s_by_now(letter_api: Any, tmp_path: Any) -> None:
     code = """
-    from letterapp import _lifecycle
-    from letterapp._memory import _GOES_ON
+    from letterapp._delivery import shutdown
+    from letterapp._storage.memory import _ALIVE
 
     def another(then):
         "A process that has used its client, and does ``then`` when it is told to."
@@ -688,16 +688,16 @@ def test_a_second_end_leaves_a_slot_alone_that_is_another_process_s_by_now(lette
         return os.waitpid(pid, 0)[1]
 
     def slot():
-        return letter._delivery._outbox._ring.slot
+        return letter._delivery._queue._ring.slot
 
     letter = Letter('k', "http://127.0.0.1:9", exit_timeout=0.2, max_retries=None, on_error=lambda error: None)
     work(letter, 1)
     first = another(lambda: 0 if not letter.close(0) and letter.stats()["adopted"] == 1 else 1)
-    _lifecycle.end_of_process()  # what waits is left to that one,
+    shutdown.shut_down_process()  # what waits is left to that one,
     assert ended(first) == 0  # which gives it up, and so the slot is free
     owners = slot().base
-    second = another(lambda: 0 if slot().base == owners and slot()._shared_words[_GOES_ON] else 1)
-    _lifecycle.end_of_process()
+    second = another(lambda: 0 if slot().base == owners and slot()._shared_words[_ALIVE] else 1)
+    shutdown.shut_down_process()
     print(ended(second))
     os.kill(os.getpid(), signal.SIGKILL)
     """

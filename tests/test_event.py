@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from letterapp import LetterError
-from letterapp._event import MAX_DEPTH, Encoder, Unencodable
+from letterapp._encoding import MAX_DEPTH, Encoder, Unencodable
 
 ENCODER = Encoder(500_000, None)
 

@@ -161,8 +161,8 @@ def test_a_descriptor_that_became_something_else_in_the_child_is_left_alone(lett
     # A daemon closes all that it inherited, and its log gets the number. Without a fork hook (as under uWSGI) the
     # client finds out late.
     body = """
-from letterapp import _forks
-_forks._hooked = True
+from letterapp._runtime import atfork
+atfork._hooked = True
 letter = Letter('k', API)
 work(letter, 10, 'parent')
 letter.flush()
@@ -187,7 +187,7 @@ work(letter, 10, 'parent')
 held, over = threading.Event(), threading.Event()
 def hold():
     def wait_inside():
-        with letter._delivery._outbox._lock:
+        with letter._delivery._queue._lock:
             held.set()
             over.wait(40)
     letter._delivery._batches.lock.run(wait_inside, 0)
@@ -276,8 +276,8 @@ wait(fork(lambda: wait(fork(child_work(30, 'grandchild')))))
 @pytest.mark.parametrize("hooks", ["called", "not called"])
 def test_200_children_while_four_threads_track_without_rest(hooks: str, letter_api: Any, tmp_path: Path) -> None:
     body = f"""
-from letterapp import _forks
-_forks._hooked = {hooks == "not called"}
+from letterapp._runtime import atfork
+atfork._hooked = {hooks == "not called"}
 letter = Letter('k', API, max_queue_events=10**6, max_queue_bytes=10**9, exit_timeout=40)
 if {hooks == "not called"}:
     # Whoever forks without hooks (uWSGI) has no thread at that time that could be in the middle of its imports.

@@ -83,10 +83,11 @@ def test_a_fork_waits_until_the_sender_s_thread_has_ended_in_c_too(
     # destructor of the test's own takes the place of OpenSSL's.
     code = """
     import ctypes
-    from letterapp import _forks, _worker
+    from letterapp._runtime import atfork
+    from letterapp._delivery import worker
 
-    _forks.NETWORK = 60.0
-    _worker.IDLE = 0.01 if sys.argv[1] == 'idle' else 60.0
+    atfork.NETWORK = 60.0
+    worker.IDLE = 0.01 if sys.argv[1] == 'idle' else 60.0
     forking, is_over = threading.Event(), False
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -108,7 +109,7 @@ def test_a_fork_waits_until_the_sender_s_thread_has_ended_in_c_too(
     letter.track('u', 'E')
     if sys.argv[1] == 'flush':
         assert letter.flush(60)
-    while letter._delivery._outbox.attended:
+    while letter._delivery._queue.has_worker:
         time.sleep(0.001)
     pid = os.fork()
     if pid == 0:

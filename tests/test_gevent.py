@@ -45,7 +45,7 @@ each_beginning = pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=B
 each_line = pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
 
 
-class Line:
+class DeadlineSocket:
     """An ingestion server, and what a program must have in its environment to reach it."""
 
     def __init__(self, api: IngestionServer, env: dict[str, str]) -> None:
@@ -54,9 +54,9 @@ class Line:
 
 
 @pytest.fixture
-def reached(line: str, letter_api: Any, tmp_path: Path) -> Iterator[Line]:
+def reached(line: str, letter_api: Any, tmp_path: Path) -> Iterator[DeadlineSocket]:
     if not line:
-        yield Line(letter_api, {})
+        yield DeadlineSocket(letter_api, {})
         return
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -64,17 +64,19 @@ def reached(line: str, letter_api: Any, tmp_path: Path) -> Iterator[Line]:
     ca.issue_cert("localhost").configure_cert(context)
     known_as = "TEST_CA" if line == "own" else "SSL_CERT_FILE"
     with IngestionServer(ssl_context=context) as api:
-        yield Line(api, {"TEST_CONTEXT": line, known_as: str(tmp_path / "ca.pem")})
+        yield DeadlineSocket(api, {"TEST_CONTEXT": line, known_as: str(tmp_path / "ca.pem")})
 
 
-def start(code: str, reached: Line, tmp_path: Path) -> Program:
+def start(code: str, reached: DeadlineSocket, tmp_path: Path) -> Program:
     (tmp_path / "program.py").write_text(code)
     return Program([sys.executable, "program.py"], reached.env, tmp_path)
 
 
 @each_beginning
 @each_line
-def test_many_greenlets_track_at_once_and_all_arrives(line: str, beginning: str, reached: Line, tmp_path: Path) -> None:
+def test_many_greenlets_track_at_once_and_all_arrives(
+    line: str, beginning: str, reached: DeadlineSocket, tmp_path: Path
+) -> None:
     code = """
     import gevent
     def many(number):
@@ -95,7 +97,9 @@ def test_many_greenlets_track_at_once_and_all_arrives(line: str, beginning: str,
 
 @each_beginning
 @each_line
-def test_the_hub_goes_on_while_the_client_sends(line: str, beginning: str, reached: Line, tmp_path: Path) -> None:
+def test_the_hub_goes_on_while_the_client_sends(
+    line: str, beginning: str, reached: DeadlineSocket, tmp_path: Path
+) -> None:
     code = """
     import gevent
     work(letter, 3)
@@ -124,7 +128,7 @@ def test_the_hub_goes_on_while_the_client_sends(line: str, beginning: str, reach
 
 @pytest.mark.parametrize("line", [""], ids=["http"])
 def test_exit_signals_deliver_when_the_signal_comes_while_every_greenlet_waits(
-    line: str, reached: Line, tmp_path: Path
+    line: str, reached: DeadlineSocket, tmp_path: Path
 ) -> None:
     # The handler then runs in the hub, which must not wait for anything.
     code = """
@@ -146,7 +150,9 @@ def test_exit_signals_deliver_when_the_signal_comes_while_every_greenlet_waits(
 
 
 @each_line
-def test_a_preloaded_gunicorn_serves_while_its_gevent_worker_sends(line: str, reached: Line, tmp_path: Path) -> None:
+def test_a_preloaded_gunicorn_serves_while_its_gevent_worker_sends(
+    line: str, reached: DeadlineSocket, tmp_path: Path
+) -> None:
     pytest.importorskip("gunicorn")
     app = """
     work(letter, 5, "before the patch")  # in the master: its sender runs when the worker is forked

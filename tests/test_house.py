@@ -19,66 +19,23 @@ from harness import ROOT, environment, run
 
 import letterapp
 from letterapp import Letter, pytest_plugin, relay, testing
-from letterapp._late import Late
+from letterapp._runtime.lazy_module import LazyModule
 
 PACKAGE = ROOT / "letterapp"
 OWN_MODULES = {"letterapp"} | {f"letterapp.{path.stem}" for path in PACKAGE.glob("*.py")}
-# From the ground up: a room may import what stands before it.
-FLOORS = [
-    ["_random", "_clock", "_handlers"],
-    ["_texts", "_late"],
-    ["errors", "_version", "_bell", "_greenlets", "_ring", "_threads", "testing"],
-    ["_inside", "_forks", "_private", "_servers"],
-    ["_reporter"],
-    ["_sigpipe", "_connect", "_response"],
-    ["_line"],
-    ["_manager_connection"],
-    ["_queues"],
-    ["_settings", "_event", "_delivery", "_outbox", "_locks", "_proxy", "_protocol"],
-    ["_transport", "_lifecycle", "_memory", "_spool", "_link"],
-    ["_retry", "_stores", "_launch"],
-    ["_heir", "_handover"],
-    ["_stages", "_worker", "_batches", "_mail"],
-    ["_sender"],
-    ["_relayed", "_ownership"],
-    ["_relay", "_client"],
-    ["_manager"],
-    ["_relay_program", "_manager_program"],
-    ["relay"],
-    ["_demo", "_inbox", "pytest_plugin"],
-    ["__main__", "__init__"],
-]
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 
-CONTRACTS = [("Lives here", "Never here"), ("Responsible for", "Not responsible")]
+def test_every_private_module_says_what_it_is_responsible_for() -> None:
+    for path in MODULES:
+        text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+        if any(part.startswith("_") for part in path.relative_to(PACKAGE).parts) and path.name != "_version.py":
+            assert "Responsible for" in text and "Not responsible for" in text, path
 
 
-def imports_of(room: str) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
-    return found
-
-
-def test_imports_point_downward_only() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {room for floor in FLOORS for room in floor}
-    below: set[str] = set()
-    for floor in FLOORS:
-        for room in floor:
-            assert imports_of(room) <= below, f"{room} imports {imports_of(room) - below}"
-        below |= set(floor)
-
-
-def test_the_test_server_imports_nothing_of_the_client() -> None:
-    assert imports_of("testing") == set() and imports_of("pytest_plugin") == {"testing"}
-
-
-def test_every_room_says_what_lives_there_and_what_never_may() -> None:
-    for path in PACKAGE.glob("_[a-z]*.py"):
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        says = any(mine in text and others in text for mine, others in CONTRACTS)
-        assert path.stem == "_version" or says, path.name
+def test_packages_run_no_code_when_they_are_imported() -> None:
+    packages = [path for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE]
+    assert packages and not any(path.read_text() for path in packages)
 
 
 def modules_after(code: str) -> set[str]:
@@ -121,10 +78,10 @@ def test_the_network_s_modules_are_loaded_by_the_first_request_and_not_by_calls(
 
 
 def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(letter_api: Any, tmp_path: Path) -> None:
-    # A fork waits for `prepare`, and for nothing later: see docs/design.md, rule 10.
+    # A fork waits for `prepare`, and for nothing later: see docs/architecture.md, rule 9.
     code = """
-    from letterapp import _transport
-    _transport.load()
+    from letterapp._http import transport
+    transport.load()
     errors = []
     letter = Letter('k', API, on_error=errors.append, max_retries=1)
     before = set(sys.modules)
@@ -175,7 +132,7 @@ def the_public_face() -> Iterator[Any]:
 @pytest.mark.parametrize("public", list(the_public_face()))
 def test_the_annotations_can_be_evaluated(public: Any) -> None:
     hints = typing.get_type_hints(public)
-    assert not any(isinstance(hint, (str, Late)) for hint in hints.values())
+    assert not any(isinstance(hint, (str, LazyModule)) for hint in hints.values())
     if inspect.isfunction(public):
         assert set(hints) == {*inspect.signature(public).parameters, "return"} - {"self"}
 
@@ -195,7 +152,7 @@ REPORTING = {"report", "_report", "note_loss", "refuse", "append"}  # the functi
 
 
 def test_every_report_has_a_cause() -> None:
-    for path in PACKAGE.glob("*.py"):
+    for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             called = getattr(node, "func", None)
             if getattr(called, "attr", None) not in REPORTING and getattr(called, "id", None) not in REPORTING:
@@ -211,14 +168,14 @@ def test_the_documents_name_every_option_and_every_cause() -> None:
         assert f"| `{name}` |" in configuration, name
         assert f"{name}:" in (Letter.__doc__ or ""), name
     guarantees = (ROOT / "docs" / "guarantees.md").read_text()
-    sources = "".join(path.read_text() for path in PACKAGE.glob("_*.py"))
+    sources = "".join(path.read_text() for path in MODULES)
     for cause in set(re.findall(r'cause="(\w+)"|GiveUp\("(\w+)"|_give_up\(\s*"(\w+)"|refuse\("(\w+)"', sources)):
         assert f"| `{''.join(cause)}` |" in guarantees, cause
 
 
 def test_the_version_stands_once() -> None:
     assert letterapp.__version__ == "0.3.0"
-    found = [path for path in PACKAGE.glob("*.py") if "0.3.0" in path.read_text()]
+    found = [path for path in MODULES if "0.3.0" in path.read_text()]
     assert [path.name for path in found] == ["_version.py"]
     assert 'version = "0' not in (ROOT / "pyproject.toml").read_text()
     assert "## 0.3.0" in (ROOT / "CHANGELOG.md").read_text()

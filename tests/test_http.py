@@ -132,8 +132,8 @@ def test_a_refused_connection_is_tried_again(driven: Any, errors: list[LetterErr
     port = free_port()
     one = driven(f"http://127.0.0.1:{port}")
     one.track()
-    assert one.sender._batches.step() == 0.0
-    assert 0.25 <= one.sender._batches.step() <= 0.3125
+    assert one.sender._batches.send_once() == 0.0
+    assert 0.25 <= one.sender._batches.send_once() <= 0.3125
     with IngestionServer(port) as api:
         one.settle()
         assert api.distinct == 1
@@ -251,7 +251,7 @@ def is_between_tries(letter: Letter) -> Any:
 def test_close_cuts_a_wait_between_two_tries_short(
     fault: Any, letter_api: IngestionServer, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letterapp._retry.BACKOFF", 20.0)
+    monkeypatch.setattr("letterapp._delivery.retry.BACKOFF", 20.0)
     letter_api.plan(fault)
     letter = make(flush_at=1)
     letter.track("u", "E")
@@ -266,7 +266,7 @@ def test_an_end_that_begins_while_a_request_is_on_the_wire_cuts_the_wait_after_i
     one = driven(max_retries=1)
 
     def ends_meanwhile(handler: Any) -> None:
-        one.sender.hasten()
+        one.sender.begin_shutdown()
         status(429, headers={"Retry-After": "300"})(handler)
 
     letter_api.plan(ends_meanwhile, status(503))  # the try that was brought forward does not count, the next one does

@@ -14,7 +14,7 @@ import pytest
 from harness import DEADLINE, Program, environment, eventually
 
 from letterapp import LetterError
-from letterapp._inbox import _Printer
+from letterapp._cli.inbox import _Printer
 from letterapp.testing import IngestionServer, status
 
 HOSTILE = "\x1b]0;owned\x07\u202egnp.exe\u2066\n2026-01-01  track     forged\u2028 \xfcml\xe4ut"

@@ -29,15 +29,16 @@ from relayed import Runtime, own_runtime  # noqa: F401  (a fixture that is there
 
 import letterapp
 from letterapp import Letter
-from letterapp._handlers import pass_on
-from letterapp._inside import Inside
+from letterapp._runtime.guards import ReentrancyGuard
+from letterapp._runtime.signal_errors import reraise_signal_error
 from letterapp.testing import Hold
 
 if not hasattr(os, "fork"):
     pytest.skip("needs Unix", allow_module_level=True)
 
-from letterapp import _link, _relayed
-from letterapp._settings import Settings
+from letterapp._config import Settings
+from letterapp._relay import client as client_module
+from letterapp._relay import delivery as delivery_module
 
 EVENTS = [b'{"number":%d}' % number for number in range(7)]
 
@@ -134,7 +135,7 @@ every_gap = pytest.mark.parametrize("later", [0, 1, 2, 5, 13])
 
 PACKAGE = Path(letterapp.__file__).parent
 # Not the transport: the thread has that.
-PLAIN = {str(path) for path in PACKAGE.glob("*.py") if path.stem not in ("testing", "_transport")}
+PLAIN = {str(path) for path in PACKAGE.rglob("*.py") if path.stem not in ("testing", "transport")}
 
 
 def tracked(api: Any) -> set[str]:
@@ -179,7 +180,15 @@ def test_sending(later: int, make: Callable[..., Letter], letter_api: Any) -> No
 def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: Any) -> None:
     files = {
         str(PACKAGE / f"{name}.py")
-        for name in ("_sender", "_batches", "_worker", "_inside", "_bell", "_outbox", "_heir")
+        for name in (
+            "_delivery/sender",
+            "_delivery/batches",
+            "_delivery/worker",
+            "_runtime/guards",
+            "_runtime/condition",
+            "_storage/queue",
+            "_storage/recovery",
+        )
     }
 
     def interrupted(at: set[int]) -> bool:
@@ -275,7 +284,7 @@ class Far:
 
 @pytest.fixture
 def far(runtime: Runtime, letter_api: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Far]:
-    monkeypatch.setattr(_link, "GREETING", DEADLINE)  # it may be held up
+    monkeypatch.setattr(client_module, "GREETING", DEADLINE)  # it may be held up
     far = Far(str(runtime.path / "far.sock"), letter_api.url)
     yield far
     far.close()
@@ -289,10 +298,10 @@ def settings(runtime: Runtime, letter_api: Any, far: Far) -> Settings:
 
 def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bool:
     """Use a relay, which leaves."""
-    handler = Handler({_link.__file__, _relayed.__file__}, at)
-    sender = _relayed.RelayedSender(settings)
+    handler = Handler({client_module.__file__, delivery_module.__file__}, at)
+    sender = delivery_module.RelayDelivery(settings)
     sender._report = lambda error: None  # type: ignore[assignment]
-    sender._local._outbox.attend().begun = True  # type: ignore[union-attr]  # as the thread does: so none is started
+    sender._local._queue.claim_worker().started = True  # type: ignore[union-attr]  # as the thread does: so none is started
     returned: set[bytes] = set()
     settled: list[bytes] = []
 
@@ -306,16 +315,16 @@ def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bo
     handler.during(sender.stats)
     put(*EVENTS[3:5])
     far.leave()
-    sender._link._next_try = float("inf")  # else a process that is held up for a second finds the listener again
+    sender._client._next_try = float("inf")  # else a process that is held up for a second finds the listener again
     put(*EVENTS[5:])
 
     last = sender.stats()  # as any later call would, it takes back what is left
-    own = sender._local._outbox.take(100, 100_000)
+    own = sender._local._queue.take(100, 100_000)
     assert returned <= {*settled, *own}, f"lost at {at}"
     assert last["waiting"] == len(own), (at, last)
     assert last["accepted"] == last["delivered"] + len(own) and last["lost"] == {}, (at, last)
-    sender._local._outbox.settle()
-    sender._local._outbox.desert()
+    sender._local._queue.settle()
+    sender._local._queue.release_worker()
     assert sender.close(1), at
     return handler.reached()
 
@@ -429,14 +438,14 @@ def test_what_a_handler_raised_is_passed_on_and_nothing_else(handler: Any) -> No
             caught = error
         if is_passed_on:
             with pytest.raises(Limit) as raised:
-                pass_on(caught)
+                reraise_signal_error(caught)
             assert raised.value is caught
         else:
-            pass_on(caught)
+            reraise_signal_error(caught)
 
 
 def test_who_is_inside() -> None:
-    inside = Inside()
+    inside = ReentrancyGuard()
     seen = []
 
     def look() -> None:

@@ -419,7 +419,7 @@ def test_one_of_eight_that_look_at_once(letter_api: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize("act", ["flush", "close", ""], ids=["flush", "close", "its end"])
 def test_its_heir_while_another_thread_has_just_found_it_alive(act: str, letter_api: Any, tmp_path: Path) -> None:
     body = """
-    from letterapp import _locks
+    from letterapp._storage import file_lock
     letter = make()
     ready, is_ready = os.pipe()
     def job():
@@ -429,7 +429,7 @@ def test_its_heir_while_another_thread_has_just_found_it_alive(act: str, letter_
     pid = fork(job)
     os.read(ready, 1)
     found, go_on = threading.Event(), threading.Event()
-    lockf = _locks.fcntl.lockf
+    lockf = file_lock.fcntl.lockf
     def slow_lockf(*arguments):
         try:
             lockf(*arguments)
@@ -438,8 +438,8 @@ def test_its_heir_while_another_thread_has_just_found_it_alive(act: str, letter_
                 found.set()
                 go_on.wait(20)
             raise
-    _locks.fcntl.lockf = slow_lockf
-    looker = threading.Thread(target=letter._delivery._heir.take_over, daemon=True)
+    file_lock.fcntl.lockf = slow_lockf
+    looker = threading.Thread(target=letter._delivery._recovery.recover, daemon=True)
     looker.start()
     assert found.wait(20)
     os.kill(pid, signal.SIGKILL)
@@ -696,12 +696,12 @@ def test_a_parent_that_never_tracks_sends_what_a_killed_child_left_when_it_forks
     body = """
     letter = make()
     assert leave(letter, 30) == -signal.SIGKILL
-    _lifecycle._next_look = 0
+    shutdown._next_look = 0
     while letter.stats()['adopted'] < 30 or letter.stats()['waiting']:
         assert reap(fork(lambda: os._exit(7))) == 7
         time.sleep(0.01)
     assert letter.stats()['delivered'] == 30
-    while threading.active_count() > 1 or letter._delivery._outbox.attended:
+    while threading.active_count() > 1 or letter._delivery._queue.has_worker:
         time.sleep(0.01)  # the thread that it took has gone
     die()
     """

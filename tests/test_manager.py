@@ -29,12 +29,12 @@ from harness import DEADLINE, FEW_DESCRIPTORS, PRELUDE, Program, environment, ev
 from managed import KEY, SECRET, Directory, own_directory  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError
-from letterapp._handover import Handover
-from letterapp._manager_connection import Disconnected
-from letterapp._manager_program import address_of, spawn_process
-from letterapp._protocol import proof
-from letterapp._queues import ManagerQueue, ProxyQueue
-from letterapp._retry import Pending, Settled
+from letterapp._delivery.retry import Pending, Settled
+from letterapp._queues.manager_connection import Disconnected
+from letterapp._queues.targets import ManagerQueue, ProxyQueue
+from letterapp._relay.handover import Handover
+from letterapp._relay.protocol import proof
+from letterapp._relay_server.manager_program import address_of, spawn_process
 from letterapp.relay import SENDING, QueueListener, SenderManager
 from letterapp.testing import Hold, status
 from stress.ports import free_port
@@ -1450,9 +1450,9 @@ def test_what_a_manager_answers_as_it_ends_does_not_settle_a_batch(number: int, 
             work(letter, 1, start=serial)
             assert letter.flush(DEADLINE)
         assert letter.close(DEADLINE)
-        handed_over = [json.loads(each)["messageId"] for _ in range(ending.qsize()) for each in ending.get()]
+        sent_count = [json.loads(each)["messageId"] for _ in range(ending.qsize()) for each in ending.get()]
     sent = [each["messageId"] for request in letter_api.requests for each in request.json["batch"]]
-    assert len({*handed_over, *sent}) == 4
+    assert len({*sent_count, *sent}) == 4
     assert {error.cause for error in errors} <= {"degraded"}, errors
 
 

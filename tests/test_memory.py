@@ -23,8 +23,9 @@ LONG = 240.0  # seconds, for programs that fork ten thousand times
 # Nothing sleeps: processes wait for each other at pipes, and a wait that never ends is ended by the harness.
 FAMILY = """
 import ctypes, fcntl, gc, mmap, resource, subprocess
-from letterapp import _forks, _memory
-from letterapp._locks import Lock
+from letterapp._runtime import atfork
+from letterapp._storage import memory as memory_module
+from letterapp._storage.file_lock import Lock
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 LATER = dict(flush_interval=1000, flush_at=10**6, exit_timeout=40)  # nothing is sent before a flush, a close or an end
@@ -51,7 +52,7 @@ def kind(letter):
 
 def slot(letter):
     "The number of the slot that a client's queue lies in, in this process."
-    own, memory = letter._delivery._outbox._ring.slot, letter._delivery._heir._stores._places[0]
+    own, memory = letter._delivery._queue._ring.slot, letter._delivery._recovery._backends._backends[0]
     return (own.base - memory.first) // memory.apart if own.kind == "shared" else None
 
 def descriptors():
@@ -78,7 +79,7 @@ def kilobytes(line):
 
 # Without the client: locks on the bytes of a file of the test's own.
 LOCKS = """
-file = _memory.LockFile()
+file = memory_module.LockFile()
 
 def take(at=7):
     return Lock.take((file, at), file.descriptor, at)
@@ -262,7 +263,9 @@ def test_an_interpreter_ends_quietly_with_many_clients_alive(
         gc.disable()
         builtins.one, sys.one, threading.current_thread().one = made(), made(), made()
         codecs.register(lambda name, letter=made(): None)
-        for module in letterapp, letterapp._memory, letterapp._locks, letterapp._forks, letterapp._client:
+        from letterapp._runtime import atfork
+        from letterapp._storage import file_lock, memory
+        for module in letterapp, memory, file_lock, atfork, letterapp._client:
             module.one = made()
         globals()['kept'] = [made() for _ in range(50)] + [Knot() for _ in range(50)]
         [Knot() for _ in range(20)]
@@ -288,7 +291,7 @@ def test_processes_that_find_no_slot_keep_their_events_to_themselves_and_the_fir
     letter_api: Any, family: Callable[..., None]
 ) -> None:
     family("""
-    _memory.SLOTS = 2
+    memory_module.SLOTS = 2
     reports, report = os.pipe()
     letter = Letter('k', API, on_error=lambda error: os.write(report, f'{error.cause}: {error}\\n'.encode()), **LATER)
     used, end = Gate(), Gate()
@@ -316,7 +319,7 @@ def test_a_process_that_finds_no_empty_slot_goes_on_in_a_dead_ones(
     letter_api: Any, family: Callable[..., None]
 ) -> None:
     family("""
-    _memory.SLOTS = 2
+    memory_module.SLOTS = 2
     letter = Letter('k', API, **LATER)
     def is_killed(who):
         work(letter, 20, who)
@@ -491,7 +494,7 @@ def test_a_process_that_lost_its_lock_and_those_who_took_its_slot_lose_nothing(
         assert letter.stats()['adopted'] == 60 and letter.stats()['lost'] == {}, letter.stats()
     pid = child(heir)
     work(letter, 20, 'parent')
-    os.close(_memory._file.descriptor)
+    os.close(memory_module._file.descriptor)
     lost.open()
     taken.wait()
     work(letter, 5, 'parent', start=20)
@@ -511,10 +514,10 @@ def test_a_process_that_lost_its_lock_and_those_who_took_its_slot_lose_nothing(
 @pytest.mark.parametrize(
     "before, act",
     [
-        ("letter._delivery._outbox.take(10, 10**6)", "letter._delivery._outbox.settle()"),
+        ("letter._delivery._queue.take(10, 10**6)", "letter._delivery._queue.settle()"),
         ("", "work(letter, 1, 'dropping', 0)"),
-        ("", "letter._delivery._outbox.abandon('closed')"),
-        ("is_empty()", "letter._delivery._outbox.leave()"),
+        ("", "letter._delivery._queue.abandon('closed')"),
+        ("is_empty()", "letter._delivery._queue.try_stop_worker()"),
     ],
     ids=["settles a batch", "drops its oldest", "gives up all", "gives memory back"],
 )
@@ -526,10 +529,10 @@ def test_a_slot_is_left_alone_by_a_process_that_has_lost_it_and(
     ready, lost, taken, acted = Gate(), Gate(), Gate(), Gate()
     def drive():
         letter.stats()
-        letter._delivery._outbox.attend().begun = True  # no thread of its own
+        letter._delivery._queue.claim_worker().started = True  # no thread of its own
     def is_empty():
-        letter._delivery._outbox.hurry()
-        while letter._delivery._batches.step() == 0:
+        letter._delivery._queue.request_flush()
+        while letter._delivery._batches.send_once() == 0:
             pass
         assert letter.stats()['delivered'] == 60
     def claims():
@@ -537,7 +540,7 @@ def test_a_slot_is_left_alone_by_a_process_that_has_lost_it_and(
         for serial in range(60):
             letter.track('next', 'Worked', {{'serial': serial, 'text': 'x' * 2000}})
         assert slot(letter) == 0
-        assert letter._delivery._outbox.take(10, 10**6)  # as if it were on the wire
+        assert letter._delivery._queue.take(10, 10**6)  # as if it were on the wire
         taken.open()
         acted.wait()
         die()
@@ -554,11 +557,11 @@ def test_a_slot_is_left_alone_by_a_process_that_has_lost_it_and(
     drive()
     work(letter, 60, 'before')
     {before}
-    os.close(_memory._file.descriptor)
+    os.close(memory_module._file.descriptor)
     lost.open()
     taken.wait()
     {act}
-    letter._delivery._outbox.desert()
+    letter._delivery._queue.release_worker()
     acted.open()
     assert reap(pid) == 0
     """)
@@ -572,7 +575,7 @@ def test_a_strangers_temporary_file_at_the_same_number_is_not_taken_for_ours(fam
         """
         import tempfile
         letter = Letter('k', API)
-        file = _memory._file
+        file = memory_module._file
         seen = os.fstat(file.descriptor)
         while True:
             with tempfile.TemporaryFile() as later:
@@ -607,7 +610,7 @@ def test_a_program_that_is_started_without_its_standard_files_does_not_lock_one(
                 os.close(number)  # `ctypes`, imported above: a newer libffi has its own library open from then on
         letter = Letter('k', API, **LATER)
         open_before = [number for number in {closed} if number in descriptors()]
-        letter.track('program', 'Worked', {{'serial': 0, 'lock': _memory._file.descriptor, 'open': open_before}})
+        letter.track('program', 'Worked', {{'serial': 0, 'lock': memory_module._file.descriptor, 'open': open_before}})
         assert letter.stats()['memory'] == 'shared'
         """,
         first if hasattr(os, "memfd_create") else "",
@@ -816,7 +819,7 @@ def test_a_client_that_is_switched_off_costs_nothing_and_changes_no_signal(famil
 
 def test_private_memory_is_used_page_by_page_and_is_a_child_s_own(letter_api: Any, family: Callable[..., None]) -> None:
     family("""
-    from letterapp._memory import PrivateMemory
+    from letterapp._storage.memory import PrivateMemory
     settings = Letter('k', API, **LATER)._settings
     before = kilobytes('VmRSS')
     slots = [PrivateMemory(settings).claim() for _ in range(20)]
@@ -901,7 +904,7 @@ def test_clients_that_are_thrown_away_leave_nothing(letter_api: Any, family: Cal
         while _thread._count():  # of a thread that has left the last instructions may be to come
             time.sleep(0.01)
         gc.collect()
-        return len(descriptors()), len(_forks.this_process().locks), mappings(), kilobytes('VmRSS')
+        return len(descriptors()), len(atfork.this_process().locks), mappings(), kilobytes('VmRSS')
     make(101)
     before = held()
     make(2000)
@@ -920,7 +923,7 @@ def test_10_000_forks_leak_nothing(letter_api: Any, family: Callable[..., None])
         assert letter.flush()
         def held():
             gc.collect()
-            process = _forks.this_process()
+            process = atfork.this_process()
             return sorted(what.split(':')[0] for what in descriptors().values()), len(process.locks), process.children
         def uses(number):
             work(letter, 1, f'child {number}')
@@ -954,7 +957,7 @@ def test_10_000_forks_leak_nothing(letter_api: Any, family: Callable[..., None])
 HELD = """
 letter = Letter('k', API, max_queue_events=20_000, exit_timeout=40)
 
-def held(shared=letter._delivery._heir._stores._places[0].memory):
+def held(shared=letter._delivery._recovery._backends._backends[0].memory):
     "KiB of the shared memory that are in use, whoever of the family wrote there."
     pages = (ctypes.c_ubyte * (len(shared) // mmap.PAGESIZE))()
     address = ctypes.addressof(ctypes.c_char.from_buffer(shared))

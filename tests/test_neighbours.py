@@ -23,8 +23,9 @@ import pytest
 from harness import DEADLINE, environment, eventually, run, start
 from relayed import KEY, Door, Runtime, greet, own_runtime  # noqa: F401  (a fixture that is there for all)
 
-from letterapp import Letter, LetterError, _protocol
-from letterapp._private import must_be_guarded
+from letterapp import Letter, LetterError
+from letterapp._path_trust import must_be_guarded
+from letterapp._relay import protocol
 from letterapp.testing import status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
@@ -208,7 +209,7 @@ def test_who_has_not_the_key_gets_no_event(
 
 
 def test_the_socket_is_closed_to_others_from_its_first_moment(runtime: Runtime) -> None:
-    from letterapp._relay_program import _bind
+    from letterapp._relay_server.socket_program import _bind
 
     for group, mode in ((None, 0o600), (os.getgid(), 0o660)):
         before = os.umask(0)
@@ -280,56 +281,56 @@ def test_a_line_that_is_no_event_costs_who_sent_it_alone(
 
 
 def test_a_million_numbers_and_all_of_unicode_are_an_event() -> None:
-    assert _protocol.is_event('{"a":"\u2028ü😀","b":[1e999,-0,12345678901234567890],"c":NaN}'.encode())
-    assert _protocol.is_event(b'{"a":%s}' % (b"9" * 20_000)) and _protocol.is_event(b"{}")
-    assert not _protocol.is_event(b"[]") and not _protocol.is_event(b"") and not _protocol.is_event(b'{"a":\n1}')
+    assert protocol.is_event('{"a":"\u2028ü😀","b":[1e999,-0,12345678901234567890],"c":NaN}'.encode())
+    assert protocol.is_event(b'{"a":%s}' % (b"9" * 20_000)) and protocol.is_event(b"{}")
+    assert not protocol.is_event(b"[]") and not protocol.is_event(b"") and not protocol.is_event(b'{"a":\n1}')
 
 
 def test_an_event_that_no_request_could_carry_is_told_to_its_owner_and_the_relay_goes_on(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     code = """
-    from letterapp import _protocol
-    from letterapp._bell import Bell
+    from letterapp import protocol
+    from letterapp._runtime.condition import Condition
     from letterapp._client import settings_of
-    from letterapp._ownership import OwnedSender, Owner
+    from letterapp._relay_server.ownership import OwnedSender, Owner
 
     settings = settings_of(api_key='k', base_url=API, max_batch_bytes=1000, spool=sys.argv[1])
-    sender = OwnedSender(settings, print, Bell())
+    sender = OwnedSender(settings, print, Condition())
     owner = Owner()
     good = b'{"type":"track","userId":"u","event":"E","properties":{},"messageId":"m","timestamp":"2026-01-01"}'
     assert sender.admit(b'{"x":"%s"}' % (b'a' * 30_000), owner) and sender.admit(good, owner)
     assert sender.sender.flush(30)
     (report,) = owner.take_reports()
-    print(_protocol.parse(report)['cause'], owner.settled)
+    print(protocol.parse(report)['cause'], owner.settled)
     """
     assert run(code, letter_api.url, tmp_path, str(tmp_path / "spool")).output == "overflow 2\n"
 
 
 def test_a_record_that_a_hand_could_not_hold_is_damage() -> None:
-    from letterapp._memory import MemorySlot
-    from letterapp._ring import WORDS, Ring
+    from letterapp._storage.memory import MemorySlot
+    from letterapp._storage.ring import WORDS, Ring
 
     memory = bytearray(10_000)
     words = memoryview(memory)[: 8 * WORDS].cast("Q")
     slot = MemorySlot(memory, words, 8 * WORDS, 4096, 3000)
     assert Ring(slot).append(b"x" * 2000)
     slot.hand = 1024
-    ring, wrong = Ring.left_in(slot)
+    ring, wrong = Ring.recovered_from(slot)
     assert "does not fit" in wrong and ring.unreadable == 1 and ring.is_empty()
 
 
 def test_no_exception_ends_the_sender(letter_api: Any, driven: Any) -> None:
     one = driven(max_retries=0)
     one.track()
-    look = one.sender._heir.look_if_due
+    look = one.sender._recovery.recover_if_due
 
     def fail(now: float) -> None:
         raise BufferError("unheard of")
 
-    one.sender._heir.look_if_due = fail
-    assert 0 < one.sender._batches.step() <= 1  # not at once again, which would be for ever
-    one.sender._heir.look_if_due = look
+    one.sender._recovery.recover_if_due = fail
+    assert 0 < one.sender._batches.send_once() <= 1  # not at once again, which would be for ever
+    one.sender._recovery.recover_if_due = look
     one.settle()
     assert letter_api.distinct == 1
 
@@ -350,7 +351,7 @@ def told(link: Any) -> Any:
         b"[99999999999999999]\n",
         b"[-1]\n[" + b"1" * 30 + b"]\n[4]\n",
         *(
-            _protocol.line_of({**_protocol.parse(_protocol.lost(LetterError("x"), 1, [])), **change})
+            protocol.line_of({**protocol.parse(protocol.lost(LetterError("x"), 1, [])), **change})
             for change in (
                 {"lost": 10**30},
                 {"lost": 3},
@@ -368,14 +369,14 @@ def told(link: Any) -> Any:
                 {"events": "{}"},
             )
         ),
-        2 * _protocol.lost(LetterError("x"), 1, []) + _protocol.lost(LetterError("x"), 1, []),
+        2 * protocol.lost(LetterError("x"), 1, []) + protocol.lost(LetterError("x"), 1, []),
     ],
 )
 def test_a_number_that_is_none_of_ours_ends_the_link_and_loses_nothing(
     answer: bytes, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with linked(runtime, monkeypatch) as (link, sock):
-        assert link.hand_over(b"{}") and link.hand_over(b"{}")
+        assert link.send_event(b"{}") and link.send_event(b"{}")
         sock.sendall(answer)
         counts = told(link)
         assert not link.is_connected() and "what is no answer" in link.trouble
@@ -386,16 +387,16 @@ def test_a_number_that_is_none_of_ours_ends_the_link_and_loses_nothing(
 @contextlib.contextmanager
 def linked(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A link that is up, and the relay's end of it."""
-    from letterapp import _link
+    from letterapp._relay import client as client_module
 
-    monkeypatch.setattr(_link, "GREETING", DEADLINE)
+    monkeypatch.setattr(client_module, "GREETING", DEADLINE)
     path = str(runtime.path / "far.sock")
     door = Door(path, KEY, "http://127.0.0.1:9")
-    link = _link.Link(
-        lambda: path, lambda: _protocol.Caller(KEY, "http://127.0.0.1:9", _protocol.EVENTS), 10_000, 4_000_000
+    link = client_module.RelayClient(
+        lambda: path, lambda: protocol.Caller(KEY, "http://127.0.0.1:9", protocol.EVENTS), 10_000, 4_000_000
     )
     try:
-        assert link.hand_over(b"{}")
+        assert link.send_event(b"{}")
         sock = door.accept()
         sock.sendall(b"[1]\n")
         while not told(link).delivered:
@@ -441,9 +442,9 @@ def test_a_line_without_an_end_ends_the_link(runtime: Runtime, monkeypatch: pyte
 def test_who_trickles_at_the_relays_path_holds_no_constructor(
     piece: bytes, make: Callable[..., Letter], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from letterapp import _launch
+    from letterapp._relay import launcher
 
-    monkeypatch.setattr(_launch, "ANSWERING", 0.3)
+    monkeypatch.setattr(launcher, "ANSWERING", 0.3)
     path = str(runtime.path / "r.sock")
     over = threading.Event()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -485,21 +486,21 @@ def test_half_lines_and_lines_that_find_no_room_take_little_memory(runtime: Runt
 
 
 def test_who_never_reads_his_reports_costs_little_memory_and_a_few_lines_of_the_log() -> None:
-    from letterapp._ownership import UNHEARD, Owner
+    from letterapp._relay_server.ownership import UNHEARD, Owner
 
     owner = Owner()
     error = LetterError("no" * 200, 400, "b" * 60_000, cause="rejected")
     for _ in range(20_000):
         owner.report(error, 2, [b"{}", b"{}"])
     assert sum(map(len, owner.untold())) < 2 * UNHEARD
-    assert sum(_protocol.parse(line)["lost"] for line in owner.take_reports()) == 40_000
+    assert sum(protocol.parse(line)["lost"] for line in owner.take_reports()) == 40_000
     assert owner.take_reports() == []
 
 
 def test_a_report_is_not_longer_than_a_line_may_be() -> None:
     error = LetterError("no", cause="rejected")
-    line = _protocol.lost(error, 100, ['{"x":"ü%s"}'.encode() % (b"y" * 30_000)] * 100)
-    assert len(line) < _protocol.LONGEST_ANSWER and _protocol.lost_error(_protocol.parse(line), 100).lost == 100
+    line = protocol.lost(error, 100, ['{"x":"ü%s"}'.encode() % (b"y" * 30_000)] * 100)
+    assert len(line) < protocol.LONGEST_ANSWER and protocol.lost_error(protocol.parse(line), 100).lost == 100
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
@@ -566,8 +567,8 @@ def test_no_descriptor_for_a_relay_costs_the_shortcut_and_says_so(
 ) -> None:
     code = """
     import resource
-    import letterapp._relayed, letterapp._transport
-    letterapp._transport.load()
+    import letterapp._relay.delivery, letterapp._http.transport
+    letterapp._http.transport.load()
     Letter('test-key', API, enabled=False)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = len(os.listdir("/dev/fd")) - 1

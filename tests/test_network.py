@@ -25,7 +25,8 @@ from driven import connections
 from harness import DEADLINE, FEW_DESCRIPTORS, eventually, run
 from relayed import Runtime, greet, own_runtime  # noqa: F401  # the fixture
 
-from letterapp import Letter, LetterError, _protocol
+from letterapp import Letter, LetterError
+from letterapp._relay import protocol
 from letterapp.testing import IngestionServer, raw, reset, status
 from stress.ports import free_port
 
@@ -59,7 +60,7 @@ def test_a_429_with_a_moment_that_is_past_makes_no_storm_of_requests(
     one.track()
     until = one.now + 60.0
     while one.now < until and len(letter_api.requests) < 50:
-        one.now += one.sender._batches.step()
+        one.now += one.sender._batches.send_once()
     assert len(letter_api.requests) <= 9 and errors == []  # after 0, 1/4, 3/4, ... 31.75, 61.75 s
     assert one.letter.stats()["waiting"] == 1
 
@@ -157,7 +158,7 @@ def failing(real: Callable[..., Any], surprise: Exception, times: float) -> Call
 
 
 @pytest.mark.parametrize("surprise", SURPRISES, ids=repr)
-@pytest.mark.parametrize("place", ["_transport.post", "_transport.prepare", "_outbox.take", "_hand_over_or_post"])
+@pytest.mark.parametrize("place", ["_transport.post", "_transport.prepare", "_queue.take", "_hand_over_or_post"])
 def test_what_nobody_expects_on_the_senders_path_is_tried_again(
     place: str,
     surprise: Exception,
@@ -173,13 +174,21 @@ def test_what_nobody_expects_on_the_senders_path_is_tried_again(
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), surprise, 3))
     waits = one.settle()
     assert len(waits) == 3
-    for wait, bare in zip(waits, [0.25, 0.5, 1.0] if place != "_outbox.take" else [0.25] * 3):  # there it is no try
+    for wait, bare in zip(waits, [0.25, 0.5, 1.0] if place != "_queue.take" else [0.25] * 3):  # there it is no try
         assert bare <= wait <= bare * 1.25
     assert serials(letter_api) == [0, 1, 2, 3, 4] and errors == []
 
 
 @pytest.mark.parametrize(
-    "place", ["_outbox.due", "_outbox.is_lost", "_outbox.end_burst", "_heir.look_if_due", "_obey", "_outbox.settle"]
+    "place",
+    [
+        "_queue.due",
+        "_queue.is_lost",
+        "_queue.take_overflow_report",
+        "_recovery.recover_if_due",
+        "_apply_outcome",
+        "_queue.settle",
+    ],
 )
 def test_what_nobody_expects_beside_the_senders_path_ends_no_sender(
     place: str, letter_api: IngestionServer, driven: Any, errors: list[LetterError], monkeypatch: Any
@@ -238,16 +247,16 @@ def test_a_look_for_ended_processes_that_fails_is_told_once_and_repeated(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError], monkeypatch: Any
 ) -> None:
     one = driven()
-    stores = one.sender._heir._stores
+    backends = one.sender._recovery._backends
     looks: list[float] = []
 
     def orphans() -> list[Any]:
         looks.append(one.now)
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(stores, "orphans", orphans)
+    monkeypatch.setattr(backends, "orphans", orphans)
     for _ in range(4):
-        one.sender._batches.step()
+        one.sender._batches.send_once()
         one.now += 3600.0
     assert len(looks) == 4 and len(errors) == 1
 
@@ -272,7 +281,7 @@ def greeted(path: str, key: str, url: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(DEADLINE)
     sock.connect(path)
-    with contextlib.suppress(_protocol.Refused, OSError):  # it has no descriptor left for another one
+    with contextlib.suppress(protocol.Refused, OSError):  # it has no descriptor left for another one
         greet(sock, key, url)
     return sock
 
@@ -467,7 +476,7 @@ def test_an_address_that_swallows_packets_does_not_cost_the_others_their_time(
 def test_an_address_that_refuses_is_followed_by_the_next_at_once(
     letter_api: IngestionServer, driven: Any, addresses: Addresses, errors: list[LetterError], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("letterapp._connect.DELAY", 3600.0)
+    monkeypatch.setattr("letterapp._sockets.connect.DELAY", 3600.0)
     addresses.name(free_port(), free_port(), letter_api.port)
     one = driven(max_retries=0, timeout=7200)
     one.track()
@@ -500,7 +509,7 @@ def test_addresses_that_all_fail_are_bounded_by_timeout(
 
 
 def test_the_families_of_a_hosts_addresses_take_turns() -> None:
-    from letterapp._connect import interleaved
+    from letterapp._sockets.connect import interleaved
 
     six, four = socket.AF_INET6, socket.AF_INET
     places = [(six, 1), (six, 2), (six, 3), (four, 4), (four, 5)]
@@ -537,8 +546,8 @@ def test_a_child_that_is_forked_while_addresses_are_tried_keeps_none_of_the_sock
     code = (
         SWALLOWED
         + """
-from letterapp import _transport
-_transport.load()
+from letterapp._http import transport
+transport.load()
 places[-1] = swallowing()
 def sockets():
     return sum(os.readlink(f'/proc/self/fd/{name}').startswith('socket:') for name in os.listdir('/proc/self/fd')
@@ -885,7 +894,7 @@ def test_max_retries_none_reports_what_finds_no_room(driven: Any, errors: list[L
     one = driven(f"http://127.0.0.1:{free_port()}", max_retries=None, max_queue_events=10)
     one.track(15)
     for _ in range(20):
-        one.now += one.sender._batches.step()
+        one.now += one.sender._batches.send_once()
     assert sum(error.lost for error in errors) == 5 and {error.cause for error in errors} == {"overflow"}
     assert one.letter.stats()["waiting"] == 10
 
@@ -893,7 +902,7 @@ def test_max_retries_none_reports_what_finds_no_room(driven: Any, errors: list[L
 def test_send_tries_three_times_more_when_max_retries_is_none(
     letter_api: IngestionServer, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letterapp._retry.BACKOFF", 0.001)
+    monkeypatch.setattr("letterapp._delivery.retry.BACKOFF", 0.001)
     letter_api.rule = lambda request: status(503)
     with pytest.raises(LetterError):
         make(max_retries=None).send("a@b.example", "S", text="x", idempotency_key="k")
@@ -927,9 +936,9 @@ def test_a_batch_after_an_abandoned_one_has_all_of_its_tries_and_at_once(
     one = driven(max_retries=3)
     one.track()
     for _ in range(3):
-        one.now += one.sender._batches.step()
+        one.now += one.sender._batches.send_once()
         if len(letter_api.requests) < 3:
-            one.now += one.sender._batches.step()
+            one.now += one.sender._batches.send_once()
     assert len(letter_api.requests) == 3
     one.sender._give_up("exit", "the process ends")
     assert len(errors) == 1
@@ -947,8 +956,8 @@ def test_a_batch_that_another_process_took_over_leaves_its_tries_to_nobody(
     one = driven(max_retries=3)
     one.track()
     while len(letter_api.requests) < 3:
-        one.now += one.sender._batches.step()
-    ring = one.sender._outbox._ring
+        one.now += one.sender._batches.send_once()
+    ring = one.sender._queue._ring
     ring._words[2] += 1  # OWNER: the memory is another process's now
     one.track()
     assert len(one.settle()) >= 3

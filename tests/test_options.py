@@ -198,7 +198,7 @@ def test_all_that_waits_when_flush_at_is_reached_leaves_at_once(
 def test_flush_at_counts_what_came_while_a_request_was_under_way(driven: Any, letter_api: Any) -> None:
     one = driven(flush_interval=1000, flush_at=150)
     one.track(150)
-    assert one.sender._batches.step() == 0.0
+    assert one.sender._batches.send_once() == 0.0
     one.track(99)  # with the 50 that are left
     assert one.settle() == [1000.0]
     assert [len(request.json["batch"]) for request in letter_api.requests] == [100, 100, 49]

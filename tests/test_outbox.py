@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from letterapp._bell import Bell
-from letterapp._outbox import CLOSED, FULL, QUEUED, WAKE, Outbox
-from letterapp._ring import Ring, rooms
+from letterapp._runtime.condition import Condition
+from letterapp._storage.queue import CLOSED, FULL, QUEUED, WAKE, BoundedQueue
+from letterapp._storage.ring import Ring, rooms
 
 
 def outbox(
@@ -22,29 +22,29 @@ def outbox(
     flush_at: int = 5,
     drops_oldest: bool = False,
     clock: Callable[[], float] = lambda: 0.0,
-) -> Outbox:
+) -> BoundedQueue:
     slot = Slot(*rooms(max_bytes, max_events, 100, max_bytes))
-    return Outbox(Ring(slot), max_events, max_bytes, flush_at, drops_oldest, clock)
+    return BoundedQueue(Ring(slot), max_events, max_bytes, flush_at, drops_oldest, clock)
 
 
 def test_put_asks_for_the_sender_at_the_first_event_and_when_a_batch_is_full() -> None:
     box = outbox(flush_at=3)
-    box.attend().begun = True
+    box.claim_worker().started = True
     assert [box.put(b"x") for _ in range(5)] == [WAKE, QUEUED, WAKE, QUEUED, QUEUED]
 
 
 def test_put_asks_for_the_sender_as_long_as_nobody_has_begun_to_look() -> None:
     box = outbox(flush_at=30)
     assert [box.put(b"x"), box.put(b"x")] == [WAKE, WAKE]
-    promise = box.attend()
-    assert not box.attended and box.put(b"x") == WAKE  # whoever was to keep it has been cut short
-    with promise.making:
-        assert box.attended and box.put(b"x") == QUEUED and box.attend() is None
-    assert not box.attended
-    promise.begun = True
-    assert box.attended and box.put(b"x") == QUEUED
-    box.desert()
-    assert not box.attended and box.put(b"x") == WAKE
+    claim = box.claim_worker()
+    assert not box.has_worker and box.put(b"x") == WAKE  # whoever was to keep it has been cut short
+    with claim.starting:
+        assert box.has_worker and box.put(b"x") == QUEUED and box.claim_worker() is None
+    assert not box.has_worker
+    claim.started = True
+    assert box.has_worker and box.put(b"x") == QUEUED
+    box.release_worker()
+    assert not box.has_worker and box.put(b"x") == WAKE
 
 
 def test_what_was_taken_is_waiting_until_it_is_settled() -> None:
@@ -92,7 +92,7 @@ def test_due_counts_from_the_oldest_event() -> None:
     box.put(b"y")
     assert box.due(10.05, 0.1) == pytest.approx(0.05)
     assert box.due(10.2, 0.1) == 0
-    assert box.hurry() == 2 and box.due(10.0, 0.1) == 0
+    assert box.request_flush() == 2 and box.due(10.0, 0.1) == 0
 
 
 def test_a_closed_queue_hands_out_what_it_has() -> None:
@@ -142,10 +142,10 @@ def test_a_put_that_interrupts_any_other_method_is_swept_in_by_the_next() -> Non
     box = outbox()
     box.put(b"a")
     with box._lock:  # as in the middle of `take` or `settle`
-        assert box.held_by_this_thread()
+        assert box.is_held_by_this_thread()
         box.put(b"b")
         assert len(box._ring) == 1
-    assert not box.held_by_this_thread()
+    assert not box.is_held_by_this_thread()
     assert box.counts()["waiting"] == 2 and not box.is_empty()
 
 
@@ -155,7 +155,7 @@ def test_a_full_queue_counts_what_interrupted_it_as_dropped() -> None:
     with box._lock:
         box.put(b"b")
     assert box.counts()["lost"] == {"overflow": 1}
-    burst, _ = box.end_burst(now=10.0, longest=1.0)
+    burst, _ = box.take_overflow_report(now=10.0, longest=1.0)
     assert burst is not None and burst.sample == [b"b"]
 
 
@@ -193,8 +193,8 @@ class Model(RuleBasedStateMachine):
             self.box.halve()
 
     @rule()
-    def end_burst(self) -> None:
-        self.box.end_burst(10.0, 1.0)
+    def take_overflow_report(self) -> None:
+        self.box.take_overflow_report(10.0, 1.0)
 
     @invariant()
     def balances(self) -> None:
@@ -205,7 +205,9 @@ class Model(RuleBasedStateMachine):
             == counts["delivered"] + sum(counts["lost"].values()) + counts["waiting"]
         )
         assert counts["waiting"] <= 8 and counts["waiting_bytes"] <= 60
-        left, wrong = Ring.left_in(self.box._ring.slot.copy())  # as it would be found, were the process killed now
+        left, wrong = Ring.recovered_from(
+            self.box._ring.slot.copy()
+        )  # as it would be found, were the process killed now
         assert not wrong and len(left) == counts["waiting"] and left.size == counts["waiting_bytes"]
         assert self.left == sorted(self.left)
 
@@ -221,23 +223,23 @@ TestModelThatDropsTheOldest = ModelThatDropsTheOldest.TestCase
 
 
 def test_no_ring_is_missed_between_the_look_and_the_sleep() -> None:
-    bell = Bell()
-    with bell.sleeper() as sleeper:
-        bell.ring()
+    bell = Condition()
+    with bell.waiter() as sleeper:
+        bell.notify_all()
         assert sleeper.wait(30) is True
-    with bell.sleeper() as sleeper:
+    with bell.waiter() as sleeper:
         assert sleeper.wait(0.001) is False
-    bell.ring()
-    assert not bell._sleepers
+    bell.notify_all()
+    assert not bell._waiters
 
 
 def test_every_sleeper_is_woken_by_one_ring_and_none_twice_by_many_that_ring() -> None:
-    bell = Bell()
+    bell = Condition()
     ready = threading.Barrier(9)
     woken: list[bool] = []
 
     def sleep() -> None:
-        with bell.sleeper() as sleeper:
+        with bell.waiter() as sleeper:
             ready.wait(30)
             woken.append(sleeper.wait(30))
 
@@ -245,7 +247,7 @@ def test_every_sleeper_is_woken_by_one_ring_and_none_twice_by_many_that_ring() -
     for thread in sleepers:
         thread.start()
     ready.wait(30)
-    ringers = [threading.Thread(target=bell.ring) for _ in range(4)]
+    ringers = [threading.Thread(target=bell.notify_all) for _ in range(4)]
     for thread in ringers:
         thread.start()
     for thread in [*ringers, *sleepers]:
@@ -253,15 +255,17 @@ def test_every_sleeper_is_woken_by_one_ring_and_none_twice_by_many_that_ring() -
     assert woken == [True] * 8
 
 
-@pytest.mark.parametrize("ask", [Outbox.is_empty, lambda box: box.has_settled(0)], ids=["is_empty", "has_settled"])
+@pytest.mark.parametrize(
+    "ask", [BoundedQueue.is_empty, lambda box: box.has_settled(0)], ids=["is_empty", "has_settled"]
+)
 def test_what_a_look_finds_that_ends_while_it_is_asked_for_is_not_missed(ask: Any, monkeypatch: Any) -> None:
     box, found = outbox(), Ring(Slot(*rooms(10_000, 100, 100, 10_000)))
     found.append(b"of a dead one")
 
     def look_ends() -> bool:
-        box.adopt(found)
+        box.add_recovered(found)
         return False
 
     assert ask(box)
-    monkeypatch.setattr(box.looking, "has_others", look_ends)
+    monkeypatch.setattr(box.recovering, "has_others", look_ends)
     assert not ask(box)

@@ -15,20 +15,21 @@ import pytest
 from harness import DEADLINE, eventually
 from relayed import KEY, Door, Runtime, greet, own_runtime  # noqa: F401  (a fixture that is there for all)
 
-from letterapp import LetterError, _protocol
+from letterapp import LetterError
+from letterapp._relay import protocol
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 
 API = "http://127.0.0.1:9"
 EVENTS = [b'{"number":%d}' % number for number in range(5)]
-LOST = _protocol.lost(LetterError("no", 400, "body", "code", "reason", cause="rejected"), 2, EVENTS[:1])
+LOST = protocol.lost(LetterError("no", 400, "body", "code", "reason", cause="rejected"), 2, EVENTS[:1])
 
 
 def take_back(link: Any) -> list[bytes]:
     taken = []
-    while link.next_back() is not None:
-        taken.append(link.next_back())
-        link.took_back()
+    while link.next_returned() is not None:
+        taken.append(link.next_returned())
+        link.confirm_returned()
     return taken
 
 
@@ -70,27 +71,27 @@ def far(runtime: Runtime) -> Iterator[Far]:
 
 
 def link_to(runtime: Runtime, max_events: int = 10_000) -> Any:
-    from letterapp._link import Link
+    from letterapp._relay.client import RelayClient
 
-    caller = partial(_protocol.Caller, KEY, API, _protocol.EVENTS)
-    return Link(lambda: str(runtime.path / "far.sock"), caller, max_events, 4_000_000)
+    caller = partial(protocol.Caller, KEY, API, protocol.EVENTS)
+    return RelayClient(lambda: str(runtime.path / "far.sock"), caller, max_events, 4_000_000)
 
 
 @pytest.fixture
 def link(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr("letterapp._link.GREETING", DEADLINE)  # `Far`'s thread may be held up
+    monkeypatch.setattr("letterapp._relay.client.GREETING", DEADLINE)  # `Far`'s thread may be held up
     link = link_to(runtime)
     yield link
     link.close()
 
 
-def hand_over(link: Any, count: int) -> None:
+def send_event(link: Any, count: int) -> None:
     for event in EVENTS[:count]:
-        assert link.hand_over(event)
+        assert link.send_event(event)
 
 
 def told(link: Any) -> tuple[int, int, int]:
-    link.listen()
+    link.read_acks()
     counts = link.counts()
     assert counts.relayed == counts.delivered + counts.waiting + sum(counts.lost.values())
     return counts.relayed, counts.waiting, counts.delivered
@@ -100,15 +101,15 @@ def told(link: Any) -> tuple[int, int, int]:
 
 
 def test_events_follow_the_proof_before_anybody_answers(link: Any, far: Far) -> None:
-    hand_over(link, 3)
+    send_event(link, 3)
     expected = b"".join(event + b"\n" for event in EVENTS[:3])
     assert far.accept().hears(len(expected)) == expected
-    link.hurry()
+    link.request_flush()
     assert far.hears(2) == b"!\n" and told(link) == (3, 3, 0)
 
 
 def test_a_count_is_the_number_settled_since_the_greeting(link: Any, far: Far) -> None:
-    hand_over(link, 5)
+    send_event(link, 5)
     far.accept()
     for answer, settled in [(b"[1]\n", 1), (b"[3]\n", 3), (b"[3]\n", 3), (b"[4]\n[5]\n", 5)]:
         far.sock.sendall(answer)
@@ -117,19 +118,19 @@ def test_a_count_is_the_number_settled_since_the_greeting(link: Any, far: Far) -
 
 
 def test_it_counts_anew_over_a_new_connection(link: Any, far: Far) -> None:
-    hand_over(link, 3)
+    send_event(link, 3)
     far.accept().sock.sendall(b"[2]\n")
     far.sock.close()
-    assert told(link) == (3, 1, 2) and not link.hand_over(EVENTS[3])  # the one that is back goes first
+    assert told(link) == (3, 1, 2) and not link.send_event(EVENTS[3])  # the one that is back goes first
     assert take_back(link) == [EVENTS[2]]
-    link.try_soon()
-    hand_over(link, 5)
+    link.retry_soon()
+    send_event(link, 5)
     far.accept().sock.sendall(b"[4]\n")
     assert told(link) == (7, 1, 6)
 
 
 def test_answers_may_come_in_any_pieces(link: Any, far: Far) -> None:
-    hand_over(link, 5)
+    send_event(link, 5)
     far.accept()
     answers = LOST + b"[2]\n[5]\n"
     for place in range(len(answers)):
@@ -146,7 +147,7 @@ def test_answers_may_come_in_any_pieces(link: Any, far: Far) -> None:
     "answer", [b"[many]\n", b"[\n", b"[1.5]\n", b'{"lost": 3}\n', b'{"lost": "all", "message": 1}\n', b"[\xff]\n"]
 )
 def test_nonsense_ends_the_link_and_loses_nothing(answer: bytes, link: Any, far: Far) -> None:
-    hand_over(link, 3)
+    send_event(link, 3)
     far.accept().sock.sendall(b"[1]\n" + answer)
     assert told(link)[2] == 1
     assert "answers what is no answer" in link.trouble and not link.is_connected()
@@ -157,14 +158,14 @@ def test_nonsense_ends_the_link_and_loses_nothing(answer: bytes, link: Any, far:
 def test_what_a_relay_reports_lost_and_has_not_counted_when_it_goes_counts_where_it_is_sent_again(
     counted: int, lost: int, link: Any, far: Far
 ) -> None:
-    hand_over(link, 3)
-    report = _protocol.lost(LetterError("refused", cause="rejected"), 2, [])
+    send_event(link, 3)
+    report = protocol.lost(LetterError("refused", cause="rejected"), 2, [])
     answers = b"[1]\n" if counted == 1 else report + (b"[%d]\n" % (counted - 1) if counted else b"")
     relay = far.accept()
     relay.sock.sendall(answers)
-    link.listen()
+    link.read_acks()
     relay.sock.close()
-    link.listen()
+    link.read_acks()
     settled = max(counted - 1, counted == 1)
     assert take_back(link) == EVENTS[settled:3]
     counts = link.counts()
@@ -173,23 +174,23 @@ def test_what_a_relay_reports_lost_and_has_not_counted_when_it_goes_counts_where
 
 
 def test_answers_of_a_later_version_are_passed_over(link: Any, far: Far) -> None:
-    hand_over(link, 1)
+    send_event(link, 1)
     far.accept().sock.sendall(b'{"weather": "fine"}\nhello\n\n[1]\n')
     assert told(link) == (1, 0, 1) and link.trouble == ""
 
 
 def test_who_is_refused_does_not_come_again_soon(link: Any, far: Far) -> None:
-    hand_over(link, 2)
-    far.accept().sock.sendall(_protocol.line_of({"refused": "it is Monday"}))
+    send_event(link, 2)
+    far.accept().sock.sendall(protocol.line_of({"refused": "it is Monday"}))
     assert told(link)[1] == 2
     assert link.trouble == "refuses this client: it is Monday" and take_back(link) == EVENTS[:2]
-    assert not link.hand_over(EVENTS[0]) and not far.has_another()
+    assert not link.send_event(EVENTS[0]) and not far.has_another()
 
 
 def test_a_relay_that_takes_no_more_may_still_settle(link: Any, far: Far) -> None:
-    hand_over(link, 3)
+    send_event(link, 3)
     far.accept().sock.shutdown(socket.SHUT_RD)
-    assert not link.hand_over(EVENTS[3]) and told(link) == (3, 3, 0)
+    assert not link.send_event(EVENTS[3]) and told(link) == (3, 3, 0)
     far.sock.sendall(b"[3]\n")
     far.sock.close()
     assert told(link) == (3, 0, 3) and take_back(link) == []
@@ -200,7 +201,7 @@ def test_a_full_socket_takes_whole_lines_or_none(link: Any, far: Far) -> None:
     took = []
     refused = 0
     for event in events:
-        if link.hand_over(event):
+        if link.send_event(event):
             took.append(event)
         else:
             refused += 1
@@ -210,7 +211,7 @@ def test_a_full_socket_takes_whole_lines_or_none(link: Any, far: Far) -> None:
     assert not link.counts().is_up and link.counts().relayed == len(took)
     expected = b"".join(event + b"\n" for event in took)
     assert far.accept().hears(len(expected)) == expected
-    hand_over(link, 1)  # there is room again
+    send_event(link, 1)  # there is room again
     assert link.counts().is_up and far.hears(len(EVENTS[0]) + 1) == EVENTS[0] + b"\n"
 
 
@@ -220,7 +221,7 @@ def test_lines_of_many_threads_stay_whole(link: Any, far: Far) -> None:
     def hand(number: int) -> None:
         for serial in range(300):
             event = b'{"thread":%d,"serial":%d}' % (number, serial)
-            if link.hand_over(event):
+            if link.send_event(event):
                 took[number].append(event)
 
     threads = [threading.Thread(target=hand, args=(number,)) for number in range(4)]
@@ -234,32 +235,32 @@ def test_lines_of_many_threads_stay_whole(link: Any, far: Far) -> None:
 
 
 def test_an_event_that_is_too_large_for_one_send_goes_another_way(link: Any, far: Far) -> None:
-    assert not link.hand_over(b"{" + b" " * 60_000 + b"}")
-    hand_over(link, 1)
+    assert not link.send_event(b"{" + b" " * 60_000 + b"}")
+    send_event(link, 1)
     assert told(link) == (1, 1, 0) and link.trouble == ""
 
 
 def test_more_than_a_process_may_hold_goes_another_way(
     runtime: Runtime, far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letterapp._link.GREETING", DEADLINE)
+    monkeypatch.setattr("letterapp._relay.client.GREETING", DEADLINE)
     link = link_to(runtime, max_events=2)
-    hand_over(link, 2)
-    assert not link.hand_over(EVENTS[2]) and link.trouble == "settles more slowly than this process tracks"
+    send_event(link, 2)
+    assert not link.send_event(EVENTS[2]) and link.trouble == "settles more slowly than this process tracks"
     far.accept().sock.sendall(b"[1]\n")
-    assert link.hand_over(EVENTS[2]) and told(link) == (3, 2, 1)
+    assert link.send_event(EVENTS[2]) and told(link) == (3, 2, 1)
     link.close()
 
 
 def test_waiting_ends_at_the_answer_at_the_deadline_and_at_the_end(link: Any, far: Far) -> None:
-    hand_over(link, 2)
+    send_event(link, 2)
     far.accept()
     assert not link.wait(2, time.monotonic() + 0.05, time.monotonic)
     answer = threading.Timer(0.05, far.sock.sendall, [b"[2]\n"])
     answer.start()
     assert link.wait(2, time.monotonic() + DEADLINE, time.monotonic)
     answer.join()
-    hand_over(link, 1)
+    send_event(link, 1)
     leave = threading.Timer(0.05, far.sock.shutdown, [socket.SHUT_RDWR])
     leave.start()
     assert not link.wait(3, time.monotonic() + DEADLINE, time.monotonic)
@@ -270,7 +271,7 @@ def test_waiting_ends_at_the_answer_at_the_deadline_and_at_the_end(link: Any, fa
 # The lines themselves.
 
 
-def acquainted(caller: _protocol.Caller, callee: _protocol.Callee) -> str:
+def acquainted(caller: protocol.Caller, callee: protocol.Callee) -> str:
     """What the process wants, when both have proved themselves."""
     challenge, wants = callee.hear(caller.hello)
     assert not wants
@@ -281,38 +282,38 @@ def acquainted(caller: _protocol.Caller, callee: _protocol.Callee) -> str:
 
 @pytest.mark.parametrize("wants", ["events", "lease", "status"])
 def test_who_has_the_same_key_and_api_is_welcome(wants: str) -> None:
-    caller = _protocol.Caller(KEY, API, wants)
+    caller = protocol.Caller(KEY, API, wants)
     assert caller.hello.count(b"\n") == 1 and KEY.encode() not in caller.hello
-    assert acquainted(caller, _protocol.Callee(KEY, API)) == wants
-    with pytest.raises(_protocol.Refused, match="another API key"):
-        acquainted(_protocol.Caller(KEY, API, wants), _protocol.Callee(KEY + "x", API))
-    with pytest.raises(_protocol.Refused, match="another API than"):
-        acquainted(_protocol.Caller(KEY, API, wants), _protocol.Callee(KEY, API + "/x"))
+    assert acquainted(caller, protocol.Callee(KEY, API)) == wants
+    with pytest.raises(protocol.Refused, match="another API key"):
+        acquainted(protocol.Caller(KEY, API, wants), protocol.Callee(KEY + "x", API))
+    with pytest.raises(protocol.Refused, match="another API than"):
+        acquainted(protocol.Caller(KEY, API, wants), protocol.Callee(KEY, API + "/x"))
 
 
 def test_what_was_heard_once_is_worth_nothing() -> None:
-    caller, callee = _protocol.Caller(KEY, API, "events"), _protocol.Callee(KEY, API)
+    caller, callee = protocol.Caller(KEY, API, "events"), protocol.Callee(KEY, API)
     challenge, _ = callee.hear(caller.hello)
     answer = caller.answer(challenge)
     assert callee.hear(answer) == (b"", "events")
     # A stranger who has heard all of it cannot be the process...
-    again = _protocol.Callee(KEY, API)
+    again = protocol.Callee(KEY, API)
     again.hear(caller.hello)
-    with pytest.raises(_protocol.Refused, match="another API key"):
+    with pytest.raises(protocol.Refused, match="another API key"):
         again.hear(answer)
     # ... nor the relay, nor give a relay its own proof back.
-    with pytest.raises(_protocol.Refused, match="another API key"):
-        _protocol.Caller(KEY, API, "events").answer(challenge)
-    mirror = _protocol.Callee(KEY, API)
+    with pytest.raises(protocol.Refused, match="another API key"):
+        protocol.Caller(KEY, API, "events").answer(challenge)
+    mirror = protocol.Callee(KEY, API)
     own, _ = mirror.hear(caller.hello)
-    with pytest.raises(_protocol.Refused, match="another API key"):
+    with pytest.raises(protocol.Refused, match="another API key"):
         mirror.hear(own)
 
 
 def test_a_process_proves_nothing_to_who_has_not_the_key(link: Any, runtime: Runtime) -> None:
     stranger = Door(str(runtime.path / "far.sock"), "another-key", API)
     try:
-        assert not link.hand_over(EVENTS[0])
+        assert not link.send_event(EVENTS[0])
         assert link.trouble == "refuses this client: it has another API key"
         sock = stranger.last()
         assert sock is not None and sock.recv(65_536) == b""
@@ -322,27 +323,27 @@ def test_a_process_proves_nothing_to_who_has_not_the_key(link: Any, runtime: Run
 
 @pytest.mark.parametrize("line", [b"", b"hello", b"[]", b"7", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'])
 def test_what_is_no_greeting_is_refused(line: bytes) -> None:
-    with pytest.raises(_protocol.Refused, match="no version"):
-        _protocol.Callee(KEY, API).hear(line)
-    with pytest.raises(_protocol.Refused, match="what is no answer"):
-        _protocol.Caller(KEY, API, "events").answer(line)
+    with pytest.raises(protocol.Refused, match="no version"):
+        protocol.Callee(KEY, API).hear(line)
+    with pytest.raises(protocol.Refused, match="what is no answer"):
+        protocol.Caller(KEY, API, "events").answer(line)
 
 
 @pytest.mark.parametrize("proof", [None, 7, [], "", "ü", "\ud800"])
 def test_a_proof_that_is_none_is_refused(proof: Any) -> None:
-    callee = _protocol.Callee(KEY, API)
-    callee.hear(_protocol.Caller(KEY, API, "events").hello)
-    with pytest.raises(_protocol.Refused, match="another API key"):
-        callee.hear(_protocol.line_of({"proof": proof}))
-    with pytest.raises(_protocol.Refused, match="another API key"):
-        _protocol.Caller(KEY, API, "events").answer(_protocol.line_of({"challenge": "c", "proof": proof}))
+    callee = protocol.Callee(KEY, API)
+    callee.hear(protocol.Caller(KEY, API, "events").hello)
+    with pytest.raises(protocol.Refused, match="another API key"):
+        callee.hear(protocol.line_of({"proof": proof}))
+    with pytest.raises(protocol.Refused, match="another API key"):
+        protocol.Caller(KEY, API, "events").answer(protocol.line_of({"challenge": "c", "proof": proof}))
 
 
 def test_a_report_arrives_as_it_was_sent() -> None:
     error = LetterError("two\nlines", 422, "ünïcode", "code", "reason", cause="rejected")
-    line = _protocol.lost(error, 7, EVENTS[:2])
+    line = protocol.lost(error, 7, EVENTS[:2])
     assert line.endswith(b"\n") and line.count(b"\n") == 1
-    arrived = _protocol.lost_error(_protocol.parse(line), 7)
+    arrived = protocol.lost_error(protocol.parse(line), 7)
     assert str(arrived) == "by the relay: two lines"
     assert (arrived.lost, arrived.events) == (7, [{"number": 0}, {"number": 1}])
     names = ("status", "body", "code", "reason", "cause")

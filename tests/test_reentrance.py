@@ -185,11 +185,11 @@ def test_a_signal_inside_the_queues_own_lock_is_acted_upon_when_the_call_has_lef
     # The queue asks its clock under its lock, for the first event: there the signal comes.
     code = """
     letter = Letter('k', API, flush_interval=1000, flush_at=1000, exit_timeout=40, exit_signals=(signal.SIGTERM,))
-    box = letter._delivery._outbox
+    box = letter._delivery._queue
     def clock():
         os.kill(os.getpid(), signal.SIGTERM)
         for turn in range(100):  # instructions at which the handler may run
-            assert box.held_by_this_thread()
+            assert box.is_held_by_this_thread()
         return time.monotonic()
     box._clock = clock
     work(letter, 1)
@@ -259,7 +259,7 @@ def test_an_event_that_comes_inside_a_closed_queue_is_reported(
     # As a `__del__` may track it, in the middle of another call of a client that has been closed.
     letter = make()
     assert letter.close(DEADLINE)
-    with letter._delivery._outbox._lock:
+    with letter._delivery._queue._lock:
         letter.track("u", "inside")
     letter.flush(DEADLINE)
     assert eventually(lambda: errors, bool)
@@ -273,8 +273,8 @@ def test_an_event_that_comes_inside_a_queue_without_a_place_is_sent(make: Any, l
     letter = make(flush_interval=3600, exit_timeout=DEADLINE)
     letter.track("u", "before")
     assert letter.flush(DEADLINE)
-    letter._delivery._outbox._ring.slot.is_own = lambda: False
-    with letter._delivery._outbox._lock:
+    letter._delivery._queue._ring.slot.is_own = lambda: False
+    with letter._delivery._queue._lock:
         letter.track("u", "inside")
     assert letter.flush(DEADLINE)
     assert [event["event"] for event in letter_api.events] == ["before", "inside"]

@@ -240,7 +240,7 @@ def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_told_onc
     one.track(300)
     waits = []
     for _ in range(14):
-        assert one.sender._batches.step() == 0.0
+        assert one.sender._batches.send_once() == 0.0
         waits.append(one.sender._batches._effort.not_before - one.now)
         one.now += waits[-1]
     for wait, shortest in zip(waits, [min(300, 0.25 * 2**turn) for turn in range(14)]):
@@ -255,7 +255,7 @@ def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_told_onc
     assert one.letter.stats()["delivered"] == 300 and letter_api.distinct == 300 and len(errors) == 1
     letter_api.rule = lambda request: status(code, body)
     one.track()
-    one.sender._batches.step()
+    one.sender._batches.send_once()
     assert len(errors) == 2, "it is another trouble by now"
 
 

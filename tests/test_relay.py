@@ -27,7 +27,8 @@ import pytest
 from harness import DEADLINE, PRELUDE, environment, eventually, run, start, whose
 from relayed import KEY, STATUSES, Runtime, greet, line_from, own_runtime  # noqa: F401  (a fixture that is there for all)
 
-from letterapp import Letter, LetterError, _protocol
+from letterapp import Letter, LetterError
+from letterapp._relay import protocol
 from letterapp.testing import Hold, status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
@@ -650,8 +651,8 @@ def test_what_the_relay_drops_is_reported_to_its_owner(
 # Who is refused.
 
 
-def hello(key: str, url: str, wants: str = _protocol.EVENTS) -> bytes:
-    return _protocol.Caller(key, url, wants).hello
+def hello(key: str, url: str, wants: str = protocol.EVENTS) -> bytes:
+    return protocol.Caller(key, url, wants).hello
 
 
 def greeted(api: Any, then: bytes) -> Callable[[socket.socket], object]:
@@ -661,7 +662,7 @@ def greeted(api: Any, then: bytes) -> Callable[[socket.socket], object]:
 def without_the_key(sock: socket.socket, api: Any) -> None:
     sock.sendall(hello("another-key", api.url))
     line_from(sock)
-    sock.sendall(_protocol.line_of({"proof": "0" * 64}))
+    sock.sendall(protocol.line_of({"proof": "0" * 64}))
 
 
 WRONG: dict[str, Callable[[Any], Any]] = {

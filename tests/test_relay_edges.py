@@ -18,8 +18,8 @@ from relayed import STATUSES, Runtime, own_runtime  # noqa: F401  (a fixture tha
 from test_relay import balanced, script, track
 
 from letterapp import Letter, LetterError
-from letterapp._bell import Bell
-from letterapp._ownership import OwnedSender, Owner
+from letterapp._relay_server.ownership import OwnedSender, Owner
+from letterapp._runtime.condition import Condition
 from letterapp.testing import Hold, IngestionServer, status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
@@ -29,8 +29,8 @@ def test_whoever_had_come_before_the_last_client_left_is_heard_however_many(
     runtime: Runtime, letter_api: Any, tmp_path: Any
 ) -> None:
     code = """
-    from letterapp import _link
-    _link.GREETING = 60  # a machine that is busy may keep the relay from answering
+    from letterapp._relay import client as client_module
+    client_module.GREETING = 60  # a machine that is busy may keep the relay from answering
     letter = Letter('test-key', API, relay=True, on_error=lambda error: None)
     relay = statuses()[0]['pid']
     print(relay)
@@ -87,8 +87,8 @@ def test_what_went_the_own_way_is_sent_at_the_end_though_the_relay_stands_still_
     runtime: Runtime, letter_api: Any, tmp_path: Any
 ) -> None:
     code = """
-    from letterapp import _servers
-    _servers.start_thread = lambda *_: False  # as under uWSGI without threads
+    from letterapp._runtime import servers
+    servers.start_thread = lambda *_: False  # as under uWSGI without threads
     letter = Letter('test-key', API, relay=True, flush_interval=1000, flush_at=10_000, exit_timeout=8)
     work(letter, 1)
     relay = statuses()[0]['pid']
@@ -140,7 +140,7 @@ def test_reports_that_nobody_reads_for_long_lose_their_events_and_not_their_coun
     for serial in range(2500):
         letter.track("test", "Worked", {"serial": serial, "much": "x" * 900})
     # A relay that is held up leaves some to the process. (`stats` would read the reports.)
-    relayed = letter._delivery._link.handed_over  # type: ignore[attr-defined]
+    relayed = letter._delivery._client.sent_count  # type: ignore[attr-defined]
     lost = eventually(lambda: runtime.status()["lost"], lambda lost: lost == {"rejected": relayed})
     assert lost == {"rejected": relayed} and letter.flush(DEADLINE)
     stats = balanced(letter.stats())
@@ -317,7 +317,7 @@ def test_a_held_request_is_kept_before_it_is_answered(letter_api: IngestionServe
 def test_a_line_that_fits_into_no_request_is_lost_alone(letter_api: IngestionServer) -> None:
     settings = Letter("k", letter_api.url, enabled=False)._settings
     said: list[str] = []
-    owned, owner = OwnedSender(settings, said.append, Bell()), Owner()
+    owned, owner = OwnedSender(settings, said.append, Condition()), Owner()
     assert owned.admit(b'{"x":"%s"}' % (b"a" * 501_610), owner)
     event = b'{"type":"track","userId":"u","messageId":"1","event":"E","timestamp":"2026-01-01","properties":{}}'
     assert owned.admit(event, owner)

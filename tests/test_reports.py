@@ -162,7 +162,7 @@ def test_a_fault_in_the_look_for_what_dead_processes_left_costs_nothing_else(
         raise ZeroDivisionError("ours")
 
     one = driven()
-    one.sender._heir._stores.orphans = breaks
+    one.sender._recovery._backends.orphans = breaks
     for _ in range(3):
         one.track()
         one.settle()

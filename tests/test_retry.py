@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letterapp import LetterError
-from letterapp._retry import (
+from letterapp._delivery.retry import (
     BACKOFF,
     DEFAULT_RETRY_AFTER,
     JITTER,
@@ -29,7 +29,7 @@ from letterapp._retry import (
     judge,
     retry_after,
 )
-from letterapp._transport import Answer, Unreachable
+from letterapp._http.transport import Answer, Unreachable
 
 # The same examples each time, and none of them slow because a machine is busy.
 same = settings(derandomize=True, deadline=None)

@@ -18,8 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from letterapp import _ring
-from letterapp._ring import HAND, KEPT, STATE, UNIT, Ring, holds_events, rooms
+from letterapp._storage import ring as ring_module
+from letterapp._storage.ring import IN_FLIGHT, KEPT, STATE, UNIT, Ring, holds_events, rooms
 
 WRAP = b"\xff\xff\xff\xff"
 EMPTY = struct.pack("<II", 0, 0)
@@ -48,7 +48,7 @@ def drain(ring: Ring, items: int = 3, size: int = 1000) -> list[bytes]:
 
 def found(slot: Slot) -> tuple[list[bytes], str]:
     """What would be found if the process were killed now, and what would be said to be wrong."""
-    ring, wrong = Ring.left_in(copy(slot))
+    ring, wrong = Ring.recovered_from(copy(slot))
     count, size = len(ring), ring.size
     events = drain(ring)
     assert (count, size) == (len(events), sum(map(len, events)))
@@ -219,15 +219,15 @@ def test_halves_are_sent_in_order_and_shrink_what_is_in_hand() -> None:
     ring.halve()
     assert ring.take(9, 1000) == events[:1] and found(slot) == (events, "")
     assert ring.settle() == events[:1]
-    assert slot.words[HAND] == cover(16, 80) and found(slot) == (events[1:], "")
+    assert slot.words[IN_FLIGHT] == cover(16, 80) and found(slot) == (events[1:], "")
     assert ring.take(9, 1000) == events[1:2]  # each part by itself: who looks for one event halves what it is in
     assert ring.settle() == events[1:2]
     assert ring.take(9, 1000) == events[2:5]
     ring.halve()
     assert ring.settle() == events[2:3]
-    assert slot.words[HAND] == cover(48, 80) and len(ring) == 3
+    assert slot.words[IN_FLIGHT] == cover(48, 80) and len(ring) == 3
     assert ring.take(9, 1000) == events[3:5]
-    assert ring.settle() == events[3:5] and slot.words[HAND] == 0
+    assert ring.settle() == events[3:5] and slot.words[IN_FLIGHT] == 0
     assert drain(ring) == events[5:]
 
 
@@ -296,8 +296,8 @@ def test_a_record_that_fits_into_no_hand_is_not_taken_and_one_that_lies_there_is
 @pytest.mark.parametrize("start, end", [(1 << 34, 1 << 34), (168, 168), (1 << 34, 8), (176, 160)])
 def test_words_that_point_anywhere_leave_a_ring_that_works(start: int, end: int) -> None:
     slot = Slot(160, 48)
-    slot.words[STATE], slot.words[HAND] = cover(start, end), cover(end, start)
-    ring, _ = Ring.left_in(slot)
+    slot.words[STATE], slot.words[IN_FLIGHT] = cover(start, end), cover(end, start)
+    ring, _ = Ring.recovered_from(slot)
     for turn in range(30):
         assert filled(ring, 16, 16, start=turn) == drain(ring)
     assert len(slot.memory) == 208
@@ -368,7 +368,7 @@ class Watched:
         memory.grain = grain
         memory.look = words.look = self.look  # type: ignore[method-assign]
         self.there: list[bytes] = []  # whose `append` has returned, and which have not left
-        self.in_hand = 0  # how many of those
+        self.in_flight = 0  # how many of those
         self.serial = 0
         self.looks = 0
         self.fuse = 0  # looks until the process is killed
@@ -391,13 +391,13 @@ class Watched:
         return took
 
     def pop(self) -> None:
-        popped = self.there[self.in_hand]
+        popped = self.there[self.in_flight]
         assert self._becomes([event for event in self.there if event != popped], self.ring.pop) == popped
 
     def take(self, items: int = 3, size: int = 1000) -> None:
         batch = self._becomes(self.there, lambda: self.ring.take(items, size))
         assert batch == self.there[: len(batch)] and bool(batch) == bool(self.there)
-        self.in_hand = max(self.in_hand, len(batch))
+        self.in_flight = max(self.in_flight, len(batch))
 
     def halve(self) -> None:
         self._becomes(self.there, self.ring.halve)
@@ -405,21 +405,21 @@ class Watched:
     def settle(self) -> None:
         count = len(self.ring.batch)
         settled = self.there[:count]
-        self.in_hand -= count
+        self.in_flight -= count
         assert self._becomes(self.there[count:], self.ring.settle) == settled
 
     def clear(self) -> None:
-        events, hand = self.there, self.there[: self.in_hand]
-        self.in_hand = 0
+        events, hand = self.there, self.there[: self.in_flight]
+        self.in_flight = 0
         fewer = [hand + events[len(hand) + popped :] for popped in range(len(events))]
         assert self._becomes([], self.ring.clear, *fewer) == events
 
     def be_inherited(self) -> None:
         """Another process goes on in the same memory."""
         self._allowed = [self.there]
-        self.ring, wrong = Ring.left_in(self.slot)
+        self.ring, wrong = Ring.recovered_from(self.slot)
         assert not wrong
-        self.in_hand = len(self.ring) - self.ring.waiting
+        self.in_flight = len(self.ring) - self.ring.waiting
         self.look()
 
     def _becomes(self, after: list[bytes], act: Callable[[], Any], *between: list[bytes]) -> Any:
@@ -496,8 +496,8 @@ def test_killed_in_the_middle_of_a_take_the_batch_is_found_once() -> None:
     slot = Slot(96, 96)
     events = filled(Ring(slot), 8, 8, 8, 8)
     slot.memory[96 : 96 + 48] = slot.memory[:48]
-    slot.words[HAND] = cover(0, 48)  # and killed before it left the ring
-    ring, wrong = Ring.left_in(slot)
+    slot.words[IN_FLIGHT] = cover(0, 48)  # and killed before it left the ring
+    ring, wrong = Ring.recovered_from(slot)
     assert not wrong and len(ring) == 4 and not ring.has_batches()
     assert ring.take(2, 1000) == events[:2]
     assert slot.words[:2] == [cover(32, 64), cover(0, 32)]
@@ -558,8 +558,8 @@ class Model(RuleBasedStateMachine):
         ring, there = self.watched.ring, self.watched.there
         assert (len(ring), ring.size) == (len(there), sum(map(len, there)))
         assert ring.is_empty() == (not there) == (not holds_events(self.watched.slot.words))
-        assert ring.has_batches() == bool(self.watched.in_hand)
-        assert ring.waiting == len(there) - self.watched.in_hand
+        assert ring.has_batches() == bool(self.watched.in_flight)
+        assert ring.waiting == len(there) - self.watched.in_flight
 
 
 Model.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
@@ -578,7 +578,7 @@ def interrupted(at: int) -> bool:
 
     def trace(frame: Any, event: str, _: object) -> Any:
         nonlocal instructions
-        if frame.f_code.co_filename == _ring.__file__:
+        if frame.f_code.co_filename == ring_module.__file__:
             frame.f_trace_opcodes = True
             if event == "opcode":
                 instructions += 1
@@ -675,8 +675,8 @@ def test_any_bit_turned_over_in_an_event_or_its_header_is_noticed() -> None:
         if position in places or position in wraps:
             assert wrong, (position, bit)
             noticed += 1
-            in_hand = position >= slot.room
-            kept, broken = (waiting, hand) if in_hand else (hand, waiting)
+            in_flight = position >= slot.room
+            kept, broken = (waiting, hand) if in_flight else (hand, waiting)
             rest = [event for event in events if event not in kept]
             assert rest == broken[: len(rest)] and len(rest) < len(broken) and len(events) == len(rest) + len(kept)
         else:
@@ -690,11 +690,11 @@ def test_any_bit_turned_over_in_a_word_ends_in_nothing_that_never_was() -> None:
         if part == "word":
             events, wrong = found(other)
             assert set(events) <= ever, (position, bit)
-            whole = waiting if position == HAND else hand  # what the other word covers
+            whole = waiting if position == IN_FLIGHT else hand  # what the other word covers
             assert [event for event in events if event in whole] == whole, (position, bit)
             if events != hand + waiting and not wrong:  # it happens to cover records still
                 start, end = divmod(other.words[position], 1 << 32)
-                assert max(start, end) * UNIT <= (slot.hand if position == HAND else slot.room), (position, bit)
+                assert max(start, end) * UNIT <= (slot.hand if position == IN_FLIGHT else slot.room), (position, bit)
                 assert position == STATE or start <= end, (position, bit)
 
 
@@ -702,7 +702,7 @@ def test_what_was_spoilt_is_told_once() -> None:
     # Where it can no longer be read it is forgotten when the rest has been delivered, or each look would find it anew.
     slot, *_ = used_slot()
     for part, position, bit, other in flips(slot):
-        ring, _wrong = Ring.left_in(other)
+        ring, _wrong = Ring.recovered_from(other)
         drain(ring)
         assert not holds_events(other.words), (part, position, bit)
 
@@ -713,7 +713,7 @@ def test_what_comes_before_a_spoilt_event_in_hand_outlives_an_heir_that_is_kille
     events = filled(ring, 8, 8, 8, 8)
     ring.take(4, 1000)
     slot.memory[slot.room + 3 * 16 + UNIT] ^= 1
-    heir, wrong = Ring.left_in(slot)
+    heir, wrong = Ring.recovered_from(slot)
     assert wrong and heir.take(4, 1000) == events[:3]
     heir.halve()
     assert heir.settle() == events[:1]
@@ -755,5 +755,5 @@ def test_any_words_over_real_records_end_in_nothing_that_never_was(a: int, b: in
 def test_a_hand_that_points_outside_of_itself_is_wrong_though_something_waits(hand: tuple[int, int]) -> None:
     slot = Slot(160, 96)
     waiting = filled(Ring(slot), 8, 8)
-    slot.words[HAND] = cover(*hand)
+    slot.words[IN_FLIGHT] = cover(*hand)
     assert found(slot) == (waiting, "it points outside of itself")

@@ -18,8 +18,8 @@ SENT = {"id": "1", "messageId": "m-1", "status": "sent", "replayed": False}
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     # Their length is proved in test_retry.py; here only that there is another try.
-    monkeypatch.setattr("letterapp._retry.BACKOFF", 0.001)
-    monkeypatch.setattr("letterapp._retry.DEFAULT_RETRY_AFTER", 0.001)
+    monkeypatch.setattr("letterapp._delivery.retry.BACKOFF", 0.001)
+    monkeypatch.setattr("letterapp._delivery.retry.DEFAULT_RETRY_AFTER", 0.001)
 
 
 def test_every_field_travels_under_its_name(letter_api: IngestionServer, make: Any) -> None:

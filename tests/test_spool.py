@@ -23,9 +23,10 @@ import pytest
 from harness import DEADLINE, eventually, run
 from spooled import NOWHERE, SMALL, Bench, change, claimed, descriptors, fill, in_child
 
-from letterapp import Letter, LetterError, _spool
-from letterapp._ring import Ring
-from letterapp._spool import HEADER, KEPT, WORDS_AT
+from letterapp import Letter, LetterError
+from letterapp._storage import spool as spool_module
+from letterapp._storage.ring import Ring
+from letterapp._storage.spool import HEADER, KEPT, WORDS_AT
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -134,7 +135,7 @@ def _file(path: Path) -> Path:
     return path / "file"
 
 
-def _link(path: Path) -> Path:
+def _client(path: Path) -> Path:
     (path / "real").mkdir(0o700)
     (path / "link").symlink_to(path / "real")
     return path / "link"
@@ -156,7 +157,7 @@ def _open(path: Path) -> Path:
     [
         (_missing, "cannot be made: No such file or directory. What it lies in must exist"),
         (_file, "must be a directory, and not a link to one"),
-        (_link, "must be a directory, and not a link to one"),
+        (_client, "must be a directory, and not a link to one"),
         (_dangling, "must be a directory, and not a link to one"),
         (_open, "others may use it: chmod it to 700"),
     ],
@@ -215,7 +216,7 @@ def test_a_directory_that_becomes_unwritable_costs_a_report_and_no_event() -> No
     as_a_user(job)
 
 
-@pytest.mark.parametrize("lay", [_missing, _file, _link, _open])
+@pytest.mark.parametrize("lay", [_missing, _file, _client, _open])
 def test_a_directory_that_changes_later_costs_a_report_and_no_event(
     lay: Callable[[Path], Path], bench: Bench, tmp_path: Path
 ) -> None:
@@ -243,7 +244,7 @@ def test_too_small_or_too_large_a_bound_is_an_error_at_construction(bench: Bench
 
 
 def test_where_there_are_no_locks_a_spool_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_spool, "POSSIBLE", False)
+    monkeypatch.setattr(spool_module, "POSSIBLE", False)
     with pytest.raises(LetterError, match="spool needs the file locks of POSIX"):
         bench.spool()
 
@@ -262,7 +263,7 @@ def test_what_an_ended_process_left_is_taken_over_the_oldest_first_and_its_file_
 def test_what_was_taken_over_and_not_settled_can_be_taken_over_again(bench: Bench) -> None:
     bench.left(b"a", b"b", b"c")
     (slot,) = bench.spool().orphans()
-    ring, _ = Ring.left_in(slot)
+    ring, _ = Ring.recovered_from(slot)
     ring.take(1, 1000), ring.settle()
     ring.take(1, 1000)  # and on the wire when it ends
     slot.release()
@@ -303,9 +304,9 @@ def _as_pipe(path: str) -> str:
 
 
 def _newer(path: str) -> str:
-    head = bytearray(Path(path).read_bytes()[: _spool._head.size])
+    head = bytearray(Path(path).read_bytes()[: spool_module._head.size])
     head[8] += 1
-    change(path, 0, bytes(head) + _spool._checksum.pack(crc32(head)))
+    change(path, 0, bytes(head) + spool_module._checksum.pack(crc32(head)))
     return "newer version"
 
 
@@ -372,12 +373,14 @@ def _flipped(at: int) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_foreign, _empty, _cut_in_the_header, _cut, _longer, *map(_flipped, (0, 8, 12, 16, 24, 40, 65))]
+    "mark_corrupt", [_foreign, _empty, _cut_in_the_header, _cut, _longer, *map(_flipped, (0, 8, 12, 16, 24, 40, 65))]
 )
-def test_a_file_that_cannot_be_read_is_set_aside_and_reported_once(spoil: Callable[[str], str], bench: Bench) -> None:
+def test_a_file_that_cannot_be_read_is_set_aside_and_reported_once(
+    mark_corrupt: Callable[[str], str], bench: Bench
+) -> None:
     bench.left(b"good", max_queue_events=21)
     path = bench.left(b"spoilt")
-    why = spoil(path)
+    why = mark_corrupt(path)
     content = Path(path).read_bytes()
     os.utime(path, (1, 1))  # so it is looked at first
     spool = bench.spool()
@@ -390,9 +393,9 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported_once(spoil: Callab
 
 def lay_header(path: str, header: int, room: int, hand: int) -> None:
     """Have the file claim these sizes, with a checksum that is right, and be as long as they say."""
-    magic, version, _, _, _, key = _spool._head.unpack_from(Path(path).read_bytes())
-    head = _spool._head.pack(magic, version, header, room, hand, key)
-    change(path, 0, head + _spool._checksum.pack(crc32(head)))
+    magic, version, _, _, _, key = spool_module._head.unpack_from(Path(path).read_bytes())
+    head = spool_module._head.pack(magic, version, header, room, hand, key)
+    change(path, 0, head + spool_module._checksum.pack(crc32(head)))
     os.truncate(path, min(header + room + hand, 1 << 34))  # sparse
 
 
@@ -547,9 +550,9 @@ def test_what_was_found_damaged_stays_so_though_the_finder_is_killed(bench: Benc
     path = bench.left(b"first", b"second")
     change(path, Path(path).read_bytes().index(b"second"), b"S")
     (slot,) = bench.spool().orphans()
-    ring, wrong = Ring.left_in(slot)
+    ring, wrong = Ring.recovered_from(slot)
     assert wrong
-    slot.spoil()
+    slot.mark_corrupt()
     ring.take(10, 1000)  # from now on the words cover the first alone
     slot.release()
     assert bench.files() == [os.path.basename(path)]
@@ -567,7 +570,7 @@ def test_a_word_that_points_nowhere_is_damage(word: int, bench: Bench) -> None:
 
 def test_an_empty_file_that_was_spoilt_is_not_used_again(bench: Bench) -> None:
     slot = claimed(bench.spool())
-    slot.spoil()
+    slot.mark_corrupt()
     os.rename(slot.path, slot.path + ".away")  # so that its release leaves it
     slot.release()
     os.rename(slot.path + ".away", slot.path)
@@ -637,7 +640,7 @@ def test_a_scan_never_sees_a_file_that_is_not_whole(bench: Bench, monkeypatch: p
 
 def test_what_a_killed_process_had_begun_to_make_is_removed(bench: Bench, tmp_path: Path) -> None:
     code = """
-    from letterapp._spool import Spool
+    from letterapp._storage.spool import Spool
     os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     Letter('k', API, spool=sys.argv[1])
     """
@@ -752,7 +755,7 @@ def test_at_the_bound_a_process_goes_on_in_the_emptiest_file_of_an_ended_one(ove
     other, emptiest = bench.left(b"a", b"b"), bench.left(b"c")
     slot, another = claimed(bench.spool(**bound)), claimed(bench.spool(**bound))
     assert (slot.path, another.path) == (emptiest, other)
-    ring, wrong = Ring.left_in(slot)
+    ring, wrong = Ring.recovered_from(slot)
     assert not wrong and ring.append(b"d")
     slot.release()
     assert bench.adopt(bench.spool(**bound)) == [[b"c", b"d"]] and bench.reports == []
@@ -762,7 +765,7 @@ def test_a_process_that_may_do_nothing_but_fork_keeps_no_events_from_others(benc
     bound = two_files(bench)
     bench.left(b"a"), bench.left(b"b")
     settings = Letter("k", enabled=False, spool=bench.directory, **{**SMALL, **bound})._settings
-    assert _spool.Spool(settings, bench.reports.append, lambda: True).claim() is None
+    assert spool_module.Spool(settings, bench.reports.append, lambda: True).claim() is None
     assert bench.said("events lie in memory instead")
 
 
@@ -993,14 +996,14 @@ def test_a_file_that_becomes_too_short_while_it_is_opened_costs_a_report(
     bench: Bench, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, spool = bench.left(b"x", key="test-key"), bench.spool("test-key")
-    rooms_of = _spool.Spool._rooms_of
+    rooms_of = spool_module.Spool._rooms_of
 
     def cut(spool: Any, file: Any) -> Any:
         rooms = rooms_of(spool, file)
         os.truncate(path, HEADER)
         return rooms
 
-    monkeypatch.setattr(_spool.Spool, "_rooms_of", cut)
+    monkeypatch.setattr(spool_module.Spool, "_rooms_of", cut)
     size, before = os.path.getsize(path), descriptors()
     assert bench.adopt(spool) == [] and descriptors() == before
     assert bench.said("cannot be taken over: mmap length is greater than file size")

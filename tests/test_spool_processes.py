@@ -16,9 +16,10 @@ import pytest
 from harness import DEADLINE, eventually, run, start, whose
 from spooled import NOWHERE, Bench, change, claimed, descriptors, fill, is_locked, settle
 
-from letterapp import Letter, LetterError, _locks
-from letterapp._locks import LockedFile
-from letterapp._spool import Spool, SpoolSlot
+from letterapp import Letter, LetterError
+from letterapp._storage import file_lock
+from letterapp._storage.file_lock import LockedFile
+from letterapp._storage.spool import Spool, SpoolSlot
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -93,13 +94,13 @@ def test_a_file_that_is_removed_before_its_lock_is_had_is_not_taken(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, spool = bench.left(b"x"), bench.spool()
-    lock = _locks.fcntl.lockf
+    lock = file_lock.fcntl.lockf
 
     def others_are_quicker(*arguments: Any) -> None:
         os.unlink(path)
         lock(*arguments)
 
-    monkeypatch.setattr(_locks.fcntl, "lockf", others_are_quicker)
+    monkeypatch.setattr(file_lock.fcntl, "lockf", others_are_quicker)
     before = descriptors()
     assert bench.adopt(spool) == [] and bench.reports == [] and descriptors() == before
 
@@ -165,8 +166,8 @@ FORKS = """
 import ctypes, fcntl
 
 fork = {fork}
-from letterapp._spool import Spool
-from letterapp._ring import Ring
+from letterapp._storage.spool import Spool
+from letterapp._storage.ring import Ring
 
 def spool():
     small = dict(max_queue_bytes=4000, max_queue_events=20, max_batch_bytes=2000)
@@ -223,7 +224,7 @@ def test_a_child_has_a_file_of_its_own_and_the_parent_keeps_its_lock(forks: Call
         assert wait(child(work)) == 0
         assert slot.is_own() and is_locked(slot.path)
         (left,) = parents.orphans()
-        assert Ring.left_in(left)[0].clear() == [b"child's"]
+        assert Ring.recovered_from(left)[0].clear() == [b"child's"]
         left.release()
     assert ring.append(b"more") and ring.clear() == [b"parent's", b"more"]
     path = slot.path
@@ -521,7 +522,7 @@ def test_a_start_without_an_event_sends_what_was_left_and_then_has_no_thread(
 
 def test_a_start_that_finds_nothing_has_no_thread(make: Any, bench: Bench) -> None:
     letters = [make(spool=bench.directory, on_error=print) for _ in range(3)]
-    assert [letter._delivery._outbox.attended for letter in letters] == [False] * 3
+    assert [letter._delivery._queue.has_worker for letter in letters] == [False] * 3
 
 
 def test_a_spawned_worker_and_a_listener_send_what_was_left_too(letter_api: Any, bench: Bench, tmp_path: Path) -> None:

@@ -122,9 +122,7 @@ def faults(entry: dict[str, Any]) -> dict[str, int]:
 needs_unix = pytest.mark.skipif(sys.platform == "win32", reason="forks, and a relay needs Unix sockets")
 
 
-@pytest.mark.parametrize(
-    "scenario", ["single", "bursts", "threads", pytest.param("python-daemon", marks=needs_unix)]
-)
+@pytest.mark.parametrize("scenario", ["single", "bursts", "threads", pytest.param("python-daemon", marks=needs_unix)])
 def test_the_client_as_it_is_balances(scenario: str, perform: Any) -> None:
     if scenario == "python-daemon":
         pytest.importorskip("daemon")
@@ -159,6 +157,7 @@ def test_the_client_with_a_relay_balances(scenario: str, perform: Any) -> None:
 @needs_unix
 def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "GRACE", 0.3)
+
     def outside(stage: Any) -> None:
         program = stage.play("bursts")
         program.hear()

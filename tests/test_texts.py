@@ -18,8 +18,9 @@ import pytest
 from driven import Driven
 from harness import DEADLINE, Program, environment, eventually, run
 
-from letterapp import Letter, LetterError, _proxy, _texts
-from letterapp._texts import LONGEST, Secret, SecretBytes, clean, excerpt
+from letterapp import Letter, LetterError, _text
+from letterapp._http import proxy
+from letterapp._text import LONGEST, Secret, SecretBytes, clean, excerpt
 from letterapp.relay import SenderManager
 from letterapp.testing import IngestionServer, raw, reset, status
 
@@ -274,9 +275,9 @@ class Watch:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         name = frame.f_code.co_filename
-        if name == _texts.__file__ or not ("letterapp" in name or f"{os.sep}http{os.sep}" in name or "ssl.py" in name):
+        if name == _text.__file__ or not ("letterapp" in name or f"{os.sep}http{os.sep}" in name or "ssl.py" in name):
             return None
-        if frame.f_code is _proxy._read.__code__:
+        if frame.f_code is proxy._read.__code__:
             return None  # where it is parsed, and which raises nothing
         self.lines += 1
         for text in locals_of(frame):
@@ -339,7 +340,7 @@ def test_no_frame_s_variable_shows_the_key_while_a_request_fails(
         one.track()
         sys.settrace(watch)
         try:
-            one.sender._batches.step()
+            one.sender._batches.send_once()
         finally:
             sys.settrace(before)
         assert [error.lost for error in errors if error.cause != "degraded"] == [1]

@@ -24,8 +24,8 @@ import pytest
 from harness import run
 
 from letterapp import Letter, LetterError
-from letterapp._event import Encoder, Unencodable
-from letterapp._settings import Settings
+from letterapp._config import Settings
+from letterapp._encoding import Encoder, Unencodable
 from letterapp.relay import SenderManager
 
 ENCODER = Encoder(500_000, None)
@@ -792,7 +792,7 @@ def test_a_repr_takes_no_lock_and_starts_nothing(make: Any, letter_api: Any) -> 
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with letter._delivery._outbox._lock:
+        with letter._delivery._queue._lock:
             held.set()
             over.wait(60)
 

@@ -18,19 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Iterator
 
-from letterapp import Letter, LetterError, _launch, _protocol
-from letterapp._bell import Bell
+from letterapp import Letter, LetterError
 from letterapp._client import settings_of
-from letterapp._clock import monotonic
-from letterapp._heir import Heir, home
-from letterapp._link import Link
-from letterapp._memory import PrivateMemory
-from letterapp._outbox import Outbox
-from letterapp._relay import Relay
-from letterapp._ring import UNIT
-from letterapp._sender import Sender
-from letterapp._spool import _MAGIC, HEADER, WORDS_AT, Spool, _checksum, _head
-from letterapp._stores import Stores
+from letterapp._delivery.sender import Sender
+from letterapp._relay import launcher, protocol
+from letterapp._relay.client import RelayClient
+from letterapp._relay_server.socket_server import RelayServer
+from letterapp._runtime.clock import monotonic
+from letterapp._runtime.condition import Condition
+from letterapp._storage.backends import Backends
+from letterapp._storage.memory import PrivateMemory
+from letterapp._storage.queue import BoundedQueue
+from letterapp._storage.recovery import OrphanRecovery, claim_ring
+from letterapp._storage.ring import UNIT
+from letterapp._storage.spool import _MAGIC, HEADER, WORDS_AT, Spool, _checksum, _head
 
 from .values import Source, value
 
@@ -62,7 +63,7 @@ def call() -> Iterator[Run]:
     letter = Letter(KEY, NOWHERE, on_error=reports.append, flush_interval=1e6, flush_at=10_000)
     sender = letter._delivery
     assert isinstance(sender, Sender)
-    sender._outbox.attend_instead().begun = True  # so no thread is started
+    sender._queue.replace_worker().started = True  # so no thread is started
 
     def run(data: bytes) -> None:
         source = Source(data)
@@ -86,12 +87,12 @@ def call() -> Iterator[Run]:
         for error in reports:
             str(error), repr(error), error.events
         expect(after["accepted"] - before["accepted"] <= 1, "one call is one event")
-        for event in sender._outbox.take(100, 1 << 30):
+        for event in sender._queue.take(100, 1 << 30):
             expect(b"\n" not in event, "an event is one line", event)
             expect(len(event) <= 500_000, "an event fits into a request", len(event))
             said = json.loads(event.decode(), parse_constant=_no_constant)
             expect(isinstance(said.get("userId"), str) and isinstance(said.get("messageId"), str), "ids are text", said)
-        sender._outbox.settle()
+        sender._queue.settle()
 
     try:
         yield run
@@ -155,11 +156,11 @@ def spool() -> Iterator[Run]:
         content = spool_file(data, names._key)
         path.write_bytes(content)
         path.chmod(0o600)
-        stores = Stores([Spool(settings, reports.append), PrivateMemory(settings)], reports.append)
-        box = Outbox(home(stores), 20, 4000, 5, False, monotonic)
-        heir = Heir(box, stores, reports.append, monotonic, Bell())
+        backends = Backends([Spool(settings, reports.append), PrivateMemory(settings)], reports.append)
+        box = BoundedQueue(claim_ring(backends), 20, 4000, 5, False, monotonic)
+        heir = OrphanRecovery(box, backends, reports.append, monotonic, Condition())
         expect(box.kind == "spool", "one odd file keeps no process from the spool", list(map(str, reports)))
-        heir.take_over()
+        heir.recover()
         box.put(b"{}")
         taken: list[bytes] = []
         for _ in range(10_000):
@@ -168,14 +169,14 @@ def spool() -> Iterator[Run]:
                 break
             taken += batch
             box.settle()
-            heir.give_back()
-        heir.tell_losses()
+            heir.release_drained()
+        heir.report_losses()
         expect(taken[-1:] == [b"{}"] and box.is_empty(), "all is sent that can be read, and ends", taken)
         expect(all(event in content for event in taken[:-1]), "nothing is sent that did not lie there", taken)
         for report in reports:
             expect(report.cause in ("damaged", "degraded"), "a report says what it is", report)
             expect("cannot be looked for" not in str(report), "no look fails", report)
-        box.leave_no_trace()
+        box.release_empty_slot()
         left = os.listdir(place)
         if path.name + ".damaged" in left or path.name in left:
             expect(reports, "what is not read is reported", left)
@@ -238,8 +239,8 @@ class KnownPuppet(Puppet):
         self.has_spoken.clear()
         self.has_ended.clear()
         try:
-            hello = sock.recv(_protocol.LONGEST_GREETING)
-            sock.sendall(_protocol.Callee(KEY, NOWHERE).hear(hello[:-1])[0])
+            hello = sock.recv(protocol.LONGEST_GREETING)
+            sock.sendall(protocol.Callee(KEY, NOWHERE).hear(hello[:-1])[0])
             sock.recv(65_536)
             sock.sendall(self.answer)
             self.has_spoken.set()
@@ -290,12 +291,12 @@ def api() -> Iterator[Run]:
             except LetterError as error:
                 str(error), repr(error)
             return
-        sender = Sender(letter._settings, lambda: now[0], Stores([PrivateMemory(letter._settings)]))
-        sender._outbox.attend_instead().begun = True
+        sender = Sender(letter._settings, lambda: now[0], Backends([PrivateMemory(letter._settings)]))
+        sender._queue.replace_worker().started = True
         for number in range(3):
             sender.put(_EVENT % number)
         for _ in range(50):
-            wait = sender._batches.step()
+            wait = sender._batches.send_once()
             if wait == float("inf"):
                 break
             expect(0 <= wait <= 400, "a wait is bounded", wait)
@@ -337,16 +338,16 @@ class Answers:
             self._ask(said)
             return
         self._known.answer = said
-        link = Link(lambda: self._path, lambda: _protocol.Caller(KEY, NOWHERE, _protocol.EVENTS), 100, 10_000)
+        link = RelayClient(lambda: self._path, lambda: protocol.Caller(KEY, NOWHERE, protocol.EVENTS), 100, 10_000)
         for number in range(3):
-            link.hand_over(_EVENT % number)  # which may have broken by what came with the challenge
+            link.send_event(_EVENT % number)  # which may have broken by what came with the challenge
         if link.is_connected():
             expect(self._known.has_spoken.wait(PATIENCE), "the puppet has spoken")
-        link.listen()
-        link.hand_over(_EVENT % 3)
-        link.listen()
-        while link.next_back() is not None:
-            link.took_back()
+        link.read_acks()
+        link.send_event(_EVENT % 3)
+        link.read_acks()
+        while link.next_returned() is not None:
+            link.confirm_returned()
         self._balance(link)
         link.close()
         expect(self._known.has_ended.wait(PATIENCE), "the connection has ended")
@@ -354,14 +355,14 @@ class Answers:
     def _ask(self, said: bytes) -> None:
         self._puppet.answer = said
         try:
-            sock, heard = _launch.ask(self._other, KEY, NOWHERE, _protocol.LEASE)
-        except (OSError, _protocol.Refused):
+            sock, heard = launcher.ask(self._other, KEY, NOWHERE, protocol.LEASE)
+        except (OSError, protocol.Refused):
             return
         sock.close()
         expect(isinstance(heard, dict), "an answer is a dict")
 
     @staticmethod
-    def _balance(link: Link) -> None:
+    def _balance(link: RelayClient) -> None:
         counts = link.counts()
         for error in link.take_errors():
             str(error), repr(error), error.events
@@ -412,8 +413,8 @@ class Lines:
         settings = settings_of(api_key=KEY, base_url=url, max_retries=0, flush_interval=0, timeout=PATIENCE)
         self._url = url
         self._logged: list[str] = []
-        self._relay = Relay(settings, self._listener, False, self._logged.append, self._path)
-        self._relay._sender._outbox.attend_instead().begun = True  # so no thread is started
+        self._relay = RelayServer(settings, self._listener, False, self._logged.append, self._path)
+        self._relay._sender._queue.replace_worker().started = True  # so no thread is started
 
     def run(self, data: bytes) -> None:
         source = Source(data)
@@ -426,7 +427,7 @@ class Lines:
         half = len(said) // 2 if kind & 16 else 0
         heard = self._heard_beside(said[:half], said[half:], bool(kind & 4))
         expect(b"[1]\n" in heard, "another client's event is settled", heard, self._logged)
-        told = sum(_protocol.parse(line).get("lost", 0) for line in heard.split(b"\n"))
+        told = sum(protocol.parse(line).get("lost", 0) for line in heard.split(b"\n"))
         expect(told == (1 if kind & 3 else 0), "and reported to that one, if it is lost", told, kind & 3, heard)
         for _ in range(STEPS):
             if self._step() == float("inf") and not self._relay._peers:
@@ -461,13 +462,13 @@ class Lines:
         return heard
 
     def _greet(self, sock: socket.socket) -> None:
-        caller = _protocol.Caller(KEY, self._url, _protocol.EVENTS)
+        caller = protocol.Caller(KEY, self._url, protocol.EVENTS)
         sock.send(caller.hello)
         challenge = b""
-        while not challenge.endswith(_protocol.END):
+        while not challenge.endswith(protocol.END):
             self._relay._turn(0)
             try:
-                challenge += sock.recv(_protocol.LONGEST_GREETING)
+                challenge += sock.recv(protocol.LONGEST_GREETING)
             except BlockingIOError:
                 pass
         sock.send(caller.answer(challenge[:-1]))
@@ -475,7 +476,7 @@ class Lines:
     def _step(self) -> float:
         self._relay._turn(0)
         self._relay._sender._batches._effort.not_before = 0.0  # as if the wait before the next try were over
-        return self._relay._sender._batches.step()
+        return self._relay._sender._batches.send_once()
 
     def close(self) -> None:
         self._relay._sender._batches._transport.close()
@@ -532,6 +533,6 @@ SEEDS: dict[str, list[bytes]] = {
     "relay": [
         b"\x0d" + _EVENT[:-1],
         b"\x04!\n" + _EVENT + b"\n!\n",
-        b"\0" + _protocol.Caller(KEY, NOWHERE, "lease").hello,
+        b"\0" + protocol.Caller(KEY, NOWHERE, "lease").hello,
     ],
 }

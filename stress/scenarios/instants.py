@@ -120,7 +120,7 @@ def _end_suddenly(number: int) -> None:
     ends[number % len(ends)]()
 
 
-# Inside of the client. A spot is a bytecode: the file and first line of its code object, and its place there.
+# ReentrancyGuard of the client. A spot is a bytecode: the file and first line of its code object, and its place there.
 
 
 class Wire:
@@ -247,7 +247,7 @@ class Reaper:
 
         self._heirs_only = stage.name == "kill-heirs"
         self._stored = {"kill-before-stored": (False,), "kill-after-stored": (True,)}.get(stage.name, (False, True))
-        self._wanted = HEIRS if self._heirs_only else REQUESTS
+        self._flush_target = HEIRS if self._heirs_only else REQUESTS
         self._parent = parent
         self._relays_of = str(stage.folder) if stage.peer.column in (RELAY, MANAGER) else ""
         self._spares_workers = stage.peer.column == RELAY
@@ -263,7 +263,7 @@ class Reaper:
 
         trackers = {int(who.partition("-")[0]) for _, (who, _) in events_of(request)}
         with self._lock:
-            if self.killed >= self._wanted or (not self._heirs_only and self._chance.random() > 0.5):
+            if self.killed >= self._flush_target or (not self._heirs_only and self._chance.random() > 0.5):
                 return None
             poster = self._poster(request.connection[1])
             if not poster or (self._heirs_only and trackers <= {poster}):
@@ -280,7 +280,7 @@ class Reaper:
     def work(self) -> None:
         """Wait until enough are killed. Heirs need somebody who dies first."""
         deadline = time.monotonic() + ENOUGH
-        while self.killed < self._wanted and time.monotonic() < deadline:
+        while self.killed < self._flush_target and time.monotonic() < deadline:
             time.sleep(self._chance.uniform(0.1, 0.3))
             workers = self._workers()
             if self._heirs_only and workers:

@@ -153,11 +153,11 @@ def _stop_service(stage: Any) -> None:
 
 
 def _annoy(stage: Any) -> None:
-    from letterapp import _protocol
+    from letterapp._relay import protocol
 
     with _family(stage), contextlib.ExitStack() as opened:
         relay = used(stage)
-        hello = _protocol.Caller("another key", stage.api.url, _protocol.EVENTS).hello
+        hello = protocol.Caller("another key", stage.api.url, protocol.EVENTS).hello
         said = [  # by one after the other
             *(b"", b"\n", b"GET / HTTP/1.1\r\n\r\n", b"[" * 3_000 + b"\n", bytes(range(256)) * 64, b"x" * 200_000),
             *(b"{}\n", hello + b'{"messageId": "x"}\n', hello, hello[:30], hello + hello, hello + b'{"proof": 1}\n'),
@@ -177,11 +177,11 @@ def _annoy(stage: Any) -> None:
 
 def _greeting(sock: socket.socket, stage: Any) -> bytes:
     """The line that ends the greeting of one that has the key."""
-    from letterapp import _protocol
+    from letterapp._relay import protocol
 
-    caller = _protocol.Caller(KEY, stage.api.url, _protocol.EVENTS)
+    caller = protocol.Caller(KEY, stage.api.url, protocol.EVENTS)
     sock.sendall(caller.hello)
-    with sock.makefile("rb") as file, contextlib.suppress(_protocol.Refused):
+    with sock.makefile("rb") as file, contextlib.suppress(protocol.Refused):
         return caller.answer(file.readline())
     return b""
 
@@ -221,11 +221,11 @@ def used(stage: Any, path: str = "", events: int = 1, but: int = 0) -> dict[str,
 
 def _status(stage: Any, path: str = "") -> dict[str, Any]:
     """What the relay at ``path``, or the one that was started for clients, says of itself; empty if none serves."""
-    from letterapp import _launch, _protocol
+    from letterapp._relay import launcher, protocol
 
     for place in [path] if path else map(str, Path(stage.folder).glob("letterapp/*.sock")):
         with contextlib.suppress(OSError):
-            sock, answer = _launch.ask(place, KEY, stage.api.url, _protocol.STATUS)
+            sock, answer = launcher.ask(place, KEY, stage.api.url, protocol.STATUS)
             sock.close()
             welcome: dict[str, Any] = answer["welcome"]
             return welcome

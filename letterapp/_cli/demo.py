@@ -1,0 +1,287 @@
+"""``python -m letterapp demo``: one client, made before any fork, used in every kind of process that a server has.
+
+Responsible for: those processes, their own book of what they tracked, and the ledger that holds it against what the
+server kept. It uses the client as any program would. Not responsible for: anything that the client or the server needs.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Iterator, NamedTuple, Tuple
+
+from .._client import Letter
+from ..errors import LetterError
+from ..relay import SenderManager
+
+CAN_FORK = hasattr(os, "fork")
+POOL_SIZE = 2
+Key = Tuple[str, int]  # who, pid
+
+
+class Book:
+    """What happened, written down outside the client: a file that every process appends to, a line at once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def write(self, **line: Any) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(descriptor, json.dumps(line).encode() + b"\n")
+        os.close(descriptor)
+
+    def error(self, error: LetterError) -> None:
+        self.write(error=str(error), pid=os.getpid())
+
+    def read(self) -> list[dict[str, Any]]:
+        try:
+            with open(self._path) as lines:
+                return [json.loads(line) for line in lines if line.endswith("\n")]
+        except FileNotFoundError:
+            return []
+
+
+class Program:
+    """What each process works with. ``settles``: nobody else counts, so each asks its client what it delivered."""
+
+    def __init__(self, letter: Letter, book: Book, events: int, settles: bool) -> None:
+        self.letter = letter
+        self.book = book
+        self.events = events
+        self.settles = settles
+
+    def work(self, who: str) -> None:
+        pid = os.getpid()
+        start = _tracked.get(pid, 0)  # a pool may give one worker two jobs
+        _tracked[pid] = start + self.events
+        for serial in range(start, start + self.events):
+            self.letter.track(f"user_{serial % 7}", "Demo Event", {"who": who, "pid": pid, "serial": serial})
+        self.book.write(who=who, pid=pid, tracked=self.events)
+        if self.settles:
+            before = self.letter.stats()["delivered"]
+            self.letter.flush()
+            self.book.write(who=who, pid=pid, delivered=self.letter.stats()["delivered"] - before)
+
+
+_tracked: dict[int, int] = {}  # events that a process has tracked so far, by its pid
+_program: Program | None = None  # what forked children inherit, like a preloaded application
+
+
+def _work(who: str) -> None:
+    assert _program is not None
+    _program.work(who)
+
+
+def demo(workers: int, events: int, base_url: str | None) -> int:
+    """Run it all; 0 when the ledger balances."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        book = Book(os.path.join(folder, "book"))
+        if base_url is None:
+            with _server() as url:
+                letter = Letter("demo-key", url, max_retries=10, on_error=book.error)
+                with Progress(book, url):
+                    _run(Program(letter, book, events, settles=False), workers)
+                    with SenderManager("demo-key", url, max_retries=10) as manager:
+                        through = Letter(relay=manager.queue, max_retries=10, on_error=book.error)
+                        _run_through_a_manager(Program(through, book, events, settles=False), workers)
+                kept = _ask(url, "received")["events"]
+        else:
+            try:
+                letter = Letter(base_url=base_url, on_error=book.error)
+            except LetterError as error:
+                print(f"demo: {error}", file=sys.stderr)
+                return 2
+            with Progress(book, None):
+                _run(Program(letter, book, 1, settles=True), workers)
+                with SenderManager(base_url=base_url) as manager:
+                    through = Letter(relay=manager.queue, on_error=book.error)
+                    _run_through_a_manager(Program(through, book, 1, settles=True), workers)
+            kept = None
+        return _close_the_books(book.read(), kept, time.monotonic() - started)
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    # A process of its own: the demo's forks must not inherit its threads.
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(package)}
+    command = [sys.executable, "-m", "letterapp", "inbox", "--quiet", "--troubled"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, universal_newlines=True
+    ) as inbox:
+        assert inbox.stdin is not None and inbox.stdout is not None
+        try:
+            yield inbox.stdout.readline().strip()
+        finally:
+            inbox.stdin.close()
+
+
+def _ask(url: str, what: str) -> Any:
+    with urllib.request.urlopen(f"{url}/{what}", timeout=10) as answer:
+        return json.load(answer)
+
+
+# The processes, each kind in the way that servers make it.
+
+
+def _run(program: Program, workers: int) -> None:
+    global _program
+    _program = program
+    program.work("parent, before the forks")
+    if CAN_FORK:
+        _fork_workers(workers)
+        fork = multiprocessing.get_context("fork")
+        with fork.Pool(POOL_SIZE) as pool:
+            pool.map(_work, ["Pool worker"] * POOL_SIZE, chunksize=1)
+            pool.close()
+            pool.join()
+        with ProcessPoolExecutor(POOL_SIZE, mp_context=fork) as executor:
+            list(executor.map(_work, ["ProcessPoolExecutor worker"] * POOL_SIZE))
+    spawned = multiprocessing.get_context("spawn").Process(
+        target=program.work, args=("spawned, client as an argument",)
+    )
+    spawned.start()
+    spawned.join()
+    program.work("parent, after them")
+    program.letter.close()
+
+
+def _run_through_a_manager(program: Program, workers: int) -> None:
+    """The same kinds of processes, whose batches go to one sender process."""
+    global _program
+    _program = program
+    if CAN_FORK:
+        _fork_workers(workers, ", through a manager")
+        with multiprocessing.get_context("fork").Pool(POOL_SIZE) as pool:
+            pool.map(_work, ["Pool worker, through a manager"] * POOL_SIZE, chunksize=1)
+            pool.close()
+            pool.join()
+    spawned = multiprocessing.get_context("spawn").Process(target=program.work, args=("spawned, through a manager",))
+    spawned.start()
+    spawned.join()
+    program.work("parent, through a manager")
+    program.letter.close()
+
+
+def _fork_workers(workers: int, how: str = "") -> None:
+    children = [_forked(_be_worker, f"worker {number}{how}") for number in range(1, workers + 1)]
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def _be_worker(who: str) -> None:
+    _work(who)
+    grandchild = _forked(_work, f"grandchild of {who}")
+    os.waitpid(grandchild, 0)
+
+
+def _forked(job: Any, argument: Any) -> int:
+    child = os.fork()
+    if child:
+        return child
+    # The child leaves as a program does that comes to its end, but keeps out of what the parent's frames still hold.
+    try:
+        job(argument)
+        assert _program is not None
+        _program.letter.close()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+class Progress:
+    """A line on the terminal, renewed while the processes work; elsewhere a line every other second."""
+
+    def __init__(self, book: Book, url: str | None) -> None:
+        self._book = book
+        self._url = url
+        self._over = threading.Event()
+        self._started = time.monotonic()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._show, daemon=True).start()
+
+    def __exit__(self, *_: Any) -> None:
+        self._over.set()
+        if sys.stdout.isatty():
+            sys.stdout.write("\r\x1b[K")
+
+    def _show(self) -> None:
+        terminal = sys.stdout.isatty()
+        while not self._over.wait(0.2 if terminal else 2.0):
+            lines = [line for line in self._book.read() if "tracked" in line]
+            tracked = sum(line["tracked"] for line in lines)
+            text = f"{time.monotonic() - self._started:5.1f} s  {len(lines)} processes done  {tracked:,} events tracked"
+            if self._url is not None:
+                try:
+                    counts = _ask(self._url, "counts")
+                except OSError:
+                    continue
+                text += f"  {counts['distinct']:,} delivered in {counts['requests']:,} requests"
+            sys.stdout.write(f"\r\x1b[K{text}" if terminal else f"{text}\n")
+            sys.stdout.flush()
+
+
+# The ledger.
+
+
+class Row(NamedTuple):
+    who: str
+    pid: int
+    tracked: int
+    delivered: int
+    twice: int
+
+    @property
+    def lost(self) -> int:
+        return self.tracked - self.delivered
+
+
+def _rows(lines: list[dict[str, Any]], kept: list[dict[str, Any]] | None) -> list[Row]:
+    tracked: dict[Key, int] = defaultdict(int)
+    delivered: dict[Key, int] = defaultdict(int)
+    twice: dict[Key, int] = defaultdict(int)
+    for line in lines:
+        if "tracked" in line:
+            tracked[line["who"], line["pid"]] += line["tracked"]
+        elif "delivered" in line:
+            delivered[line["who"], line["pid"]] += line["delivered"]
+    # The API keeps one event for each messageId; one call that came under two of them would be counted twice.
+    by_id = {item["messageId"]: item["properties"] for item in kept or ()}
+    copies = Counter((made["who"], made["pid"], made["serial"]) for made in by_id.values())
+    for (who, pid, _), count in copies.items():
+        delivered[who, pid] += 1
+        twice[who, pid] += count - 1
+    keys = list(dict.fromkeys([*tracked, *delivered]))
+    return [Row(who, pid, tracked[who, pid], delivered[who, pid], twice[who, pid]) for who, pid in keys]
+
+
+def _close_the_books(lines: list[dict[str, Any]], kept: list[dict[str, Any]] | None, seconds: float) -> int:
+    rows = _rows(lines, kept)
+    for line in lines:
+        if "error" in line:
+            print(f"pid {line['pid']}: {line['error']}")
+    sums = (sum(row.tracked for row in rows), sum(row.delivered for row in rows), sum(row.twice for row in rows))
+    total = Row("total", 0, *sums)
+    width = max(len(row.who) for row in [*rows, total])
+    print(f"{'process':{width}} {'pid':>8} {'tracked':>9} {'delivered':>9} {'lost':>6} {'twice':>6}")
+    for row in [*rows, total]:
+        pid = row.pid or ""
+        print(f"{row.who:{width}} {pid:>8} {row.tracked:>9,} {row.delivered:>9,} {row.lost:>6,} {row.twice:>6,}")
+    if kept is not None:
+        again = len(kept) - len({item["messageId"] for item in kept})
+        print(f"{again:,} events travelled again under the same id, after faults of the server; it kept each once")
+    balances = total.tracked > 0 and all(row.lost == 0 and row.twice == 0 for row in rows)
+    print(f"{'the ledger balances' if balances else 'THE LEDGER DOES NOT BALANCE'}  ({seconds:.1f} s)")
+    return 0 if balances else 1

@@ -1,0 +1,91 @@
+"""``python -m letterapp inbox``: an ingestion server to look at.
+
+Responsible for: what it prints, and the trouble it makes when asked. Not responsible for: the wire (`testing`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import threading
+from typing import Any
+
+from ..testing import Fault, IngestionServer, Request, reset, stall, status
+
+# Every so manieth request meets a fault. Primes, so that faults seldom meet on one request.
+_TROUBLE = {
+    11: status(503, b'{"error":{"code":"unavailable","message":"try later"}}'),
+    13: reset(),
+    17: status(429, headers={"Retry-After": "0.2"}),
+    19: stall(0.3),
+    23: reset(stored=True),  # it was kept, and the client cannot know: it must send it again under the same id
+}
+
+
+def inbox(port: int, troubled: bool, quiet: bool) -> int:
+    """Serve until Ctrl-C, or until stdin closes when ``quiet``."""
+    show = _Printer()
+    try:
+        api = IngestionServer(port, on_event=None if quiet else show)
+    except OSError as error:
+        print(f"cannot listen on port {port}: {error}", file=sys.stderr)
+        return 1
+    if troubled:
+        api.rule = _Trouble()
+    with api:
+        show.line(api.url if quiet else f"listening on {api.url}  (Ctrl-C ends it)")
+        try:
+            if quiet:
+                sys.stdin.read()
+            else:
+                threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+    return 0
+
+
+class _Trouble:
+    def __init__(self) -> None:
+        self._count = itertools.count(1)  # `next` on it is atomic
+
+    def __call__(self, request: Request) -> Fault | None:
+        number = next(self._count)
+        return next((fault for every, fault in _TROUBLE.items() if number % every == 0), None)
+
+
+class _Printer:
+    """Prints events, one a line. Whatever one holds, and whatever has become of stdout, none costs the server."""
+
+    def __init__(self) -> None:
+        self._is_broken = False
+
+    def __call__(self, item: dict[str, Any]) -> None:
+        what = item.get("event") or item.get("accountId") or item.get("email") or ""
+        more = json.dumps(item.get("properties") or item.get("traits") or {}, ensure_ascii=False)
+        self.line(f"{item['timestamp']}  {item['type']:8}  {item['userId']}  {what}  {more}")
+
+    def line(self, text: str) -> None:
+        """Print ``text``, and say so once if that cannot be done any more."""
+        try:
+            print(_escaped(text).encode(_encoding(), "backslashreplace").decode(_encoding()), flush=True)
+        except (OSError, ValueError) as problem:  # its reader has gone, the disk is full, it was closed
+            if not self._is_broken:
+                self._is_broken = True
+                _complain(f"what arrives cannot be printed any more, and is kept all the same: {problem}")
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
+def _escaped(text: str) -> str:
+    """``text`` on one line, without what steers a terminal or turns its direction: escaped as JSON has it."""
+    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
+
+
+def _complain(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,357 @@
+"""Every option of a client: checked once, frozen, passed down whole.
+
+Responsible for: the meaning, unit and bounds of each option, and what the environment supplies. The defaults stand
+once, in the signature of `Letter`. Not responsible for: what is done with an option.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ._text import Secret, concealed, short
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+    from typing import Any, Callable, Dict, Iterable
+
+    Event = Dict[str, Any]
+
+MAX_ITEMS = 100  # items in one request: the API's limit
+_FOREVER = 1e9  # seconds; what a lock can wait for ends a little above, and nan compares false
+_NETLOC = r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[^\[\]:@%\\]+)(:[0-9]+)?"
+OVERFLOW = ("drop_newest", "drop_oldest", "block")
+
+
+class _Default(str):
+    """A default that can be told from the same text given by the caller, who then means it (the environment yields)."""
+
+
+DEFAULT_BASE_URL = _Default("https://api.letter.app")
+
+
+class Settings:
+    """The options of one client. Immutable, picklable where the callables in it are; any thread may read it."""
+
+    api_key: Secret
+    base_url: str  # without a slash at its end
+    secure: bool  # https
+    exposed: bool  # what is sent goes over a network in clear text
+    netloc: str  # host and port as they stand in base_url
+    host: str
+    port: int
+    authority: str  # host and port, as a proxy wants them
+    host_header: str
+    path: str  # of base_url: "" or "/prefix"
+    flush_at: int  # events that wait before a batch leaves early
+    flush_interval: float  # seconds the oldest event waits for company
+    max_retries: int | None  # tries after the first; None: as many as it takes
+    timeout: float  # seconds for one request as a whole
+    on_error: Callable[[LetterError], object] | None
+    max_queue_bytes: int  # encoded events, waiting or on the wire
+    max_queue_events: int
+    overflow: str
+    max_batch_bytes: int  # body of one request, so of one event too
+    exit_timeout: float  # seconds for one flush, close or end of the process
+    before_send: Callable[[Event], Event | None] | None
+    default: Callable[[Any], Any] | None  # what to write for a value that JSON cannot carry
+    enabled: bool
+    ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
+    exit_signals: tuple[int, ...]
+    send_on_os_exit: bool  # `os._exit` is an end of the process too
+    spool: str | None  # the absolute path of a directory
+    spool_sync: bool  # return from a call when its event would survive a loss of power
+    spool_max_bytes: int  # of all files of one key in the directory
+    relay: Any  # False, True for a relay that is started, the path of one's socket, or a `targets.Target`
+    relay_user: int | None  # whose the relay at that path may be too, besides this user's and root's
+
+    def __init__(
+        self,
+        *,
+        api_key: Secret | str | None,
+        base_url: str,
+        enabled: bool,
+        overflow: str,
+        exit_signals: Iterable[int],
+        send_on_os_exit: bool,
+        ssl_context: Any,
+        on_error: Any,
+        before_send: Any,
+        default: Any,
+        spool: Any,
+        spool_sync: bool,
+        relay: Any,
+        relay_user: Any = None,
+        **numbers: Any,
+    ) -> None:
+        api_key = concealed(api_key)
+        checked = self.__dict__
+        checked["enabled"] = _flag("enabled", enabled)
+        checked["relay"] = _relay(relay)
+        checked["relay_user"] = _user(relay_user, checked["relay"])
+        api_key, base_url = _as_its_relay(checked["relay"], api_key, base_url)
+        checked["api_key"] = _key(api_key, required=enabled)
+        checked.update(_address(base_url))
+        for name, check in _NUMBERS.items():
+            checked[name] = check(name, numbers.pop(name))
+        if numbers:
+            raise TypeError(f"unknown options: {', '.join(numbers)}")
+        if overflow not in OVERFLOW:
+            raise LetterError(f"overflow must be one of {', '.join(OVERFLOW)}, not {short(overflow)}")
+        checked["overflow"] = overflow
+        checked["on_error"] = _callable("on_error", on_error)
+        checked["before_send"] = _callable("before_send", before_send)
+        checked["default"] = _callable("default", default)
+        checked["ssl_context"] = _context(ssl_context)
+        checked["exit_signals"] = _signals(exit_signals)
+        checked["send_on_os_exit"] = _flag("send_on_os_exit", send_on_os_exit)
+        checked["spool"] = _path("spool", "the path of a directory", spool)
+        checked["spool_sync"] = _flag("spool_sync", spool_sync)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings are frozen: make a new Letter to change {name}")
+
+    __delattr__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        # The key never shows. Those that are wrong have no address: crash reporters look at them too.
+        known = self.__dict__
+        return f"<Settings {known.get('base_url')} flush_at={known.get('flush_at')}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _key(api_key: Any, required: bool) -> Secret:
+    if api_key is None:
+        api_key = concealed(os.environ.get("LETTER_API_KEY"))
+    if api_key is None and not required:
+        return Secret("")
+    if not isinstance(api_key, Secret) or not api_key:
+        raise LetterError("api_key is required: pass it, or set LETTER_API_KEY")
+    if not all("!" <= sign <= "~" for sign in api_key.reveal()):
+        raise LetterError("api_key holds a line break, a space or another character that no HTTP header can carry")
+    return api_key
+
+
+def _readers() -> tuple[Any, Any]:
+    try:
+        from re import fullmatch  # not at import, to keep that cheap
+        from urllib.parse import urlsplit
+    except OSError as problem:
+        raise LetterError(f"base_url cannot be looked at: {problem.strerror or problem}") from None
+    return fullmatch, urlsplit
+
+
+def _address(base_url: str) -> dict[str, Any]:
+    if isinstance(base_url, _Default) or not base_url:
+        base_url = os.environ.get("LETTER_BASE_URL") or str(DEFAULT_BASE_URL)
+    fullmatch, urlsplit = _readers()
+
+    def wrong(why: str) -> LetterError:
+        # Without the value: it may be the key, given here by mistake, or hold a password.
+        return LetterError(
+            f"base_url must be http(s)://host[:port][/path], with a port from 1 to 65535; the one given {why}"
+        )
+
+    if not isinstance(base_url, str):
+        raise wrong(f"is a {type(base_url).__name__}")
+    if not base_url.isprintable() or " " in base_url:
+        raise wrong("has a space, a line break or the like in it")
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError:
+        raise wrong("has a host or a port that cannot be read") from None
+    if parts.scheme not in ("http", "https"):
+        raise wrong("does not begin with http:// or https://")
+    if "@" in parts.netloc:
+        raise wrong("has a user or a password in it, which the API does not take")
+    # (`urlsplit` drops what it cannot read, a port among it.)
+    if not parts.hostname or not fullmatch(_NETLOC, parts.netloc) or port == 0:
+        raise wrong("has a host or a port that cannot be read")
+    if parts.query or parts.fragment:
+        raise wrong("has something after the path: a ? or a #")
+    secure = parts.scheme == "https"
+    path = parts.path.rstrip("/")
+    if not path.isascii():
+        raise wrong("has a path that is not ASCII")
+    port = port or (443 if secure else 80)
+    try:
+        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+    except UnicodeError:
+        raise wrong("has a host that cannot be read") from None
+    name = f"[{host}]" if ":" in host else host
+    return {
+        "base_url": f"{parts.scheme}://{parts.netloc}{path}",
+        "secure": secure,
+        "exposed": not (secure or _is_loopback(host)),
+        "netloc": parts.netloc,
+        "host": host,
+        "port": port,
+        "authority": f"{name}:{port}",
+        "host_header": name if port == (443 if secure else 80) else f"{name}:{port}",
+        "path": path,
+    }
+
+
+def _is_loopback(host: str) -> bool:
+    """True when nothing that is sent to ``host`` leaves this machine: by its name or number, no resolver is asked."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    from ipaddress import ip_address
+
+    try:
+        address = ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise LetterError(f"{name} must be True or False, not {short(value)}")
+    return value
+
+
+def _callable(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise LetterError(f"{name} must be a function or None, not {short(value)}")
+    return value
+
+
+def _context(value: Any) -> Any:
+    if value is None or callable(value) or hasattr(value, "wrap_socket"):
+        return value
+    raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that makes one, not {short(value)}")
+
+
+def _signals(value: Iterable[int]) -> tuple[int, ...]:
+    import signal
+
+    try:
+        signals = tuple(signal.Signals(number) for number in value)
+    except (TypeError, ValueError):
+        raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {short(value)}") from None
+    for number in signals:
+        if number.name in ("SIGKILL", "SIGSTOP"):
+            raise LetterError(f"exit_signals: no process can handle {number.name}; leave it out")
+    return signals
+
+
+def _path(name: str, what: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    wrong = LetterError(f"{name} must be {what}, not {short(value)}")
+    try:
+        path = os.fsdecode(value)
+    except (TypeError, UnicodeError):
+        raise wrong from None
+    if not path or "\0" in path:
+        raise wrong
+    return os.path.abspath(path)  # now: a daemon changes its working directory
+
+
+def _relay(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, (str, bytes, os.PathLike)):
+        return _path("relay", "True, a socket's path or a queue", value)
+    from ._queues.targets import adapt  # with modules that nobody else needs
+
+    return adapt(value)
+
+
+def _user(value: Any, relay: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(relay, str):
+        raise LetterError("relay_user goes with relay=PATH: only there a relay may be another user's")
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str):
+        import pwd
+
+        try:
+            return pwd.getpwnam(value).pw_uid
+        except (KeyError, ValueError, UnicodeError):
+            raise LetterError(f"relay_user: there is no user {value!r}") from None
+    raise LetterError(f"relay_user must be a user's name or number, not {value!r}")
+
+
+def _as_its_relay(relay: Any, api_key: Any, base_url: str) -> tuple[Any, str]:
+    """The key and the address that a `SenderManager` sends with; clients may leave them out, but not differ."""
+    key, url = concealed(getattr(relay, "api_key", None)), getattr(relay, "base_url", None)
+    if key is None or url is None:
+        return api_key, base_url
+    if api_key not in (None, key):
+        raise LetterError("api_key is not the one that the SenderManager sends with: leave it out, or give the same")
+    if not isinstance(base_url, _Default) and base_url and _address(base_url)["base_url"] != url:
+        raise LetterError(f"base_url is not the one that the SenderManager sends to ({url}): leave it out")
+    return key, url
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise LetterError(f"{name} must be a whole number, {least} or more, not {short(value)}")
+    return value
+
+
+def _from(least: int) -> Callable[[str, Any], int]:
+    return lambda name, value: _count(name, value, least)
+
+
+def _retries(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        return _count(name, value, 0)
+    except LetterError:
+        raise LetterError(f"{name} must be a whole number, 0 or more, or None, not {short(value)}") from None
+
+
+def seconds(name: str, value: Any) -> float:
+    """Check a length of time that a caller gave."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _FOREVER:
+        raise LetterError(f"{name} must be seconds, 0 or more, not {short(value)}")
+    return float(value)
+
+
+def _some_seconds(name: str, value: Any) -> float:
+    if not seconds(name, value):
+        raise LetterError(f"{name} must be more than 0 seconds: a request needs time")
+    return float(value)
+
+
+_NUMBERS: dict[str, Callable[[str, Any], Any]] = {
+    "flush_at": _from(1),
+    "flush_interval": seconds,
+    "max_retries": _retries,
+    "timeout": _some_seconds,
+    "max_queue_bytes": _from(1),
+    "max_queue_events": _from(1),
+    "max_batch_bytes": _from(1000),
+    "exit_timeout": seconds,
+    "spool_max_bytes": _from(1),
+}
+
+
+# By the names under which `Letter` takes them; the other fields of `Settings` follow from these.
+OPTIONS = frozenset(Settings.__init__.__annotations__) - {"numbers", "return"} | frozenset(_NUMBERS)
+
+
+class FixedOptions:
+    """A base of what takes options: to set one later is an error, where it would only look as if it had an effect."""
+
+    if not TYPE_CHECKING:  # where it would have every attribute look as if it could be set
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name in OPTIONS and not hasattr(type(self), name):  # else a subclass has it, for its own purposes
+                kind = type(self).__name__
+                raise AttributeError(f"{name} is an option, which cannot be changed: make another {kind}({name}=...)")
+            super().__setattr__(name, value)

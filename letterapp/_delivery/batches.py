@@ -1,0 +1,329 @@
+"""Sending what waits in one process's queue, a batch at a time.
+
+    queue ---- take -----> send_once ---> transport.post ---> judge
+      ^                 or handover.offer                       |
+      +---- settle --------------+-------- delivered, lost -----+
+                                 +-------- again: `Effort.not_before`
+                                 +-------- split: halve
+
+Responsible for: `BatchSender`, which batch is sent when and by which way, and what its outcome means for the queue.
+Not responsible for: threads (`worker`), who waits until something is settled (`sender`), what an answer means
+(`retry`), HTTP.
+
+Between two tries nothing is kept on a stack: the batch stays in the queue, and what was spent on it and the time of its
+next try are attributes. So consecutive tries may be made by different threads.
+
+Only the API's answer settles a batch, or the failure of its last try. Any other exception (no descriptor left, no
+memory, half an import, a mistake of ours) is a failed try.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .._config import MAX_ITEMS
+from .._http.transport import Transport, Unreachable
+from .._runtime.guards import FairLock
+from .._runtime.random_bytes import random_bytes
+from .._runtime.signal_errors import reraise_signal_error
+from ..errors import LetterError
+from .retry import (
+    LONGEST_BACKOFF,
+    LONGEST_WHILE_REFUSED,
+    Again,
+    Delivered,
+    Effort,
+    Pending,
+    Settled,
+    Split,
+    Surprise,
+    backoff,
+    is_refusal_of_all,
+    judge,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Union
+
+    from .._config import Settings
+    from .._http.transport import Answer
+    from .._relay.handover import Handover
+    from .._runtime.condition import Condition
+    from .._storage.queue import BoundedQueue, OverflowReport
+    from .._storage.recovery import OrphanRecovery
+
+    Outcome = Union[Answer, Unreachable, Surprise, Settled, Pending]
+
+OVERFLOW_REPORT_DELAY = 1.0  # seconds after which drops are reported though the queue is still full
+FOREVER = float("inf")
+_HEAD, _TAIL = b'{"batch":[', b"]}"
+ENVELOPE = len(_HEAD) + len(_TAIL)  # bytes of a request besides its events
+
+
+class BatchSender:
+    """Sends for one process. One thread at a time sends; others wait for it only with a deadline."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        outbox: BoundedQueue,
+        heir: OrphanRecovery,
+        report: Callable[[LetterError], object],
+        progress: Condition,
+        clock: Callable[[], float],
+        handover: Handover | None,
+    ) -> None:
+        """``handover``: the way into a queue whose process sends, if there is one; otherwise this one posts."""
+        self._settings = settings
+        self._queue = outbox
+        self._recovery = heir
+        self._report = report
+        self._progress = progress
+        self._clock = clock
+        self._transport = Transport(settings)
+        self.handover = handover
+        self.interval = settings.flush_interval
+        # Held while something is sent, during the request too: the queue has one batch in flight and the transport one
+        # connection.
+        self.lock = FairLock()
+        self._effort = Effort()  # what was spent on the batch in flight, or on the last one
+        self._expedited = 0  # times that an end has brought the next try forward
+        self.takes_over = True  # False once the process is sure to end: it would take what it has just left to others
+        self._refusal_is_reported = False
+        self._surprise_is_reported = False
+
+    # Called by any thread.
+
+    def prepare(self) -> None:
+        """Load what the first request needs now, in a process that may be short of it later. Never raises for that."""
+        try:
+            self._transport.prepare()
+        except Exception as problem:
+            reraise_signal_error(problem)  # else the first request meets it again, and says what it is
+
+    def is_due(self) -> bool:
+        """True when a batch should be sent now."""
+        now = self._clock()
+        return self._queue.due(now, self.interval) <= 0 and self._effort.not_before <= now
+
+    def expedite(self) -> None:
+        """Give a batch that waits for its next try that try now: there may be no later. So it does not count."""
+        if self.handover is not None:
+            self.handover.is_ending = True
+        self._expedited += 1  # first: who just sets the time sees this, or what it has set is seen below
+        if self._effort.not_before > self._clock():
+            self._effort.take_back_failure()
+        self._effort.not_before = 0.0
+
+    def forget_wait(self) -> None:
+        """The batch for whose next try something waited has been given up."""
+        self._effort.not_before = 0.0
+
+    def disconnect(self) -> None:
+        """Close the connections, unless somebody uses them. A batch that comes nevertheless opens others."""
+        self.lock.run(self._close_connections, 0.0)
+
+    def send_within(self, patience: float, linger: float = FOREVER) -> float:
+        """`send_once`, unless another thread sends for all of ``patience`` seconds; then 0."""
+        wait = 0.0
+
+        def send() -> None:
+            nonlocal wait
+            wait = self.send_once(patience, linger)
+
+        self.lock.run(send, patience)
+        return wait
+
+    def report_drops(self, longest: float) -> float:
+        """Report a burst of drops that is over, or that lasts ``longest``; return the seconds until another look.
+
+        And what interrupted another call when the client was closed already.
+        """
+        refused = self._queue.take_refused()
+        if refused:
+            self._report(closed_error(refused))
+        burst, wait = self._queue.take_overflow_report(self._clock(), longest)
+        if burst is not None:
+            self._report(self._overflow_error(burst))
+        return wait
+
+    # Called by whoever has the lock.
+
+    def send_once(self, patience: float = FOREVER, linger: float = FOREVER) -> float:
+        """Send the next batch if it is due, waiting at most ``patience`` seconds for the answer.
+
+        ``linger``: seconds that a batch which was handed over may be waited for, 0 in a call that must go on.
+
+        Returns the seconds until there is something to do: 0 for at once, infinity when nothing waits.
+        """
+        sends = False
+        try:
+            now = self._clock()
+            if self.takes_over:
+                self._recovery.recover_if_due(now)
+            if self._queue.is_lost() or self._queue.needs_slot():
+                self._recovery.relocate()
+            until_overflow_report = self.report_drops(OVERFLOW_REPORT_DELAY)
+            wait = max(self._queue.due(now, self.interval), self._effort.not_before - now)
+            if wait > 0:
+                return min(wait, until_overflow_report)
+            sends = True
+            return 0.0 if self._send_batch(min(patience, self._settings.timeout), linger) else until_overflow_report
+        except Exception as surprise:  # it costs a try, and neither an event nor the thread
+            reraise_signal_error(surprise)
+            return self._handle_surprise(surprise, sends)
+
+    def _handle_surprise(self, surprise: Exception, sends: bool) -> float:
+        """What `send_once` returns when ``surprise`` came out of it, in the middle of sending or before."""
+        pause = backoff(0, 0.0)
+        try:
+            if sends and self._queue.is_sending():
+                self._apply_outcome(Surprise(surprise), [])
+                return 0.0
+        except Exception as another:
+            reraise_signal_error(another)
+            surprise = another
+        self._effort.not_before = self._clock() + pause
+        if not (sends or self._surprise_is_reported):
+            self._surprise_is_reported = True
+            said = f"nothing can be sent for now: {surprise!r}; it is tried again and again"
+            self._report(LetterError(said, cause="degraded"))
+        return pause
+
+    def _send_batch(self, timeout: float, linger: float) -> bool:
+        """Take the next batch, send it and do what its outcome demands; False when there is none."""
+        batch = self._queue.take(MAX_ITEMS, self._settings.max_batch_bytes - ENVELOPE + 1)
+        if not batch:
+            return False
+        expedited = self._expedited
+        self._apply_outcome(self._hand_over_or_post(batch, timeout, linger), batch)
+        if self._expedited != expedited:  # an end has come during the request
+            self.expedite()
+        return True
+
+    def _hand_over_or_post(self, batch: list[bytes], timeout: float, linger: float) -> Outcome:
+        if self.handover is not None:
+            outcome = self.handover.offer(batch, min(timeout, linger), self._queue.is_flush_requested())
+            if outcome is not None:
+                return outcome
+        return self._post(batch, timeout)
+
+    def _post(self, batch: list[bytes], timeout: float) -> Answer | Unreachable:
+        try:
+            return self._transport.post("/v1/batch", _HEAD + b",".join(batch) + _TAIL, max(0.001, timeout))
+        except Unreachable as problem:
+            return problem
+
+    def _close_connections(self) -> None:
+        self._transport.close()
+        if self.handover is not None:
+            self.handover.close()
+
+    # What becomes of a batch.
+
+    def _apply_outcome(self, outcome: Outcome, batch: list[bytes]) -> None:
+        if isinstance(outcome, Pending):
+            self._effort.not_before = self._clock() + outcome.seconds
+            return
+        if isinstance(outcome, Settled):
+            self._settle_by_relay(outcome.errors, len(batch))
+            return
+        effort = self._effort_of_batch()
+        jitter = int.from_bytes(random_bytes(2), "big") / 65536  # not `random`: forked workers would draw alike
+        lasts = self._queue.is_durable()
+        verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter, lasts)
+        if isinstance(verdict, Again):
+            if self._queue.retry():
+                effort.note_failure()
+                effort.not_before = self._clock() + verdict.seconds
+            if verdict.refusal is not None:
+                self._report_refusal(verdict.refusal)
+            return
+        if isinstance(verdict, Split):
+            effort.note_split(verdict.in_search)
+            self._queue.halve()
+            return
+        effort.note_end(accepted=isinstance(verdict, Delivered))
+        if isinstance(verdict, Delivered):
+            self._refusal_is_reported = False
+            self._queue.settle()
+            self._note_progress()
+            return
+        self._lose(verdict.cause, verdict.error)
+
+    def _effort_of_batch(self) -> Effort:
+        """What was spent on the batch in flight: nothing, if it is another one than before."""
+        if self._effort.batch != self._queue.batch_number:
+            self._effort = Effort(self._queue.batch_number)
+        return self._effort
+
+    def _most_retries(self) -> float:
+        most = self._settings.max_retries
+        return FOREVER if most is None or self._queue.is_durable() else most
+
+    def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
+        effort = self._effort_of_batch()
+        kept = [error for error in errors if error.cause != "rejected" or is_refusal_of_all(error)]
+        if self._queue.is_durable() and kept:
+            # The manager has given up, and a spool never does: all of it goes again, under the same ids.
+            refusals = [error for error in kept if is_refusal_of_all(error)]
+            if self._queue.retry():
+                longest = LONGEST_WHILE_REFUSED if refusals else LONGEST_BACKOFF
+                effort.not_before = self._clock() + backoff(effort.attempt, 0.0, longest)
+                effort.note_failure()
+            if refusals:
+                self._report_refusal(refusals[0])
+            return
+        self._refusal_is_reported = False
+        effort.note_end(accepted=True)
+        lost: dict[str, int] = {}
+        for error in errors:
+            count = min(error.lost, events - sum(lost.values()))
+            if count > 0:
+                cause = error.cause or "undeliverable"
+                lost[cause] = lost.get(cause, 0) + count
+        self._queue.settle(lost=lost)
+        self._note_progress()
+        for error in errors:
+            self._report(error)
+
+    def _report_refusal(self, error: LetterError) -> None:
+        """Say that the API refuses whatever it is sent, and the spool keeps it: once, until something is accepted."""
+        if not self._refusal_is_reported:
+            self._refusal_is_reported = True
+            said = f"{error}. What waits stays in the spool and is tried again, at longer and longer intervals"
+            self._report(LetterError(said, error.status, error.body, error.code, error.reason, cause="degraded"))
+
+    def _lose(self, cause: str, error: LetterError) -> None:
+        lost = self._queue.settle(cause)
+        self._note_progress()
+        if lost:
+            said = f"{count_of(lost)} lost: {error}"
+            self._report(
+                LetterError(said, error.status, error.body, error.code, error.reason, cause=cause, events=lost)
+            )
+
+    def _note_progress(self) -> None:
+        self._recovery.release_drained()
+        self._progress.notify_all()
+
+    def _overflow_error(self, burst: OverflowReport) -> LetterError:
+        settings = self._settings
+        return LetterError(
+            f"{count_of(range(burst.lost))} dropped ({settings.overflow}): the queue is full "
+            f"({settings.max_queue_events:,} events or {settings.max_queue_bytes:,} bytes)",
+            cause="overflow",
+            lost=burst.lost,
+            events=burst.sample,
+        )
+
+
+def closed_error(events: list[bytes]) -> LetterError:
+    """The report of ``events`` that came after `close`."""
+    what = "the event was" if len(events) == 1 else f"{count_of(events)} were"
+    return LetterError(f"the client is closed: {what} not accepted", cause="closed", events=events)
+
+
+def count_of(events: list[bytes] | range) -> str:
+    return "1 event" if len(events) == 1 else f"{len(events):,} events"

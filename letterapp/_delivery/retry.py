@@ -1,0 +1,221 @@
+"""What an answer means: delivered, again in some seconds, split, or give up because.
+
+Responsible for: the rules for one request's outcome, and what a batch has cost so far. Pure: the moment and the jitter
+are handed in; no clock, no sleep, no socket. Not responsible for: sending, queues.
+"""
+
+from __future__ import annotations
+
+from .._http.transport import REQUEST_TIMEOUT, Answer, Unreachable
+from ..errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Union
+
+BACKOFF = 0.25  # seconds before the first retry, doubled for each further one
+LONGEST_BACKOFF = 30.0  # seconds; a client that comes back later than this is not noticed to be alive
+DEFAULT_RETRY_AFTER = 1.0  # seconds, for a 429 that names none
+LONGEST_RETRY_AFTER = 300.0  # seconds; beyond this an answer is a mistake, or the queue overflows first
+REFUSES_EVENTS = (400, 422)  # what an API says of a batch when it may mean one event of it
+# What it says to whatever it is sent: it knows no such key, wants to be paid, is not at that address; and redirects.
+REFUSES_ALL = (401, 402, 403, 404, 405, 407)
+LONGEST_WHILE_REFUSED = 300.0  # seconds from one try to the next while an API refuses whatever it is sent
+# Splits of one batch in search of the events that are refused. Each costs two requests, and one bad event of a hundred
+# is alone after seven. An API that answers 400 to everything, as a wrong base_url makes it, accepts no part: it is
+# asked 17 times for a batch at the most. One that accepts some of it is asked 65 times at the most. These bounds find
+# any four bad events of a hundred, wherever they are.
+SPLITS_IN_VAIN, MOST_SPLITS = 8, 32
+JITTER = 0.25  # of the wait, so that the workers of one server do not come back together
+
+
+class Effort:
+    """What has been spent on one batch. Begun anew with each, so that none inherits the tries of another."""
+
+    def __init__(self, batch: int = 0) -> None:
+        self.batch = batch  # which one, as the outbox counts them
+        self.attempt = 0  # tries that failed of what is being sent: the batch, or the part of it whose turn it is
+        self.not_before = 0.0  # the time of its next try, by the sender's clock
+        self._splits = 0
+        self._has_accepted = False
+
+    def note_failure(self) -> None:
+        self.attempt += 1
+
+    def take_back_failure(self) -> None:
+        """The next try was brought forward, and does not count."""
+        self.attempt = max(0, self.attempt - 1)
+
+    def note_split(self, in_search: bool) -> None:
+        self.attempt = 0
+        self._splits += in_search
+
+    def note_end(self, accepted: bool) -> None:
+        """A part is settled; the next one has all of its tries."""
+        self.attempt = 0
+        self._has_accepted = self._has_accepted or accepted
+
+    def may_search(self) -> bool:
+        """True while the batch may be split in search of events that the API refuses."""
+        return self._splits < (MOST_SPLITS if self._has_accepted else SPLITS_IN_VAIN)
+
+
+class Surprise:
+    """Something that nobody expects on the way: a fault of the machine, or one of ours. No reason to lose an event."""
+
+    def __init__(self, problem: Exception) -> None:
+        self.problem = problem
+
+
+class Delivered:
+    """The API has it."""
+
+
+class Again:
+    """Send the same once more, ``seconds`` from now.
+
+    With a ``refusal`` it is the API's answer to anything that it would be sent, as with a wrong key.
+    """
+
+    def __init__(self, seconds: float, problem: str, refusal: LetterError | None = None) -> None:
+        self.seconds = seconds
+        self.problem = problem
+        self.refusal = refusal
+
+
+class Split:
+    """Send it as two: it is too large, or ``in_search`` of an event in it that is refused."""
+
+    def __init__(self, in_search: bool) -> None:
+        self.in_search = in_search
+
+
+class GiveUp:
+    """Do not try again."""
+
+    def __init__(self, cause: str, error: LetterError) -> None:
+        self.cause = cause
+        self.error = error
+
+
+class Settled:
+    """A relay says what became of the batch: delivered, but for what is in ``errors``."""
+
+    def __init__(self, errors: list[LetterError]) -> None:
+        self.errors = errors
+
+
+class Pending:
+    """A relay has the batch, or has no room for it yet: ask again ``seconds`` from now, which counts as no try."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+if TYPE_CHECKING:
+    Outcome = Union[Answer, Unreachable, Surprise]
+    Verdict = Union[Delivered, Again, Split, GiveUp]
+
+
+def judge(
+    outcome: Outcome, effort: Effort, max_retries: float, items: int, now: float, jitter: float, lasts: bool = False
+) -> Verdict:
+    """The verdict on one request.
+
+    Args:
+        effort: what was spent on the batch before.
+        max_retries: tries after the first; infinity for no bound.
+        items: events in the request.
+        now: seconds since the epoch, for a `Retry-After` that is a date.
+        jitter: from 0 to 1.
+        lasts: the batch can wait for as long as it takes, in a spool.
+    """
+    wait = backoff(effort.attempt, jitter)
+    if isinstance(outcome, Surprise):
+        error = LetterError(f"it could not be sent: {outcome.problem!r}")
+        return _again_or_not(error, wait, effort, max_retries)
+    if isinstance(outcome, Unreachable):
+        error = LetterError(f"the API could not be reached: {outcome}")
+        return _again_or_not(error, wait, effort, max_retries)
+    status = outcome.status
+    if 200 <= status < 300:
+        return Delivered()
+    error = _error(outcome)
+    if status == 429:
+        # Never sooner than the back-off: "0", and a date that a clock a little ahead has passed, mean "not yet" too.
+        wait = max(wait, retry_after(outcome.retry_after, now) * (1 + JITTER * jitter))
+        return _again_or_not(error, wait, effort, max_retries)
+    if status >= 500 or status < 200 or status == REQUEST_TIMEOUT:
+        return _again_or_not(error, wait, effort, max_retries)
+    if status == 413 and items > 1:
+        return Split(in_search=False)
+    if status in REFUSES_EVENTS and items > 1 and effort.may_search():
+        return Split(in_search=True)
+    if lasts and is_refusal_of_all(error):
+        return Again(backoff(effort.attempt, jitter, LONGEST_WHILE_REFUSED), str(error), error)
+    return GiveUp("rejected", error)
+
+
+def is_refusal_of_all(error: LetterError) -> bool:
+    """True for an answer that is not about the events: a wrong key or address would have the same for any."""
+    return error.status is not None and (300 <= error.status < 400 or error.status in REFUSES_ALL)
+
+
+def backoff(attempt: int, jitter: float, longest: float = LONGEST_BACKOFF) -> float:
+    """Seconds to wait after the failed ``attempt`` (0 for the first)."""
+    return min(longest, BACKOFF * 2.0 ** min(attempt, 30)) * (1 + JITTER * jitter)
+
+
+def retry_after(header: str | None, now: float) -> float:
+    """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), number or date; clamped, and 1 where it is neither."""
+    if header is None:
+        return DEFAULT_RETRY_AFTER
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = _seconds_until(header, now)
+    if not seconds < LONGEST_RETRY_AFTER:
+        return LONGEST_RETRY_AFTER if seconds >= LONGEST_RETRY_AFTER else DEFAULT_RETRY_AFTER  # nan is neither
+    return max(0.0, seconds)
+
+
+def _seconds_until(date: str, now: float) -> float:
+    from email.utils import mktime_tz, parsedate_tz
+
+    try:
+        parsed = parsedate_tz(date)
+        return DEFAULT_RETRY_AFTER if parsed is None else mktime_tz(parsed) - now
+    except (IndexError, OverflowError, TypeError, ValueError):  # `email.utils` of older Pythons stumbles over garbage
+        return DEFAULT_RETRY_AFTER
+
+
+def _again_or_not(error: LetterError, wait: float, effort: Effort, max_retries: float) -> Verdict:
+    if effort.attempt < max_retries:
+        return Again(wait, str(error))
+    return GiveUp("undeliverable", error)
+
+
+def _error(answer: Answer) -> LetterError:
+    if 300 <= answer.status < 400:
+        return LetterError(
+            f"the API answered {answer.status}, a redirect to {answer.location or 'nowhere'}: "
+            "it is not followed with the key; set base_url to the final address",
+            answer.status,
+            answer.body,
+        )
+    named = _named(answer.body)
+    said = named.get("message") or answer.body.strip()[:200] or "no explanation"
+    return LetterError(
+        f"the API answered {answer.status}: {said}", answer.status, answer.body, named.get("code"), named.get("reason")
+    )
+
+
+def _named(body: str) -> dict[str, Any]:
+    # A gateway in between may answer with anything; only texts inside an object are believed.
+    from json import loads
+
+    try:
+        error = loads(body).get("error")
+        return {name: error[name] for name in ("code", "message", "reason") if isinstance(error.get(name), str)}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return {}

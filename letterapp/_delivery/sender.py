@@ -1,0 +1,511 @@
+"""The events of one process: queued by calls, sent by this process itself.
+
+    any thread                          the worker's thread, or a caller's where no thread can run
+    ----------                          ----------------------------------------------------------
+    put ---> outbox ------------------> BatchSender.send_once ---> the API, or a queue whose process sends
+                ^                           |
+                +---- settled, recovered ---+
+
+Responsible for: `Sender`, which joins a queue, a worker and what sends batches, and who waits for whom. Not responsible
+for: sending (`batches`), the thread (`worker`), what an event is, how the end of a process is noticed (`shutdown`).
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+import threading
+
+from .._reporter import Reporter
+from .._runtime import servers
+from .._runtime.atfork import this_process
+from .._runtime.clock import monotonic
+from .._runtime.condition import Condition
+from .._storage.backends import Backends
+from .._storage.queue import CLOSED, FULL, SLOT_LOST, WAKE, BoundedQueue
+from .._storage.recovery import OrphanRecovery, claim_ring
+from ..errors import LetterError
+from . import shutdown
+from .base import Delivery
+from .batches import BatchSender, closed_error, count_of
+from .stages import Stages
+from .worker import Worker, WorkerState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .._config import Settings
+    from .._queues.targets import Target
+    from .._relay.handover import Handover
+
+FOREVER = float("inf")
+_WHILE_LOOKING = 0.05  # seconds: the thread that looks may have been interrupted by an exception
+_LAST_LOOK = 0.5  # seconds that a look which is under way may take when events are given up; microseconds, mostly
+
+
+class Sender(Delivery):
+    """Delivers the events of this process itself, on one thread of its own."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = monotonic,
+        backends: Backends | None = None,
+        report: Callable[[LetterError], object] | None = None,
+        progress: Condition | None = None,
+        handover: Callable[[Any, Any], Handover] | None = None,
+    ) -> None:
+        """``handover`` makes the way into a queue whose process sends, if there is one; else this one posts.
+
+        Whoever makes one has `shutdown` tell it of the end of the process.
+        """
+        self.owner = this_process()
+        self.exit_timeout = settings.exit_timeout
+        self._settings = settings
+        self._clock = clock
+        self.reporter = Reporter(settings.on_error)
+        self._report = report or self.reporter
+        self.progress = progress or Condition()  # notifies those who wait until something is settled
+        self._make_handover = handover
+        self._successors: dict[int, Sender] = {}
+        self._stages = Stages()
+        backends = backends or Backends.open(settings)
+        self._queue = BoundedQueue(
+            claim_ring(backends),
+            settings.max_queue_events,
+            settings.max_queue_bytes,
+            settings.flush_at,
+            settings.overflow == "drop_oldest",
+            clock,
+        )
+        self._recovery = OrphanRecovery(self._queue, backends, self._report, clock, self.progress)
+        self._batches = BatchSender(
+            settings,
+            self._queue,
+            self._recovery,
+            self._report,
+            self.progress,
+            clock,
+            handover(self._report, clock) if handover is not None else None,
+        )
+        self._worker = Worker(self.owner, self._queue, self.progress)
+        self._recovery.report_losses()
+        self._report_risks()
+
+    def _report_risks(self) -> None:
+        settings = self._settings
+        if settings.exposed:
+            shutdown.report_once(
+                self._report,
+                "base_url begins with http://, and its host is not this machine: the API key and all events go over "
+                "the network in clear text, and answers are believed. Use https://",
+            )
+        if servers.is_never_ended():
+            self._batches.interval = 0.0  # what waits for company would be lost
+            if not settings.spool and (not settings.relay or self._make_handover is not None):
+                shutdown.report_once(
+                    self._report,
+                    "uWSGI ends an interpreter that is not its first without any exit code. So events are sent at once "
+                    "there, whatever flush_interval is; what is not delivered at a stop is lost untold. Start uWSGI "
+                    "with --single-interpreter, or give the client a spool or a relay",
+                )
+
+    # Called by any thread.
+
+    def put(self, event: bytes) -> None:
+        answer = self._queue.put(event)
+        if self._settings.spool_sync:
+            self._queue.sync()
+        if answer:
+            self.handle_put_result(answer, event)
+
+    def put_if_room(self, event: bytes) -> bool:
+        """`put`, but False, and the event is nobody's loss, when there is no room for it."""
+        answer = self._queue.put(event)
+        if answer == FULL:
+            return False
+        if answer:
+            self.handle_put_result(answer, event)
+        return True
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest event that is ever taken."""
+        return self._queue.largest
+
+    def is_settled(self) -> bool:
+        """True when nothing waits."""
+        return self._queue.is_empty()
+
+    def watch_removals(self, on_removed: Callable[[list[bytes], str | None], object]) -> None:
+        """Have ``on_removed`` called, under the queue's lock, with the events that leave the queue and why they are
+        lost.
+        """
+        self._queue.on_removed = on_removed
+
+    def prepare(self) -> None:
+        """Load what the first request needs, now. Never raises for that."""
+        self._batches.prepare()
+
+    def start_recovery(self) -> None:
+        if not self._settings.spool or servers.is_before_fork():
+            return
+        if not self._queue.is_empty() or self._recovery.has_orphans():
+            self.wake()
+            self._worker.stop_when_idle()  # the thread is for that alone
+
+    def has_room(self, events: int, size: int) -> bool:
+        """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
+        return self._queue.has_room(events, size)
+
+    @property
+    def sends_on_os_exit(self) -> bool:
+        return self._settings.send_on_os_exit
+
+    def uses(self, queue: Target) -> bool:
+        """True when batches are handed over to ``queue``."""
+        handover = self._batches.handover
+        return handover is not None and handover.target.is_same(queue)
+
+    def refuse(self, cause: str, error: LetterError | None = None) -> None:
+        self._queue.refuse(cause)
+        if error is not None:
+            self._report(error)
+
+    def flush(self, timeout: float) -> bool:
+        deadline = self._clock() + timeout
+        self._recover_all(deadline)
+        settled = self._await(self._queue.request_flush(), deadline)
+        while settled and self._has_more_orphans(deadline):
+            self._recover_all(deadline)
+            settled = self._await(self._queue.request_flush(), deadline)
+        if settled:
+            self._stop_idle_worker(deadline)
+        return settled
+
+    def request_flush(self) -> None:
+        """Have all that waits sent without further delay. Returns at once."""
+        self._queue.request_flush()
+        self.wake()
+
+    def close(self, timeout: float) -> bool:
+        return self.close_by(self._clock() + timeout, timeout)
+
+    def close_by(self, deadline: float, timeout: float) -> bool:
+        """`close`, until ``deadline``; ``timeout`` is what the report of what is given up says."""
+        self._queue.close()
+        settled = self.drain(deadline)
+        if self.may_wait() and not settled:
+            self._stages.give_up(self._give_up("closed", f"not delivered within the {timeout:g} s of close()"))
+            self._stop_idle_worker(deadline)
+        if self.may_wait():
+            self._disconnect()
+            self._batches.report_drops(0.0)
+            self._queue.release_empty_slot()
+        return settled and not self._stages.lost_at_close
+
+    def _disconnect(self) -> None:
+        if not self._worker.is_there:
+            self._batches.disconnect()
+
+    def stats(self) -> dict[str, Any]:
+        handover = self._batches.handover
+        mode = "inline" if self._worker.state is WorkerState.UNAVAILABLE else "thread"
+        return {
+            "pid": self.owner.pid,
+            "mode": "relay" if handover is not None and handover.is_up else mode,
+            "memory": self._queue.kind,
+            "relayed": handover.relayed if handover is not None else 0,
+            **self._queue.counts(),
+        }
+
+    def quick_counts(self) -> tuple[int, int, int]:
+        return self._queue.quick_counts()
+
+    def recover_from_children(self) -> None:
+        if self._recovery.has_orphans_in_memory():
+            self._recovery.recover_soon()
+            self.wake()
+            self._worker.stop_when_idle()  # the next fork finds no thread, if that can be
+
+    # The end of the process.
+
+    def begin_shutdown(self) -> None:
+        self._batches.expedite()
+        self._queue.request_flush()
+        self._worker.notify()
+
+    def end(self, deadline: float, final: bool) -> None:
+        self._stages.begin_exit(final)
+        self._batches.takes_over = not final  # from then on the end itself looks, at moments of its own
+        self._queue.mark_exiting(final)
+        if self._stages.has_given_up and self._queue.is_empty():
+            # What is on the wire is nobody's; what a killed process has left since is.
+            self._recover_all(deadline)
+            if self._queue.is_empty():
+                return
+        self._queue.set_wake_on_put(True)
+        settled = self.drain(deadline)
+        if self.may_wait():
+            if final and not settled:
+                self._give_up(
+                    "exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take"
+                )
+                self._stop_idle_worker(deadline)
+            self._batches.report_drops(0.0)
+            if final:
+                if self._batches.handover is not None:
+                    self._batches.handover.finish()
+                self._disconnect()
+                self._queue.release_empty_slot()
+        elif final and not self._queue.is_held_by_this_thread():
+            # A signal has come while this very thread was sending, which it will not go on with.
+            self._give_up("exit", "the process was ended while it sent them")
+        self._stages.leave_to_calls(deadline - self._clock())
+
+    def cancel_shutdown(self) -> None:
+        self._stages.cancel_exit()
+        self._batches.takes_over = True
+        self._queue.mark_exiting(False)
+        self._queue.set_wake_on_put(self._worker.state is WorkerState.UNAVAILABLE)
+
+    def defer_signal(self, act: Callable[[], object]) -> bool:
+        if not self._queue.is_held_by_this_thread():
+            return False
+        _thread.start_new_thread(self._queue.call_when_released, (act,))
+        return True
+
+    # Forks.
+
+    def for_child(self) -> Sender:
+        # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
+        child = self._successors.setdefault(
+            os.getpid(),
+            Sender(self._settings, self._clock, self._recovery.for_child(), handover=self._make_handover),
+        )
+        if self._queue.closed:
+            child._queue.close()
+        shutdown.release(self)
+        if self._settings.exit_signals:
+            shutdown.install_exit_signals(self._settings.exit_signals)  # gunicorn has reset them since
+        return child
+
+    @property
+    def is_closed(self) -> bool:
+        return self._queue.closed
+
+    # What `put` does beyond queueing. Runs in the caller.
+
+    def handle_put_result(self, answer: int, event: bytes) -> None:
+        """Do what the queue's ``answer`` to ``event`` demands."""
+        if answer == WAKE:
+            if shutdown.is_finalizing():  # a `__del__`'s
+                self._give_up("exit", shutdown.TORN_DOWN)
+                return
+            if not self.wake():
+                self._send_inline()
+            if self._stages.calls_settle:
+                self._settle_now()
+        elif answer == FULL:
+            self._overflow(event)
+        elif answer == SLOT_LOST:
+            self._recovery.relocate()
+            self.put(event)
+        elif answer == CLOSED:
+            self.refuse("closed", closed_error([event]))
+
+    def wake(self) -> bool:
+        """Have the worker look at the queue; False where no thread can run."""
+        was_unavailable = self._worker.state is WorkerState.UNAVAILABLE
+        if self._worker.wake(self._send, self._before_start, self._stages.calls_settle):
+            return True
+        if not was_unavailable:
+            shutdown.keep_alive(self)
+            if not self._stages.calls_settle and threading.main_thread().is_alive() and not servers.is_before_workers():
+                _warn_inline()  # else it is a matter of course
+        return False
+
+    def _send(self) -> float:
+        return self._batches.send_within(FOREVER)
+
+    def _before_start(self) -> None:
+        shutdown.on_first_event(self._settings.exit_signals, self._settings.send_on_os_exit)
+
+    def _send_inline(self) -> None:
+        if not self.may_wait():
+            return
+        if servers.is_before_workers():
+            self._send_before_workers()
+        elif self._batches.is_due():
+            self._batches.send_within(self._settings.timeout, linger=0.0)
+
+    def _send_before_workers(self) -> None:
+        if not self.drain(self._clock() + self.exit_timeout):
+            self._give_up(
+                "undeliverable",
+                f"not delivered within {self.exit_timeout:g} s while uWSGI imported the application, "
+                "and its master can send nothing later",
+            )
+
+    def _overflow(self, event: bytes) -> None:
+        most = self._queue.largest
+        may_fit = len(event) <= most
+        if self._settings.overflow == "block" and may_fit and self._may_block() and self._put_when_there_is_room(event):
+            return
+        if not may_fit:
+            bound = "max_queue_bytes" if most == self._settings.max_queue_bytes else "max_batch_bytes"
+            said = f"1 event dropped: it has {len(event):,} bytes, and the queue takes {most:,} ({bound})"
+            self.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
+        elif self._queue.drop(event):
+            self.wake()  # it reports the burst when it is over
+
+    def _put_when_there_is_room(self, event: bytes) -> bool:
+        deadline = self._clock() + self._settings.timeout
+        while True:
+            with self.progress.waiter() as sleeper:
+                answer = self._queue.put(event)
+                if self._settings.spool_sync:
+                    self._queue.sync()
+                if answer != FULL:
+                    if answer:
+                        self.handle_put_result(answer, event)
+                    return True
+                left = deadline - self._clock()
+                if left <= 0:
+                    return False
+                self._wait_or_work(sleeper, left)
+
+    def _may_block(self) -> bool:
+        return self.may_wait() and not _runs_a_loop()  # a call never blocks an event loop
+
+    # Waiting for settlement. Runs in the caller.
+
+    def may_wait(self) -> bool:
+        """False in a callback on the sender's own turn, in a handler that interrupted the outbox, in the very end."""
+        return not (self._batches.lock.is_mine() or self._queue.is_held_by_this_thread() or shutdown.is_finalizing())
+
+    def _await(self, target: int, deadline: float) -> bool:
+        """Wait until ``target`` events are settled; False when ``deadline`` has come, or waiting is impossible."""
+        if self._queue.has_settled(target):
+            return True
+        if not self.may_wait():
+            return False
+        self.wake()
+        while True:
+            with self.progress.waiter() as sleeper:
+                if self._queue.has_settled(target):
+                    return True
+                left = deadline - self._clock()
+                if left <= 0:
+                    return False
+                self._wait_or_work(sleeper, left)
+
+    def _wait_or_work(self, sleeper: Any, seconds: float) -> None:
+        """Wait for the thread's progress or, where there is no thread, take a turn."""
+        if self._worker.is_there:
+            sleeper.wait(seconds)
+            return
+        with self._worker.wakeup.waiter() as pause:
+            wait = self._batches.send_within(seconds)
+            pause.wait(min(wait, seconds))
+
+    def drain(self, deadline: float) -> bool:
+        """Have everything settled and the thread leave; False when ``deadline`` has come, or waiting is impossible."""
+        self._batches.expedite()
+        while True:
+            self._recover_all(deadline)
+            if not self._await(self._queue.request_flush(), deadline):
+                return False
+            if self._has_more_orphans(deadline):
+                continue
+            # What is settled may still have to be reported, by a thread that the end would stop. And it may just have
+            # found what another process left.
+            self._stop_idle_worker(deadline)
+            if not self.may_wait() or (self._queue.is_empty() and not self._recovery.has_more):
+                return True
+            if self._clock() >= deadline:
+                return False
+
+    def _settle_now(self) -> None:
+        """The process is ending: return only when what waits is settled, or its budget is spent."""
+        stages = self._stages
+        if not self.may_wait():
+            return
+        if not stages.is_final and _runs_a_loop():
+            return  # a signal came, and the loop goes on: so does the thread, and there will be another end
+        started = self._clock()
+        deadline = started + stages.budget
+        settled = self._await(self._queue.request_flush(), deadline)
+        if settled:
+            self._stop_idle_worker(deadline)
+        stages.leave_to_calls(stages.budget - (self._clock() - started))
+        if stages.is_final and not settled:
+            self._give_up("exit", "the time that the end of the process may take was spent")
+
+    def _stop_idle_worker(self, deadline: float) -> None:
+        """Have an idle thread leave, so that a fork that follows finds none."""
+        self._worker.stop_when_idle()
+        self._worker.notify()
+        if self.may_wait():
+            self._worker.await_stop(deadline, self._clock)
+
+    def _recover_all(self, deadline: float) -> None:
+        """Take over what every process left that has ended by now."""
+        if self.may_wait():
+            # A look of another thread may have asked for a process just before it ended, and stands in the way of
+            # asking again until it is over.
+            self.progress.wait_while(self._queue.recovering.has_others, deadline, self._clock, _WHILE_LOOKING)
+            if self._queue.needs_slot():
+                self._recovery.relocate()  # else it does not count among what waits
+        self._recovery.recover()
+
+    def _has_more_orphans(self, deadline: float) -> bool:
+        """True when an ended process's events are still to be taken over, and there is time."""
+        return self._recovery.has_more and self.may_wait() and self._clock() < deadline
+
+    def _give_up(self, cause: str, why: str) -> int:
+        """Report what waits as lost for ``cause``, but what others may find; return how many events that is."""
+        if cause == "exit":
+            self._hand_over_to_family()
+        elif self._recovery.has_more:
+            self._recovery.recover(FOREVER)
+        events = self._queue.abandon(cause)
+        self._batches.forget_wait()
+        self._recovery.release_drained()
+        self.progress.notify_all()
+        if events:
+            self._report(LetterError(f"{count_of(events)} given up: {why}", cause=cause, events=events))
+        return len(events)
+
+    def _hand_over_to_family(self) -> None:
+        # What others have left to this process is theirs too, and what its thread is just taking over.
+        until = self._clock() + _LAST_LOOK
+        self.progress.wait_while(self._queue.recovering.has_others, until, self._clock, _WHILE_LOOKING)
+        self._recovery.recover(FOREVER)
+        left = self._queue.hand_over_to_family()
+        if left and not any(slot.has_successor() for slot in left):
+            # Who went on has come to its own end meanwhile, and may have looked for the last time before there was
+            # anything. It says first that it leaves and looks then; here it is the other way round: so one sees it.
+            self._recovery.recover(FOREVER)
+
+
+def _runs_a_loop() -> bool:
+    """True in a thread that runs an asyncio loop."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
+
+
+def _warn_inline() -> None:
+    import warnings
+
+    try:
+        warnings.warn(
+            "letterapp: no thread can run in this process, so events are sent by the calls themselves. "
+            "Under uWSGI start it with --enable-threads.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    except RuntimeWarning:
+        pass  # `-W error` must not reach a request handler

@@ -1,0 +1,354 @@
+"""The end of this process: how it is noticed, and which deliveries are told.
+
+Responsible for: the exit paths of plain processes, multiprocessing, Celery, Twisted and signals.
+Not responsible for: sending; a delivery is asked to end, and how it does that is its own affair.
+
+Nothing is imported for this: a server is recognised by the modules that it has loaded itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
+
+from .._runtime import atfork, greenlets
+from .._runtime.clock import monotonic
+from .._runtime.signal_errors import is_in_signal_handler, reraise_signal_error
+from ..errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Iterable, NoReturn
+
+    from .base import Delivery
+
+# The deliveries of this process and of its ancestors. Weak: a client that is deleted lives only as long as its thread
+# has something to send. Without a lock: each use is one atomic operation on a set.
+_deliveries: set[ref[Delivery]] = set()
+_kept: set[Delivery] = set()  # those with waiting events and no thread, which nothing else may keep alive
+
+# Process ids rather than flags: a flag that a parent has set would be wrong in its children.
+_registered_pid = 0
+_exiting_pid = 0
+_past_multiprocessing_pid = 0
+_exit_seconds_pid, _exit_seconds = (
+    0,
+    0.0,
+)  # seconds that the ends of this process have taken so far: they share one budget
+_knows_forks = False  # multiprocessing calls us in its children; forked ones inherit that
+
+
+def register(delivery: Delivery) -> None:
+    """Tell ``delivery`` of this process's forks and of its end from now on. Cheap; starts nothing."""
+    _deliveries.add(ref(delivery, _deliveries.discard))
+    atfork.install_hooks(_after_fork_in_parent)
+    _register_exit_hooks()
+    # It may be made by an exit callback that runs after ours, or when ours is never called, as callbacks already run.
+    if _exiting_pid == delivery.owner.pid or is_shutting_down():
+        delivery.end(monotonic() + delivery.exit_timeout, final=True)
+
+
+def unregister(delivery: Delivery) -> None:
+    """Do not tell ``delivery`` of the end: whoever made it does."""
+    _deliveries.discard(ref(delivery))
+
+
+def keep_alive(delivery: Delivery) -> None:
+    """Keep a delivery that has no thread alive until the process ends."""
+    _kept.add(delivery)
+
+
+def release(delivery: Delivery) -> None:
+    """Undo `keep` for a delivery of the parent."""
+    _kept.discard(delivery)
+
+
+_LOOK = 1.0  # seconds between two looks of a process that forks
+_next_look = 0.0
+
+
+def _after_fork_in_parent() -> None:
+    """Have what a killed child left sent: its parent may never use its client, and would not look otherwise."""
+    global _next_look
+    now = monotonic()
+    if now >= _next_look and not is_shutting_down():
+        _next_look = now + _LOOK
+        for delivery in own_deliveries():
+            delivery.recover_from_children()
+
+
+def own_deliveries() -> list[Delivery]:
+    """The deliveries of this process that are in use."""
+    pid = os.getpid()
+    alive = [known() for known in list(_deliveries)]
+    return [delivery for delivery in alive if delivery is not None and delivery.owner.pid == pid]
+
+
+# Ends.
+
+
+def _register_exit_hooks() -> None:
+    """Register with whatever will announce this process's end. Once per process."""
+    global _registered_pid
+    pid = os.getpid()
+    if _registered_pid == pid:
+        return
+    _registered_pid = pid
+    atexit.unregister(shut_down_process)  # the parent's, which a forked child inherits
+    atexit.register(shut_down_process)
+    _register_with_multiprocessing()
+    signals = sys.modules.get("celery.signals")
+    if signals is not None:
+        # A prefork child of Celery ends by `os._exit`, which skips `atexit` and `Finalize`.
+        signals.worker_process_shutdown.connect(shut_down_process, weak=False, dispatch_uid="letterapp")
+
+
+def _register_with_multiprocessing() -> None:
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is None or process is None:
+        return
+    # A spawned child that is unpickling its job has no parent yet; from 3.11 on it keeps what it registers then.
+    if process.parent_process() is not None or getattr(process.current_process(), "_inheriting", False):
+        # A multiprocessing child: `atexit` does not run there before 3.13.
+        util.Finalize(None, shut_down_process, exitpriority=100)
+    # And again after its own children have been terminated and joined, to deliver what they left.
+    util.Finalize(None, _shut_down_after_multiprocessing, exitpriority=-100)
+    # What a spawned child registered while it imported the main module is cleared before its job begins
+    # (`BaseProcess._bootstrap`, up to 3.10). This is called right after that.
+    global _knows_forks
+    if not _knows_forks:
+        _knows_forks = True
+        util.register_after_fork(_register_exit_hooks_again, _register_exit_hooks_again)
+
+
+def _register_exit_hooks_again(_: object) -> None:
+    global _registered_pid
+    _registered_pid = 0
+    _register_exit_hooks()
+
+
+def _shut_down_after_multiprocessing() -> None:
+    global _past_multiprocessing_pid
+    _past_multiprocessing_pid = os.getpid()
+    shut_down_process()
+
+
+def is_past_multiprocessing() -> bool:
+    """True when multiprocessing has stopped its feeder threads: what is put into a queue now is never written."""
+    return _past_multiprocessing_pid == os.getpid()
+
+
+def is_shutting_down() -> bool:
+    """True while the interpreter runs its exit callbacks: one that is registered now is never called."""
+    threading = sys.modules.get("threading")
+    if threading is None:
+        return False
+    return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()
+
+
+TORN_DOWN = "Python is removing its modules, and nothing can be sent any more"
+
+
+def is_finalizing() -> bool:
+    """True while Python clears its modules, after all exit callbacks: no other thread runs, nothing can be imported."""
+    return sys.is_finalizing()
+
+
+def shut_down_process(*_: object, **__: object) -> None:
+    """Settle what this process's clients still hold. Whatever announces the end calls it; all calls share a budget."""
+    _shut_down_within_budget(lambda delivery: True)
+
+
+def _shut_down_within_budget(chosen: Callable[[Delivery], bool]) -> None:
+    global _exiting_pid, _exit_seconds_pid, _exit_seconds
+    pid = os.getpid()
+    if _exit_seconds_pid != pid:
+        _exit_seconds_pid, _exit_seconds = pid, 0.0
+    _exiting_pid = pid
+    began = monotonic()
+    try:
+        _shut_down_despite_signals(began - _exit_seconds, chosen)
+    finally:
+        _exit_seconds += monotonic() - began
+        _restore_exit_status()
+
+
+def _shut_down_despite_signals(started: float, chosen: Callable[[Delivery], bool]) -> None:
+    while True:
+        try:
+            _end(started, True, chosen)
+            return
+        except SystemExit:
+            pass  # the handler of a second signal, or a greenlet of gunicorn's, asks for what is already happening
+        except KeyboardInterrupt:
+            _end(float("-inf"), True, chosen)  # somebody is in a request_flush: report at once what is not delivered
+            raise
+
+
+def _restore_exit_status() -> None:
+    """Make a program that Ctrl-C ended die of SIGINT, as Python does, so that a shell loop around it ends too.
+
+    CPython keeps a flag for that. Any `eval` resets it, and an import may call `eval` (`namedtuple` does). Code that is
+    run by `exec` and raises sets it again (`Modules/main.c`, `Python/pythonrun.c`: `unhandled_keyboard_interrupt`).
+    """
+    kind = getattr(sys, "last_type", None)
+    if isinstance(kind, type) and issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
+        try:
+            exec("raise KeyboardInterrupt")
+        except KeyboardInterrupt:
+            pass
+
+
+def _end(started: float, final: bool, chosen: Callable[[Delivery], bool] = lambda delivery: True) -> None:
+    mine = sorted(filter(chosen, own_deliveries()), key=lambda delivery: delivery.ends_last)
+    for delivery in mine:
+        delivery.begin_shutdown()
+    for delivery in mine:
+        delivery.end(started + delivery.exit_timeout, final)
+
+
+# `os._exit`, by which forked children end, mostly in somebody else's code.
+
+_exit_of_os: Any = None  # the original `os._exit`
+
+
+_twisted_pid = 0
+
+
+def _register_with_twisted() -> None:
+    """Register with Twisted's reactor, which replaces signal handlers and ends by a signal's default action."""
+    global _twisted_pid
+    reactor: Any = sys.modules.get("twisted.internet.reactor")
+    if _twisted_pid != os.getpid() and hasattr(reactor, "addSystemEventTrigger"):
+        _twisted_pid = os.getpid()
+        try:
+            reactor.addSystemEventTrigger("after", "shutdown", shut_down_process)
+        except Exception as problem:
+            reraise_signal_error(problem)  # otherwise it is the reactor's, and no reason for a call to fail
+
+
+def on_first_event(signals: Iterable[int], wraps_exit: bool) -> None:
+    """A client of this process starts its thread: at its first event, or at the first one after a pause."""
+    if wraps_exit:
+        _wrap_os_exit()
+    _register_with_twisted()
+    if _not_installed:  # and never one that a server has replaced since: that is intended
+        install_exit_signals([number for number in signals if number in _not_installed])
+
+
+def _wrap_os_exit() -> None:
+    global _exit_of_os
+    if _exit_of_os is None:
+        _exit_of_os = os._exit
+        os._exit = _exit_after_sending
+
+
+def _exit_after_sending(status: int) -> NoReturn:
+    """`os._exit`, after sending what waits in this process, within what is left of its exit budget."""
+    try:
+        if any(delivery.sends_on_os_exit for delivery in own_deliveries()) and not is_in_signal_handler():
+            _shut_down_within_budget(lambda delivery: delivery.sends_on_os_exit)
+    except BaseException:
+        pass  # nothing may prevent the exit
+    _exit_of_os(status)
+    raise SystemExit(status)  # never reached
+
+
+# Signals, if the application asked for it.
+
+_previous: dict[int, Any] = {}  # the previous handler of each signal
+_not_installed: set[int] = set()  # because it was not the main thread
+_reported: set[str] = set()  # problems with them, each of which is reported once
+
+
+def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError], object] | None = None) -> None:
+    """Make ``signals`` send what waits before their previous action. Another call installs what is missing.
+
+    Only the main thread can do that. In another one, and for a signal that is handled outside of Python, that is
+    reported once, if there is a ``report``: an option of a client must not prevent an application from starting.
+    """
+    import signal
+
+    for number in signals:
+        handler = signal.getsignal(number)
+        if handler is _on_signal:
+            continue
+        name = signal.Signals(number).name
+        if handler is None:
+            report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
+            continue
+        previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
+        try:
+            signal.signal(number, _on_signal)
+            _not_installed.discard(number)
+        except ValueError:
+            _not_installed.add(number)
+            _previous[number] = previous
+            report_once(
+                report,
+                "exit_signals: only the main thread can install signal handlers; they are installed when the main "
+                "thread has an event",
+            )
+
+
+def report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
+    if report is not None and trouble not in _reported:
+        _reported.add(trouble)
+        report(LetterError(trouble, cause="degraded"))
+
+
+def _on_signal(number: int, frame: Any) -> None:
+    pid = os.getpid()
+    if any(delivery.defer_signal(lambda: os.kill(pid, number)) for delivery in own_deliveries()):
+        return  # it interrupted a `put`, and is sent again after that
+    if not greenlets.spawn(_exit_by_signal, number, frame):
+        _exit_by_signal(number, frame)
+
+
+def _exit_by_signal(number: int, frame: Any) -> None:
+    import signal
+
+    previous = _previous[number]
+    _end(monotonic(), final=previous is signal.SIG_DFL)
+    if callable(previous):
+        _watch_raising()
+        previous(number, frame)
+    elif previous == signal.SIG_DFL:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        # Still alive: the kernel ignores the default action for the first process of a container.
+        signal.signal(number, _on_signal)
+        for delivery in own_deliveries():
+            delivery.cancel_shutdown()
+
+
+_raise_of_signal: Any = None  # the original `signal.raise_signal`
+
+
+def _watch_raising() -> None:
+    """Notice the end that uvicorn makes of a signal: it restores the default action and raises the signal again.
+
+    Until then it answers pending requests, in an event loop where no call waits until its event is settled.
+    """
+    global _raise_of_signal
+    import signal
+
+    if _raise_of_signal is None:
+        _raise_of_signal = signal.raise_signal
+        signal.raise_signal = _raise_after_sending
+
+
+def _raise_after_sending(number: int) -> None:
+    """`signal.raise_signal`, after sending what waits if it ends the process by one of `exit_signals`."""
+    import signal
+
+    ends = number in _previous and signal.getsignal(number) is signal.SIG_DFL
+    if ends:
+        _end(monotonic(), final=True)
+    _raise_of_signal(number)
+    if ends:  # still alive: the kernel ignores the default action for the first process of a container
+        for delivery in own_deliveries():
+            delivery.cancel_shutdown()

@@ -1,0 +1,148 @@
+"""The background thread of one process's client.
+
+    STOPPED ----- wake ----> STARTING ----> RUNNING ----- idle, or asked to stop ----> STOPPED
+                                |
+                                +----> UNAVAILABLE (no thread can run here: calls send) ----- wake ----> STARTING
+
+Responsible for: starting the thread, at most one, when there is something to send, and stopping it when it is idle, so
+that a process that forks has no threads. Not responsible for: what it sends, and when (`batches`).
+
+Whether a thread is there is decided under the queue's lock, together with whether anything waits, so no event is queued
+between the thread's last look and its end.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+from enum import Enum
+
+from .._runtime import servers, threads
+from .._runtime.atfork import announce_thread_end
+from .._runtime.condition import Condition
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from .._runtime.atfork import Process
+    from .._storage.queue import BoundedQueue
+
+IDLE = 5.0  # seconds without an event after which the thread stops; starting it again costs some 50 us
+FOREVER = float("inf")
+
+
+class WorkerState(Enum):
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    UNAVAILABLE = "unavailable"
+
+
+class Worker:
+    """Any thread, signal handler and callback may call. A forked child makes its own."""
+
+    def __init__(self, process: Process, outbox: BoundedQueue, progress: Condition) -> None:
+        """Starts nothing. ``progress`` is notified when the thread has stopped."""
+        self._process = process
+        self._queue = outbox
+        self._progress = progress
+        self._wakeup = Condition()  # of whoever sends
+        self._stops_when_idle = False
+        self._token: object = None  # what the thread that may send was started with
+        self._started_by: object = _thread.start_new_thread  # the function that started it
+        self._native_id = 0  # of the last thread, as the system knows it
+        self._is_unavailable = False
+
+    @property
+    def state(self) -> WorkerState:
+        claim = self._queue.claim
+        if claim.started:
+            return WorkerState.RUNNING
+        if claim.is_active():
+            return WorkerState.STARTING
+        return WorkerState.UNAVAILABLE if self._is_unavailable else WorkerState.STOPPED
+
+    @property
+    def is_there(self) -> bool:
+        """True while the thread is running or being started."""
+        return self._queue.has_worker
+
+    @property
+    def wakeup(self) -> Condition:
+        """Notified when there may be something to send: for a caller that sends itself, as the thread would."""
+        return self._wakeup
+
+    def notify(self) -> None:
+        """Have a thread that is there look at the queue. Starts none."""
+        self._wakeup.notify_all()
+
+    def wake(self, send: Callable[[], float], before_start: Callable[[], object], calls_settle: bool) -> bool:
+        """Have the thread look at the queue, starting it if need be; False where no thread can run.
+
+        ``send``: sends what is due, and returns the seconds until there is more to do, infinity for nothing.
+        ``before_start``: called before a thread is started.
+        ``calls_settle``: each call sees to its event itself, though there is a thread.
+        """
+        claim = self._queue.claim_worker()
+        if claim is None:
+            self._wakeup.notify_all()
+            if self._started_by is _thread.start_new_thread:
+                return True
+            # gevent has patched since. Our thread is a real one, in which gevent's objects do not work: it stops when
+            # it sees that its token has been replaced, and a greenlet takes its place.
+            claim = self._queue.replace_worker()
+        before_start()
+        with claim.starting:
+            claim.started = self._start(send)
+        self._is_unavailable = not claim.started
+        self._queue.set_wake_on_put(calls_settle or self._is_unavailable)
+        if self._is_unavailable:
+            self._queue.release_worker()
+        return claim.started
+
+    def stop_when_idle(self) -> None:
+        """Have the thread stop as soon as nothing waits."""
+        self._stops_when_idle = True
+
+    def await_stop(self, deadline: float, clock: Callable[[], float]) -> None:
+        """Wait until an idle thread has stopped, and the system has removed it; until ``deadline`` of ``clock``."""
+        self._progress.wait_while(lambda: self._queue.has_worker and self._queue.is_empty(), deadline, clock)
+        if not self._queue.has_worker:
+            thread, self._native_id = self._native_id, 0
+            threads.wait_until_gone(thread, deadline - clock())
+
+    def _start(self, send: Callable[[], float]) -> bool:
+        self._stops_when_idle = False
+        self._started_by = _thread.start_new_thread
+        self._token = token = object()
+        return servers.start_thread(self._run, token, send)
+
+    # The thread.
+
+    def _run(self, token: object, send: Callable[[], float]) -> None:
+        stopped = False
+        self._native_id = _thread.get_native_id()
+        try:
+            # A callback may have forked, and the child is not this thread's; or another thread has replaced it.
+            while self._process.pid == os.getpid() and self._token is token:
+                if self._started_by is not _thread.start_new_thread:
+                    self._queue.set_wake_on_put(True)  # gevent has patched: the next call has a greenlet take over
+                    return
+                with self._wakeup.waiter() as sleeper:
+                    wait = send()
+                    if wait < FOREVER:
+                        sleeper.wait(wait)
+                    elif self._stops_when_idle or self._queue.closed or not sleeper.wait(IDLE):
+                        stopped = announce_thread_end(self._queue.try_stop_worker)
+                        if stopped:
+                            return
+        finally:
+            if self._process.pid == os.getpid() and self._token is token:
+                if not stopped:
+                    announce_thread_end(self._release_worker)
+                self._progress.notify_all()
+
+    def _release_worker(self) -> bool:
+        self._queue.release_worker()
+        return True

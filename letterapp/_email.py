@@ -1,0 +1,77 @@
+"""One transactional email: posted at once, on the caller's thread.
+
+Responsible for: the request of `Letter.send`, its checks and its retries. Not responsible for: anything queued.
+"""
+
+from __future__ import annotations
+
+import time
+
+from ._delivery.retry import Again, Delivered, Effort, GiveUp, judge
+from ._encoding import copied_fields, to_json
+from ._http.transport import Transport, Unreachable
+from ._runtime.random_bytes import random_bytes
+from .errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ._config import Settings
+
+RETRIES = 3  # where `max_retries` is None: somebody waits for this call, so it cannot try for as long as it takes
+_NAMES = {
+    "from_email": "from",
+    "from_name": "fromName",
+    "reply_to": "replyTo",
+    "idempotency_key": "idempotencyKey",
+}
+
+
+def post_mail(settings: Settings, **fields: Any) -> dict[str, Any]:
+    """Send the email that ``fields`` (arguments of `Letter.send`) describe; return the API's answer.
+
+    Only a mail with an idempotency key is tried again: without one, a second try could send a second mail.
+    """
+    given = {_NAMES.get(name, name): value for name, value in fields.items() if value is not None}
+    mail = copied_fields("send", given, settings.max_batch_bytes, settings.default)
+    for name in ("to", "subject"):
+        if not mail.get(name):
+            raise LetterError(f"{name} is required")
+    if not (mail.get("html") or mail.get("text")):
+        raise LetterError("html or text is required")
+    body = to_json(mail)
+    retries = RETRIES if settings.max_retries is None else settings.max_retries
+    transport = Transport(settings)  # of its own: a kept connection may need a second try, which is not always allowed
+    try:
+        return _post(transport, settings.timeout, body, retries if mail.get("idempotencyKey") else 0)
+    finally:
+        transport.close()
+
+
+def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> dict[str, Any]:
+    effort = Effort()
+    while True:
+        try:
+            outcome: Any = transport.post("/v1/send", body, timeout)
+        except Unreachable as problem:
+            outcome = problem
+        jitter = int.from_bytes(random_bytes(2), "big") / 65536
+        verdict = judge(outcome, effort, retries, 1, time.time(), jitter)
+        if isinstance(verdict, Delivered):
+            return _answer(outcome.body)
+        if isinstance(verdict, GiveUp):
+            raise verdict.error
+        assert isinstance(verdict, Again)
+        time.sleep(verdict.seconds)
+        effort.note_failure()
+
+
+def _answer(body: str) -> dict[str, Any]:
+    from json import loads
+
+    try:
+        answer = loads(body or "{}")
+    except (ValueError, RecursionError):
+        answer = {}
+    return answer if isinstance(answer, dict) else {}

@@ -1,0 +1,263 @@
+"""One kept-alive connection to the API: post a body, return the answer or raise `Unreachable`.
+
+Responsible for: one request and its answer, its time-out, the TLS context, replacing a kept connection.
+Not responsible for: retries, queues, threads, sockets (`deadline_socket`). Used by one thread at a time.
+
+`ssl`, `http.client` and others are imported at the first request, by the thread that sends it. So importing the package
+is cheap, and gevent may patch before that. They are imported all at once, in `load`: a child that is forked during an
+import keeps a partially initialised module, so forks wait for `load`, and no import may follow it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .._runtime.atfork import NETWORK, WORK, block_forks
+from .._runtime.clock import monotonic
+from .._runtime.signal_errors import reraise_signal_error
+from .._runtime.threads import with_starters_signal_mask
+from .._text import Secret, without_keys
+from .._version import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import http.client
+    import ssl
+
+    from .._config import Settings
+    from .._sockets.deadline_socket import DeadlineSocket
+    from .proxy import Proxy
+
+MAX_ANSWER = 65_536  # bytes of an answer's body that are read, many times what the API sends
+REQUEST_TIMEOUT = 408  # how load balancers close an idle connection: no answer to a request
+
+
+# All that a request, its answer and its failures use, including the codec of host names. `ssl` comes before
+# `http.client`, which would never use it in this process if it could not be imported at that moment.
+_NEEDED = (
+    *("socket", "select", "ssl", "base64", "calendar", "email.utils", "encodings.idna", "http.client", "json"),
+    "urllib.parse",
+)
+_OPEN_AT_ONCE = 8  # files that an import, a C library and its libraries have open at the same time, and some more
+
+
+def load() -> None:
+    """Import what the first request needs. Takes some 30 ms; cheap when done. `OSError` when no file can be opened."""
+    from . import proxy
+
+    needed = (*_NEEDED, "urllib.request") if proxy.may_have_proxies() else _NEEDED
+    if not all(name in sys.modules for name in needed):
+        _try_descriptors()
+    for name in needed:
+        __import__(name)
+    from .._sockets import deadline_socket  # noqa: F401  # whose first use is later
+    from . import response  # noqa: F401  # whose first use is later
+
+
+def _try_descriptors() -> None:
+    """Raise `OSError` before the first import if there are no descriptors for it.
+
+    Not during one: modules that catch `ImportError`, as `hashlib` and `http.client` do, would lack a part for the
+    application too, long after there are descriptors again.
+    """
+    held: list[int] = []
+    try:
+        while len(held) < _OPEN_AT_ONCE:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+class Answer:
+    """An HTTP answer, with at most `MAX_ANSWER` bytes of its body."""
+
+    def __init__(
+        self, status: int, body: str = "", retry_after: str | None = None, location: str | None = None
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+        self.location = location
+
+
+class Unreachable(Exception):
+    """There was no complete answer: refused, reset, timed out, truncated, invalid. The text says which."""
+
+
+class Transport:
+    """Posts to the API over one connection, opened when needed and kept."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection: http.client.HTTPConnection | None = None
+        self._line: DeadlineSocket | None = None  # the socket under it
+        self._prefix = settings.path  # what stands before the path in the request line
+        # Without `_secrets`, which the line adds at last: so they are no variable of any frame, be it one of
+        # `http.client`'s, that a crash reporter shows.
+        self._headers: dict[str, str] = {
+            "Host": settings.host_header,
+            "Content-Type": "application/json",
+            "User-Agent": f"letterapp-python/{__version__}",
+        }
+        self._secrets = Secret("")  # the header's lines for the connection that is open
+        self._context: ssl.SSLContext | None = None
+        self._context_type: type | None = None
+
+    def prepare(self) -> None:
+        """Do what the first request has to do once: the imports, the TLS context. May raise anything."""
+        block_forks(WORK, load)
+        if self._settings.secure:
+            block_forks(WORK, self._tls)
+
+    def post(self, path: str, body: bytes, timeout: float) -> Answer:
+        """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
+
+        ``timeout`` bounds the request as a whole, in seconds (looking up the host's name excepted: the system allows
+        no bound there). A kept connection that turns out to be closed by the server is replaced at once, once: every
+        body posted over a kept connection is safe to send twice.
+        """
+        try:
+            self.prepare()
+            return self._post(path, body, monotonic() + timeout)
+        except Exception as error:
+            self.close()
+            reraise_signal_error(error)
+            if _is_distrust(error):
+                # The file of certificates may have been out of reach when the context was made, which OpenSSL does not
+                # say, or be renewed by now.
+                self._context = None
+            raise Unreachable(_reason(error, timeout)) from error
+        except BaseException:
+            self.close()  # a KeyboardInterrupt: the connection's state is unknown
+            raise
+
+    def _post(self, path: str, body: bytes, deadline: float) -> Answer:
+        if self._line is not None and self._line.is_stale():
+            self.close()
+        is_kept = self._line is not None
+        try:
+            answer = self._exchange(path, body, deadline)
+        except OSError as error:
+            reraise_signal_error(error)
+            if not is_kept or _is_timeout(error):
+                raise
+        else:
+            if not is_kept or answer.status != REQUEST_TIMEOUT:
+                return answer
+        self.close()
+        return self._exchange(path, body, deadline)
+
+    def close(self) -> None:
+        """Close the connection, if there is one. The next `post` opens another."""
+        line, self._line, self._connection = self._line, None, None
+        if line is not None:
+            line.hang_up()
+
+    def _exchange(self, path: str, body: bytes, deadline: float) -> Answer:
+        import http.client
+
+        connection, line = self._opened(deadline)
+        line.deadline = deadline
+        try:
+            line.send(lambda: connection.request("POST", self._prefix + path, body, self._headers), self._secrets)
+        except ConnectionError as error:
+            # A server may refuse a large body before it has read it, and close; the answer is there all the same.
+            try:
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as problem:
+                reraise_signal_error(problem)
+                raise error from None
+        else:
+            response = connection.getresponse()
+        if line.ended:
+            raise http.client.IncompleteRead(b"")  # within the headers, where `http.client` does not notice
+        if response.status < 200:
+            raise http.client.BadStatusLine(f"status {response.status}")
+        # And as much more as a key may take that begins before the bound, so that no part of it remains.
+        beyond = len(self._settings.api_key)
+        data = response.read(MAX_ANSWER + beyond + 1)
+        is_cut = len(data) > MAX_ANSWER
+        if response.length and not is_cut:
+            raise http.client.IncompleteRead(data, response.length)
+        headers = response.headers
+        if response.will_close or not response.isclosed() or response.status == REQUEST_TIMEOUT:
+            self.close()  # the server closes it, or there is more than we want to read
+        text = without_keys((data[: MAX_ANSWER + beyond] if is_cut else data).decode("utf-8", "replace"))
+        if is_cut:
+            text = text[: max(0, len(text) - beyond)]
+        return Answer(response.status, text, headers.get("Retry-After"), headers.get("Location"))
+
+    def _opened(self, deadline: float) -> tuple[http.client.HTTPConnection, DeadlineSocket]:
+        if self._connection is None or self._line is None:
+            import http.client
+
+            from .._sockets.deadline_socket import open_socket
+            from .response import Response
+
+            settings = self._settings
+            proxy = block_forks(WORK, self._proxy)
+            host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
+            self._prefix = settings.path
+            self._secrets = Secret(f"Authorization: Bearer {settings.api_key.reveal()}\r\n")
+            line = self._line = open_socket(host, port, deadline)
+            if settings.secure:
+                if proxy:
+                    _open_tunnel(line, settings.authority, proxy.secrets)
+                block_forks(NETWORK, line.start_tls, self._tls(), settings.host)
+            elif proxy:
+                self._prefix = f"http://{settings.authority}{settings.path}"
+                self._secrets = Secret(self._secrets.reveal() + proxy.secrets.reveal())
+            self._connection = http.client.HTTPConnection(settings.host, settings.port)
+            self._connection.response_class = Response
+            self._connection.sock = line
+        return self._connection, self._line
+
+    def _proxy(self) -> Proxy | None:
+        from .proxy import proxy_for
+
+        return proxy_for(self._settings.secure, self._settings.netloc)
+
+    def _tls(self) -> ssl.SSLContext:
+        import ssl
+
+        given = self._settings.ssl_context
+        if given is not None and not callable(given):
+            return given
+        # gevent replaces the class, and a context of the class before fails at every request after that.
+        if self._context is None or self._context_type is not ssl.SSLContext:
+            self._context = with_starters_signal_mask(given) if given is not None else ssl.create_default_context()
+            self._context_type = ssl.SSLContext
+        return self._context
+
+
+def _open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
+    """Have an HTTP proxy connect ``line`` to ``authority`` (RFC 9110, 9.3.6). ``secrets``: lines of the header."""
+    from .response import TunnelResponse
+
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii")
+    line.send(lambda: line.sendall(head), secrets)
+    response = TunnelResponse(line, method="CONNECT")  # type: ignore[arg-type]
+    response.begin()
+    response.close()
+    if response.status != 200:
+        raise OSError(f"the proxy refused: {response.status} {response.reason}")
+    if line.has_surplus:
+        raise OSError("the proxy said more than it was asked")
+
+
+def _is_timeout(error: Exception) -> bool:
+    socket = sys.modules.get("socket")  # what failed may be its import
+    return socket is not None and isinstance(error, getattr(socket, "timeout", ()))
+
+
+def _is_distrust(error: Exception) -> bool:
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(error, getattr(ssl, "SSLCertVerificationError", ()))
+
+
+def _reason(error: Exception, timeout: float) -> str:
+    if _is_timeout(error):
+        return f"no answer within {timeout:g} s"
+    return f"{error} ({type(error).__name__})" if str(error) else type(error).__name__

@@ -1,0 +1,114 @@
+"""Directories, and peers, that are to be believed.
+
+Responsible for: which directory and which user at the other end of a socket is trusted. Not responsible for: what is
+laid there, what is said (`spool`, `launcher`, `_relay.client`).
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import stat
+import struct
+import sys
+
+from ._runtime.signal_errors import reraise_signal_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ROOT = 0
+_MOST_LINKS = 40  # on the way to a directory, as the kernel has it
+_UCRED = struct.Struct("iII")  # Linux: pid, uid, gid
+_XUCRED = struct.Struct("II")  # the BSDs and macOS: a version, the uid, and more
+
+
+def must_be_ours(directory: str) -> None:
+    """`OSError` for a directory in which others could act, or that a link leads to."""
+    status = _status(directory)
+    if status.st_uid != os.geteuid():
+        said = f"it belongs to user {status.st_uid}: name a directory of this user's own"
+        raise OSError(errno.EPERM, said, directory)
+    if status.st_mode & 0o077:
+        said = "others may use it: chmod it to 700, or name a directory that is not there yet"
+        raise OSError(errno.EPERM, said, directory)
+
+
+def must_be_guarded(directory: str, also: int | None = None) -> None:
+    """`OSError` for a directory where others could lay something or put another one in its place, or for a link to one.
+
+    Believed are this user, root and the user ``also``: each directory on the way must be theirs, and closed to the
+    writing of others, but for those where nobody can remove what is another's (the sticky bit).
+    """
+    if _status(directory).st_mode & 0o022:
+        raise OSError(errno.EPERM, "others may write in it: chmod it to 750 or less", directory)
+    must_be_reached_safely(directory, also)
+
+
+def must_be_reached_safely(directory: str, also: int | None = None) -> None:
+    """`OSError` if others could have ``directory`` be another one. It must be an absolute path."""
+    at, links = os.sep, 0
+    _check_step(at, os.lstat(at), also)
+    todo = directory.split(os.sep)[::-1]
+    while todo:
+        name = todo.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            at = os.path.dirname(at)
+            continue
+        path = os.path.join(at, name)
+        status = os.lstat(path)
+        _check_step(path, status, also)
+        if not stat.S_ISLNK(status.st_mode):
+            at = path
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), directory)
+        target = os.readlink(path)
+        at = os.sep if target.startswith(os.sep) else at
+        todo += target.split(os.sep)[::-1]
+
+
+def _check_step(path: str, status: os.stat_result, also: int | None) -> None:
+    if not is_believed(status.st_uid, also):
+        raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}, who could put another one in its place", path)
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX:
+        raise OSError(errno.EPERM, "everybody may write in it, and it has no sticky bit", path)
+
+
+def is_believed(user: int | None, also: int | None = None) -> bool:
+    """True for this user, root and ``also``; and where the system does not say who somebody is."""
+    return user is None or user in (os.geteuid(), ROOT) or user == also
+
+
+def peer_of(sock: Any) -> tuple[int | None, int | None]:
+    """The process and the user who listen, or have connected, at the other end of a Unix socket, where that is told."""
+    try:
+        if hasattr(_socket, "SO_PEERCRED"):
+            process, user, _ = _UCRED.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))
+            return process, user
+        if "bsd" in sys.platform or sys.platform == "darwin":
+            return None, _XUCRED.unpack_from(sock.getsockopt(0, 1, 128))[1]  # SOL_LOCAL, LOCAL_PEERCRED
+    except (OSError, struct.error) as problem:
+        reraise_signal_error(problem)
+    return None, None
+
+
+def must_be_believed(sock: Any, also: int | None = None) -> None:
+    """`OSError` unless the other end of ``sock`` is a user who is believed."""
+    _, user = peer_of(sock)
+    if not is_believed(user, also):
+        raise OSError(
+            errno.EPERM, f"user {user} serves there, who is neither this user nor root: name him as relay_user"
+        )
+
+
+def _status(directory: str) -> os.stat_result:
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.ENOTDIR, "it must be a directory, and not a link to one", directory)
+    return status

@@ -1,0 +1,302 @@
+"""The queues that a batch can be handed to: a `SenderManager`'s, another manager's, or any with ``put_nowait``.
+
+Responsible for: which objects are accepted, and what pickling them carries. Not responsible for: talking to a manager's
+server (`manager_connection`), when a batch is handed over and what happens when that fails (`handover`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from queue import Full
+from weakref import WeakKeyDictionary
+
+from .._runtime.clock import monotonic
+from .._runtime.signal_errors import reraise_signal_error
+from .._text import Secret, SecretBytes, short
+from ..errors import LetterError
+from .manager_connection import ANSWERING, Disconnected, ManagerConnection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from .manager_connection import Address, Batch
+
+    class Channel(Protocol):
+        """One process's way into a queue. Used by one thread at a time."""
+
+        # Each of these raises when it cannot be done, or when there is no answer for ``patience`` seconds. NOT_YET: the
+        # answer was waited for no longer than ``wait`` seconds; the same call goes on with it.
+
+        def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool | object:
+            """Hand ``batch`` over; False when the queue asks to be tried again soon.
+
+            ``urgent``: somebody waits for it, so it is to wait for no company.
+            """
+
+        def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | object | None:
+            """Wait up to ``linger`` seconds until the batch is settled: reports of what is lost of it, or None."""
+
+        def close(self) -> None: ...
+
+    class Target(Protocol):
+        """A queue, as `Letter` keeps it among its options."""
+
+        retired: bool  # shut down on purpose in this process: nothing is wrong when it takes no more
+        has_feeder: bool  # a thread of this process writes what it takes, until multiprocessing ends with the process
+
+        def connect(self, patience: float) -> Channel: ...
+
+        def is_same(self, other: Target) -> bool:
+            """True when ``other`` leads to the same queue."""
+
+        def finish(self) -> None:
+            """The process ends: do not let the queue keep it from that."""
+
+
+TYPEID = "batches"  # what a `SenderManager`'s server calls its queue
+_FEEDER_LOOK = 0.0002  # seconds until it is looked again whether a feeder thread has written, doubled each time
+_STUCK = 1.0  # seconds that it may take; then nobody reads, or more slowly than this process tracks
+
+
+def adapt(queue: Any) -> Target:
+    """What ``Letter(relay=queue)`` works with; `LetterError` for an object that cannot carry events to a process."""
+    if isinstance(queue, (ManagerQueue, ProxyQueue, ForeignQueue)):
+        return queue
+    if not hasattr(queue, "put_nowait"):
+        hint = ": give its .queue" if hasattr(queue, "get_server") else ""
+        raise LetterError(f"relay must be True, a socket's path or a queue with put_nowait, not {short(queue)}{hint}")
+    if _stays_in_process(queue):
+        raise LetterError(
+            f"relay={type(queue).__name__}: its items never leave this process; "
+            "use multiprocessing.Queue(), a manager's queue or SenderManager(...).queue"
+        )
+    token = getattr(queue, "_token", None)
+    if token is not None and hasattr(queue, "_authkey"):
+        if getattr(queue, "_serializer", "pickle") != "pickle":
+            raise LetterError("relay: a manager with serializer='xmlrpclib' cannot carry events; use 'pickle'")
+        return ProxyQueue(queue, token.address, SecretBytes(queue._authkey), token.id)
+    return ForeignQueue(queue)
+
+
+def _stays_in_process(queue: Any) -> bool:
+    for module in ("queue", "_queue", "asyncio", "gevent.queue"):
+        for name in ("Queue", "SimpleQueue"):
+            kind = getattr(sys.modules.get(module), name, None)
+            if isinstance(kind, type) and isinstance(queue, kind):
+                return True
+    return False
+
+
+class ManagerQueue:
+    """The queue of a `letterapp.relay.SenderManager`, for ``Letter(relay=manager.queue)``.
+
+    It can be pickled, and carries the authkey and the API key with it: whoever gets it can send events and, because
+    managers unpickle what arrives, run code in the manager's process. Safe in any thread and across forks.
+    """
+
+    has_feeder = False
+
+    def __init__(self, address: Address, authkey: bytes, api_key: Secret, base_url: str, proof: str) -> None:
+        self.address = address
+        self.api_key = api_key
+        self.base_url = base_url
+        self._authkey = SecretBytes(authkey)
+        self._proof = proof
+        self.retired = False
+        self.process: object = None  # the manager's, which it keeps going, in the process that started it alone
+
+    def connect(self, patience: float) -> ManagerConnection:
+        asked = (TYPEID, self._proof, self.base_url)
+        return ManagerConnection(self.address, self._authkey, patience, asked, answers=True)
+
+    def is_same(self, other: Target) -> bool:
+        return isinstance(other, ManagerQueue) and other.address == self.address
+
+    def finish(self) -> None:
+        pass
+
+    def ask(self, method: str) -> Any:
+        """Call ``method`` of the server over a connection of its own; `LetterError` when it does not answer."""
+        try:
+            connection = self.connect(ANSWERING)
+            try:
+                answer = connection.call(method, patience=ANSWERING)
+                if answer is None:
+                    raise Disconnected("it is ending")
+                return answer
+            finally:
+                connection.close()
+        except LetterError as problem:
+            raise LetterError(f"the manager at {self.address!r} refuses this client: {problem}") from None
+        except Exception as problem:
+            reraise_signal_error(problem)
+            raise LetterError(f"the manager at {self.address!r} cannot be used: {reason(problem)}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "retired": False, "process": None}
+
+    def __repr__(self) -> str:
+        return f"<ManagerQueue at {self.address!r}>"
+
+
+class ProxyQueue:
+    """A queue in any other manager, as ``multiprocessing.Manager().Queue()``: nobody answers what became of a batch."""
+
+    retired = False
+    has_feeder = False
+
+    def __init__(self, proxy: Any, address: Address, authkey: bytes, ident: str) -> None:
+        self._proxy = proxy  # while it lives the manager keeps the queue
+        self.address = address
+        self._authkey = authkey
+        self._ident = ident
+
+    def connect(self, patience: float) -> ManagerConnection:
+        return ManagerConnection(self.address, self._authkey, patience, self._ident, answers=False)
+
+    def is_same(self, other: Target) -> bool:
+        return isinstance(other, ProxyQueue) and (other.address, other._ident) == (self.address, self._ident)
+
+    def finish(self) -> None:
+        pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A proxy that is pickled outside of `Process` loses a key of its own (cpython issue 139801); this one keeps it.
+        return {**self.__dict__, "_proxy": None}
+
+    def __repr__(self) -> str:
+        return f"<queue of the manager at {self.address!r}>"
+
+
+_feeders: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # of each queue the process that its feeder belongs to
+
+
+class ForeignQueue:
+    """A queue that is called in this process: ``multiprocessing.Queue()``, or any other with ``put_nowait``.
+
+    A ``multiprocessing.Queue`` only lays an item down for its feeder thread, which is gone at a kill or `os._exit`. So
+    a batch counts as settled when the feeder has written it, and stays its process's own until then.
+    Pickled as the queue itself is, so a ``multiprocessing.Queue`` goes to `Process` and pool initializers only.
+    """
+
+    retired = False
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+        self.has_feeder = all(hasattr(queue, name) for name in ("_buffer", "_notempty", "_thread"))
+        self._stuck_from = 0.0  # when the last batch was put
+        self._gave_up = False  # one of ours may still be with a feeder that cannot write it
+        self._pipe = _identity(queue) if self.has_feeder else None
+        if self.has_feeder:
+            _feeders.setdefault(queue, os.getpid())
+
+    def connect(self, patience: float) -> ForeignQueue:
+        return self
+
+    def is_same(self, other: Target) -> bool:
+        return isinstance(other, ForeignQueue) and other.queue is self.queue
+
+    def is_kept_from_us(self) -> bool:
+        """True when there are items, though a `get` found none: another reader has the queue's lock, maybe a dead one.
+
+        A process that is killed in `get` never gives the lock of a ``multiprocessing.Queue`` back.
+        """
+        try:
+            return self.has_feeder and not self.queue.empty()
+        except OSError:
+            return False
+
+    def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool:
+        if self.has_feeder:
+            if _identity(self.queue) != self._pipe:
+                raise Disconnected("its descriptor was closed")
+            _renew_feeder(self.queue)
+            if self._gave_up and self.is_being_written():
+                raise Full("nobody reads it")
+            self._gave_up = False
+        self.queue.put_nowait(batch)
+        self._stuck_from = monotonic()
+        return True
+
+    def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | None:
+        until = monotonic() + linger
+        pause = _FEEDER_LOOK
+        while self.is_being_written():
+            now = monotonic()
+            if now >= self._stuck_from + _STUCK:
+                self._gave_up = True
+                raise Full("nobody reads it")
+            if now >= until:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+        return []
+
+    def finish(self) -> None:
+        """See `Target`. `multiprocessing` joins the feeder without a time-out, for ever where nobody reads."""
+        if self.is_being_written():
+            self.queue.cancel_join_thread()
+
+    def close(self) -> None:
+        pass
+
+    def is_being_written(self) -> bool:
+        """True until the feeder of this process has written all that it has. It waits for more only then."""
+        # A parent's feeder is nothing to wait for, nor is its lock, which some thread may have held at the fork.
+        if not self.has_feeder or self.queue._thread is None or _feeders.get(self.queue) != os.getpid():
+            return False
+        with self.queue._notempty:
+            return bool(self.queue._buffer) or not self.queue._notempty._waiters
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"queue": self.queue}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["queue"])  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"<{type(self.queue).__module__}.{type(self.queue).__name__}>"
+
+
+def _identity(queue: Any) -> tuple[int, int] | None:
+    """What the feeder writes to; another file when somebody has closed the descriptor, whose number is given again."""
+    try:
+        status = os.fstat(queue._writer.fileno())
+    except (AttributeError, OSError, ValueError):
+        return None  # closed; a Windows pipe, which has no descriptor
+    return status.st_dev, status.st_ino
+
+
+def _renew_feeder(queue: Any) -> None:
+    """Have a ``multiprocessing.Queue`` start a feeder thread of this process.
+
+    Its own fork hook is called for `multiprocessing` children alone, not after `os.fork()` (cpython
+    ``multiprocessing/queues.py``, `Queue._after_fork`): there it takes items, and nothing ever writes them.
+    """
+    feeder, pid = queue._thread, os.getpid()
+    if feeder is None or (_feeders[queue] == pid and feeder.is_alive()):
+        _feeders[queue] = pid
+        return
+    if _feeders[queue] == pid:
+        raise Disconnected("its feeder thread has ended")
+    _feeders[queue] = pid
+    if hasattr(queue, "_reset"):
+        queue._reset(after_fork=True)
+    else:
+        queue._after_fork()  # 3.8
+
+
+def reason(problem: Exception) -> str:
+    """What an exchange with a queue failed for, in words."""
+    if isinstance(problem, Full):
+        return f"it takes nothing: {problem}" if str(problem) else "it is full"
+    if isinstance(problem, socket.timeout):
+        return "it does not answer in time"
+    if isinstance(problem, LetterError):
+        return f"it refuses this client: {problem}"
+    text = getattr(problem, "strerror", None) or str(problem)
+    return f"{text} ({type(problem).__name__})" if text else type(problem).__name__

@@ -1,0 +1,301 @@
+"""A sender with a shortcut: events go to the relay, and what the relay does not take goes the process's own way.
+
+Responsible for: `RelayDelivery`, which of the two ways an event goes, and what both say together. Not responsible for:
+the relay's socket (`_relay.client`), starting one (`launcher`), sending (`sender`).
+
+While the relay takes events no thread runs in this process. An event that is handed over is held until the relay has
+settled it, and goes the own way should the relay be gone before that.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import threading
+
+from .._delivery import shutdown
+from .._delivery.base import Delivery
+from .._delivery.sender import Sender
+from .._runtime import servers
+from .._runtime.clock import monotonic
+from .._runtime.condition import Condition
+from .._runtime.guards import ReentrancyGuard, ThreadClaim
+from ..errors import LetterError
+from . import launcher, protocol
+from .client import RelayClient
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .._config import Settings
+
+_QUIET = 60.0  # seconds in which the same trouble is not reported again
+_WHILE_RETURNING = 0.05  # seconds: the thread that takes events back may have been cut short
+_FIRST_START, _LONGEST_START = 1.0, 60.0  # seconds from one attempt to start a relay to the next
+
+
+class RelayDelivery(Delivery):
+    """Hands the events of this process to a relay, or delivers them itself."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = monotonic,
+        local: Sender | None = None,
+        lease: Any = None,
+    ) -> None:
+        """``lease`` is what keeps a relay going: the first of a family takes it (`start`), and all inherit it.
+
+        ``local``: what sends the events that the relay does not take.
+        """
+        self._settings = settings
+        self._clock = clock
+        self._progress = Condition() if local is None else local.progress
+        self._local = local or Sender(settings, clock, progress=self._progress)
+        # By itself, because its thread may outlive this object; after this one, which may give it events.
+        self._local.ends_last = True
+        shutdown.register(self._local)
+        self.owner = self._local.owner
+        self.reporter = self._report = self._local.reporter
+        self.exit_timeout = settings.exit_timeout
+        self._successors: dict[int, RelayDelivery] = {}
+        self._lease = lease
+        self._has_left = False  # everything goes the own way from now on: closed, or the end of the process
+        self._restart = ThreadClaim()  # a thread starts a relay
+        self._attending = ReentrancyGuard()  # threads that hear what the link has to say, and may call `on_error`
+        self._returning = threading.Lock()  # held by the thread that sends again what a relay had
+        self._is_told = False  # that the relay is not to be had at present
+        self._rest_is_told = False  # what the relay has at the end
+        self._breaks_told = 0
+        self._start_trouble = ""  # why there was none at the start, until that is told
+        self._told: dict[str, float] = {}  # when which trouble was reported last
+        self._next_start = 0.0
+        self._start_wait = _FIRST_START
+        self._client = RelayClient(
+            lambda: launcher.place(settings),
+            lambda: protocol.Caller(settings.api_key, settings.base_url, protocol.EVENTS),
+            settings.max_queue_events,
+            settings.max_queue_bytes,
+            settings.relay_user,
+        )
+
+    @classmethod
+    def start(cls, settings: Settings) -> RelayDelivery:
+        """With a relay that runs: blocks until it does, or cannot. `LetterError` when it refuses or never can."""
+        launcher.check(settings)
+        try:
+            return cls(settings, lease=launcher.lease(settings) if settings.enabled else None)
+        except launcher.NoRelay as problem:
+            sender = cls(settings)
+            sender._start_trouble = str(problem)
+            sender._client.news = True
+            return sender
+
+    def put(self, event: bytes) -> None:
+        if self._has_left or not self._client.send_event(event):
+            if self._client.has_news():
+                self._attend()  # what the relay had goes first
+            self._local.put(event)
+        elif self._client.news:
+            self._attend()
+
+    def flush(self, timeout: float) -> bool:
+        deadline = self._clock() + timeout
+        self._client.request_flush()
+        # The own way first, because the relay works by itself meanwhile; and again for what came back from it.
+        self._local.flush(timeout)
+        settled = self._await_relay(deadline)
+        return self._local.flush(max(0.0, deadline - self._clock())) and settled
+
+    def close(self, timeout: float) -> bool:
+        deadline = self._clock() + timeout
+        self._has_left = True
+        self._client.request_flush()
+        self._local.drain(deadline)
+        settled = self._await_relay(deadline)
+        settled = self._local.close_by(deadline, timeout) and settled
+        self._await_start(deadline)
+        self._tell_rest(f"the {timeout:g} s of close()")
+        self._client.close()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.close()  # this process's; its children have their own copies
+        return settled
+
+    def begin_shutdown(self) -> None:
+        self._has_left = True
+        self._client.request_flush()
+
+    def end(self, deadline: float, final: bool) -> None:
+        self._local.drain(deadline)
+        self._await_relay(deadline)
+        if final:
+            self._tell_rest(f"the {self.exit_timeout:g} s that the end of the process may take")
+            self._client.close()
+
+    def defer_signal(self, act: Callable[[], object]) -> bool:
+        if self._client.is_held_by_this_thread():
+            _thread.start_new_thread(self._client.call_when_released, (act,))
+            return True
+        return self._local.defer_signal(act)
+
+    def stats(self) -> dict[str, Any]:
+        self._client.read_acks()
+        if self._client.has_news():
+            self._attend()
+        stats = self._local.stats()
+        link = self._client.counts()
+        for cause, count in link.lost.items():
+            stats["lost"][cause] = stats["lost"].get(cause, 0) + count
+        stats["relayed"] = link.relayed
+        stats["accepted"] += link.relayed
+        stats["delivered"] += link.delivered
+        stats["waiting"] += link.waiting
+        stats["waiting_bytes"] += link.waiting_bytes
+        if link.is_up:
+            stats["mode"] = "relay"
+        return stats
+
+    def quick_counts(self) -> tuple[int, int, int]:
+        own, relayed = self._local.quick_counts(), self._client.quick_counts()
+        return own[0] + relayed[0], own[1] + relayed[1], own[2] + relayed[2]
+
+    def for_child(self) -> RelayDelivery:
+        child = RelayDelivery(self._settings, self._clock, self._local.for_child(), self._lease)
+        child._has_left = self._local.is_closed
+        # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
+        return self._successors.setdefault(os.getpid(), child)
+
+    # What concerns the process's own way alone, which is told of the process's end and forks itself.
+
+    def refuse(self, cause: str, error: LetterError | None = None) -> None:
+        self._local.refuse(cause, error)
+
+    def start_recovery(self) -> None:
+        self._local.start_recovery()
+
+    def cancel_shutdown(self) -> None:
+        pass
+
+    def recover_from_children(self) -> None:
+        pass
+
+    @property
+    def sends_on_os_exit(self) -> bool:
+        return self._local.sends_on_os_exit
+
+    # What the link has to say.
+
+    def _attend(self) -> None:
+        """Report what the relay told of, send again what it had when it went, and see to it that there is one again."""
+        if self._client.is_held_by_this_thread() or self._attending.is_here():
+            return  # a signal handler in the middle of it, or `on_error` below: who was interrupted comes here again
+        self._attending.run(self._hear)
+
+    def _hear(self) -> None:
+        link = self._client
+        link.news = False
+        if link.has_returned() and not self._returning.locked():
+            # (A thread that comes just between these waits for the other one, and finds nothing left.)
+            with self._returning:
+                event = link.next_returned()
+                while event is not None:
+                    self._local.put(event)
+                    link.confirm_returned()
+                    event = link.next_returned()
+            self._progress.notify_all()
+        for error in link.take_errors():
+            self._report(error)
+        trouble, self._start_trouble = self._start_trouble, ""
+        if trouble:
+            self._is_told = True
+            self._tell(trouble)
+        if not link.trouble and not trouble:
+            self._start_wait = _FIRST_START
+            self._is_told = False
+            return
+        if self._breaks_told != link.breaks:
+            self._told.clear()  # it is another one that was lost
+        if self._breaks_told != link.breaks or not self._is_told:
+            self._breaks_told = link.breaks
+            self._is_told = True
+            self._tell(f"the relay {link.trouble}; until it is back events go this process's own way")
+        if self._settings.relay is True and not (self._has_left or link.is_connected()):
+            self._start_again()
+
+    def _tell(self, trouble: str) -> None:
+        now = self._clock()
+        if now - self._told.get(trouble, -_QUIET) >= _QUIET:
+            self._told[trouble] = now
+            self._report(LetterError(trouble, cause="degraded"))
+
+    def _tell_rest(self, time_that_is_over: str) -> None:
+        """Report what the relay has not settled: it may deliver that or lose it, and has nobody to tell then."""
+        events = self._client.unsettled()
+        if events and not self._rest_is_told:
+            self._rest_is_told = True
+            said = (
+                f"{len(events):,} events were handed to the relay and are not settled after {time_that_is_over}: "
+                "it goes on trying, and tells its log what it gives up"
+            )
+            self._report(LetterError(said, cause="degraded", lost=0, events=events))
+
+    def _await_relay(self, deadline: float) -> bool:
+        """Wait until what was handed over is settled, or on its own way; False when ``deadline`` has come."""
+        link = self._client
+        if not self._local.may_wait() or link.is_held_by_this_thread() or self._attending.is_here():
+            return False
+        target = link.sent_count
+        while not link.wait(target, deadline, self._clock):
+            if self._clock() >= deadline or link.is_held_by_this_thread():
+                break
+            if not link.is_connected():
+                break
+        self._attend()
+        while link.has_returned() and not link.has_settled(target):  # another thread does that
+            with self._progress.waiter() as sleeper:
+                left = deadline - self._clock()
+                if left <= 0 or not link.has_returned():
+                    break
+                sleeper.wait(min(left, _WHILE_RETURNING))
+            self._attend()
+        return link.has_settled(target)
+
+    def _await_start(self, deadline: float) -> None:
+        """A relay that is just being started would find nobody when this process has closed."""
+        if self._local.may_wait():
+            self._progress.wait_while(self._is_starting, deadline, self._clock)
+
+    def _is_starting(self) -> bool:
+        return self._restart.is_active()
+
+    def _start_again(self) -> None:
+        now = self._clock()
+        if now < self._next_start:
+            return
+        self._next_start = now + self._start_wait
+        self._start_wait = min(2 * self._start_wait, _LONGEST_START)
+        claim = self._restart = ThreadClaim()
+        with claim.starting:
+            claim.started = servers.start_thread(self._take_lease)
+        if not claim.started:
+            self._take_lease()  # where no thread runs a call is what there is
+
+    def _take_lease(self) -> None:
+        try:
+            self._start_and_join()
+        except LetterError as problem:
+            self._tell(str(problem))
+        finally:
+            self._restart = ThreadClaim()  # it is over
+            self._progress.notify_all()
+
+    def _start_and_join(self) -> None:
+        lease, before = launcher.lease(self._settings), self._lease
+        self._lease = lease
+        if before is not None:
+            before.close()
+        if self._has_left and lease is not None:
+            lease.close()  # closed meanwhile: nobody needs it any more
+        self._client.retry_soon()

@@ -1,0 +1,190 @@
+"""Handing batches over to a queue: one at a time, and the process's own way whenever the queue does not take one.
+
+Responsible for: the batch that is in flight, when a queue that failed is tried again, what is said of it and how often.
+Not responsible for: how a batch gets into a queue (`targets`), what happens to one that is not taken (`sender`).
+
+    IDLE --- put ---> IN FLIGHT --- settled ---> IDLE
+     ^                    |
+     +-- any exception ---+    the connection is closed, and the queue is not tried before `_next_try`
+
+Used by one thread at a time: whoever holds the sender's turn. Nothing is known of a batch whose queue failed, so the
+sender sends it itself, under the same ids.
+"""
+
+from __future__ import annotations
+
+from .._delivery import shutdown
+from .._delivery.retry import Pending, Settled
+from .._queues.manager_connection import NOT_YET
+from .._queues.targets import reason
+from .._runtime.signal_errors import reraise_signal_error
+from ..errors import LetterError
+from .protocol import lost_error, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from .._queues.manager_connection import Batch
+    from .._queues.targets import Channel, Target
+
+# Seconds that a queue's process may take to answer. Longer than a busy machine lets a process wait, and short enough
+# that a stopped one costs a batch no more than a slow API does. Less where the end of the process would be over before.
+PATIENCE, LEAST_PATIENCE = 1.0, 0.05
+OF_EXIT_TIMEOUT = 0.25  # part of `exit_timeout`: a stopped process is noticed, and there is time for the own way
+CONNECTING = 2.0  # times that, for two connections with a challenge and an answer each
+# Seconds in a call that sends because no thread can run: for an answer, which a later call may read, and for a
+# connection. A manager on a busy machine takes some 10 ms for that; one that stands still is tried each second at most.
+INLINE_WAIT, INLINE_CONNECT = 0.002, 0.025
+LINGER = 0.25  # seconds that one question whether a batch is settled waits: then a flush that has begun is told
+POLL = 0.05  # seconds until the next such question where none may wait, and until a full queue is tried again
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
+QUIET = 60.0  # seconds in which the same trouble is not reported again
+
+
+class Handover:
+    """The way of one client in one process into a queue."""
+
+    def __init__(
+        self,
+        target: Target,
+        timeout: float,
+        exit_timeout: float,
+        report: Callable[[LetterError], object],
+        clock: Callable[[], float],
+    ) -> None:
+        """``timeout``: seconds that a batch may wait for room in a queue that asks for patience. Opens nothing."""
+        self.target = target
+        self.is_ending = False  # the client or its process ends: nothing waits for room any more
+        self.relayed = 0  # events that were settled over it
+        self._is_working = True
+        self._timeout = timeout
+        self._patience = max(LEAST_PATIENCE, min(PATIENCE, OF_EXIT_TIMEOUT * exit_timeout))
+        self._report = report
+        self._clock = clock
+        self._channel: Channel | None = None
+        self._batch: Batch | None = None  # in flight over the channel
+        self._is_accepted = False  # the queue has said that it has it
+        self._is_amid = False  # in an exchange, which an exception of a signal handler may cut short for good
+        self._full_since: float | None = None
+        self._next_try = 0.0
+        self._wait = FIRST_WAIT
+        self._is_told = False
+        self._told: dict[str, float] = {}  # when which trouble was reported last
+
+    @property
+    def is_up(self) -> bool:
+        """True while batches go this way, as far as is known."""
+        return self._is_working and not self.target.retired
+
+    def offer(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
+        """Hand ``batch`` over, or ask again what became of it; None when it must go the process's own way.
+
+        ``urgent``: somebody waits for it, so it is to wait for no company.
+        Blocks up to ``linger`` seconds until the batch is settled, 0 where a call must not wait for that.
+        """
+        if self._is_amid:
+            self.close()  # cut short: the next answer on this connection might be the last question's
+            self._is_amid = False
+        if self._batch is not None and self._batch != batch:
+            self.close()  # given up meanwhile; what becomes of it is told in the manager's log
+        if self._batch is None and (not self._may_try() or self._clock() < self._next_try):
+            return None
+        # A mark and not a `finally`, because an exception of a signal handler cuts short any cleaning up too.
+        self._is_amid = True
+        outcome: Settled | Pending | None = None
+        try:
+            outcome = self._exchange(batch, linger, urgent)
+        except ValueError as problem:
+            reraise_signal_error(problem)
+            self.close()
+            self._tell(f"did not take a batch: {problem}")  # this one: nothing is wrong with the queue
+        except Exception as problem:
+            reraise_signal_error(problem)
+            self._fail(reason(problem))
+        self._is_amid = False
+        return outcome
+
+    def finish(self) -> None:
+        """The process ends: what the queue has not written by now does not hold that up."""
+        self.target.finish()
+
+    def close(self) -> None:
+        """Close the connection, if there is one. The next batch opens another."""
+        channel, self._channel = self._channel, None
+        self._batch, self._is_accepted = None, False
+        if channel is not None:
+            channel.close()
+
+    def _may_try(self) -> bool:
+        return not (self.target.retired or (self.target.has_feeder and shutdown.is_past_multiprocessing()))
+
+    def _exchange(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
+        # Seconds for an answer: no more than the caller has.
+        wait = min(self._patience, linger) if linger else INLINE_WAIT
+        if not self._is_accepted:
+            answer = self._put(batch, urgent, wait)
+            if answer is NOT_YET:
+                return Pending(POLL)
+            self._batch = None
+            if not answer:
+                return self._wait_for_room()
+            self._batch = batch
+            self._is_accepted = True
+            self._full_since = None
+            self._recover()
+        assert self._channel is not None
+        reports = self._channel.settled(min(linger, wait, LINGER), urgent, wait, self._patience)
+        if reports is None or reports is NOT_YET:
+            return Pending(0.0 if linger else POLL)
+        assert isinstance(reports, list)
+        self._batch, self._is_accepted = None, False
+        self.relayed += len(batch)
+        return Settled([lost_error(parse(report), len(batch)) for report in reports])
+
+    def _put(self, batch: Batch, urgent: bool, wait: float) -> bool | object:
+        if self._channel is not None:
+            try:
+                answer = self._channel.put(batch, urgent, wait, self._patience)
+                self._batch = batch
+                return answer
+            except ConnectionError as problem:
+                reraise_signal_error(problem)
+                self.close()  # its process was started anew while nothing was handed over, as a kept manager may be
+        self._channel = self.target.connect(INLINE_CONNECT if wait == INLINE_WAIT else CONNECTING * wait)
+        self._batch = batch
+        return self._channel.put(batch, urgent, wait, self._patience)
+
+    def _wait_for_room(self) -> Pending | None:
+        now = self._clock()
+        if self._full_since is None:
+            self._full_since = now
+        if now - self._full_since < self._timeout and not self.is_ending:
+            return Pending(POLL)
+        self._full_since = None
+        self._fail("it has had no room for longer than `timeout`")
+        return None
+
+    def _recover(self) -> None:
+        self._is_working = True
+        self._wait = FIRST_WAIT
+        self._is_told = False
+
+    def _fail(self, why: str) -> None:
+        self.close()
+        if self.target.retired:
+            return
+        self._is_working = False
+        now = self._clock()
+        self._next_try = now + self._wait
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+        if not self._is_told:
+            self._tell(f"cannot be used: {why}")
+        self._is_told = True
+
+    def _tell(self, trouble: str) -> None:
+        now = self._clock()
+        if now - self._told.get(trouble, -QUIET) >= QUIET:
+            self._told[trouble] = now
+            said = f"relay: {self.target!r} {trouble}; this process sends its events itself meanwhile"
+            self._report(LetterError(said, cause="degraded"))

@@ -1,0 +1,288 @@
+"""The one sender process of a `SenderManager`: what its server exposes, and the server.
+
+Responsible for: admitting batches, answering what became of each, refusing further ones at the end. Not responsible
+for: sending (`ownership`, `sender`), the process with its signals and its end (`manager_program`).
+
+    a thread a connection (`multiprocessing.managers.Server`)        the sender's thread
+    --------------------------------------------------------        -------------------
+    put_nowait(batch) ---> admit ---> outbox ----------------------> step ---> post
+    settled(seconds)  <--- wait <------------ progress bell <-------- settled, or its report
+
+A connection has one batch at a time, so what is known of it hangs on its thread and goes with it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from hmac import compare_digest
+from multiprocessing.managers import Server
+from queue import Full
+from weakref import WeakSet, ref
+
+from .._config import MAX_ITEMS
+from .._delivery import shutdown
+from .._queues.targets import TYPEID
+from .._relay import launcher, protocol
+from .._runtime.clock import monotonic
+from .._runtime.condition import Condition
+from .._version import __version__
+from ..errors import LetterError
+from .ownership import OwnedSender, Owner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .._config import Settings
+    from .._queues.manager_connection import Address
+
+EXPOSED = ("put_nowait", "settled", "status")
+BACKLOG = 512  # connections that the system accepts while the server is busy
+_CROWDED = 0.1  # seconds until connections are accepted again after there was no descriptor or thread for them
+
+
+class Session:
+    """What a connection's thread knows. It is dropped with the thread, and so tells that the other side has gone."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+        self.batch: BatchOwner | None = None  # handed over, and its answer not fetched
+
+    def __del__(self) -> None:
+        if self.batch is not None:
+            self.batch.log_reports(self._log)
+
+
+class BatchOwner(Owner):
+    """A batch that was handed over, as the owner of its events."""
+
+    def __init__(self, session: Session, events: int) -> None:
+        super().__init__()
+        self._session = ref(session)
+        self._gave_up = False
+        self.events = events
+
+    @property
+    def is_reachable(self) -> bool:
+        return not self._gave_up and self._session() is not None
+
+    @is_reachable.setter
+    def is_reachable(self, value: bool) -> None:
+        self._gave_up = not value
+
+    def is_settled(self) -> bool:
+        return self.settled >= self.events
+
+    def log_reports(self, log: Callable[[str], None]) -> None:
+        """Tell the log what nobody is left to be told."""
+        if self.keeps:
+            return
+        for line in self.take_reports():
+            said = protocol.parse(line)
+            log(f"{said['lost']:,} of processes that have ended: {said['message']}")
+
+
+class Batches:
+    """The queue that the server exposes. Its methods are called by one thread a connection."""
+
+    def __init__(self, settings: Settings, flush_at: int, log: Callable[[str], None]) -> None:
+        """``flush_at``: events at which what was handed over waits for no more company; `Sender` itself has no say."""
+        self._flush_at = flush_at
+        self._settings = settings
+        self._log = log
+        self._proof = protocol.proof(settings.api_key)
+        self._progress = Condition()
+        self._owned = OwnedSender(settings, log, self._progress)
+        self._sender = self._owned.sender
+        # Guards `_sessions` and `_is_closing`. Held while a batch is admitted, so that all of it finds room or none,
+        # and its events stay together.
+        self._admission = threading.Lock()
+        self._local = threading.local()
+        self._sessions: WeakSet[Session] = WeakSet()
+        self._is_closing = False
+        self._started = monotonic()
+
+    # Exposed.
+
+    def open(self, proof: str, base_url: str) -> Batches:
+        """What a connection asks for first; `LetterError` for a client of another key or API."""
+        if not compare_digest(proof.encode(), self._proof.encode()):
+            raise LetterError("it sends with another API key")
+        if base_url != self._settings.base_url:
+            raise LetterError(f"it sends to another API, {self._settings.base_url}")
+        return self
+
+    def put_nowait(self, batch: list[bytes], urgent: bool) -> bool:
+        """Take all events of ``batch`` or none; False for "no room, ask again", `Full` for "no room".
+
+        It waits for the company of other processes' events for `flush_interval`, unless it is ``urgent``.
+        """
+        # `Server.serve_client` keeps what is raised here, and so this frame: a session in it would outlive its thread.
+        size = self._check(batch)
+        with self._admission:
+            if self._is_closing:
+                raise Full("it is shutting down")
+            if not self._sender.has_room(len(batch), size):
+                if self._settings.overflow == "block" and self._may_ever_fit(len(batch), size):
+                    return False
+                raise Full
+            if not self._admit(batch):
+                raise Full
+        if urgent or self._sender.stats()["waiting"] >= self._flush_at:
+            self._sender.request_flush()
+        return True
+
+    def settled(self, seconds: float, urgent: bool) -> list[bytes] | None:
+        """Wait up to ``seconds``: the reports of what is lost of this connection's batch, None if it is not settled."""
+        owner = self._batch_of_this_connection()
+        if owner is None:
+            raise ValueError("no batch was handed over on this connection")
+        if urgent and not owner.is_settled():
+            self._sender.request_flush()
+        self._owned.pending_acks()  # nobody is told unasked here
+        self._progress.wait_while(lambda: not owner.is_settled(), monotonic() + seconds, monotonic)
+        if owner.keeps or not owner.is_settled():
+            return None  # the first: given up here at the end, and its process sends it
+        self._session().batch = None
+        return owner.untold()
+
+    def status(self) -> dict[str, Any]:
+        stats = self._sender.stats()
+        return {
+            "pid": stats["pid"],
+            "version": __version__,
+            "api": self._settings.base_url,
+            "seconds": round(monotonic() - self._started, 1),
+            "connections": len(self._sessions),
+            **{name: stats[name] for name in ("accepted", "adopted", "delivered", "retried", "lost", "waiting")},
+            "waiting_bytes": stats["waiting_bytes"],
+            "memory": stats["memory"],
+        }
+
+    # Called by the process's main thread.
+
+    def begin(self) -> None:
+        """Send what an earlier process left in the spool. To be called before clients take descriptors."""
+        self._sender.prepare()
+        self._sender.flush(0.0)
+
+    def is_used(self) -> bool:
+        """True while a client is connected."""
+        return len(self._sessions) > 0
+
+    def close(self) -> bool:
+        """Take no more, and settle what was taken within `exit_timeout`. Processes send the rest themselves."""
+        timeout = self._settings.exit_timeout
+        deadline = monotonic() + timeout
+        with self._admission:
+            self._is_closing = True
+        self._sender.begin_shutdown()
+        self._sender.flush(timeout)
+        # An answer that is there is fetched at once; a process that is stopped may not hold this one up.
+        self._progress.wait_while(self._has_answers_to_give, deadline, monotonic, 0.02)
+        for session in self._connected():
+            if session.batch is not None:
+                session.batch.keeps, session.batch.is_reachable = True, False
+        settled = self._sender.close_by(deadline, timeout)
+        shutdown.unregister(self._sender)  # this was its end; what a spool keeps the next start sends
+        return settled
+
+    def _has_answers_to_give(self) -> bool:
+        return any(session.batch is not None and session.batch.is_settled() for session in self._connected())
+
+    def _admit(self, batch: list[bytes]) -> bool:
+        session = self._session()
+        session.batch = owner = BatchOwner(session, len(batch))
+        if all(self._owned.admit(event, owner) for event in batch):
+            return True
+        session.batch = None  # what was admitted is sent, here and by its process, under the same ids
+        return False
+
+    def _may_ever_fit(self, events: int, size: int) -> bool:
+        return events <= self._settings.max_queue_events and size <= self._settings.max_queue_bytes
+
+    def _batch_of_this_connection(self) -> BatchOwner | None:
+        session: Session | None = getattr(self._local, "session", None)
+        return session.batch if session is not None else None
+
+    def _connected(self) -> list[Session]:
+        with self._admission:
+            return list(self._sessions)
+
+    def _session(self) -> Session:
+        session: Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = Session(self._log)
+            self._sessions.add(session)
+        return session
+
+    def _check(self, batch: Any) -> int:
+        if not isinstance(batch, list) or not 0 < len(batch) <= MAX_ITEMS:
+            raise ValueError(f"a batch is a list of 1 to {MAX_ITEMS} events")
+        largest = min(self._settings.max_batch_bytes, self._settings.max_queue_bytes)
+        for event in batch:
+            if not isinstance(event, bytes) or event[:1] != b"{" or event[-1:] != b"}" or b"\n" in event:
+                raise ValueError("an event is a JSON object in one line, as bytes")
+            if len(event) > largest:
+                raise ValueError(f"an event of {len(event):,} bytes is larger than {largest:,}")
+        return sum(map(len, batch))
+
+
+class BatchServer(Server):
+    """A manager's server that stops accepting when it is told to, and bears a system without descriptors or threads."""
+
+    listener: Any  # `Server`'s own, a `multiprocessing.connection.Listener`
+
+    def __init__(self, batches: Batches, address: Address | None, authkey: bytes) -> None:
+        registry: Any = {TYPEID: (batches.open, EXPOSED, None, None)}
+        super().__init__(registry, address, authkey, "pickle")
+        self._is_closed = False
+        try:
+            self.listener._listener._socket.listen(BACKLOG)  # 16 in 3.11 and older
+        except AttributeError:
+            pass  # a pipe
+
+    def accepter(self) -> None:
+        while True:
+            while not (self._is_closed or launcher.has_descriptor_for_client()):
+                time.sleep(_CROWDED)
+            try:
+                connection = self.listener.accept()
+            except OSError:
+                if self._is_closed:
+                    return
+                time.sleep(_CROWDED)
+                continue
+            if not isinstance(self.address, str):
+                _keep_alive(connection)
+            thread = threading.Thread(target=self.handle_request, args=(connection,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                connection.close()
+                time.sleep(_CROWDED)
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket and remove its file. Connections that are open go on."""
+        self._is_closed = True
+        try:
+            self.listener._listener._socket.shutdown(socket.SHUT_RDWR)  # `close` alone does not end a wait in `accept`
+        except (AttributeError, OSError):
+            pass  # a pipe; a system where a listening socket has nothing to shut down
+        try:
+            self.listener.close()
+        except FileNotFoundError:
+            pass  # somebody has removed the socket's file
+
+
+def _keep_alive(connection: Any) -> None:
+    """Have the system find out when the host at the other end has gone."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def log(text: str) -> None:
+    launcher.write_log("manager", text)

@@ -1,0 +1,273 @@
+"""``python -m letterapp relay``: a relay as a program.
+
+Responsible for: its options, its place in the file system, its signals, what it says of itself. Not responsible for:
+what a relay does (`socket_server`), starting one for clients (`launcher`).
+
+One that somebody keeps (systemd, a container) serves until SIGTERM or SIGINT, and drains then. One that was started for
+clients is nobody's child and leaves after its last client: whoever signals a whole group of processes or a whole
+service means the application, whose last events are still to come.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import json
+import os
+import signal
+import stat
+import sys
+import time
+
+from .._client import settings_of
+from .._config import Settings
+from .._path_trust import must_be_guarded, must_be_ours
+from .._relay import launcher, protocol
+from .._runtime.clock import monotonic
+from ..errors import LetterError
+from .socket_server import RelayServer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+BACKLOG = 512  # connections that the system accepts while the relay is busy
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AFTER_SIGTERM = 30.0  # seconds that a relay which was started for clients waits for them after SIGTERM or SIGINT
+_ABANDONED = 2.0  # seconds that one which has the place may be without a socket
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLINK = 0.02  # seconds between two looks for a relay that another process has just started
+
+
+def relay(options: argparse.Namespace) -> int:
+    """Serve, or say how the relays are. Returns the exit status."""
+    try:
+        if options.status:
+            return _show_status(options)
+        if options.for_clients:
+            given = sys.stdin.readline()
+            if not given:
+                return 1  # who started it has ended
+            settings = settings_of(**json.loads(given))
+            del given  # which holds the key
+            launcher.detach()
+            for number in (*GROUP_SIGNALS, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # until there is something that could leave
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        else:
+            settings = _settings_of(options)
+        return _Program(settings, os.path.abspath(options.socket), options.group, options.for_clients).run()
+    except LetterError as problem:
+        _log(str(problem))
+    except OSError as problem:
+        _log(f"{problem.filename or options.socket or 'relay'}: {problem.strerror or problem}")
+    return 1
+
+
+def _settings_of(options: argparse.Namespace) -> Settings:
+    if not options.socket:
+        raise LetterError("--socket is required: the path at which the clients find the relay")
+    if len(os.fsencode(os.path.abspath(options.socket))) > launcher.LONGEST_PATH:
+        raise LetterError(f"--socket is too long for a socket's path: {launcher.LONGEST_PATH} bytes at most")
+    given: dict[str, Any] = {"spool": options.spool, "api_key": launcher.read_api_key(options.api_key_file)}
+    if options.base_url:
+        given["base_url"] = options.base_url
+    return settings_of(**given)
+
+
+class _Program:
+    """One relay at one place."""
+
+    def __init__(self, settings: Settings, path: str, group: str | None, for_clients: bool) -> None:
+        self._settings = settings
+        self._path = path
+        self._group = group
+        self._for_clients = for_clients
+        self._terminations = 0
+        self._identity = (0, 0)
+        self._lock = -1
+
+    def run(self) -> int:
+        os.umask(0o077)
+        launcher.protect_memory()
+        launcher.keep_stderr_from_blocking()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a thread that blocks signals may have started it
+        self._prepare_directory()
+        if not self._lock_place():
+            if self._for_clients:
+                _ready()  # another one that was started at the same time serves
+                return 0
+            raise LetterError(f"another relay serves at {self._path}")
+        listener = self._listen()
+        launcher.raise_descriptors()
+        self._relay = RelayServer(self._settings, listener, self._for_clients, _log, self._path)
+        for number in GROUP_SIGNALS:
+            signal.signal(number, self._terminate)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, lambda *_: self._relay.tell_status())
+        if self._for_clients:
+            launcher.leave_starters_pipe(os.path.dirname(self._path))
+            _ready()
+        else:
+            if os.geteuid() == 0:
+                _log("it runs as root, which it does not need: give it a user of its own")
+            _log(f"serving at {self._path} for {self._settings.base_url}")
+        launcher.notify("READY=1")
+        self._relay.serve(self._vacate)
+        if not self._for_clients:
+            status = self._relay.status()
+            _log(
+                f"{status['delivered']:,} delivered, {sum(status['lost'].values()):,} lost, {status['waiting']:,} left"
+            )
+        return 0
+
+    def _terminate(self, *_: object) -> None:
+        self._terminations += 1
+        waits = self._for_clients and self._terminations == 1
+        self._relay.leave(AFTER_SIGTERM if waits else 0.0)
+
+    # The place.
+
+    def _prepare_directory(self) -> None:
+        directory = os.path.dirname(self._path)
+        try:
+            os.mkdir(directory, 0o700)
+            is_new = True
+        except FileExistsError:
+            is_new = False
+        if self._for_clients:
+            must_be_ours(directory)
+        else:
+            must_be_guarded(directory)  # from here on nobody else can put something in the place of what lies there
+        if is_new and self._group is not None:
+            opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchown(opened, -1, _group_id(self._group))
+                os.fchmod(opened, 0o750)
+            finally:
+                os.close(opened)
+
+    def _lock_place(self) -> bool:
+        """True when the place is this process's; False when another one serves there."""
+        place = self._path + ".lock"
+        self._lock = os.open(place, _LOCK_FLAGS, 0o600)
+        began = monotonic()
+        while monotonic() < began + launcher.STARTING:
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if self._is_served():
+                    return False
+            time.sleep(_BLINK)  # it is about to serve, or about to leave
+            if monotonic() > began + _ABANDONED and not os.path.lexists(self._path):
+                # Somebody has removed its socket: nobody finds it any more, so the place is another's.
+                os.unlink(place)
+                os.close(self._lock)
+                self._lock = os.open(place, _LOCK_FLAGS, 0o600)
+                began = monotonic()
+        raise LetterError(f"another relay holds {self._path}.lock and does not serve")
+
+    def _is_served(self) -> bool:
+        try:
+            sock, _ = launcher.ask(self._path, self._settings.api_key, self._settings.base_url, protocol.STATUS)
+        except (_socket.timeout, BlockingIOError):
+            return True  # it is stopped
+        except protocol.Refused:
+            return True
+        except OSError:
+            return False
+        sock.close()
+        return True
+
+    def _listen(self) -> Any:
+        try:
+            if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
+                raise LetterError(f"{self._path} is there and is no socket: it is left alone")
+            os.unlink(self._path)  # a killed relay's: nobody serves at it, because the lock was free
+        except FileNotFoundError:
+            pass
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        _bind(listener, self._path, None if self._group is None else _group_id(self._group))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        self._identity = _identity(self._path)
+        return listener
+
+    def _vacate(self) -> None:
+        """Free the place before the draining, so that a relay for new clients need not wait for it."""
+        launcher.notify("STOPPING=1")
+        try:
+            if _identity(self._path) == self._identity:
+                os.unlink(self._path)
+        except OSError:
+            pass  # somebody has removed it, or locked the directory up
+        os.close(self._lock)
+
+
+def _bind(listener: Any, path: str, group: int | None) -> None:
+    """Make the socket, with the mode that it is to have from its first moment on."""
+    before = os.umask(0o177 if group is None else 0o117)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(before)
+    if group is not None:
+        os.chown(path, -1, group, follow_symlinks=False)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def _group_id(name: str) -> int:
+    import grp
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        if name.isdigit():
+            return int(name)
+        raise LetterError(f"--group: there is no group {name}") from None
+
+
+def _ready() -> None:
+    """Tell the process that started this one."""
+    try:
+        os.write(1, b"ready\n")
+    except OSError:
+        pass  # it has ended meanwhile; others may have been told
+    os.dup2(2, 1)
+
+
+def _log(text: str) -> None:
+    launcher.write_log("relay", text)
+
+
+# Status.
+
+
+def _show_status(options: argparse.Namespace) -> int:
+    key = settings_of(api_key=launcher.read_api_key(options.api_key_file), base_url=options.base_url or "").api_key
+    url = settings_of(api_key=key, base_url=options.base_url or "").base_url
+    places = [os.path.abspath(options.socket)] if options.socket else launcher.places()
+    found = 0
+    for path in places:
+        try:
+            sock, answer = launcher.ask(path, key, url, protocol.STATUS)
+        except OSError as problem:
+            if options.socket:
+                _log(f"{path}: {problem.strerror or problem}")
+            continue
+        except protocol.Refused as problem:
+            if options.socket:
+                _log(f"{path}: it {problem}")
+            continue
+        sock.close()
+        found += 1
+        print(json.dumps(answer["welcome"]))
+    if not found and not options.socket:
+        _log("no relay of this user has this key")
+    return 0 if found else 1

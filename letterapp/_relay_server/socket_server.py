@@ -1,0 +1,461 @@
+"""The relay: one process that sends the events of many.
+
+    process ---+                     main thread                                   the sender's thread
+    process ---+--- socket --- lines --- admit ---> outbox ---> step ---> post ---> settled
+    process ---+                ^                                                     |
+                                +--------- [N], {"lost": ...} <------ `left` ---------+
+
+Responsible for: the loop over the sockets, whose each event is, who gets which answer, when to leave. Not responsible
+for: sending (`sender`), what is said (`protocol`), arguments and signals (`socket_program`).
+
+One thread looks after all sockets and never waits for one of them. A process whose events find no room is not read
+until there is some: its socket fills, and it goes its own way.
+"""
+
+from __future__ import annotations
+
+import _socket
+import selectors
+from collections import deque
+from json import dumps
+
+from .._path_trust import is_believed, peer_of
+from .._relay import launcher, protocol
+from .._relay.client import QUIETLY
+from .._runtime.clock import monotonic
+from .._runtime.condition import Condition
+from .._version import __version__
+from .ownership import OwnedSender, Owner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .._config import Settings
+
+GREETING = 5.0  # seconds that a connection may take to say who it is
+UNKNOWN = 64  # connections that may be about to; of more the oldest goes, but not before the time that a greeting needs
+UNKNOWN_OF_ONE = 16  # of one process: of more the oldest goes at once
+BRIEFLY = 1.0  # seconds: that time, on a machine that starves
+AT_ONCE = 65_536  # bytes that are read from one socket before the others have their turn
+FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first
+SOON = 0.05
+CROWDED = 0.5  # seconds without new connections after the system had no descriptor left
+_LONGEST_TURN = 60.0
+_NEVER = float("inf")
+
+
+class Peer(Owner):
+    """A connection, from the relay's side."""
+
+    def __init__(self, sock: Any, now: float, callee: protocol.Callee) -> None:
+        super().__init__()
+        self.sock = sock
+        self.process, self.user = peer_of(sock)
+        self.since = now
+        self.callee = callee
+        self.wants = ""  # what the process asked for; empty until it has proved itself
+        self.heard = b""  # the beginning of a line
+        self.lines: deque[bytes] = deque()  # events that found no room yet
+        self.answered = 0  # of the events that are settled
+        self.unsent = b""
+        self.is_read = False  # to its end
+
+
+class _WakingCondition(Condition):
+    """A bell that the loop over the sockets hears too."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._wake = wake
+
+    def notify_all(self) -> None:
+        super().notify_all()
+        self._wake()
+
+
+class RelayServer:
+    """Serves at a socket until it is told to leave, or nobody is there any more."""
+
+    def __init__(
+        self, settings: Settings, listener: Any, leased: bool, log: Callable[[str], None], path: str = ""
+    ) -> None:
+        """``leased``: leave when the last connection is gone, and not before."""
+        self._settings = settings
+        self._listener = listener
+        self._leased = leased
+        self._log = log
+        self._path = path
+        self._started = monotonic()
+        self._said: set[str] = set()
+        self._peers: dict[Peer, None] = {}  # in the order of their coming
+        self._unknown: dict[Peer, None] = {}  # of these, those that have not said who they are
+        self._paused: dict[Peer, None] = {}  # not read, because their events find no room
+        self._refused = 0
+        self._selector = selectors.DefaultSelector()
+        self._ears = _socket.socketpair()
+        for ear in self._ears:
+            ear.setblocking(False)
+        self._selector.register(self._ears[0], selectors.EVENT_READ, self._wake_up)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._accept_again = 0.0
+        self._leave_at = _NEVER
+        self._clients = 0  # connections that want more than to know how things are
+        self._had_clients = False
+        self._is_draining = False
+        self._shall_tell = False
+        self._owned = OwnedSender(settings, log, _WakingCondition(self.wake))
+        self._sender = self._owned.sender
+
+    def wake(self) -> None:
+        """Have the loop look again. Any thread and signal handler may."""
+        try:
+            self._ears[1].send(b".")
+        except OSError:
+            pass  # full: it will look anyway
+
+    def leave(self, within: float) -> None:
+        """Leave when the last connection is gone, or ``within`` seconds."""
+        self._leave_at = min(self._leave_at, monotonic() + within)
+        self.wake()
+
+    def tell_status(self) -> None:
+        """Have the loop write its status to the log: a signal handler may have interrupted what it would look at."""
+        self._shall_tell = True
+        self.wake()
+
+    def serve(self, vacate: Callable[[], None]) -> None:
+        """Until it is time to leave. Then ``vacate``, which frees the place for another relay, and drain."""
+        self._sender.prepare()  # before clients have taken the descriptors that it needs
+        self._sender.flush(0.0)  # what is in the spool
+        while not self._should_leave():
+            self._turn(self._next_moment())
+        vacate()
+        self._drain()
+
+    def status(self) -> dict[str, Any]:
+        stats = self._sender.stats()
+        return {
+            "pid": stats.pop("pid"),
+            "socket": self._path,
+            "version": __version__,
+            "api": self._settings.base_url,
+            "seconds": round(monotonic() - self._started, 1),
+            "processes": sum(peer.wants == protocol.EVENTS for peer in self._peers),
+            "leases": sum(peer.wants == protocol.LEASE for peer in self._peers),
+            "paused": len(self._paused),
+            "refused": self._refused,
+            **{name: stats[name] for name in ("accepted", "adopted", "delivered", "retried", "lost", "waiting")},
+            "waiting_bytes": stats["waiting_bytes"],
+            "memory": stats["memory"],
+        }
+
+    # When to leave.
+
+    def _should_leave(self) -> bool:
+        now = monotonic()
+        if now >= self._leave_at:
+            return True
+        if self._clients:
+            return False
+        was_left = self._leased and (self._had_clients or now >= self._started + FIRST_CLIENT)
+        return was_left or self._leave_at < _NEVER
+
+    def _next_moment(self) -> float:
+        now = monotonic()
+        moments = [self._leave_at]
+        if self._leased and not self._clients:
+            moments.append(self._started + FIRST_CLIENT)
+        if self._accept_again:
+            moments.append(self._accept_again)
+        moments += [peer.since + GREETING for peer in list(self._unknown)[:1]]
+        return max(0.0, min(min(moments) - now, _LONGEST_TURN))
+
+    # One turn of the loop.
+
+    def _turn(self, timeout: float) -> None:
+        for key, ready in self._selector.select(timeout):
+            if isinstance(key.data, Peer):
+                self._attend(key.data, ready)
+            else:
+                key.data()
+        now = monotonic()
+        for peer in [peer for peer in self._unknown if peer.since + GREETING <= now]:
+            self._hear_or_refuse(peer, "it did not say who it is")
+        if self._accept_again and self._accept_again <= now:
+            self._accept_again = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        for peer in self._owned.pending_acks():
+            self._answer(peer)
+        for peer in list(self._paused):
+            self._admit(peer)
+            if peer in self._paused:
+                break  # there is no room for the first, and so for nobody: they have their turns in the order they came
+        if self._shall_tell:
+            self._shall_tell = False
+            self._log(dumps(self.status()))
+
+    def _attend(self, peer: Peer, ready: int) -> None:
+        try:
+            if ready & selectors.EVENT_READ:
+                if self._paused and peer.wants == protocol.EVENTS:
+                    self._pause(peer)  # what is read now would only lie here
+                else:
+                    self._read(peer)
+            if ready & selectors.EVENT_WRITE:
+                self._answer(peer)
+        except Exception as surprise:  # of one that says what nobody thought of: it costs that one
+            self._refuse(peer, f"unexpected: {surprise!r:.200}")
+
+    def _wake_up(self) -> None:
+        try:
+            self._ears[0].recv(4096)
+        except BlockingIOError:
+            pass
+
+    def _accept(self) -> bool:
+        """Take those who have come, a limited number; True when there may be more."""
+        for _ in range(UNKNOWN):
+            if len(self._unknown) >= UNKNOWN and not self._is_draining:
+                oldest = next(iter(self._unknown))
+                if monotonic() < oldest.since + BRIEFLY:
+                    self._accept_later(SOON)  # who waits to be accepted costs nothing, and loses nothing
+                    return False
+                self._hear_or_refuse(oldest, "too many at a time do not say who they are")
+            is_crowded = not launcher.has_descriptor_for_client()
+            try:
+                descriptor, _ = self._listener._accept()
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                continue
+            except OSError as problem:  # the system as a whole has none left
+                self._say(f"no further connection is taken: {problem.strerror}")
+                self._accept_later(CROWDED)
+                return False
+            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, descriptor)
+            sock.setblocking(False)
+            peer = Peer(sock, monotonic(), protocol.Callee(self._settings.api_key, self._settings.base_url))
+            self._limit(peer)
+            self._peers[peer] = self._unknown[peer] = None
+            self._selector.register(sock, selectors.EVENT_READ, peer)
+            if is_crowded:
+                # Left waiting, it would hold its events for the relay as long as the others stay. So it sends them.
+                self._refuse(peer, "it needs its last descriptors for sending", is_busy=True)
+        return True
+
+    def _limit(self, newcomer: Peer) -> None:
+        """Have no process and no other user take up all the places of those who have not said yet who they are."""
+        if newcomer.process is None or self._is_draining:
+            return
+        his = [peer for peer in self._unknown if peer.process == newcomer.process]
+        if len(his) < UNKNOWN_OF_ONE and not is_believed(newcomer.user):
+            his = [peer for peer in self._unknown if peer.user == newcomer.user]
+        if len(his) >= UNKNOWN_OF_ONE:
+            self._hear_or_refuse(his[0], "too many at a time do not say who they are")
+
+    def _accept_later(self, seconds: float) -> None:
+        if not self._accept_again and not self._is_draining:
+            self._selector.unregister(self._listener)
+            self._accept_again = monotonic() + seconds
+
+    def _hear_or_refuse(self, peer: Peer, reason: str) -> None:
+        self._read(peer)  # its greeting may just have come
+        if not peer.wants and peer in self._peers:
+            self._refuse(peer, reason, tell=False)  # one of ours that was slow may come again at once
+
+    def _read(self, peer: Peer) -> None:
+        try:
+            data = peer.sock.recv(AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            peer.is_read = True
+            if peer.callee.has_challenged and not peer.wants and not self._is_draining:
+                self._refuse(peer, "it left when it was to prove that it has the key", tell=False)
+            elif self._is_draining and peer.is_reachable:
+                self._watch(peer)  # it has been told that no more is read, and waits for its answers
+            else:
+                self._part_with(peer)
+            return
+        *lines, peer.heard = (peer.heard + data).split(protocol.END)
+        if not peer.wants and not self._greet(peer, lines):
+            return
+        wrong = "a line has no end" if len(peer.heard) > protocol.LONGEST_EVENT else ""
+        for line in lines:
+            if line != protocol.FLUSH and not (len(line) <= protocol.LONGEST_EVENT and protocol.is_event(line)):
+                wrong = "it sends what is no event"
+                break
+            peer.lines.append(line)
+        self._admit(peer)
+        if wrong:
+            self._refuse(peer, wrong)
+
+    def _greet(self, peer: Peer, lines: list[bytes]) -> bool:
+        """Get to know ``peer``, and take what that needs from ``lines``; True when it may hand events over."""
+        wants = ""
+        while lines and not wants:
+            try:
+                if len(lines[0]) > protocol.LONGEST_GREETING:
+                    raise protocol.Refused("it speaks no version of this protocol")
+                answer, wants = peer.callee.hear(lines.pop(0))
+            except protocol.Refused as problem:
+                self._refuse(peer, str(problem))
+                return False
+            peer.unsent += answer
+        if not wants:
+            if len(peer.heard) > protocol.LONGEST_GREETING:
+                self._refuse(peer, "it speaks no version of this protocol")
+            else:
+                self._answer(peer)
+            return False
+        if self._is_draining and wants != protocol.EVENTS:
+            self._part_with(peer)  # there is nothing to be had here any more
+            return False
+        peer.wants = wants
+        del self._unknown[peer]
+        if peer.wants != protocol.STATUS:
+            self._clients += 1
+            self._had_clients = True
+        if peer.wants != protocol.EVENTS:
+            peer.unsent += protocol.line_of({"welcome": self.status()})
+            self._answer(peer)
+        return peer.wants == protocol.EVENTS
+
+    def _admit(self, peer: Peer) -> None:
+        lines = peer.lines
+        admit = self._owned.admit
+        while lines:
+            line = lines[0]
+            if line == protocol.FLUSH:
+                self._sender.request_flush()
+            elif not admit(line, peer):
+                self._pause(peer)
+                return
+            lines.popleft()
+        self._go_on(peer)
+
+    def _pause(self, peer: Peer) -> None:
+        if peer not in self._paused:
+            self._paused[peer] = None
+            self._watch(peer)
+
+    def _go_on(self, peer: Peer) -> None:
+        if peer in self._paused:
+            del self._paused[peer]
+            self._watch(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        if peer not in self._peers:
+            return
+        events = 0 if peer.is_read or peer in self._paused else selectors.EVENT_READ
+        events |= selectors.EVENT_WRITE if peer.unsent else 0
+        known = peer.sock in self._selector.get_map()
+        if known and events:
+            self._selector.modify(peer.sock, events, peer)
+        elif known:
+            self._selector.unregister(peer.sock)
+        elif events:
+            self._selector.register(peer.sock, events, peer)
+
+    def _answer(self, peer: Peer) -> None:
+        had_to_wait = bool(peer.unsent)
+        try:
+            while peer.is_reachable and self._has_answer(peer):
+                peer.unsent = peer.unsent[peer.sock.send(peer.unsent, QUIETLY) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._no_longer_hears(peer)  # what it sent is still to be read
+        if had_to_wait or peer.unsent:
+            self._watch(peer)
+
+    def _no_longer_hears(self, peer: Peer) -> None:
+        """It has ended, or waits for nothing more: what it was to be told goes to the log."""
+        peer.is_reachable = False
+        untold, peer.unsent = peer.unsent + b"".join(peer.take_reports()), b""
+        losses: dict[str, list[Any]] = {}  # by cause, so that one process costs a few lines
+        for line in [] if peer.keeps else untold.split(protocol.END):
+            said = protocol.parse(line)
+            if "lost" in said:
+                losses.setdefault(said["cause"], [0, said["message"]])[0] += said["lost"]
+        for lost, message in losses.values():
+            self._log(f"{lost:,} of processes that have ended: {message}")
+
+    @staticmethod
+    def _has_answer(peer: Peer) -> bool:
+        """See to it that ``peer.unsent`` holds what there is to say; a count stands for all counts before it."""
+        if not peer.unsent:
+            settled = peer.settled  # read once: the sender's thread goes on counting
+            peer.unsent = b"".join(peer.take_reports())
+            if settled != peer.answered:
+                peer.answered = settled
+                peer.unsent += protocol.settled(settled)
+        return bool(peer.unsent)
+
+    def _refuse(self, peer: Peer, reason: str, tell: bool = True, is_busy: bool = False) -> None:
+        self._refused += 1
+        self._say(f"a connection was refused: {reason}")
+        try:
+            if tell:
+                peer.sock.send(protocol.line_of({"refused": reason, **({"busy": True} if is_busy else {})}), QUIETLY)
+        except OSError:
+            pass
+        self._part_with(peer)
+
+    def _part_with(self, peer: Peer) -> None:
+        """Close the connection. What has come over it is sent all the same."""
+        if self._peers.pop(peer, self) is self:
+            return
+        self._unknown.pop(peer, None)
+        self._no_longer_hears(peer)
+        if peer.sock in self._selector.get_map():
+            self._selector.unregister(peer.sock)
+        peer.sock.close()
+        self._clients -= peer.wants in (protocol.EVENTS, protocol.LEASE)
+
+    def _say(self, text: str) -> None:
+        """To the log, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._log(text)
+
+    # The end.
+
+    def _drain(self) -> None:
+        deadline = monotonic() + self._settings.exit_timeout
+        if not self._accept_again:
+            self._selector.unregister(self._listener)
+        self._accept_again = 0.0
+        self._is_draining = True
+        for peer in list(self._peers):
+            if peer.wants in (protocol.LEASE, protocol.STATUS):
+                self._part_with(peer)
+        while self._accept():
+            pass  # who had come before the place was vacated
+        self._listener.close()
+        for peer in self._peers:
+            # From here on its calls find that nothing more is taken. What they had sent before can still be read.
+            try:
+                peer.sock.shutdown(_socket.SHUT_RD)
+            except OSError:
+                pass  # it has gone
+        for peer in list(self._unknown):
+            self._read(peer)
+            if not peer.wants:
+                self._part_with(peer)  # it has handed nothing over, and cannot any more
+        self._sender.begin_shutdown()
+        while not self._is_drained() and monotonic() < deadline:
+            self._sender.request_flush()
+            self._turn(deadline - monotonic())
+        for peer in self._owned.pending_acks():
+            self._answer(peer)
+        for peer in list(self._peers):
+            peer.keeps = True
+            self._part_with(peer)
+        self._sender.close_by(deadline, self._settings.exit_timeout)
+
+    def _is_drained(self) -> bool:
+        return not self._paused and all(peer.is_read for peer in self._peers) and self._sender.is_settled()

@@ -1,0 +1,82 @@
+"""A condition variable that can be notified without taking a lock.
+
+Responsible for: `Condition`. Not responsible for: what is waited for.
+
+`threading.Condition` and `threading.Event` take a lock to notify. A signal handler, a ``__del__`` or a callback that
+notifies while its own thread holds that lock would deadlock. Each waiter makes its lock when it begins to wait, so
+gevent may patch `threading` at any time before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Callable
+
+
+class Condition:
+    """Wakes all waiters. Any thread, signal handler or callback may notify; it never blocks."""
+
+    def __init__(self) -> None:
+        self._waiters: deque[Waiter] = deque()
+
+    def notify_all(self) -> None:
+        sleepers = self._waiters
+        while sleepers:
+            try:
+                sleeper = sleepers.popleft()  # atomic: two threads that notify do not wake the same one
+            except IndexError:
+                return  # another thread woke the last one
+            sleeper.wake()
+
+    def waiter(self) -> Waiter:
+        """A waiter. Enter it in a ``with`` BEFORE checking what is waited for: then no notification is missed."""
+        return Waiter(self._waiters)
+
+    def wait_while(
+        self,
+        condition: Callable[[], bool],
+        deadline: float,
+        clock: Callable[[], float],
+        longest: float = threading.TIMEOUT_MAX,
+    ) -> None:
+        """Wait as long as ``condition`` holds, until ``deadline`` of ``clock``.
+
+        It is checked again at each notification, and every ``longest`` seconds if it may change without one.
+        """
+        while condition():
+            with self.waiter() as sleeper:
+                left = deadline - clock()
+                if left <= 0 or not condition():
+                    return
+                sleeper.wait(min(left, longest))
+
+
+class Waiter:
+    """One thread that waits for one notification."""
+
+    def __init__(self, bed: deque[Waiter]) -> None:
+        self._bed = bed
+        self._lock = threading.Lock()
+        self.wake = self._lock.release
+        self._lock.acquire()
+
+    def __enter__(self) -> Waiter:
+        self._bed.append(self)
+        return self
+
+    def wait(self, seconds: float) -> bool:
+        """Wait to be notified; False if ``seconds`` passed without that."""
+        return seconds > 0 and self._lock.acquire(True, min(seconds, threading.TIMEOUT_MAX))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._bed.remove(self)
+        except ValueError:
+            pass  # it has been notified

@@ -1,0 +1,31 @@
+"""Random bytes that are there whatever the process is short of.
+
+Responsible for: `random_bytes`. Not responsible for: secrets; those are `os.urandom`'s, and may fail.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import count
+
+__all__ = ["random_bytes"]
+
+try:
+    # Not `urandom`, which lets go of the GIL: each call would hand it to the sender's thread and wait to get it back.
+    from os import getrandom as random_bytes
+
+    random_bytes(1)  # an old kernel or a sandbox may refuse it
+except (ImportError, OSError):
+    # PyPy has no such function, and its `urandom` opens a file: a call would raise where no descriptor is left.
+    _seed = int.from_bytes(os.urandom(16), "big")
+    _numbers = count()
+    _ODD = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2 ** 128 over the golden ratio
+
+    def random_bytes(size: int, flags: int = 0) -> bytes:
+        """At most 16 bytes. No two are the same: the next best thing is made of the moment, the process, a counter."""
+        try:
+            return os.urandom(size)
+        except OSError:
+            now = time.time_ns() << 64 | (os.getpid() & 0xFFFFFFFF) << 32 | next(_numbers) & 0xFFFFFFFF
+            return ((_seed + now) * _ODD % 2**128).to_bytes(16, "big")[:size]

@@ -1,0 +1,252 @@
+"""A connected socket for `http.client` whose waits all end at one deadline.
+
+Responsible for: TLS, waiting, and what becomes of it in a forked child. Not responsible for: which address it
+leads to (`connect`), requests, answers, retries. Used by one thread at a time; only `close_inherited` may
+be called in a forked child.
+
+This file and the network's modules are imported at the first request: `transport.load` says why, and why all at once.
+"""
+
+from __future__ import annotations
+
+import _socket
+import io
+import os
+import sys
+
+from .._runtime.atfork import NETWORK, block_forks, close_if_unchanged, register_inherited
+from .._runtime.clock import monotonic
+from .._runtime.signal_errors import reraise_signal_error
+from .._text import Secret, SecretBytes
+from .connect import Race, detaching, readable, writable
+from .sigpipe import without_sigpipe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from typing import Any, Callable
+
+
+# On Linux this flag makes a write to a closed peer an error instead of a signal. Elsewhere, and over TLS, the signal is
+# blocked.
+_QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)
+
+
+def open_socket(host: str, port: int, deadline: float) -> DeadlineSocket:
+    """Connect; a child that is forked from now on closes its copy."""
+    from socket import IPPROTO_TCP, TCP_NODELAY
+
+    with Race(block_forks(NETWORK, _backends, host, port), deadline) as race:
+        sock = race.run()
+        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        line = DeadlineSocket(sock, deadline)
+        race.take(sock)
+        return line
+
+
+class DeadlineSocket:
+    """A socket whose waits end at ``deadline``; a socket's own time-out would start again with each byte received.
+
+    It is non-blocking. What it cannot do at once is waited for outside of the call, where no signal is blocked and
+    other greenlets can run.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        sock.settimeout(0.0)
+        self._sock = sock
+        self._detach = detaching(sock)
+        # On Windows sockets are not descriptors, and nothing is inherited.
+        self._inode = os.fstat(sock.fileno()).st_ino if os.name == "posix" else -1
+        self._base = _socket_class()
+        self.deadline = deadline
+        self.ended = False  # the peer has closed its side
+        self.has_surplus = False  # more was received than the answers to our requests
+        self._held: list[bytes] | None = None  # parts of a request that is sent as a whole
+        self._flags = _QUIETLY
+        register_inherited(self)
+
+    # Opening.
+
+    def start_tls(self, context: ssl.SSLContext, host: str) -> None:
+        # In two steps: during a handshake of `wrap_socket` itself nobody has the socket, and a child that is forked
+        # then could not close it.
+        secured = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
+        self._sock, self._detach = secured, detaching(secured)
+        self._flags = 0  # a TLS socket takes no others
+        secured.settimeout(0.0)
+        self._when_ready(secured.do_handshake, for_writing=False)
+
+    # What `http.client` calls.
+
+    def sendall(self, data: bytes) -> None:
+        if self._held is not None:
+            self._held.append(data)
+            return
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._when_ready(self._send_some, rest, for_writing=True) :]
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return _Buffered(_Reader(self))
+
+    def close(self) -> None:
+        """Does nothing: `http.client` closes the socket while the answer is still to be read."""
+
+    # What the transport and the reader call.
+
+    def send(self, request: Callable[[], object], secrets: Secret) -> None:
+        """Send what ``request`` writes, with ``secrets``, whole lines, at the end of its header.
+
+        As a whole: `http.client` writes header and body separately, in a packet each.
+        """
+        held: list[bytes] = []
+        self._held = held
+        try:
+            request()
+        finally:
+            self._held = None
+        head, *body = held
+        self.sendall(_with_secrets(head, secrets, *body))
+
+    def receive_into(self, buffer: Any) -> int:
+        received: int = self._when_ready(self._sock.recv_into, buffer, for_writing=False)
+        self.ended = not received
+        return received
+
+    def mark_surplus(self) -> None:
+        """What was read ahead is no answer to a request of ours."""
+        self.has_surplus = True
+
+    def is_stale(self) -> bool:
+        """True when the idle connection must not be used again.
+
+        The server closed it, or sent something unasked; gevent has patched since; or somebody closed its descriptor,
+        whose number may be another file's by now.
+        """
+        if self._base is not _socket_class():
+            return True  # an unpatched socket would block every greenlet while it waits
+        if not self._is_ours():
+            return True
+        return self.has_surplus or self.is_readable(0.0)
+
+    def is_readable(self, wait: float) -> bool:
+        """True when there is something to read, or an error, within ``wait`` seconds."""
+        try:
+            # What OpenSSL has read already is no longer in the socket, so no poll sees it.
+            pending = getattr(self._sock, "pending", None)
+            return bool(pending is not None and pending()) or readable(self._sock, wait)
+        except (OSError, ValueError) as problem:
+            reraise_signal_error(problem)
+            return True
+
+    def hang_up(self) -> None:
+        if not self._is_ours():
+            self._detach()
+        try:
+            self._sock.close()
+        except OSError as problem:
+            reraise_signal_error(problem)  # otherwise it is closed, as intended
+
+    def close_inherited(self) -> None:
+        # Only this process's copy of the descriptor is closed; `shutdown`, or TLS's closing message, would end the
+        # parent's connection. And only if it still is that: daemons and workers close what they inherited.
+        close_if_unchanged(self._detach(), self._inode)
+
+    def _is_ours(self) -> bool:
+        try:
+            return self._inode == -1 or os.fstat(self._sock.fileno()).st_ino == self._inode
+        except OSError as problem:
+            reraise_signal_error(problem)
+            return False
+
+    def __del__(self) -> None:
+        # Of a client that nobody closed. A socket that is deleted is closed too, but emits a ResourceWarning.
+        try:
+            if self._inode == -1:
+                self.hang_up()
+            else:
+                self.close_inherited()
+        except (AttributeError, TypeError):
+            pass  # its constructor failed, or the interpreter is shutting down
+
+    # One operation.
+
+    def _when_ready(self, act: Callable[..., Any], *arguments: Any, for_writing: bool) -> Any:
+        """Call ``act`` again and again, until the socket is ready for it."""
+        while True:
+            left = self.deadline - monotonic()
+            if left <= 0:
+                raise _socket.timeout("timed out")
+            try:
+                if self._flags:
+                    return act(*arguments)
+                return without_sigpipe(act, *arguments)
+            except OSError as problem:
+                wants = _wants_to_write(problem, for_writing)
+                if wants is None:
+                    raise
+            if wants:
+                writable([self._sock], left)
+            else:
+                readable(self._sock, left)
+
+    def _send_some(self, data: memoryview) -> int:
+        sent = self._sock.send(data, self._flags)
+        if not sent:
+            raise BlockingIOError  # gevent's TLS socket returns 0 instead
+        return sent
+
+
+def _with_secrets(head: bytes, secrets: Secret, *body: bytes) -> SecretBytes:
+    """A request: ``head`` up to its empty line, before which ``secrets`` go, and ``body``."""
+    return SecretBytes(b"".join((head[:-2], secrets.encode(), b"\r\n", *body)))
+
+
+class _Reader(io.RawIOBase):
+    """Reads from a socket. Closing it leaves the socket open, for the next request."""
+
+    def __init__(self, line: DeadlineSocket) -> None:
+        self.line = line
+        self.is_done = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        return None if self.is_done else self.line.receive_into(buffer)
+
+
+class _Buffered(io.BufferedReader):
+    """What one answer is read from. When it is closed, surplus bytes are noted."""
+
+    raw: _Reader
+
+    def close(self) -> None:
+        if not self.closed:
+            self.raw.is_done = True  # so that `peek` looks at what is buffered, and does not wait
+            if self.peek(1):
+                self.raw.line.mark_surplus()
+        super().close()
+
+
+def _wants_to_write(problem: OSError, for_writing: bool) -> bool | None:
+    """True or False if the socket is not ready, to write or to read; None if ``problem`` is another one."""
+    if isinstance(problem, BlockingIOError):
+        return for_writing
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(problem, (ssl.SSLWantReadError, ssl.SSLWantWriteError)):
+        return isinstance(problem, ssl.SSLWantWriteError)
+    return None
+
+
+def _backends(host: str, port: int) -> list[Any]:
+    import socket
+
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _socket_class() -> type:
+    import socket
+
+    return socket.socket

@@ -1,0 +1,117 @@
+"""Storage backends in order of preference: a spool, memory that the family shares, private memory.
+
+Responsible for: `Backends`, their order, and the report of a process that gets a backend which promises less.
+Not responsible for: the backends themselves.
+"""
+
+from __future__ import annotations
+
+from .._reporter import Reporter
+from .._runtime import servers
+from ..errors import LetterError
+from . import memory
+from .memory import PrivateMemory, SharedMemory, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Iterable, Iterator, Protocol
+
+    from .._config import Settings
+    from .ring import Slot
+
+    class Backend(Protocol):
+        """A source of slots. Any thread may call; a descendant calls what `for_child` returned."""
+
+        def claim(self) -> Slot | None:
+            """A slot for this process, which may hold an ended one's events; None when there is no room."""
+
+        def orphans(self) -> Iterable[Slot]:
+            """The slots with events of ended processes. From now on they are this process's."""
+
+        def has_orphans_in_memory(self) -> bool:
+            """True when there are such slots, if that can be told within microseconds."""
+
+        def losses(self) -> list[LetterError]:
+            """Reports of lost events of ended processes, since the last call. The caller counts and reports them."""
+
+        def for_child(self) -> Any:
+            """What a forked child is to use."""
+
+
+class Backends:
+    """The backends of one client in one process."""
+
+    def __init__(
+        self, places: list[Backend], report: Callable[[LetterError], object] | None = None, unshared: str = ""
+    ) -> None:
+        """``unshared``: why the family cannot reach events in memory, if that is to be reported."""
+        self._backends = places
+        self._report = report
+        self._unshared = unshared
+        self._losses: list[LetterError] = []
+
+    @classmethod
+    def open(cls, settings: Settings) -> Backends:
+        report = Reporter(settings.on_error)
+        places: list[Backend] = [PrivateMemory(settings)]
+        unshared = ""
+        if settings.enabled:
+            try:
+                places.insert(0, SharedMemory(settings))
+            except Unavailable as problem:
+                unshared = str(problem)
+            if settings.spool:
+                from .spool import Spool
+
+                places.insert(0, Spool(settings, report, servers.is_before_fork))
+        return cls(places, report, unshared)
+
+    def claim(self) -> Slot:
+        slots = (place.claim() for place in self._backends)
+        slot = next(slot for slot in slots if slot is not None)  # private memory always has room
+        if slot.kind == PrivateMemory.kind:
+            self._tell_unshared()
+        return slot
+
+    def has_orphans(self) -> bool:
+        """True when an ended process has left events where this one can take them over."""
+        for slot in self.orphans():
+            slot.release()
+            return True
+        return False
+
+    def orphans(self) -> Iterator[Slot]:
+        for place in self._backends:
+            yield from place.orphans()
+
+    def has_orphans_in_memory(self) -> bool:
+        """The same, in shared memory only, within microseconds."""
+        return any(place.has_orphans_in_memory() for place in self._backends)
+
+    def note_loss(self, error: LetterError) -> None:
+        self._losses.append(error)
+
+    def losses(self) -> list[LetterError]:
+        mine, self._losses = self._losses, []
+        return mine + [error for place in self._backends for error in place.losses()]
+
+    def for_child(self) -> Backends:
+        places = [place.for_child() for place in self._backends]
+        shared, is_shared = _shared(self._backends), _shared(places)
+        if shared is not None and is_shared is None and shared.is_first_without():
+            return Backends(places, self._report, "what it shared is closed, and there is no other")
+        return Backends(places, self._report, self._unshared)
+
+    def _tell_unshared(self) -> None:
+        """Report, once in a family, that what is promised of a family does not hold here."""
+        why, self._unshared = self._unshared, ""
+        shared = _shared(self._backends)
+        if shared is not None and shared.is_first_without():
+            why = f"more than {memory.SLOTS} processes use one client at a time"
+        if why and self._report is not None:
+            said = f"events lie in memory that only their own process has ({why}): if it is killed, they are lost"
+            self._report(LetterError(said, cause="degraded"))
+
+
+def _shared(places: list[Any]) -> SharedMemory | None:
+    return next((place for place in places if isinstance(place, SharedMemory)), None)

@@ -1,0 +1,271 @@
+"""Locks that the kernel releases when their process ends, however it ends.
+
+Responsible for: `Lock`, on a byte of a file that is used for nothing else; `LockedFile`, which is mapped too.
+Not responsible for: what is locked.
+
+They are POSIX record locks. A stopped process keeps them, one that is killed or calls `exec` loses them before anybody
+can wait for it, and a forked child does not inherit them. Pids are not used: they are reused, and may be hidden. Record
+locks have two weaknesses. A process can take a lock that it holds already, so each process keeps a table of those that
+it holds. And it loses all locks on a file when it closes any descriptor of it, so no file is opened twice in a process:
+the table has a file from before it is opened until after its last descriptor is closed (before Python 3.13 a mapping of
+a file has a descriptor of its own).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from _weakref import ref
+from struct import Struct
+
+from .._runtime.atfork import register_inherited, this_process
+from .._runtime.signal_errors import reraise_signal_error
+
+try:
+    import fcntl
+    import mmap
+except ImportError:  # Windows, or a Python that was built without them
+    fcntl = mmap = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Hashable
+
+POSSIBLE = fcntl is not None
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDWR", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
+# Linux's `struct flock`: type, whence, start, length, pid.
+_FLOCK = Struct("@hhqqi4x") if sys.platform == "linux" else None
+_MAPS_ALONE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # without a descriptor
+
+
+class Lock:
+    """A lock on one byte of a file, held until `release`, until the object is deleted, or until the process ends."""
+
+    def __init__(self, name: Hashable, offset: int) -> None:
+        self._name = name
+        self._descriptor = -1  # until it is ours to release
+        self._offset = offset
+        self._process = this_process()
+        self._mark = ref(self)
+
+    @classmethod
+    def take(cls, name: Hashable, descriptor: int, offset: int) -> Lock | None:
+        """The lock, or None if another process holds it, or this one does under that ``name``. Never waits."""
+        # The table does not keep the lock alive. If an exception of a signal handler interrupts this, the lock is
+        # released and its name removed when nothing refers to it any more.
+        lock = cls(name, offset)
+        held = lock._process.locks
+        if held.setdefault(name, lock._mark) is not lock._mark:  # atomic, between the threads of this process
+            return None
+        lock._descriptor = descriptor
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+        except OSError as problem:
+            lock._descriptor = -1
+            held.pop(name, None)
+            reraise_signal_error(problem)
+            return None
+        return lock
+
+    def release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if self._process.pid != os.getpid():
+            return  # the parent's
+        try:
+            if descriptor >= 0:
+                fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, self._offset)
+        except OSError:
+            pass  # somebody has closed the descriptor, and the lock with it
+        finally:
+            if self._process.locks.get(self._name) is self._mark:
+                del self._process.locks[self._name]
+
+    def __del__(self) -> None:
+        try:
+            self.release()
+        except (AttributeError, TypeError):
+            pass  # the interpreter is shutting down and names are None; the lock ends with the process
+
+
+def is_held(name: Hashable) -> bool:
+    """True when this process holds the lock of that name."""
+    return name in this_process().locks
+
+
+def is_locked(descriptor: int, offset: int) -> bool:
+    """True when another process has locked that byte of a file.
+
+    Taking the lock and releasing it would tell as well, and is done where there is no other way. But for that moment
+    all other processes would see an owner.
+    """
+    try:
+        if _FLOCK is not None:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+            kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+            return kind != fcntl.F_UNLCK
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, offset)
+        return False
+    except OSError as problem:
+        reraise_signal_error(problem)
+        return _FLOCK is None
+
+
+class LockedFile:
+    """A file that is open once in this process, with a lock on its first byte, until `close`."""
+
+    def __init__(self, status: os.stat_result) -> None:
+        self._name = _identity(status)
+        self._process = this_process()
+        self._descriptors: list[int] = []  # the first is what the others are for
+        self._memory: Any = None
+        self._words: Any = None
+        register_inherited(self)
+
+    @classmethod
+    def make(cls, path: str) -> LockedFile | None:
+        """A new file, for this user only; None if somebody else found it and locked it first."""
+        descriptor = above_stderr(lambda: os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
+        file = cls(os.fstat(descriptor))
+        if not file._reserve():
+            os.close(descriptor)
+            return None
+        if not file._lock(descriptor):
+            file.close()
+            return None
+        os.fchmod(descriptor, 0o600)  # whatever the umask
+        return file
+
+    @classmethod
+    def open(cls, path: str, status: os.stat_result) -> LockedFile | None:
+        """The file at ``path``, whose `os.lstat` is ``status``; None if it is locked, or is another file by now."""
+        file = cls(status)
+        if not file._reserve():
+            return None
+        try:
+            if file._lock(above_stderr(lambda: os.open(path, _FLAGS))) and file.is_at(path):
+                return file
+        except FileNotFoundError:
+            pass  # somebody was faster
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        return None
+
+    def is_at(self, path: str) -> bool:
+        try:
+            return _identity(os.lstat(path)) == self._name
+        except OSError as problem:
+            reraise_signal_error(problem)
+            return False
+
+    def status(self) -> os.stat_result | None:
+        """`os.fstat` of the open file; None when it is closed, perhaps by somebody else."""
+        if self._process.pid != os.getpid() or not self._descriptors:
+            return None
+        return self._status_of(self._descriptors[0])
+
+    def descriptor(self) -> int:
+        return self._descriptors[0]
+
+    def map(self, size: int) -> Any:
+        """Map the file. Raises `OSError`, for instance if somebody has just truncated it."""
+        try:
+            self._memory = above_stderr(lambda: mmap.mmap(self._descriptors[0], size, **_MAPS_ALONE))
+        except (ValueError, OverflowError) as problem:  # `mmap` compares the sizes itself
+            raise OSError(errno.EINVAL, str(problem)) from None
+        return self._memory
+
+    def words(self, start: int, count: int) -> Any:
+        """Words of 8 bytes in the mapping."""
+        self._words = memoryview(self._memory)[start : start + 8 * count].cast("Q")
+        return self._words
+
+    def sync(self) -> None:
+        """Return when what was written is on the disk. Does nothing when the file is closed."""
+        for descriptor in self._descriptors[:1]:
+            getattr(os, "fdatasync", os.fsync)(descriptor)  # and not `mmap.flush`, which stops all other threads
+
+    def close(self) -> None:
+        held = self._process.locks
+        if self._process.pid == os.getpid() and held.get(self._name) is self:
+            self.close_inherited()
+            del held[self._name]  # after the last descriptor: see above
+
+    def close_inherited(self) -> None:
+        """Close the descriptors that are still its own.
+
+        In a forked child they hold no locks, and closing them later would release locks that the child has taken.
+        """
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            if self._words is not None:
+                self._words.release()
+            if _MAPS_ALONE or self._status_of(self._descriptors[0]):
+                memory.close()
+            else:
+                _stranded.append(memory)
+        while self._descriptors:
+            descriptor = self._descriptors.pop()
+            if self._status_of(descriptor):
+                os.close(descriptor)
+
+    def _reserve(self) -> bool:
+        return self._process.locks.setdefault(self._name, self) is self  # atomic, between the threads of this process
+
+    def _lock(self, descriptor: int) -> bool:
+        name = _identity(os.fstat(descriptor))
+        if name != self._name:
+            self._part_with(descriptor, name)
+            return False
+        self._descriptors.append(descriptor)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except (BlockingIOError, PermissionError):  # both are POSIX for: somebody has it
+            return False
+        return True
+
+    def _part_with(self, descriptor: int, name: Hashable) -> None:
+        """Close a descriptor of another file. If this process has that file locked, its owner closes it later."""
+        owner = self._process.locks.setdefault(name, self)
+        if owner is self:
+            os.close(descriptor)
+            del self._process.locks[name]
+        else:
+            owner._descriptors.append(descriptor)
+
+    def _status_of(self, descriptor: int) -> os.stat_result | None:
+        """None if somebody has closed it; the number may be another file's by now."""
+        try:
+            status = os.fstat(descriptor)
+        except OSError as problem:
+            reraise_signal_error(problem)
+            return None
+        return status if _identity(status) == self._name else None
+
+
+_stranded: list[Any] = []  # mappings whose descriptor is no longer theirs: deleted, they would close a stranger's
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def above_stderr(act: Callable[[], Any]) -> Any:
+    """Call ``act``, so that what it opens gets no number below 3, even if a standard descriptor is closed.
+
+    Otherwise what the process prints would be written into that file.
+    """
+    places = []
+    try:
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                places.append(os.open(os.devnull, os.O_RDONLY))
+        return act()
+    finally:
+        for place in places:
+            os.close(place)

@@ -1,0 +1,548 @@
+"""Events in files of a directory, which outlive all processes: `spool=`.
+
+Responsible for: `Spool`, the names, the form and the bound of its files, and which of them are believed. Not
+responsible for: what is in a file's ring, and when an event may go.
+
+    letter-KEY-RANDOM.ring            a process's queue: [ header, and the words of the ring ][ ring ][ hand ]
+    .letter-KEY-RANDOM.ring           one that is being made
+    letter-KEY-RANDOM.ring.damaged    what could not be read, for somebody to look at
+
+A process has the file whose first byte it has locked. So a file whose lock can be had is a dead one's, and whoever of
+the same user has the same key takes it over. The directory is the user's alone, and still nothing in it is believed
+that others could have laid there: no link is followed, no file opened that is another user's or has a second name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from binascii import crc32
+from collections import deque
+from struct import Struct
+from time import localtime, strftime
+
+from .._config import MAX_ITEMS
+from .._path_trust import must_be_ours
+from .._reporter import unreadable
+from .._runtime.random_bytes import random_bytes
+from .._runtime.signal_errors import reraise_signal_error
+from ..errors import LetterError
+from .file_lock import POSSIBLE, LockedFile
+from .ring import LARGEST, UNIT, WORDS, Ring, are_rooms, bytes_in, holds_events, rooms
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Iterator
+
+    from .._config import Settings
+
+    Rooms = tuple[int, int]  # bytes of the ring and of the hand
+
+_NAME_OF_KEY = 16  # characters of a key's fingerprint in the names of its files
+KEPT = 8  # damaged files of one key; the oldest beyond that are removed
+HEADER = 4096  # bytes before the ring
+WORDS_AT = 128
+_CORRUPT_AT = WORDS_AT + WORDS * UNIT  # one byte: 1 when an owner found what it could not read
+_MAGIC = b"LTRSPOOL"
+_VERSION = 1
+# The first bytes of every version. In the machine's own order, as the ring's words are: to a machine of the other one
+# the checksum is wrong.
+_head = Struct("=8sIIQQ32s")  # magic, version, HEADER, room, hand, SHA-256 of the key
+_checksum = Struct("=I")
+_STATE = Struct("=QQ")  # the words of a ring that say where its events are
+_ZEROS = bytes(1 << 20)
+_NEXT_TO_EMPTY = 8  # a file that has less than this part of its ring filled, so that most of a queue still fits
+# What may pass, and so is no reason to refuse the directory.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+
+
+class UntrustedFile(Exception):
+    """A file that is none of ours to touch."""
+
+
+class CorruptFile(Exception):
+    """A file that was ours to read."""
+
+
+class SpoolSlot:
+    """A ring's piece of a file, as `ring.Slot` wants it."""
+
+    kind = "spool"
+    is_durable = True
+    checked = True
+
+    def __init__(self, spool: Spool, path: str, file: LockedFile, of_rooms: Rooms) -> None:
+        self._spool = spool
+        self._file = file
+        self.path = path
+        self.rooms = of_rooms
+        self.room, self.hand = of_rooms
+        self.base = HEADER
+        self.memory = file.map(HEADER + self.room + self.hand)
+        self.words = file.words(WORDS_AT, WORDS)
+
+    def is_own(self) -> bool:
+        """False when somebody has closed it, removed it or made it shorter: to touch what is gone is a SIGBUS."""
+        status = self._file.status()
+        return status is not None and status.st_nlink > 0 and status.st_size >= len(self.memory)
+
+    def must_have_room(self) -> None:
+        """Raise the `OSError` of a full disk that copies what changes: to a change in memory it answers by SIGBUS."""
+        os.pwrite(self._file.descriptor(), self.memory[:1], 0)
+
+    def has_successor(self) -> bool:
+        return True
+
+    def mark_exiting(self, leaves: bool) -> None:
+        pass  # there is always a next start
+
+    def mark_corrupt(self) -> None:
+        self.memory[_CORRUPT_AT] = 1
+
+    def trim(self, start: int, end: int) -> None:
+        pass  # a hole might find no room on the disk when it is filled again, and that would kill the process
+
+    def sync(self) -> None:
+        self._spool.sync(self._file)
+
+    def release(self) -> None:
+        status = self._file.status()
+        if status is not None and status.st_size >= len(self.memory) and self.is_empty():
+            self._spool.discard(self.path, self._file, self.is_corrupt())
+        self._file.close()
+
+    def is_corrupt(self) -> bool:
+        return bool(self.memory[_CORRUPT_AT])
+
+    def is_empty(self) -> bool:
+        return not holds_events(self.words)
+
+    def __del__(self) -> None:
+        try:
+            self.release()
+        except (AttributeError, TypeError):
+            pass  # it was never whole, or the interpreter is taken apart; the lock goes with the process
+
+
+class Spool:
+    """The files of one key in one directory. Any thread of any process may ask; what it waits for is the disk."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        report: Callable[[LetterError], None],
+        may_only_fork: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Raises `LetterError`. Makes the directory where it is missing.
+
+        ``may_only_fork``: whether this process sends nothing perhaps, so that it must keep no events from others.
+        """
+        from hashlib import sha256  # not at import, to keep that cheap
+
+        self._directory = settings.spool or ""
+        self._overflow = settings.overflow
+        self._limit = settings.spool_max_bytes
+        self._may_only_fork = may_only_fork
+        self._syncs = settings.spool_sync
+        self._report = report
+        self._key = sha256(settings.api_key.encode()).digest()
+        self._prefix = f"letter-{self._key.hex()[:_NAME_OF_KEY]}-"
+        self._rooms = rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
+        self._size = HEADER + sum(self._rooms)
+        self._told: dict[str, object] = {}  # what was reported; a child goes by its parent's
+        self._losses: list[LetterError] = []
+        self._damage: list[str] = []  # what was set aside and is still to be reported
+        self._aside: deque[str] | None = None  # what was set aside before, the oldest first, since the last look
+        self._has_looked = False  # for files of other keys
+        if not POSSIBLE:
+            raise LetterError("spool needs the file locks of POSIX, which this system has not: leave it out")
+        if self._rooms[0] > LARGEST:
+            raise LetterError(
+                f"max_queue_bytes and max_queue_events are too large for a spool: {LARGEST:,} bytes at most"
+            )
+        if self._size > self._limit:
+            raise LetterError(
+                f"spool_max_bytes must be {self._size:,} or more: that is one file for a queue as bounded"
+            )
+        self._prepare()
+
+    # The three verbs of a store.
+
+    def claim(self) -> SpoolSlot | None:
+        """A file for this process, an ended one's if there is an empty one; None, and a report, when there is no room.
+
+        Where one file more would exceed the bound, it may hold an ended process's events.
+        """
+        try:
+            if not self._has_looked:
+                self._has_looked = True
+                self._tell_of_other_keys()
+            self._sweep()
+            slot = self._reuse()
+            if slot is None:
+                slot = self._make() if self._size_with_another() <= self._limit else self._do_without_another()
+            return slot
+        except OSError as problem:
+            reraise_signal_error(problem)
+            self._tell(f"the spool {self._directory} cannot be used: {_text(problem)}; events lie in memory instead")
+            return None
+
+    def orphans(self) -> Iterator[SpoolSlot]:
+        """The files with events of processes that have ended: from now on this process's. Empty ones are removed."""
+        try:
+            for slot in self._free():
+                if slot.is_empty():
+                    slot.release()
+                else:
+                    slot.must_have_room()
+                    yield slot
+        except OSError as problem:
+            reraise_signal_error(problem)
+            self._tell(f"the spool {self._directory} cannot be read: {_text(problem)}")
+
+    def for_child(self) -> Spool:
+        return self  # it holds nothing open
+
+    # What the sender and the slots ask.
+
+    def has_orphans_in_memory(self) -> bool:
+        return False  # that takes a listing of the directory
+
+    def losses(self) -> list[LetterError]:
+        """Reports of the events that gave way at the bound or cannot be read, since the last call."""
+        losses, self._losses = self._losses, []
+        damage, self._damage = self._damage, []
+        # How many events were in such a file nobody knows: one, or more.
+        losses += [LetterError(text, cause="damaged", lost=1) for text in damage[:KEPT]]
+        more = len(damage) - KEPT
+        if more > 0:
+            said = f"{more:,} more files of the spool {self._directory} cannot be read: the latest are kept as .damaged"
+            losses.append(LetterError(said, cause="damaged", lost=more))
+        return losses
+
+    def discard(self, path: str, file: LockedFile, spoilt: bool) -> None:
+        """Remove an empty file, or set it aside, before it is closed."""
+        if not file.is_at(path):
+            pass  # somebody has removed it, or laid another in its place
+        elif spoilt:
+            self._set_aside(path)
+        else:
+            _remove(path)
+
+    def sync(self, file: LockedFile) -> None:
+        if self._syncs:
+            try:
+                file.sync()
+            except OSError as problem:
+                reraise_signal_error(problem)
+                self._tell(f"the spool {self._directory} cannot be synced: {_text(problem)}")
+
+    # Files.
+
+    def _free(self) -> Iterator[SpoolSlot]:
+        """The files whose process has ended, the oldest first. Each is this process's until it is released."""
+        self._aside = None
+        for path, status in self._listed(self._prefix, ".ring"):
+            slot = self._open(path, status)
+            if slot is not None:
+                yield slot
+
+    def _open(self, path: str, status: os.stat_result) -> SpoolSlot | None:
+        file = None
+        try:
+            _must_be_trusted(status)
+            file = LockedFile.open(path, status)
+            if file is None:
+                return None
+            return SpoolSlot(self, path, file, self._rooms_of(file))
+        except UntrustedFile as problem:
+            self._tell(f"{path} is left alone: {problem}")
+        except OSError as problem:
+            reraise_signal_error(problem)
+            self._tell(f"{path} cannot be taken over: {_text(problem)}")
+        except CorruptFile as problem:
+            self._set_aside(path)
+            self._note_damage(f"{path} cannot be read: {problem}; it is kept as .damaged")
+        if file is not None:
+            file.close()
+        return None
+
+    def _rooms_of(self, file: LockedFile) -> Rooms:
+        start = os.pread(file.descriptor(), HEADER, 0)
+        if not start.startswith(_MAGIC):
+            raise CorruptFile("it is not a spool's")
+        if len(start) < HEADER:
+            raise CorruptFile("it is cut short")
+        if _checksum.unpack_from(start, _head.size)[0] != crc32(start[: _head.size]):
+            raise CorruptFile("its header's checksum is wrong")
+        _, version, header, room, hand, key = _head.unpack_from(start)
+        if version > _VERSION:
+            raise UntrustedFile("it is of a newer version")
+        if key != self._key:
+            raise UntrustedFile("it is of another key")
+        if version < 1 or header != HEADER or not are_rooms(room, hand):
+            raise CorruptFile(f"its header claims what no file has: {header:,}, {room:,} and {hand:,} bytes")
+        size = os.fstat(file.descriptor()).st_size
+        if size != header + room + hand:
+            raise CorruptFile(f"it has {size:,} bytes instead of {header + room + hand:,}")
+        if size > self._limit:
+            raise UntrustedFile(
+                f"it has {size:,} bytes, more than all files may have (spool_max_bytes={self._limit:,})"
+            )
+        return room, hand
+
+    def _reuse(self) -> SpoolSlot | None:
+        for slot in self._free():
+            if slot.rooms == self._rooms and slot.is_empty() and not slot.is_corrupt():
+                os.utime(slot.path)
+                slot.must_have_room()
+                return slot
+            slot.release()
+        return None
+
+    def _do_without_another(self) -> SpoolSlot | None:
+        slot = None if self._may_only_fork() else self._go_on()
+        if slot is None:
+            if self._overflow == "drop_oldest" and self._make_room():
+                return self._make()
+            full = f"the spool {self._directory} is full (spool_max_bytes={self._limit:,})"
+            self._tell(f"{full}; events lie in memory instead")
+        return slot
+
+    def _go_on(self) -> SpoolSlot | None:
+        """Of the files with ended processes' events the emptiest, if that is next to empty.
+
+        Else processes that live for one job each would fill the spool with a few events each.
+        """
+        emptiest: SpoolSlot | None = None
+        least = self._rooms[0] // _NEXT_TO_EMPTY
+        for slot in self._free():
+            if slot.rooms == self._rooms and not slot.is_corrupt() and bytes_in(slot) <= least:
+                if emptiest is not None:
+                    emptiest.release()
+                emptiest, least = slot, bytes_in(slot) - 1
+            else:
+                slot.release()
+        if emptiest is not None:
+            emptiest.must_have_room()
+        return emptiest
+
+    def _read(self, slot: SpoolSlot) -> Ring:
+        ring, wrong = Ring.recovered_from(slot)
+        if wrong:
+            slot.mark_corrupt()
+            self._losses.append(unreadable(ring.unreadable, wrong))
+        return ring
+
+    def _make(self) -> SpoolSlot | None:
+        for _ in range(3):
+            name = f"{self._prefix}{random_bytes(8).hex()}.ring"
+            slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
+            if slot is not None:
+                return slot
+        raise OSError(errno.EBUSY, "others remove what is made there")
+
+    def _made(self, hidden: str, path: str) -> SpoolSlot | None:
+        """A new file, which nobody sees before it is whole; None when it was taken for a dead process's leavings."""
+        file = LockedFile.make(hidden)
+        if file is None:
+            return None
+        try:
+            _allocate(file.descriptor(), self._size)
+            slot = SpoolSlot(self, path, file, self._rooms)
+            head = _head.pack(_MAGIC, _VERSION, HEADER, *self._rooms, self._key)
+            slot.memory[: _head.size + _checksum.size] = head + _checksum.pack(crc32(head))
+            if self._syncs:
+                os.fsync(file.descriptor())
+            os.rename(hidden, path)
+            if self._syncs:
+                _sync_directory(self._directory)
+            return slot
+        except FileNotFoundError:
+            file.close()
+            return None
+        except OSError:
+            _remove(hidden)
+            file.close()
+            raise
+
+    def _size_with_another(self) -> int:
+        return self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
+
+    def _make_room(self) -> bool:
+        """Have what ended processes left give way, the oldest first, until one file more keeps the bound."""
+        size = self._size_with_another()
+        if size > self._limit:
+            dropped: list[bytes] = []
+            for slot in self._free():
+                size -= len(slot.memory)
+                dropped += self._read(slot).clear()
+                slot.release()
+                if size <= self._limit:
+                    break
+            if dropped:
+                why = f"the spool {self._directory} was full (spool_max_bytes={self._limit:,})"
+                said = f"{len(dropped):,} events of ended processes dropped (drop_oldest): {why}"
+                self._losses.append(LetterError(said, cause="overflow", events=dropped))
+        return size <= self._limit
+
+    def _tell_of_other_keys(self) -> None:
+        """Report what ended processes left that had another key, which no process of this key can send."""
+        found = []
+        for path, status in self._listed("letter-", ".ring"):
+            if os.path.basename(path).startswith(self._prefix):
+                continue
+            try:
+                _must_be_trusted(status)
+                file = LockedFile.open(path, status)
+            except (UntrustedFile, OSError):
+                continue  # whoever has the key is told
+            if file is not None:
+                if _may_hold_events(os.pread(file.descriptor(), WORDS_AT + _STATE.size, 0)):
+                    found.append((path, status))
+                file.close()
+        if found:
+            names = {f"{os.path.basename(path)[: len('letter-') + _NAME_OF_KEY]}-*" for path, _ in found}
+            size = sum(status.st_size for _, status in found)
+            since = strftime("%Y-%m-%d %H:%M", localtime(min(status.st_mtime for _, status in found)))
+            self._tell(
+                f"{len(found):,} files of {size:,} bytes, the oldest of {since}, hold events of another API key "
+                f"({', '.join(sorted(names))} in {self._directory}): start a process with that key once, or remove them"
+            )
+
+    def _sweep(self) -> None:
+        """Remove what processes had begun to make when they were killed."""
+        for path, status in self._listed("." + self._prefix, ""):
+            try:
+                _must_be_trusted(status)
+                file = LockedFile.open(path, status)
+            except (UntrustedFile, OSError):
+                continue
+            if file is not None:
+                _remove(path)
+                file.close()
+
+    def _set_aside(self, path: str) -> None:
+        aside = path + ".damaged"
+        while os.path.lexists(aside):
+            aside = f"{path}.{random_bytes(4).hex()}.damaged"
+        try:
+            os.rename(path, aside)
+            before = self._aside
+            if before is None:  # else a thousand of them would have the directory listed a thousand times
+                since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
+                before = self._aside = deque(old for _, old in sorted(since))
+            else:
+                before.append(aside)
+        except OSError:
+            return  # the next one who finds it tries again
+        for _ in range(len(before) - KEPT):
+            _remove(before.popleft())
+
+    def _listed(self, start: str, end: str) -> list[tuple[str, os.stat_result]]:
+        """The files of such a name, the oldest first."""
+        must_be_ours(self._directory)
+        found = []
+        for name in os.listdir(self._directory):
+            if name.startswith(start) and name.endswith(end):
+                path = os.path.join(self._directory, name)
+                try:
+                    found.append((path, os.lstat(path)))
+                except FileNotFoundError:
+                    pass  # somebody was quicker
+        return sorted(found, key=lambda one: one[1].st_mtime)
+
+    # The directory.
+
+    def _prepare(self) -> None:
+        try:
+            os.mkdir(self._directory, 0o700)
+            if self._syncs:
+                _sync_directory(os.path.dirname(self._directory))
+        except FileExistsError:
+            pass
+        except OSError as problem:
+            raise LetterError(
+                f"spool={self._directory!r} cannot be made: {_text(problem)}. "
+                "What it lies in must exist, and let this user write"
+            )
+        try:
+            must_be_ours(self._directory)
+            self._try_out(os.path.join(self._directory, f".{self._prefix}{random_bytes(8).hex()}.probe"))
+        except OSError as problem:
+            if problem.errno not in _PASSING:
+                raise LetterError(f"spool={self._directory!r} cannot be used: {_text(problem)}")
+
+    def _try_out(self, path: str) -> None:
+        file = LockedFile.make(path)
+        if file is not None:
+            _remove(path)
+            file.close()
+
+    def _tell(self, text: str) -> None:
+        """Report what is no loss, once."""
+        if self._is_new(text):
+            self._report(LetterError(text, cause="degraded"))
+
+    def _note_damage(self, text: str) -> None:
+        """Have a file that nobody can read reported, once."""
+        if self._is_new(text):
+            self._damage.append(text)
+
+    def _is_new(self, text: str) -> bool:
+        mark = object()
+        return self._told.setdefault(text, mark) is mark
+
+
+def _must_be_trusted(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UntrustedFile("it is no file, or a link to one")
+    if status.st_uid != os.geteuid():
+        raise UntrustedFile("it belongs to another user")
+    if status.st_mode & 0o077:
+        raise UntrustedFile("others may use it")
+    if status.st_nlink != 1:
+        raise UntrustedFile("it has a second name")
+
+
+def _may_hold_events(start: bytes) -> bool:
+    if not start.startswith(_MAGIC) or len(start) < WORDS_AT + _STATE.size:
+        return False
+    return holds_events(_STATE.unpack_from(start, WORDS_AT))
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Have the disk keep room for the whole file: a page that it has no room for would kill the process (SIGBUS)."""
+    try:
+        failure = os.posix_fallocate(descriptor, 0, size)  # type: ignore[func-returns-value]
+        if failure:  # PyPy returns what C does, and raises nothing
+            raise OSError(failure, os.strerror(failure))
+        return
+    except AttributeError:
+        pass  # macOS
+    except OSError as problem:
+        if problem.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    written = 0
+    while written < size:
+        written += os.pwrite(descriptor, _ZEROS[: size - written], written)
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # somebody was quicker, or the next one tries again
+
+
+def _text(problem: OSError) -> str:
+    return problem.strerror or str(problem)
