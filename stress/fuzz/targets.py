@@ -451,7 +451,7 @@ class Lines:
             innocent.send(_EVENT % 7 + b"\n")
             self._relay._turn(0)
             _send(odd, second)
-            for _ in range(200):
+            for _ in range(STEPS):
                 self._step()
                 try:
                     heard += innocent.recv(65_536)
