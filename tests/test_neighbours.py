@@ -290,7 +290,7 @@ def test_an_event_that_no_request_could_carry_is_told_to_its_owner_and_the_relay
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     code = """
-    from letterapp import protocol
+    from letterapp._relay import protocol
     from letterapp._runtime.condition import Condition
     from letterapp._client import settings_of
     from letterapp._relay_server.ownership import OwnedSender, Owner
@@ -339,7 +339,7 @@ def test_no_exception_ends_the_sender(letter_api: Any, driven: Any) -> None:
 
 
 def told(link: Any) -> Any:
-    link.listen()
+    link.read_acks()
     return link.counts()
 
 
@@ -420,7 +420,7 @@ def test_a_flood_of_answers_does_not_hold_a_call(runtime: Runtime, monkeypatch: 
         thread.start()
         try:
             for _ in range(50):
-                link.listen()  # it returns though there is always more
+                link.read_acks()  # it returns though there is always more
         finally:
             stop.set()
             link.close()
@@ -434,7 +434,7 @@ def test_a_line_without_an_end_ends_the_link(runtime: Runtime, monkeypatch: pyte
         while link.is_connected() and sent < 4_000_000:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 sent += sock.send(b"x" * 65_536)
-            link.listen()
+            link.read_acks()
         assert 1_000_000 < sent < 2_000_000 and "what is no answer" in link.trouble
 
 
