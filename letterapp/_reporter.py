@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 _LONGEST_LINE = 1_000  # characters: an error's text, and what is said around it
+QUIET = 60.0  # seconds during which the same trouble is not reported again
 _MOST_OWN = 10_000  # events that `on_error` tracked, and that are remembered to be its own
 
 
@@ -81,6 +82,28 @@ def _print(line: str) -> None:
         reraise_signal_error(
             failure
         )  # else stderr is closed, or None, or cannot write this text: there is nowhere left to say so
+
+
+class TroubleReporter:
+    """Reports what is no loss, but may become one: the same text at most once in `QUIET` seconds.
+
+    For one thread at a time, as whoever sends.
+    """
+
+    def __init__(self, report: Callable[[LetterError], object], clock: Callable[[], float]) -> None:
+        self._report = report
+        self._clock = clock
+        self._last: dict[str, float] = {}  # when each text was reported last
+
+    def __call__(self, trouble: str) -> None:
+        now = self._clock()
+        if now - self._last.get(trouble, -QUIET) >= QUIET:
+            self._last[trouble] = now
+            self._report(LetterError(trouble, cause="degraded"))
+
+    def forget(self) -> None:
+        """Report the next trouble in any case."""
+        self._last.clear()
 
 
 def unreadable(events: int, why: str) -> LetterError:

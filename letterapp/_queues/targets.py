@@ -1,4 +1,4 @@
-"""The queues that a batch can be handed to: a `SenderManager`'s, another manager's, or any with ``put_nowait``.
+"""The queues that batches can be handed over to: a `SenderManager`'s, another manager's, or any with ``put_nowait``.
 
 Responsible for: which objects are accepted, and what pickling them carries. Not responsible for: talking to a manager's
 server (`manager_connection`), when a batch is handed over and what happens when that fails (`handover`).
@@ -26,44 +26,46 @@ if TYPE_CHECKING:
     from .manager_connection import Address, Batch
 
     class Channel(Protocol):
-        """One process's way into a queue. Used by one thread at a time."""
+        """One process's connection to a queue. Used by one thread at a time."""
 
-        # Each of these raises when it cannot be done, or when there is no answer for ``patience`` seconds. NOT_YET: the
-        # answer was waited for no longer than ``wait`` seconds; the same call goes on with it.
+        # Each of these raises if it fails, or if there is no answer for ``patience`` seconds. They return NOT_YET if
+        # there is no answer after ``wait`` seconds; the same call continues to wait for it.
 
         def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool | object:
-            """Hand ``batch`` over; False when the queue asks to be tried again soon.
+            """Hand ``batch`` over; False if it is to be tried again soon.
 
-            ``urgent``: somebody waits for it, so it is to wait for no company.
+            ``urgent``: somebody waits for it, so it is not to be delayed for other events.
             """
 
         def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | object | None:
-            """Wait up to ``linger`` seconds until the batch is settled: reports of what is lost of it, or None."""
+            """Wait up to ``linger`` seconds until the batch is settled; return reports of losses, or None if it is
+            not.
+            """
 
         def close(self) -> None: ...
 
     class Target(Protocol):
-        """A queue, as `Letter` keeps it among its options."""
+        """A queue, as one of the options of a `Letter`."""
 
-        retired: bool  # shut down on purpose in this process: nothing is wrong when it takes no more
-        has_feeder: bool  # a thread of this process writes what it takes, until multiprocessing ends with the process
+        retired: bool  # shut down on purpose in this process: that it takes no more is no failure
+        has_feeder: bool  # a thread of this process writes to it, until multiprocessing shuts down
 
         def connect(self, patience: float) -> Channel: ...
 
         def is_same(self, other: Target) -> bool:
-            """True when ``other`` leads to the same queue."""
+            """True when ``other`` is the same queue."""
 
         def finish(self) -> None:
-            """The process ends: do not let the queue keep it from that."""
+            """The process ends: do not let the queue prevent that."""
 
 
 TYPEID = "batches"  # what a `SenderManager`'s server calls its queue
-_FEEDER_LOOK = 0.0002  # seconds until it is looked again whether a feeder thread has written, doubled each time
-_STUCK = 1.0  # seconds that it may take; then nobody reads, or more slowly than this process tracks
+_FEEDER_LOOK = 0.0002  # seconds until the next check whether a feeder thread has written, doubled each time
+_STUCK = 1.0  # seconds that writing may take; after that nobody reads, or too slowly
 
 
 def adapt(queue: Any) -> Target:
-    """What ``Letter(relay=queue)`` works with; `LetterError` for an object that cannot carry events to a process."""
+    """``relay=queue`` as a `Target`; `LetterError` for an object that cannot carry events to another process."""
     if isinstance(queue, (ManagerQueue, ProxyQueue, ForeignQueue)):
         return queue
     if not hasattr(queue, "put_nowait"):
@@ -107,7 +109,7 @@ class ManagerQueue:
         self._authkey = SecretBytes(authkey)
         self._proof = proof
         self.retired = False
-        self.process: object = None  # the manager's, which it keeps going, in the process that started it alone
+        self.process: object = None  # the manager's, which it keeps alive, in the process that started it only
 
     def connect(self, patience: float) -> ManagerConnection:
         asked = (TYPEID, self._proof, self.base_url)
@@ -144,13 +146,15 @@ class ManagerQueue:
 
 
 class ProxyQueue:
-    """A queue in any other manager, as ``multiprocessing.Manager().Queue()``: nobody answers what became of a batch."""
+    """A queue in any other manager, like ``multiprocessing.Manager().Queue()``: it does not tell what became of a
+    batch.
+    """
 
     retired = False
     has_feeder = False
 
     def __init__(self, proxy: Any, address: Address, authkey: bytes, ident: str) -> None:
-        self._proxy = proxy  # while it lives the manager keeps the queue
+        self._proxy = proxy  # the manager keeps the queue while this exists
         self.address = address
         self._authkey = authkey
         self._ident = ident
@@ -165,21 +169,21 @@ class ProxyQueue:
         pass
 
     def __getstate__(self) -> dict[str, Any]:
-        # A proxy that is pickled outside of `Process` loses a key of its own (cpython issue 139801); this one keeps it.
+        # A proxy that is pickled outside of `Process` loses its authkey (cpython issue 139801); this keeps it.
         return {**self.__dict__, "_proxy": None}
 
     def __repr__(self) -> str:
         return f"<queue of the manager at {self.address!r}>"
 
 
-_feeders: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # of each queue the process that its feeder belongs to
+_feeders: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # the process that each queue's feeder belongs to
 
 
 class ForeignQueue:
     """A queue that is called in this process: ``multiprocessing.Queue()``, or any other with ``put_nowait``.
 
-    A ``multiprocessing.Queue`` only lays an item down for its feeder thread, which is gone at a kill or `os._exit`. So
-    a batch counts as settled when the feeder has written it, and stays its process's own until then.
+    A ``multiprocessing.Queue`` only leaves an item to its feeder thread, which is lost at a kill or `os._exit`. So a
+    batch counts as settled when the feeder has written it, and stays in this process's queue until then.
     Pickled as the queue itself is, so a ``multiprocessing.Queue`` goes to `Process` and pool initializers only.
     """
 
@@ -201,9 +205,10 @@ class ForeignQueue:
         return isinstance(other, ForeignQueue) and other.queue is self.queue
 
     def is_kept_from_us(self) -> bool:
-        """True when there are items, though a `get` found none: another reader has the queue's lock, maybe a dead one.
+        """True when there are items, though `get` found none: another reader holds the queue's lock, maybe a killed
+        one.
 
-        A process that is killed in `get` never gives the lock of a ``multiprocessing.Queue`` back.
+        A process that is killed in `get` never releases the lock of a ``multiprocessing.Queue``.
         """
         try:
             return self.has_feeder and not self.queue.empty()
@@ -237,7 +242,7 @@ class ForeignQueue:
         return []
 
     def finish(self) -> None:
-        """See `Target`. `multiprocessing` joins the feeder without a time-out, for ever where nobody reads."""
+        """See `Target`. `multiprocessing` joins the feeder without a time-out, for ever if nobody reads."""
         if self.is_being_written():
             self.queue.cancel_join_thread()
 
@@ -246,7 +251,7 @@ class ForeignQueue:
 
     def is_being_written(self) -> bool:
         """True until the feeder of this process has written all that it has. It waits for more only then."""
-        # A parent's feeder is nothing to wait for, nor is its lock, which some thread may have held at the fork.
+        # Do not wait for the parent's feeder, or its lock, which some thread may have held at the fork.
         if not self.has_feeder or self.queue._thread is None or _feeders.get(self.queue) != os.getpid():
             return False
         with self.queue._notempty:
@@ -263,7 +268,7 @@ class ForeignQueue:
 
 
 def _identity(queue: Any) -> tuple[int, int] | None:
-    """What the feeder writes to; another file when somebody has closed the descriptor, whose number is given again."""
+    """The file that the feeder writes to; it is another one if somebody has closed the descriptor."""
     try:
         status = os.fstat(queue._writer.fileno())
     except (AttributeError, OSError, ValueError):

@@ -1,13 +1,13 @@
-"""A process's way to a relay: one socket, and the events that went over it and are not settled.
+"""A process's connection to a relay, and the events that were sent over it and are not acknowledged.
 
-Responsible for: handing over, which never waits longer than a millisecond; the relay's answers; what is to be sent
-again when the relay is gone. Not responsible for: what a process does instead (`_relay.delivery`), how a relay comes to
-be (`launcher`).
+Responsible for: sending an event, which never waits longer than a millisecond; the relay's answers; what has to be sent
+again when the relay is gone. Not responsible for: what the process does then (`_relay.delivery`), starting a relay
+(`launcher`).
 
-When a connection is opened the call waits for one answer, the relay's challenge (`protocol`), but not for longer than
-`GREETING`. One that comes later is heard by a later call, and events go another way until then.
+The call that opens a connection waits for one answer, the relay's challenge (`protocol`), for `GREETING` seconds at
+most. If it comes later, a later call reads it, and events are sent by the process itself until then.
 
-The socket is C's own, because gevent's would let other greenlets in between an event's bytes.
+The socket is of the `_socket` module, because gevent's would let other greenlets run between the bytes of an event.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from ..errors import LetterError
 
 GREETING = 0.25  # seconds that the call which opens a connection may wait for the relay's challenge
-PATIENCE = 0.001  # seconds that a call may wait for a relay that takes nothing; calls that follow do not wait at all
-_EVERY = 63  # events, less one, after which the answers are read: a power of two, less one
+PATIENCE = 0.001  # seconds that a call may wait for a relay whose socket is full; the next calls do not wait at all
+_EVERY = 63  # the answers are read at every 64th event: a power of two, less one
 _AT_ONCE = getattr(_socket, "MSG_DONTWAIT", 0) | getattr(_socket, "MSG_NOSIGNAL", 0)
-QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)  # a server may have SIGPIPE end its processes
-_AT_MOST = 262_144  # bytes of answers that one call hears, however much there is
-_LONGEST_COUNT = 22  # bytes
-_BUFFER = 1_048_576  # bytes that may lie in a socket, if the system allows: what a burst finds room in
-_LISTEN = 0.1  # seconds after which they are, in any case
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds from one attempt to reach a relay to the next
+QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)  # SIGPIPE may have its default action, which ends the process
+_AT_MOST = 262_144  # bytes of answers that one call reads, however many there are
+_LONGEST_COUNT = 22  # bytes of an acknowledgement
+_BUFFER = 1_048_576  # size of the send buffer in bytes, if the system allows it: room for a burst
+_LISTEN = 0.1  # seconds after which the answers are read in any case
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts to reach a relay
 _WHILE_WAITING = 0.05  # seconds: another thread may have read the answer
 
 POSSIBLE = hasattr(_socket, "AF_UNIX")
 
 
 def connect(path: str, timeout: float, user: int | None = None) -> Any:
-    """A socket to the relay at ``path``; `OSError` when nobody listens there within ``timeout`` seconds.
+    """A socket to the relay at ``path``. `OSError` if nobody listens there within ``timeout`` seconds.
 
-    And when whoever listens is neither this user, root nor ``user``: he is not told a word.
+    And if the listening process belongs to another user than this one, root or ``user``: nothing is sent to it then.
     """
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
@@ -63,11 +63,11 @@ def connect(path: str, timeout: float, user: int | None = None) -> Any:
 
 
 class Counts:
-    """What went over a link, at one moment."""
+    """The counters of a connection, of one moment."""
 
     def __init__(self, relayed: int, waiting: int, waiting_bytes: int, lost: dict[str, int], is_up: bool) -> None:
         self.relayed = relayed
-        # What is lost out of order is told before it counts as settled.
+        # A loss out of order is reported before it is counted as settled.
         self.waiting = max(0, min(waiting, relayed - sum(lost.values())))
         self.waiting_bytes = waiting_bytes
         self.lost = lost
@@ -76,7 +76,7 @@ class Counts:
 
 
 class RelayClient:
-    """The connection of one process. Any thread, callback and signal handler may call; a child makes its own."""
+    """The connection of one process. Any thread, callback and signal handler may call; a forked child makes its own."""
 
     def __init__(
         self,
@@ -86,76 +86,78 @@ class RelayClient:
         max_bytes: int,
         user: int | None = None,
     ) -> None:
-        """``place`` says where the socket is, or raises `OSError`. Opens nothing.
+        """``place`` returns the path of the socket, or raises `OSError`. Opens nothing.
 
-        ``caller`` makes what proves this process to a relay; ``user`` may serve besides this user and root.
+        ``caller`` makes the object that authenticates this process; ``user`` may serve, besides this user and root.
         """
         self._place = place
         self._make_caller = caller
         self._user = user
         self._max_events = max_events
         self._max_bytes = max_bytes
-        # Held while an event is noted and sent, because the relay's answers count in the order of the sending. That
-        # one `send` is the only I/O under it, and waits for `PATIENCE` at the most.
+        # Held while an event is stored and sent, as the relay acknowledges events in the order in which they were sent.
+        # That one `send` is the only I/O under the lock, and waits `PATIENCE` at most.
         self._lock = threading.RLock()
         self._sock: Any = None
         self._inode = 0
         self._peer: Any = None  # the relay's address
         self._caller: protocol.Caller | None = None  # while the relay's challenge is still to come
         self._next_listen = 0.0
-        self._accepts_events = False  # events may go over it; else it is only listened to, until the relay has ended
+        self._accepts_events = False  # False while the relay only acknowledges, or has not answered yet
         self._is_stuck = False
-        self._is_amid = False  # in something that leaves the socket or the counts in doubt if it is cut short
+        self._in_operation = (
+            False  # in an operation that leaves the socket or the counters in doubt if it is interrupted
+        )
         self._has_hung_up = False
-        # Handed over and not settled, in order. Without a socket they are to go back to the process.
+        # Sent and not acknowledged, in order. Without a socket the process takes them back.
         self._unacked: deque[bytes] = deque()
         self._unacked_bytes = 0
         self._settled = 0
         self._partial_line = b""  # the beginning of a line
-        self._acknowledged = 0  # over this socket
+        self._acknowledged = 0  # events, over this socket
         # Cause and number of events that the relay has reported lost and, as far as can be known, has not counted yet.
         self._uncounted: deque[tuple[str, int]] = deque()
         self._next_try = 0.0
         self._wait = _FIRST_WAIT
 
         self.lost: dict[str, int] = {}
-        self.errors: list[LetterError] = []  # that the relay told of, and nobody has reported
-        self.trouble = ""  # what is wrong with the relay; empty while it takes events
-        self.breaks = 0  # how often it was lost
-        self.news = False  # there are errors, or trouble, or its end
+        self.errors: list[LetterError] = []  # of the relay, to be reported
+        self.trouble = ""  # what is wrong with the relay; empty while it accepts events
+        self.breaks = 0  # how often the connection was lost
+        self.news = False  # there are errors or trouble to be looked at
         register_inherited(self)
 
     # Any thread.
 
     def send_event(self, event: bytes) -> bool:
-        """Give the relay ``event``; False when it is not to be had, and the event must go another way."""
+        """Send ``event`` to the relay; False if that is impossible, and the process has to send it itself."""
         if len(event) > protocol.LONGEST_EVENT or self._lock._is_owned():  # type: ignore[attr-defined]
-            return False  # (a signal handler in the middle of this: its event would count for another's)
+            return False  # (in a signal handler that interrupted this, its event would be counted as another one)
         with self._lock:
             self._begin()
             taken = self._send_event(event)
-            self._is_amid = False
+            self._in_operation = False
             return taken
 
     def request_flush(self) -> None:
-        """Ask the relay to send what was handed over now."""
+        """Ask the relay to send what it has now."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             with self._lock:
                 self._begin()
                 if self._accepts_events and self._unacked:
                     self._send(protocol.FLUSH + protocol.END)
-                self._is_amid = False
+                self._in_operation = False
 
     def read_acks(self) -> None:
-        """Read what the relay has answered so far."""
+        """Read the relay's answers so far."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             with self._lock:
                 self._begin()
                 self._read_acks()
-                self._is_amid = False
+                self._in_operation = False
 
     def wait(self, target: int, deadline: float, clock: Callable[[], float]) -> bool:
-        """Wait until ``target`` of the events handed over are settled; False at ``deadline`` or without a relay."""
+        """Wait until ``target`` events are settled; False at ``deadline``, or without a relay."""
         while True:
             self.read_acks()
             left = deadline - clock()
@@ -169,13 +171,13 @@ class RelayClient:
                 poll.register(sock.fileno(), select.POLLIN)
                 poll.poll(min(left, _WHILE_WAITING) * 1000)
             except (OSError, ValueError) as problem:
-                reraise_signal_error(problem)  # else another thread found it ended
+                reraise_signal_error(problem)  # otherwise another thread has closed it
 
-    # What a relay had that is gone goes back to its process event by event, so that whatever comes in between, an
-    # exception of a signal handler too, the rest is still here.
+    # What a lost relay had not acknowledged goes back to its process one event at a time. So if an exception of a
+    # signal handler interrupts that, the rest is still here.
 
     def next_returned(self) -> bytes | None:
-        """The event that is to be sent another way; `confirm_returned` when it is. For one thread at a time."""
+        """The next event to be taken back; call `confirm_returned` afterwards. For one thread at a time."""
         with self._lock:
             return self._unacked[0] if self.has_returned() else None
 
@@ -185,22 +187,22 @@ class RelayClient:
 
     @property
     def sent_count(self) -> int:
-        """How many events the relay has had, less those that came back."""
+        """How many events were sent, less those that came back."""
         return self._settled + len(self._unacked)
 
     def has_settled(self, target: int) -> bool:
-        """True when of the first ``target`` events handed over all are settled, or on their own way."""
+        """True when the first ``target`` events are all settled, or taken back."""
         return self._settled >= target or not self._unacked
 
     def has_returned(self) -> bool:
-        """True when a relay that is gone has left events here."""
+        """True when there are events to be taken back from a lost relay."""
         return self._sock is None and not self._has_hung_up and bool(self._unacked)
 
     def has_news(self) -> bool:
         return self.news or self.has_returned()
 
     def take_errors(self) -> list[LetterError]:
-        """What the relay told of since the last time."""
+        """The errors that the relay has reported since the last call."""
         if not self.errors or self._lock._is_owned():  # type: ignore[attr-defined]
             return []
         with self._lock:
@@ -208,7 +210,7 @@ class RelayClient:
             return errors
 
     def unsettled(self) -> list[bytes]:
-        """What the relay has and has not settled; nothing where it is to be sent another way."""
+        """The events that the relay has and has not settled; empty if they are to be taken back."""
         self.read_acks()
         if self._lock._is_owned():  # type: ignore[attr-defined]
             return []
@@ -224,7 +226,7 @@ class RelayClient:
             return Counts(self.sent_count, len(self._unacked), self._unacked_bytes, dict(self.lost), is_up)
 
     def quick_counts(self) -> tuple[int, int, int]:
-        """Events that wait for the relay's word, were delivered and were lost, not all of the same moment: no lock."""
+        """Events that wait, were delivered and were lost, not all of one moment: takes no lock."""
         counts = Counts(self.sent_count, len(self._unacked), 0, self.lost.copy(), False)
         return counts.waiting, max(0, counts.delivered), sum(counts.lost.values())
 
@@ -232,45 +234,45 @@ class RelayClient:
         return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     def call_when_released(self, act: Callable[[], object]) -> None:
-        """Wait until no other thread is inside, then call ``act``."""
+        """Wait until the lock is free, then call ``act``."""
         with self._lock:
             pass
         act()
 
     def retry_soon(self) -> None:
-        """A relay has been started: do not wait for the next attempt's time."""
+        """A relay has been started: try at once."""
         self._next_try = 0.0
 
     def close(self) -> None:
-        """Hang up. What was handed over is the relay's to send."""
+        """Close the connection. What was sent is the relay's to deliver."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             with self._lock:
                 self._has_hung_up = True
                 self._hang_up()
 
-    # A forked child's.
+    # In a forked child.
 
     def close_inherited(self) -> None:
-        # This process's copy alone, so that the relay sees the end of the one that uses it.
+        # Only this process's copy, so that the relay notices the end of the process that uses it.
         sock = self._sock
         if sock is not None:
             close_if_unchanged(sock.detach(), self._inode)
 
     def __del__(self) -> None:
-        # Of a client that nobody closed. A socket that is left to itself is closed too, but complains of that.
+        # Of a client that nobody closed. A socket that is deleted is closed too, but emits a ResourceWarning.
         try:
             self.close_inherited()
         except (AttributeError, TypeError):
-            pass  # it was not made to its end, or the interpreter is taken apart
+            pass  # its constructor failed, or the interpreter is shutting down
 
     # Under the lock.
 
     def _begin(self) -> None:
-        if self._is_amid and self._sock is not None:
-            # The last one here was cut short by an exception of a signal handler. What was sent or read by then nobody
-            # knows, so all of it goes again. Told by a mark, because such an exception cuts short any cleaning up too.
+        if self._in_operation and self._sock is not None:
+            # An exception of a signal handler has interrupted the last operation. Nobody knows what was sent or read by
+            # then, so all of it is sent again. A flag records it, because any clean-up could be interrupted as well.
             self._drop_connection("was interrupted")
-        self._is_amid = True
+        self._in_operation = True
 
     def _send_event(self, event: bytes) -> bool:
         if self._sock is not None:
@@ -293,7 +295,7 @@ class RelayClient:
     def _open(self) -> bool:
         now = monotonic()
         if self._sock is not None:
-            self._read_acks()  # a relay that takes no more, but may still settle; or its challenge comes late
+            self._read_acks()  # of a relay that accepts no more, but may still acknowledge; or a late challenge
             if self._sock is not None:
                 return self._accepts_events
         if now < self._next_try or self._unacked or self._has_hung_up:
@@ -317,7 +319,7 @@ class RelayClient:
         return self._send(self._caller.hello) and self._await_challenge()
 
     def _await_challenge(self) -> bool:
-        """Wait for the relay's challenge for a while; True when it has come and is answered."""
+        """Wait for the relay's challenge, `GREETING` seconds at most; True when it has been answered."""
         deadline = monotonic() + GREETING
         try:
             while self._caller is not None and self._sock is not None:
@@ -325,7 +327,7 @@ class RelayClient:
                 if left <= 0:
                     self._note_trouble("has not answered yet")
                     break
-                self._sock.settimeout(left)  # not `poll`, in which gevent runs greenlets that would come here too
+                self._sock.settimeout(left)  # not `poll`: gevent's runs other greenlets, which would come here too
                 data = self._sock.recv(protocol.LONGEST_GREETING)
                 self._sock.settimeout(0)
                 self._take(data)
@@ -356,7 +358,7 @@ class RelayClient:
         self._drop_connection(why)
 
     def _look_after_it(self) -> None:
-        """Before each event: is it still our relay's, and is it time to hear what the relay has to say?"""
+        """Before each event: check that the socket is still ours, and read the answers if it is time."""
         now = monotonic()
         if now >= self._next_listen or not self.sent_count & _EVERY:
             self._next_listen = now + _LISTEN
@@ -365,7 +367,7 @@ class RelayClient:
             self._is_ours()
 
     def _is_ours(self) -> bool:
-        """False if somebody has closed the descriptor behind our back: its number may be a stranger's by now."""
+        """False if somebody has closed the descriptor: its number may be another file's by now."""
         try:
             if self._sock.getpeername() == self._peer:
                 return True
@@ -375,7 +377,7 @@ class RelayClient:
         return False
 
     def _send(self, line: bytes) -> bool:
-        """Send all of ``line`` or nothing; False when the relay does not take it."""
+        """Send all of ``line`` or nothing; False if the relay does not accept it."""
         try:
             sent = self._sock.send(line, _AT_ONCE)
         except BlockingIOError:
@@ -427,7 +429,7 @@ class RelayClient:
             self._drop_connection("has ended")
 
     def _take(self, data: bytes) -> None:
-        """Hear what the relay has said, or that it has hung up."""
+        """Handle what was received; nothing means that the relay has closed the connection."""
         if not data:
             self._drop_connection("has ended")
             return
@@ -488,12 +490,12 @@ class RelayClient:
             events -= min(lost, events)
 
     def _end(self) -> None:
-        """The relay takes no more. It may still settle what it has: it is gone when there is nothing more to hear."""
+        """The relay accepts no more. It may still acknowledge what it has; it is gone when nothing more can be read."""
         self._accepts_events = False
         self._read_acks()
 
     def _drop_connection(self, why: str) -> None:
-        """The relay is gone, or must be given up. What it has not settled is to be sent again."""
+        """The relay is gone, or has to be given up. What it has not acknowledged is sent again."""
         self._hang_up()
         while self._uncounted:  # these are sent again, and counted where that happens
             cause, lost = self._uncounted.popleft()

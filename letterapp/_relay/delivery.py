@@ -1,10 +1,10 @@
-"""A sender with a shortcut: events go to the relay, and what the relay does not take goes the process's own way.
+"""Delivery by a relay; the process itself sends what the relay does not accept.
 
-Responsible for: `RelayDelivery`, which of the two ways an event goes, and what both say together. Not responsible for:
-the relay's socket (`_relay.client`), starting one (`launcher`), sending (`sender`).
+Responsible for: `RelayDelivery`, which of the two ways an event goes, the counters of both. Not responsible for: the
+connection (`_relay.client`), starting a relay (`launcher`), sending (`sender`).
 
-While the relay takes events no thread runs in this process. An event that is handed over is held until the relay has
-settled it, and goes the own way should the relay be gone before that.
+While the relay accepts events, no thread runs in this process. An event that was sent to it is kept until it is
+acknowledged. If the relay has gone before that, the process sends the event itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 from .._delivery import shutdown
 from .._delivery.base import Delivery
 from .._delivery.sender import Sender
+from .._reporter import TroubleReporter
 from .._runtime import servers
 from .._runtime.clock import monotonic
 from .._runtime.condition import Condition
@@ -30,13 +31,12 @@ if TYPE_CHECKING:
 
     from .._config import Settings
 
-_QUIET = 60.0  # seconds in which the same trouble is not reported again
-_WHILE_RETURNING = 0.05  # seconds: the thread that takes events back may have been cut short
-_FIRST_START, _LONGEST_START = 1.0, 60.0  # seconds from one attempt to start a relay to the next
+_WHILE_RETURNING = 0.05  # seconds: the thread that takes events back may have been interrupted by an exception
+_FIRST_START, _LONGEST_START = 1.0, 60.0  # seconds between two attempts to start a relay
 
 
 class RelayDelivery(Delivery):
-    """Hands the events of this process to a relay, or delivers them itself."""
+    """Sends the events of this process to a relay, or delivers them itself."""
 
     def __init__(
         self,
@@ -53,7 +53,8 @@ class RelayDelivery(Delivery):
         self._clock = clock
         self._progress = Condition() if local is None else local.progress
         self._local = local or Sender(settings, clock, progress=self._progress)
-        # By itself, because its thread may outlive this object; after this one, which may give it events.
+        # Registered separately, because its thread may outlive this object; it ends after this, which may give it
+        # events.
         self._local.ends_last = True
         shutdown.register(self._local)
         self.owner = self._local.owner
@@ -61,15 +62,15 @@ class RelayDelivery(Delivery):
         self.exit_timeout = settings.exit_timeout
         self._successors: dict[int, RelayDelivery] = {}
         self._lease = lease
-        self._has_left = False  # everything goes the own way from now on: closed, or the end of the process
+        self._has_left = False  # the process sends everything itself from now on: it is closed, or ending
         self._restart = ThreadClaim()  # a thread starts a relay
-        self._attending = ReentrancyGuard()  # threads that hear what the link has to say, and may call `on_error`
-        self._returning = threading.Lock()  # held by the thread that sends again what a relay had
-        self._is_told = False  # that the relay is not to be had at present
-        self._rest_is_told = False  # what the relay has at the end
+        self._handling = ReentrancyGuard()  # threads that handle what the relay reported, and may call `on_error`
+        self._returning = threading.Lock()  # held by the thread that takes events back from a lost relay
+        self._is_told = False  # it was reported that there is no relay at present
+        self._rest_is_told = False  # it was reported what the relay still has at the end
         self._breaks_told = 0
         self._start_trouble = ""  # why there was none at the start, until that is told
-        self._told: dict[str, float] = {}  # when which trouble was reported last
+        self._tell = TroubleReporter(self._report, clock)
         self._next_start = 0.0
         self._start_wait = _FIRST_START
         self._client = RelayClient(
@@ -95,10 +96,10 @@ class RelayDelivery(Delivery):
     def put(self, event: bytes) -> None:
         if self._has_left or not self._client.send_event(event):
             if self._client.has_news():
-                self._attend()  # what the relay had goes first
+                self._handle_news()  # what the relay had goes first
             self._local.put(event)
         elif self._client.news:
-            self._attend()
+            self._handle_news()
 
     def flush(self, timeout: float) -> bool:
         deadline = self._clock() + timeout
@@ -143,7 +144,7 @@ class RelayDelivery(Delivery):
     def stats(self) -> dict[str, Any]:
         self._client.read_acks()
         if self._client.has_news():
-            self._attend()
+            self._handle_news()
         stats = self._local.stats()
         link = self._client.counts()
         for cause, count in link.lost.items():
@@ -187,13 +188,13 @@ class RelayDelivery(Delivery):
 
     # What the link has to say.
 
-    def _attend(self) -> None:
+    def _handle_news(self) -> None:
         """Report what the relay told of, send again what it had when it went, and see to it that there is one again."""
-        if self._client.is_held_by_this_thread() or self._attending.is_here():
+        if self._client.is_held_by_this_thread() or self._handling.is_here():
             return  # a signal handler in the middle of it, or `on_error` below: who was interrupted comes here again
-        self._attending.run(self._hear)
+        self._handling.run(self._handle_client)
 
-    def _hear(self) -> None:
+    def _handle_client(self) -> None:
         link = self._client
         link.news = False
         if link.has_returned() and not self._returning.locked():
@@ -216,19 +217,13 @@ class RelayDelivery(Delivery):
             self._is_told = False
             return
         if self._breaks_told != link.breaks:
-            self._told.clear()  # it is another one that was lost
+            self._tell.forget()  # it is another one that was lost
         if self._breaks_told != link.breaks or not self._is_told:
             self._breaks_told = link.breaks
             self._is_told = True
             self._tell(f"the relay {link.trouble}; until it is back events go this process's own way")
         if self._settings.relay is True and not (self._has_left or link.is_connected()):
             self._start_again()
-
-    def _tell(self, trouble: str) -> None:
-        now = self._clock()
-        if now - self._told.get(trouble, -_QUIET) >= _QUIET:
-            self._told[trouble] = now
-            self._report(LetterError(trouble, cause="degraded"))
 
     def _tell_rest(self, time_that_is_over: str) -> None:
         """Report what the relay has not settled: it may deliver that or lose it, and has nobody to tell then."""
@@ -244,7 +239,7 @@ class RelayDelivery(Delivery):
     def _await_relay(self, deadline: float) -> bool:
         """Wait until what was handed over is settled, or on its own way; False when ``deadline`` has come."""
         link = self._client
-        if not self._local.may_wait() or link.is_held_by_this_thread() or self._attending.is_here():
+        if not self._local.may_wait() or link.is_held_by_this_thread() or self._handling.is_here():
             return False
         target = link.sent_count
         while not link.wait(target, deadline, self._clock):
@@ -252,14 +247,14 @@ class RelayDelivery(Delivery):
                 break
             if not link.is_connected():
                 break
-        self._attend()
+        self._handle_news()
         while link.has_returned() and not link.has_settled(target):  # another thread does that
             with self._progress.waiter() as sleeper:
                 left = deadline - self._clock()
                 if left <= 0 or not link.has_returned():
                     break
                 sleeper.wait(min(left, _WHILE_RETURNING))
-            self._attend()
+            self._handle_news()
         return link.has_settled(target)
 
     def _await_start(self, deadline: float) -> None:

@@ -1,14 +1,14 @@
-"""Handing batches over to a queue: one at a time, and the process's own way whenever the queue does not take one.
+"""Handing batches over to a queue, one at a time. The process sends those itself that the queue does not take.
 
-Responsible for: the batch that is in flight, when a queue that failed is tried again, what is said of it and how often.
+Responsible for: the batch in flight, when to try a queue again that has failed, what is reported of it and how often.
 Not responsible for: how a batch gets into a queue (`targets`), what happens to one that is not taken (`sender`).
 
     IDLE --- put ---> IN FLIGHT --- settled ---> IDLE
      ^                    |
      +-- any exception ---+    the connection is closed, and the queue is not tried before `_next_try`
 
-Used by one thread at a time: whoever holds the sender's turn. Nothing is known of a batch whose queue failed, so the
-sender sends it itself, under the same ids.
+Used by one thread at a time, the one that holds `BatchSender.lock`. What became of a batch in a queue that failed is
+unknown, so the sender sends it itself, under the same ids.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .._delivery import shutdown
 from .._delivery.retry import Pending, Settled
 from .._queues.manager_connection import NOT_YET
 from .._queues.targets import reason
+from .._reporter import TroubleReporter
 from .._runtime.signal_errors import reraise_signal_error
-from ..errors import LetterError
 from .protocol import lost_error, parse
 
 TYPE_CHECKING = False
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
     from .._queues.manager_connection import Batch
     from .._queues.targets import Channel, Target
+    from ..errors import LetterError
 
-# Seconds that a queue's process may take to answer. Longer than a busy machine lets a process wait, and short enough
-# that a stopped one costs a batch no more than a slow API does. Less where the end of the process would be over before.
+# Seconds that a queue's process may take to answer: more than a busy machine needs, and few enough that a stopped
+# process delays a batch no more than a slow API does. Less if `exit_timeout` is short.
 PATIENCE, LEAST_PATIENCE = 1.0, 0.05
-OF_EXIT_TIMEOUT = 0.25  # part of `exit_timeout`: a stopped process is noticed, and there is time for the own way
+OF_EXIT_TIMEOUT = 0.25  # this part of `exit_timeout`: after noticing a stopped process there is time to send
 CONNECTING = 2.0  # times that, for two connections with a challenge and an answer each
 # Seconds in a call that sends because no thread can run: for an answer, which a later call may read, and for a
-# connection. A manager on a busy machine takes some 10 ms for that; one that stands still is tried each second at most.
+# connection. A manager on a busy machine needs some 10 ms for that; a stopped one is tried once a second at most.
 INLINE_WAIT, INLINE_CONNECT = 0.002, 0.025
-LINGER = 0.25  # seconds that one question whether a batch is settled waits: then a flush that has begun is told
-POLL = 0.05  # seconds until the next such question where none may wait, and until a full queue is tried again
+LINGER = 0.25  # seconds that one question for a batch's outcome may wait; between two, a new flush is passed on
+POLL = 0.05  # seconds until the next question if it may not wait, and until a full queue is tried again
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
-QUIET = 60.0  # seconds in which the same trouble is not reported again
 
 
 class Handover:
-    """The way of one client in one process into a queue."""
+    """Hands the batches of one client in one process over to a queue."""
 
     def __init__(
         self,
@@ -55,58 +55,57 @@ class Handover:
     ) -> None:
         """``timeout``: seconds that a batch may wait for room in a queue that asks for patience. Opens nothing."""
         self.target = target
-        self.is_ending = False  # the client or its process ends: nothing waits for room any more
-        self.relayed = 0  # events that were settled over it
+        self.is_ending = False  # the client or its process ends: do not wait for room any more
+        self.relayed = 0  # events that were settled this way
         self._is_working = True
         self._timeout = timeout
         self._patience = max(LEAST_PATIENCE, min(PATIENCE, OF_EXIT_TIMEOUT * exit_timeout))
-        self._report = report
+        self._report_trouble = TroubleReporter(report, clock)
         self._clock = clock
         self._channel: Channel | None = None
         self._batch: Batch | None = None  # in flight over the channel
-        self._is_accepted = False  # the queue has said that it has it
-        self._is_amid = False  # in an exchange, which an exception of a signal handler may cut short for good
+        self._is_accepted = False  # the queue has accepted it
+        self._in_operation = False  # in an exchange, which an exception of a signal handler may interrupt
         self._full_since: float | None = None
         self._next_try = 0.0
         self._wait = FIRST_WAIT
         self._is_told = False
-        self._told: dict[str, float] = {}  # when which trouble was reported last
 
     @property
     def is_up(self) -> bool:
-        """True while batches go this way, as far as is known."""
+        """True while the queue takes batches, as far as is known."""
         return self._is_working and not self.target.retired
 
     def offer(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
-        """Hand ``batch`` over, or ask again what became of it; None when it must go the process's own way.
+        """Hand ``batch`` over, or ask again what became of it; None if the process has to send it itself.
 
-        ``urgent``: somebody waits for it, so it is to wait for no company.
-        Blocks up to ``linger`` seconds until the batch is settled, 0 where a call must not wait for that.
+        ``urgent``: somebody waits for it, so it is not to be delayed for other events.
+        Blocks up to ``linger`` seconds until the batch is settled, 0 where a call must not wait.
         """
-        if self._is_amid:
-            self.close()  # cut short: the next answer on this connection might be the last question's
-            self._is_amid = False
+        if self._in_operation:
+            self.close()  # interrupted: the next answer on this connection might belong to the last question
+            self._in_operation = False
         if self._batch is not None and self._batch != batch:
-            self.close()  # given up meanwhile; what becomes of it is told in the manager's log
+            self.close()  # given up meanwhile; the manager's log tells what becomes of it
         if self._batch is None and (not self._may_try() or self._clock() < self._next_try):
             return None
-        # A mark and not a `finally`, because an exception of a signal handler cuts short any cleaning up too.
-        self._is_amid = True
+        # A flag and not a `finally`, because an exception of a signal handler may interrupt that as well.
+        self._in_operation = True
         outcome: Settled | Pending | None = None
         try:
             outcome = self._exchange(batch, linger, urgent)
         except ValueError as problem:
             reraise_signal_error(problem)
             self.close()
-            self._tell(f"did not take a batch: {problem}")  # this one: nothing is wrong with the queue
+            self._tell(f"did not take a batch: {problem}")  # this one only: the queue works
         except Exception as problem:
             reraise_signal_error(problem)
             self._fail(reason(problem))
-        self._is_amid = False
+        self._in_operation = False
         return outcome
 
     def finish(self) -> None:
-        """The process ends: what the queue has not written by now does not hold that up."""
+        """The process ends: do not let it wait for what the queue has not written."""
         self.target.finish()
 
     def close(self) -> None:
@@ -150,7 +149,7 @@ class Handover:
                 return answer
             except ConnectionError as problem:
                 reraise_signal_error(problem)
-                self.close()  # its process was started anew while nothing was handed over, as a kept manager may be
+                self.close()  # its process was restarted since the last batch, as a kept manager may be
         self._channel = self.target.connect(INLINE_CONNECT if wait == INLINE_WAIT else CONNECTING * wait)
         self._batch = batch
         return self._channel.put(batch, urgent, wait, self._patience)
@@ -183,8 +182,4 @@ class Handover:
         self._is_told = True
 
     def _tell(self, trouble: str) -> None:
-        now = self._clock()
-        if now - self._told.get(trouble, -QUIET) >= QUIET:
-            self._told[trouble] = now
-            said = f"relay: {self.target!r} {trouble}; this process sends its events itself meanwhile"
-            self._report(LetterError(said, cause="degraded"))
+        self._report_trouble(f"relay: {self.target!r} {trouble}; this process sends its events itself meanwhile")

@@ -1,22 +1,20 @@
-"""What a process and a relay say to each other: lines over a Unix socket.
+"""The protocol between a process and a relay: lines over a Unix socket.
 
-Responsible for: the lines, their lengths, and the proof that both have the same API key. Not responsible for: sockets,
-waiting.
+Responsible for: the lines, their lengths, and the authentication by the API key. Not responsible for: sockets, waiting.
 
     process -> relay     HELLO                     {"letterapp": 2, "nonce": ..., "api": ..., "wants": ...}
     relay -> process     {"challenge": ..., "proof": ...}
     process -> relay     {"proof": ...}            and from here on, without waiting for an answer:
-                         {...}                     an event, as it will travel
-                         !                         send what I handed over without delay
+                         {...}                     an event, as the API will receive it
+                         !                         send my events without delay
 
-    relay -> process     {"welcome": ...}          to the proof of who does not want to hand events over
-                         {"refused": "why"}        at any time, and the end; with "busy": true where it may pass
+    relay -> process     {"welcome": ...}          to the proof of a process that does not send events
+                         {"refused": "why"}        at any time; the connection is closed. "busy": true if it may pass
                          [N]                       N of your events are settled, counted from the proof
-                         {"lost": N, ...}          of which N are lost, and why; before the `[N]` that counts them
+                         {"lost": N, ...}          N events are lost, and why; before the `[N]` that counts them
 
-Each side proves that it has the key by an HMAC over what both have just drawn, and the relay does so first. So what is
-heard once is worth nothing, whoever serves at the socket gets no event without the key, and neither proof can be the
-answer to the other.
+Each side proves that it has the key by an HMAC over the random numbers of both, the relay first. So a recorded exchange
+is useless, a server without the key gets no event, and neither proof can be used as the answer to the other.
 """
 
 from __future__ import annotations
@@ -36,25 +34,25 @@ if TYPE_CHECKING:
     from .._text import Secret
 
 VERSION = 2
-END = b"\n"  # which no JSON that is written in one line holds
+END = b"\n"  # which JSON in one line does not contain
 FLUSH = b"!"
-EVENTS, LEASE, STATUS = "events", "lease", "status"  # what a connection may want
-LONGEST_GREETING = 4096  # bytes of a line before both know each other
-LONGEST_EVENT = 32_000  # bytes: Linux sends as much whole or not at all
-LONGEST_ANSWER = 1_048_576  # bytes of a line to a process that is known
-SHORT = 300  # characters of a report that a process is slow to read
-CAUSES = ("rejected", "undeliverable", "overflow", "closed", "exit", "damaged")  # of what a relay loses
-_PROCESS, _RELAY = b"process", b"relay"  # who proves something
+EVENTS, LEASE, STATUS = "events", "lease", "status"  # what a connection is for
+LONGEST_GREETING = 4096  # bytes of a line during the authentication
+LONGEST_EVENT = 32_000  # bytes: Linux sends that many completely or not at all
+LONGEST_ANSWER = 1_048_576  # bytes of a line to an authenticated process
+SHORT = 300  # characters of a report to a process that reads slowly
+CAUSES = ("rejected", "undeliverable", "overflow", "closed", "exit", "damaged")  # of losses in a relay
+_PROCESS, _RELAY = b"process", b"relay"  # whose proof it is
 
 
 class Refused(Exception):
-    """The other side is not what it should be, or does not want this one. Its text says why."""
+    """One side refuses the other. The text says why."""
 
-    is_busy = False  # it may pass
+    is_busy = False  # the reason may pass
 
 
 class Caller:
-    """The process's side of getting to know each other, for one connection."""
+    """The process's side of the authentication, for one connection."""
 
     def __init__(self, api_key: Secret, base_url: str, wants: str) -> None:
         self._key = api_key
@@ -63,7 +61,7 @@ class Caller:
         self.hello = line_of({"letterapp": VERSION, "nonce": self._nonce, "api": base_url, "wants": wants})
 
     def answer(self, line: bytes) -> bytes:
-        """The line that answers the relay's challenge; `Refused` if there is none, or the relay has another key."""
+        """The answer to the relay's challenge, in ``line``. Raises `Refused` if it is none, or proves another key."""
         told = parse(line)
         if "refused" in told:
             raise refusal(told)
@@ -75,7 +73,7 @@ class Caller:
 
 
 class Callee:
-    """The relay's side of it."""
+    """The relay's side of the authentication, for one connection."""
 
     def __init__(self, api_key: Secret, base_url: str) -> None:
         self._key = api_key
@@ -87,9 +85,10 @@ class Callee:
         return bool(self._challenge)
 
     def hear(self, line: bytes) -> tuple[bytes, str]:
-        """What to say to ``line``, and what the process wants when it has proved itself, else an empty text.
+        """The answer to ``line``, and what the connection is for, or an empty text while the process is not
+        authenticated.
 
-        `Refused` if it is not welcome.
+        Raises `Refused`.
         """
         told = parse(line)
         if self._challenge:
@@ -113,14 +112,14 @@ class Callee:
 
 
 def refusal(told: Mapping[str, Any]) -> Refused:
-    """What the relay said in place of an answer."""
+    """The relay's refusal as an exception."""
     refused = Refused(f"refuses this client: {readable(told.get('refused', 'for no reason'))}")
     refused.is_busy = bool(told.get("busy"))
     return refused
 
 
 def proof(api_key: Secret) -> str:
-    """What two sides can compare that have proved themselves to each other in another way."""
+    """A fingerprint of the key, for two sides that have authenticated each other in another way."""
     return sha256(b"letterapp relay\0" + api_key.encode()).hexdigest()
 
 

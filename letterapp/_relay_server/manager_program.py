@@ -28,6 +28,7 @@ from .._relay.protocol import proof
 from .._runtime.clock import monotonic
 from .._text import Secret, SecretBytes
 from ..errors import LetterError
+from . import daemon
 from .manager_server import Batches, BatchServer, log
 
 TYPE_CHECKING = False
@@ -169,7 +170,7 @@ def run_for_manager() -> int:
     told["options"]["api_key"] = Secret(told["options"]["api_key"])
     authkey = SecretBytes.fromhex(told.pop("authkey"))
     address = tuple(told["address"]) if isinstance(told["address"], list) else told["address"]
-    launcher.detach()
+    daemon.detach()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -191,14 +192,14 @@ def _leave_starters_pipe() -> None:
         directory: str | None = launcher.own_directory()
     except OSError:
         directory = None
-    launcher.leave_starters_pipe(directory)
+    daemon.leave_starters_pipe(directory)
 
 
 def run_kept(options: argparse.Namespace) -> int:
     """``python -m letterapp relay --manager ADDRESS --authkey-file FILE``: one that somebody keeps, or how it is."""
     try:
         address, authkey = address_of(options.manager), authkey_of(options.authkey_file)
-        api_key = launcher.read_api_key(options.api_key_file)
+        api_key = daemon.read_api_key(options.api_key_file)
         given = {"api_key": api_key, "base_url": options.base_url, "spool": options.spool}
         told = {name: value for name, value in given.items() if value is not None}
         settings = settings_of(**told)
@@ -245,15 +246,15 @@ def serve(
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = _bound(batches, address, authkey)
-    launcher.raise_descriptors()
+    daemon.raise_descriptors()
     batches.begin()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     place: Any = server.address
     announce(place)
     if starters_word is None:
-        launcher.notify("READY=1")
+        daemon.notify("READY=1")
         os.read(told_to_end, 1)
-        launcher.notify("STOPPING=1")
+        daemon.notify("STOPPING=1")
     elif starters_word() != SHUTDOWN:
         _serve_the_connected(batches)
     server.stop_accepting()
@@ -361,7 +362,7 @@ def authkey_of(path: str | None) -> bytes:
     """The content of ``--authkey-file`` without white space around it."""
     if not path:
         raise LetterError("--authkey-file is required with --manager: a file with the secret that its clients have too")
-    return launcher.read_secret("--authkey-file", path)
+    return daemon.read_secret("--authkey-file", path)
 
 
 def _parsed(text: str) -> Address:

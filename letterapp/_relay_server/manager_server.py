@@ -25,11 +25,12 @@ from weakref import WeakSet, ref
 from .._config import MAX_ITEMS
 from .._delivery import shutdown
 from .._queues.targets import TYPEID
-from .._relay import launcher, protocol
+from .._relay import protocol
 from .._runtime.clock import monotonic
 from .._runtime.condition import Condition
 from .._version import __version__
 from ..errors import LetterError
+from . import daemon
 from .ownership import OwnedSender, Owner
 
 TYPE_CHECKING = False
@@ -78,7 +79,7 @@ class BatchOwner(Owner):
 
     def log_reports(self, log: Callable[[str], None]) -> None:
         """Tell the log what nobody is left to be told."""
-        if self.keeps:
+        if self.resends:
             return
         for line in self.take_reports():
             said = protocol.parse(line)
@@ -144,7 +145,7 @@ class Batches:
             self._sender.request_flush()
         self._owned.pending_acks()  # nobody is told unasked here
         self._progress.wait_while(lambda: not owner.is_settled(), monotonic() + seconds, monotonic)
-        if owner.keeps or not owner.is_settled():
+        if owner.resends or not owner.is_settled():
             return None  # the first: given up here at the end, and its process sends it
         self._session().batch = None
         return owner.untold()
@@ -185,7 +186,7 @@ class Batches:
         self._progress.wait_while(self._has_answers_to_give, deadline, monotonic, 0.02)
         for session in self._connected():
             if session.batch is not None:
-                session.batch.keeps, session.batch.is_reachable = True, False
+                session.batch.resends, session.batch.is_reachable = True, False
         settled = self._sender.close_by(deadline, timeout)
         shutdown.unregister(self._sender)  # this was its end; what a spool keeps the next start sends
         return settled
@@ -247,7 +248,7 @@ class BatchServer(Server):
 
     def accepter(self) -> None:
         while True:
-            while not (self._is_closed or launcher.has_descriptor_for_client()):
+            while not (self._is_closed or daemon.has_descriptor_for_client()):
                 time.sleep(_CROWDED)
             try:
                 connection = self.listener.accept()
@@ -285,4 +286,4 @@ def _keep_alive(connection: Any) -> None:
 
 
 def log(text: str) -> None:
-    launcher.write_log("manager", text)
+    daemon.write_log("manager", text)

@@ -1,7 +1,7 @@
-"""A sender for the events of many processes, which tells each of them what became of its own.
+"""A sender for the events of many processes, which tells each of them what became of its events.
 
-Responsible for: which event is whose, how many of an owner's events are settled, the report of a lost event to its
-owner or, when that has ended, to the log. Not responsible for: how events arrive and answers leave (`socket_server`
+Responsible for: which event is whose, how many of an owner's events are settled, reporting a lost event to its owner
+or, when that has ended, to the log. Not responsible for: how events arrive and answers leave (`socket_server`
 over sockets, `manager_server` by a manager's server), sending (`sender`).
 """
 
@@ -42,7 +42,7 @@ class Owner:
         self.more: dict[str, tuple[LetterError, int]] = {}  # by cause: what there was no room for, and how many
         self.reporting = threading.Lock()  # guards the three above, for a moment
         self.is_reachable = True  # it may still be told
-        self.keeps = False  # what is not settled is still its own, and it sends that itself
+        self.resends = False  # what is not settled is still its own, and it sends that itself
 
     def report(self, error: LetterError, count: int, events: list[bytes]) -> None:
         """Have the owner told of ``count`` lost events, of which ``events`` are some."""
@@ -70,7 +70,7 @@ class Owner:
 
 
 class OwnedSender:
-    """A sender that knows whose each event is. Its process ends it as any other (`shutdown`)."""
+    """A sender that knows whose each event is. The end of the process ends it like any other one (`shutdown`)."""
 
     def __init__(self, settings: Settings, log: Callable[[str], None], progress: Condition) -> None:
         places: list[Any] = [PrivateMemory(settings)]
@@ -78,16 +78,16 @@ class OwnedSender:
             places.insert(0, Spool(settings, self._tell))
         self._log = log
         self._largest = min(settings.max_queue_bytes, settings.max_batch_bytes - ENVELOPE)
-        # Guards the four below. Held for a moment: by whoever admits an event, and under the outbox's own lock when it
-        # leaves.
+        # Guards the four below. Held for a moment: by whoever admits an event, and under the queue's own lock when an
+        # event leaves it.
         self._owners_lock = threading.Lock()
-        # By an event's own bytes, which hold its id: whose it is, which of its events, and the same of the same event
-        # if it came before, as when it was sent again over another connection.
+        # By an event's own bytes, which contain its id: its owner, its number, and the same of an earlier copy, which
+        # exists if it was sent again over another connection.
         self._owners: dict[bytes, Any] = {}
         self._unreported: dict[
             str, list[tuple[bytes, Owner, int]]
         ] = {}  # lost events by cause, until they are reported
-        self._pending_acks: set[Owner] = set()  # who have an answer to get
+        self._pending_acks: set[Owner] = set()  # owners that are to be answered
         self._progress = progress
         self.sender = Sender(settings, backends=Backends(places), report=self._tell, progress=progress)
         self.sender.watch_removals(self._record_removal)
@@ -115,23 +115,23 @@ class OwnedSender:
         return True
 
     def pending_acks(self) -> set[Any]:
-        """Those who have an answer to get, since the last time."""
+        """The owners that are to be answered, since the last call."""
         with self._owners_lock:
             pending, self._pending_acks = self._pending_acks, set()
             return pending
 
-    # Under the outbox's lock.
+    # Under the queue's lock.
 
     def _record_removal(self, events: list[bytes], cause: str | None) -> None:
         with self._owners_lock:
             for event in events:
                 entry = self._forget_owner(event)
                 if entry is None:
-                    continue  # an ended process's, out of the spool
+                    continue  # an ended process's, from the spool
                 owner, number, _ = entry
                 if cause is None:
                     self._settle(owner, number)
-                else:  # it counts when the report is there, which goes first
+                else:  # it is counted after its report, which is sent first
                     self._unreported.setdefault(cause, []).append((event, owner, number))
 
     def _forget_owner(self, event: bytes) -> Any:
@@ -141,7 +141,7 @@ class OwnedSender:
         return entry
 
     def _settle(self, owner: Owner, number: int) -> None:
-        """An answer counts from the first event on: what leaves out of order waits for those before it."""
+        """Answers count from the first event on: an event that leaves out of order waits for those before it."""
         if number == owner.settled:
             owner.settled = number + 1
             while owner.settled in owner.early:
@@ -151,7 +151,7 @@ class OwnedSender:
         else:
             owner.early.add(number)
 
-    # Called by whichever thread finds that events are lost.
+    # Called by any thread that finds that events are lost.
 
     def _tell(self, error: LetterError) -> None:
         with self._owners_lock:
@@ -159,15 +159,15 @@ class OwnedSender:
         self._attribute_losses(lost_events, error)
 
     def _attribute_losses(self, lost_events: list[tuple[bytes, Owner, int]], error: LetterError) -> None:
-        """Tell those whose events were lost, and the log of those whose owners are gone."""
+        """Report losses to their owners, and to the log if the owner is gone."""
         of_each: dict[Owner, list[bytes]] = {}
         for event, owner, _ in lost_events:
             of_each.setdefault(owner, []).append(event)
-        unheard = error.lost - len(lost_events)  # out of the spool
+        unheard = error.lost - len(lost_events)  # from the spool
         for owner, events in of_each.items():
             if owner.is_reachable:
                 owner.report(error, len(events), events[:SAMPLE])
-            elif not owner.keeps:
+            elif not owner.resends:
                 unheard += len(events)
         with self._owners_lock:
             for _, owner, number in lost_events:

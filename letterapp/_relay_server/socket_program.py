@@ -25,6 +25,7 @@ from .._path_trust import must_be_guarded, must_be_ours
 from .._relay import launcher, protocol
 from .._runtime.clock import monotonic
 from ..errors import LetterError
+from . import daemon
 from .socket_server import RelayServer
 
 TYPE_CHECKING = False
@@ -51,7 +52,7 @@ def relay(options: argparse.Namespace) -> int:
                 return 1  # who started it has ended
             settings = settings_of(**json.loads(given))
             del given  # which holds the key
-            launcher.detach()
+            daemon.detach()
             for number in (*GROUP_SIGNALS, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # until there is something that could leave
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -70,7 +71,7 @@ def _settings_of(options: argparse.Namespace) -> Settings:
         raise LetterError("--socket is required: the path at which the clients find the relay")
     if len(os.fsencode(os.path.abspath(options.socket))) > launcher.LONGEST_PATH:
         raise LetterError(f"--socket is too long for a socket's path: {launcher.LONGEST_PATH} bytes at most")
-    given: dict[str, Any] = {"spool": options.spool, "api_key": launcher.read_api_key(options.api_key_file)}
+    given: dict[str, Any] = {"spool": options.spool, "api_key": daemon.read_api_key(options.api_key_file)}
     if options.base_url:
         given["base_url"] = options.base_url
     return settings_of(**given)
@@ -90,8 +91,8 @@ class _Program:
 
     def run(self) -> int:
         os.umask(0o077)
-        launcher.protect_memory()
-        launcher.keep_stderr_from_blocking()
+        daemon.protect_memory()
+        daemon.keep_stderr_from_blocking()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a thread that blocks signals may have started it
         self._prepare_directory()
         if not self._lock_place():
@@ -100,20 +101,20 @@ class _Program:
                 return 0
             raise LetterError(f"another relay serves at {self._path}")
         listener = self._listen()
-        launcher.raise_descriptors()
+        daemon.raise_descriptors()
         self._relay = RelayServer(self._settings, listener, self._for_clients, _log, self._path)
         for number in GROUP_SIGNALS:
             signal.signal(number, self._terminate)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, lambda *_: self._relay.tell_status())
         if self._for_clients:
-            launcher.leave_starters_pipe(os.path.dirname(self._path))
+            daemon.leave_starters_pipe(os.path.dirname(self._path))
             _ready()
         else:
             if os.geteuid() == 0:
                 _log("it runs as root, which it does not need: give it a user of its own")
             _log(f"serving at {self._path} for {self._settings.base_url}")
-        launcher.notify("READY=1")
+        daemon.notify("READY=1")
         self._relay.serve(self._vacate)
         if not self._for_clients:
             status = self._relay.status()
@@ -197,7 +198,7 @@ class _Program:
 
     def _vacate(self) -> None:
         """Free the place before the draining, so that a relay for new clients need not wait for it."""
-        launcher.notify("STOPPING=1")
+        daemon.notify("STOPPING=1")
         try:
             if _identity(self._path) == self._identity:
                 os.unlink(self._path)
@@ -243,14 +244,14 @@ def _ready() -> None:
 
 
 def _log(text: str) -> None:
-    launcher.write_log("relay", text)
+    daemon.write_log("relay", text)
 
 
 # Status.
 
 
 def _show_status(options: argparse.Namespace) -> int:
-    key = settings_of(api_key=launcher.read_api_key(options.api_key_file), base_url=options.base_url or "").api_key
+    key = settings_of(api_key=daemon.read_api_key(options.api_key_file), base_url=options.base_url or "").api_key
     url = settings_of(api_key=key, base_url=options.base_url or "").base_url
     places = [os.path.abspath(options.socket)] if options.socket else launcher.places()
     found = 0

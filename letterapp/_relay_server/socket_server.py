@@ -5,11 +5,11 @@
     process ---+                ^                                                     |
                                 +--------- [N], {"lost": ...} <------ `left` ---------+
 
-Responsible for: the loop over the sockets, whose each event is, who gets which answer, when to leave. Not responsible
-for: sending (`sender`), what is said (`protocol`), arguments and signals (`socket_program`).
+Responsible for: the event loop over the sockets, whose each event is, who gets which answer, when to exit. Not
+responsible for: sending (`sender`), what is said (`protocol`), arguments and signals (`socket_program`).
 
-One thread looks after all sockets and never waits for one of them. A process whose events find no room is not read
-until there is some: its socket fills, and it goes its own way.
+One thread serves all sockets and never waits for one of them. If there is no room for a process's events, its socket is
+not read until there is: it fills up, and the process sends its events itself.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from collections import deque
 from json import dumps
 
 from .._path_trust import is_believed, peer_of
-from .._relay import launcher, protocol
+from .._relay import protocol
 from .._relay.client import QUIETLY
 from .._runtime.clock import monotonic
 from .._runtime.condition import Condition
 from .._version import __version__
+from . import daemon
 from .ownership import OwnedSender, Owner
 
 TYPE_CHECKING = False
@@ -33,20 +34,20 @@ if TYPE_CHECKING:
 
     from .._config import Settings
 
-GREETING = 5.0  # seconds that a connection may take to say who it is
-UNKNOWN = 64  # connections that may be about to; of more the oldest goes, but not before the time that a greeting needs
-UNKNOWN_OF_ONE = 16  # of one process: of more the oldest goes at once
-BRIEFLY = 1.0  # seconds: that time, on a machine that starves
-AT_ONCE = 65_536  # bytes that are read from one socket before the others have their turn
-FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first
+GREETING = 5.0  # seconds that a connection may take to authenticate itself
+UNKNOWN = 64  # unauthenticated connections; if there are more, the oldest is closed, but not before `BRIEFLY`
+UNKNOWN_OF_ONE = 16  # of one process; if there are more, the oldest is closed at once
+BRIEFLY = 1.0  # seconds that an authentication may take on an overloaded machine
+AT_ONCE = 65_536  # bytes that are read from one socket before the next one
+FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first one
 SOON = 0.05
-CROWDED = 0.5  # seconds without new connections after the system had no descriptor left
+CROWDED = 0.5  # seconds without accepting connections after the system had no descriptor left
 _LONGEST_TURN = 60.0
 _NEVER = float("inf")
 
 
 class Peer(Owner):
-    """A connection, from the relay's side."""
+    """One client connection."""
 
     def __init__(self, sock: Any, now: float, callee: protocol.Callee) -> None:
         super().__init__()
@@ -54,8 +55,8 @@ class Peer(Owner):
         self.process, self.user = peer_of(sock)
         self.since = now
         self.callee = callee
-        self.wants = ""  # what the process asked for; empty until it has proved itself
-        self.heard = b""  # the beginning of a line
+        self.role = ""  # what the process asked for; empty until it has proved itself
+        self.partial_line = b""  # the beginning of a line
         self.lines: deque[bytes] = deque()  # events that found no room yet
         self.answered = 0  # of the events that are settled
         self.unsent = b""
@@ -75,12 +76,12 @@ class _WakingCondition(Condition):
 
 
 class RelayServer:
-    """Serves at a socket until it is told to leave, or nobody is there any more."""
+    """Serves at a socket until it is stopped, or has no clients any more."""
 
     def __init__(
         self, settings: Settings, listener: Any, leased: bool, log: Callable[[str], None], path: str = ""
     ) -> None:
-        """``leased``: leave when the last connection is gone, and not before."""
+        """``leased``: exit when the last connection is closed, and not before."""
         self._settings = settings
         self._listener = listener
         self._leased = leased
@@ -88,9 +89,9 @@ class RelayServer:
         self._path = path
         self._started = monotonic()
         self._said: set[str] = set()
-        self._peers: dict[Peer, None] = {}  # in the order of their coming
-        self._unknown: dict[Peer, None] = {}  # of these, those that have not said who they are
-        self._paused: dict[Peer, None] = {}  # not read, because their events find no room
+        self._peers: dict[Peer, None] = {}  # in the order in which they connected
+        self._unknown: dict[Peer, None] = {}  # of these, the unauthenticated ones
+        self._paused: dict[Peer, None] = {}  # not read, because there is no room for their events
         self._refused = 0
         self._selector = selectors.DefaultSelector()
         self._ears = _socket.socketpair()
@@ -100,7 +101,7 @@ class RelayServer:
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._accept_again = 0.0
         self._leave_at = _NEVER
-        self._clients = 0  # connections that want more than to know how things are
+        self._clients = 0  # connections for events or a lease, not for the status
         self._had_clients = False
         self._is_draining = False
         self._shall_tell = False
@@ -108,24 +109,24 @@ class RelayServer:
         self._sender = self._owned.sender
 
     def wake(self) -> None:
-        """Have the loop look again. Any thread and signal handler may."""
+        """Wake the event loop. Any thread and signal handler may call this."""
         try:
             self._ears[1].send(b".")
         except OSError:
-            pass  # full: it will look anyway
+            pass  # full: it wakes up anyway
 
     def leave(self, within: float) -> None:
-        """Leave when the last connection is gone, or ``within`` seconds."""
+        """Exit when the last connection is closed, after ``within`` seconds at the latest."""
         self._leave_at = min(self._leave_at, monotonic() + within)
         self.wake()
 
     def tell_status(self) -> None:
-        """Have the loop write its status to the log: a signal handler may have interrupted what it would look at."""
+        """Have the event loop log its status: a signal handler may have interrupted a change of what it reports."""
         self._shall_tell = True
         self.wake()
 
     def serve(self, vacate: Callable[[], None]) -> None:
-        """Until it is time to leave. Then ``vacate``, which frees the place for another relay, and drain."""
+        """Serve until it is time to exit. Then ``vacate``, which frees the path for another relay, and drain."""
         self._sender.prepare()  # before clients have taken the descriptors that it needs
         self._sender.flush(0.0)  # what is in the spool
         while not self._should_leave():
@@ -141,8 +142,8 @@ class RelayServer:
             "version": __version__,
             "api": self._settings.base_url,
             "seconds": round(monotonic() - self._started, 1),
-            "processes": sum(peer.wants == protocol.EVENTS for peer in self._peers),
-            "leases": sum(peer.wants == protocol.LEASE for peer in self._peers),
+            "processes": sum(peer.role == protocol.EVENTS for peer in self._peers),
+            "leases": sum(peer.role == protocol.LEASE for peer in self._peers),
             "paused": len(self._paused),
             "refused": self._refused,
             **{name: stats[name] for name in ("accepted", "adopted", "delivered", "retried", "lost", "waiting")},
@@ -150,7 +151,7 @@ class RelayServer:
             "memory": stats["memory"],
         }
 
-    # When to leave.
+    # When to exit.
 
     def _should_leave(self) -> bool:
         now = monotonic()
@@ -171,12 +172,12 @@ class RelayServer:
         moments += [peer.since + GREETING for peer in list(self._unknown)[:1]]
         return max(0.0, min(min(moments) - now, _LONGEST_TURN))
 
-    # One turn of the loop.
+    # One iteration of the event loop.
 
     def _turn(self, timeout: float) -> None:
         for key, ready in self._selector.select(timeout):
             if isinstance(key.data, Peer):
-                self._attend(key.data, ready)
+                self._handle(key.data, ready)
             else:
                 key.data()
         now = monotonic()
@@ -195,10 +196,10 @@ class RelayServer:
             self._shall_tell = False
             self._log(dumps(self.status()))
 
-    def _attend(self, peer: Peer, ready: int) -> None:
+    def _handle(self, peer: Peer, ready: int) -> None:
         try:
             if ready & selectors.EVENT_READ:
-                if self._paused and peer.wants == protocol.EVENTS:
+                if self._paused and peer.role == protocol.EVENTS:
                     self._pause(peer)  # what is read now would only lie here
                 else:
                     self._read(peer)
@@ -214,22 +215,22 @@ class RelayServer:
             pass
 
     def _accept(self) -> bool:
-        """Take those who have come, a limited number; True when there may be more."""
+        """Accept a limited number of connections; True when there may be more."""
         for _ in range(UNKNOWN):
             if len(self._unknown) >= UNKNOWN and not self._is_draining:
                 oldest = next(iter(self._unknown))
                 if monotonic() < oldest.since + BRIEFLY:
-                    self._accept_later(SOON)  # who waits to be accepted costs nothing, and loses nothing
+                    self._accept_later(SOON)  # a connection that waits to be accepted costs nothing
                     return False
                 self._hear_or_refuse(oldest, "too many at a time do not say who they are")
-            is_crowded = not launcher.has_descriptor_for_client()
+            is_crowded = not daemon.has_descriptor_for_client()
             try:
                 descriptor, _ = self._listener._accept()
             except BlockingIOError:
                 return False
             except ConnectionError:
                 continue
-            except OSError as problem:  # the system as a whole has none left
+            except OSError as problem:  # the whole system has no descriptor left
                 self._say(f"no further connection is taken: {problem.strerror}")
                 self._accept_later(CROWDED)
                 return False
@@ -240,7 +241,8 @@ class RelayServer:
             self._peers[peer] = self._unknown[peer] = None
             self._selector.register(sock, selectors.EVENT_READ, peer)
             if is_crowded:
-                # Left waiting, it would hold its events for the relay as long as the others stay. So it sends them.
+                # If it waited, it would keep its events for the relay as long as the others stay. So it sends them
+                # itself.
                 self._refuse(peer, "it needs its last descriptors for sending", is_busy=True)
         return True
 
@@ -260,9 +262,9 @@ class RelayServer:
             self._accept_again = monotonic() + seconds
 
     def _hear_or_refuse(self, peer: Peer, reason: str) -> None:
-        self._read(peer)  # its greeting may just have come
-        if not peer.wants and peer in self._peers:
-            self._refuse(peer, reason, tell=False)  # one of ours that was slow may come again at once
+        self._read(peer)  # its hello may just have arrived
+        if not peer.role and peer in self._peers:
+            self._refuse(peer, reason, tell=False)  # a slow client of ours may reconnect at once
 
     def _read(self, peer: Peer) -> None:
         try:
@@ -273,17 +275,17 @@ class RelayServer:
             data = b""
         if not data:
             peer.is_read = True
-            if peer.callee.has_challenged and not peer.wants and not self._is_draining:
+            if peer.callee.has_challenged and not peer.role and not self._is_draining:
                 self._refuse(peer, "it left when it was to prove that it has the key", tell=False)
             elif self._is_draining and peer.is_reachable:
-                self._watch(peer)  # it has been told that no more is read, and waits for its answers
+                self._watch(peer)  # its sending side is shut down, and it waits for its answers
             else:
                 self._part_with(peer)
             return
-        *lines, peer.heard = (peer.heard + data).split(protocol.END)
-        if not peer.wants and not self._greet(peer, lines):
+        *lines, peer.partial_line = (peer.partial_line + data).split(protocol.END)
+        if not peer.role and not self._greet(peer, lines):
             return
-        wrong = "a line has no end" if len(peer.heard) > protocol.LONGEST_EVENT else ""
+        wrong = "a line has no end" if len(peer.partial_line) > protocol.LONGEST_EVENT else ""
         for line in lines:
             if line != protocol.FLUSH and not (len(line) <= protocol.LONGEST_EVENT and protocol.is_event(line)):
                 wrong = "it sends what is no event"
@@ -295,34 +297,34 @@ class RelayServer:
 
     def _greet(self, peer: Peer, lines: list[bytes]) -> bool:
         """Get to know ``peer``, and take what that needs from ``lines``; True when it may hand events over."""
-        wants = ""
-        while lines and not wants:
+        role = ""
+        while lines and not role:
             try:
                 if len(lines[0]) > protocol.LONGEST_GREETING:
                     raise protocol.Refused("it speaks no version of this protocol")
-                answer, wants = peer.callee.hear(lines.pop(0))
+                answer, role = peer.callee.hear(lines.pop(0))
             except protocol.Refused as problem:
                 self._refuse(peer, str(problem))
                 return False
             peer.unsent += answer
-        if not wants:
-            if len(peer.heard) > protocol.LONGEST_GREETING:
+        if not role:
+            if len(peer.partial_line) > protocol.LONGEST_GREETING:
                 self._refuse(peer, "it speaks no version of this protocol")
             else:
                 self._answer(peer)
             return False
-        if self._is_draining and wants != protocol.EVENTS:
-            self._part_with(peer)  # there is nothing to be had here any more
+        if self._is_draining and role != protocol.EVENTS:
+            self._part_with(peer)  # the relay is exiting
             return False
-        peer.wants = wants
+        peer.role = role
         del self._unknown[peer]
-        if peer.wants != protocol.STATUS:
+        if peer.role != protocol.STATUS:
             self._clients += 1
             self._had_clients = True
-        if peer.wants != protocol.EVENTS:
+        if peer.role != protocol.EVENTS:
             peer.unsent += protocol.line_of({"welcome": self.status()})
             self._answer(peer)
-        return peer.wants == protocol.EVENTS
+        return peer.role == protocol.EVENTS
 
     def _admit(self, peer: Peer) -> None:
         lines = peer.lines
@@ -368,16 +370,16 @@ class RelayServer:
         except BlockingIOError:
             pass
         except OSError:
-            self._no_longer_hears(peer)  # what it sent is still to be read
+            self._no_longer_hears(peer)  # what it sent may still be read
         if had_to_wait or peer.unsent:
             self._watch(peer)
 
     def _no_longer_hears(self, peer: Peer) -> None:
-        """It has ended, or waits for nothing more: what it was to be told goes to the log."""
+        """It has ended, or waits for nothing more: its reports go to the log."""
         peer.is_reachable = False
         untold, peer.unsent = peer.unsent + b"".join(peer.take_reports()), b""
         losses: dict[str, list[Any]] = {}  # by cause, so that one process costs a few lines
-        for line in [] if peer.keeps else untold.split(protocol.END):
+        for line in [] if peer.resends else untold.split(protocol.END):
             said = protocol.parse(line)
             if "lost" in said:
                 losses.setdefault(said["cause"], [0, said["message"]])[0] += said["lost"]
@@ -386,7 +388,7 @@ class RelayServer:
 
     @staticmethod
     def _has_answer(peer: Peer) -> bool:
-        """See to it that ``peer.unsent`` holds what there is to say; a count stands for all counts before it."""
+        """Put into ``peer.unsent`` what there is to send; a count includes all counts before it."""
         if not peer.unsent:
             settled = peer.settled  # read once: the sender's thread goes on counting
             peer.unsent = b"".join(peer.take_reports())
@@ -406,7 +408,7 @@ class RelayServer:
         self._part_with(peer)
 
     def _part_with(self, peer: Peer) -> None:
-        """Close the connection. What has come over it is sent all the same."""
+        """Close the connection. What was received over it is still delivered."""
         if self._peers.pop(peer, self) is self:
             return
         self._unknown.pop(peer, None)
@@ -414,7 +416,7 @@ class RelayServer:
         if peer.sock in self._selector.get_map():
             self._selector.unregister(peer.sock)
         peer.sock.close()
-        self._clients -= peer.wants in (protocol.EVENTS, protocol.LEASE)
+        self._clients -= peer.role in (protocol.EVENTS, protocol.LEASE)
 
     def _say(self, text: str) -> None:
         """To the log, once."""
@@ -431,20 +433,20 @@ class RelayServer:
         self._accept_again = 0.0
         self._is_draining = True
         for peer in list(self._peers):
-            if peer.wants in (protocol.LEASE, protocol.STATUS):
+            if peer.role in (protocol.LEASE, protocol.STATUS):
                 self._part_with(peer)
         while self._accept():
-            pass  # who had come before the place was vacated
+            pass  # those that connected before the path was freed
         self._listener.close()
         for peer in self._peers:
-            # From here on its calls find that nothing more is taken. What they had sent before can still be read.
+            # From now on its sends fail. What it sent before can still be read.
             try:
                 peer.sock.shutdown(_socket.SHUT_RD)
             except OSError:
-                pass  # it has gone
+                pass  # it is closed
         for peer in list(self._unknown):
             self._read(peer)
-            if not peer.wants:
+            if not peer.role:
                 self._part_with(peer)  # it has handed nothing over, and cannot any more
         self._sender.begin_shutdown()
         while not self._is_drained() and monotonic() < deadline:
@@ -453,7 +455,7 @@ class RelayServer:
         for peer in self._owned.pending_acks():
             self._answer(peer)
         for peer in list(self._peers):
-            peer.keeps = True
+            peer.resends = True
             self._part_with(peer)
         self._sender.close_by(deadline, self._settings.exit_timeout)
 

@@ -1,15 +1,15 @@
-"""Events in files of a directory, which outlive all processes: `spool=`.
+"""Storage of events in files, which outlive all processes: `spool=`.
 
-Responsible for: `Spool`, the names, the form and the bound of its files, and which of them are believed. Not
-responsible for: what is in a file's ring, and when an event may go.
+Responsible for: `Spool`, the names, the format and the bound of its files, and which of them are trusted. Not
+responsible for: what is in a file's ring, and when an event is sent.
 
     letter-KEY-RANDOM.ring            a process's queue: [ header, and the words of the ring ][ ring ][ hand ]
-    .letter-KEY-RANDOM.ring           one that is being made
-    letter-KEY-RANDOM.ring.damaged    what could not be read, for somebody to look at
+    .letter-KEY-RANDOM.ring           one that is being created
+    letter-KEY-RANDOM.ring.damaged    one that could not be read, kept for inspection
 
-A process has the file whose first byte it has locked. So a file whose lock can be had is a dead one's, and whoever of
-the same user has the same key takes it over. The directory is the user's alone, and still nothing in it is believed
-that others could have laid there: no link is followed, no file opened that is another user's or has a second name.
+A process uses the file whose first byte it has locked. If a file's lock can be had, its process has ended, and another
+one of the same user and key recovers it. The directory belongs to this user only. Still, nothing in it is trusted that
+others could have put there: no link is followed, no file opened that belongs to another user or has a second name.
 """
 
 from __future__ import annotations
@@ -40,33 +40,33 @@ if TYPE_CHECKING:
     Rooms = tuple[int, int]  # bytes of the ring and of the hand
 
 _NAME_OF_KEY = 16  # characters of a key's fingerprint in the names of its files
-KEPT = 8  # damaged files of one key; the oldest beyond that are removed
+KEPT = 8  # damaged files of one key; older ones are removed
 HEADER = 4096  # bytes before the ring
 WORDS_AT = 128
 _CORRUPT_AT = WORDS_AT + WORDS * UNIT  # one byte: 1 when an owner found what it could not read
 _MAGIC = b"LTRSPOOL"
 _VERSION = 1
-# The first bytes of every version. In the machine's own order, as the ring's words are: to a machine of the other one
-# the checksum is wrong.
+# The first bytes of every version, in the machine's own byte order, like the ring's words. On a machine with the other
+# one the checksum is wrong.
 _head = Struct("=8sIIQQ32s")  # magic, version, HEADER, room, hand, SHA-256 of the key
 _checksum = Struct("=I")
 _STATE = Struct("=QQ")  # the words of a ring that say where its events are
 _ZEROS = bytes(1 << 20)
-_NEXT_TO_EMPTY = 8  # a file that has less than this part of its ring filled, so that most of a queue still fits
-# What may pass, and so is no reason to refuse the directory.
+_NEXT_TO_EMPTY = 8  # a file counts as nearly empty if less than one part in so many of its ring is used
+# Errors that may pass, and so are no reason to refuse the directory.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
 class UntrustedFile(Exception):
-    """A file that is none of ours to touch."""
+    """A file that must not be touched."""
 
 
 class CorruptFile(Exception):
-    """A file that was ours to read."""
+    """A file of ours that cannot be read."""
 
 
 class SpoolSlot:
-    """A ring's piece of a file, as `ring.Slot` wants it."""
+    """A file with a ring in it: a `ring.Slot`."""
 
     kind = "spool"
     is_durable = True
@@ -83,7 +83,7 @@ class SpoolSlot:
         self.words = file.words(WORDS_AT, WORDS)
 
     def is_own(self) -> bool:
-        """False when somebody has closed it, removed it or made it shorter: to touch what is gone is a SIGBUS."""
+        """False when somebody has closed, removed or truncated it: touching what is gone is a SIGBUS."""
         status = self._file.status()
         return status is not None and status.st_nlink > 0 and status.st_size >= len(self.memory)
 
@@ -95,13 +95,13 @@ class SpoolSlot:
         return True
 
     def mark_exiting(self, leaves: bool) -> None:
-        pass  # there is always a next start
+        pass  # the next start recovers it in any case
 
     def mark_corrupt(self) -> None:
         self.memory[_CORRUPT_AT] = 1
 
     def trim(self, start: int, end: int) -> None:
-        pass  # a hole might find no room on the disk when it is filled again, and that would kill the process
+        pass  # if the disk were full when a hole is filled again, that would kill the process
 
     def sync(self) -> None:
         self._spool.sync(self._file)
@@ -122,11 +122,11 @@ class SpoolSlot:
         try:
             self.release()
         except (AttributeError, TypeError):
-            pass  # it was never whole, or the interpreter is taken apart; the lock goes with the process
+            pass  # its constructor failed, or the interpreter is shutting down; the lock ends with the process
 
 
 class Spool:
-    """The files of one key in one directory. Any thread of any process may ask; what it waits for is the disk."""
+    """The files of one key in one directory. Any thread of any process may call; it waits for the disk only."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Spool:
     ) -> None:
         """Raises `LetterError`. Makes the directory where it is missing.
 
-        ``may_only_fork``: whether this process sends nothing perhaps, so that it must keep no events from others.
+        ``may_only_fork``: True if this process may never send, and so must not keep events from others.
         """
         from hashlib import sha256  # not at import, to keep that cheap
 
@@ -150,10 +150,10 @@ class Spool:
         self._prefix = f"letter-{self._key.hex()[:_NAME_OF_KEY]}-"
         self._rooms = rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
         self._size = HEADER + sum(self._rooms)
-        self._told: dict[str, object] = {}  # what was reported; a child goes by its parent's
+        self._told: dict[str, object] = {}  # what was reported, by this process or its ancestors
         self._losses: list[LetterError] = []
-        self._damage: list[str] = []  # what was set aside and is still to be reported
-        self._aside: deque[str] | None = None  # what was set aside before, the oldest first, since the last look
+        self._damage: list[str] = []  # files that were set aside, to be reported
+        self._aside: deque[str] | None = None  # files that were set aside before, oldest first, as of the last listing
         self._has_looked = False  # for files of other keys
         if not POSSIBLE:
             raise LetterError("spool needs the file locks of POSIX, which this system has not: leave it out")
@@ -167,12 +167,12 @@ class Spool:
             )
         self._prepare()
 
-    # The three verbs of a store.
+    # A storage backend's methods.
 
     def claim(self) -> SpoolSlot | None:
-        """A file for this process, an ended one's if there is an empty one; None, and a report, when there is no room.
+        """A file for this process, if possible an ended one's that is empty; None, and a report, if there is no room.
 
-        Where one file more would exceed the bound, it may hold an ended process's events.
+        If another file would exceed the bound, the file may hold an ended process's events.
         """
         try:
             if not self._has_looked:
@@ -189,7 +189,7 @@ class Spool:
             return None
 
     def orphans(self) -> Iterator[SpoolSlot]:
-        """The files with events of processes that have ended: from now on this process's. Empty ones are removed."""
+        """The files with events of ended processes. From now on they are this process's. Empty ones are removed."""
         try:
             for slot in self._free():
                 if slot.is_empty():
@@ -204,13 +204,13 @@ class Spool:
     def for_child(self) -> Spool:
         return self  # it holds nothing open
 
-    # What the sender and the slots ask.
+    # Called by the sender and by slots.
 
     def has_orphans_in_memory(self) -> bool:
         return False  # that takes a listing of the directory
 
     def losses(self) -> list[LetterError]:
-        """Reports of the events that gave way at the bound or cannot be read, since the last call."""
+        """Reports of events that were dropped at the bound or cannot be read, since the last call."""
         losses, self._losses = self._losses, []
         damage, self._damage = self._damage, []
         # How many events were in such a file nobody knows: one, or more.
@@ -224,7 +224,7 @@ class Spool:
     def discard(self, path: str, file: LockedFile, spoilt: bool) -> None:
         """Remove an empty file, or set it aside, before it is closed."""
         if not file.is_at(path):
-            pass  # somebody has removed it, or laid another in its place
+            pass  # somebody has removed or replaced it
         elif spoilt:
             self._set_aside(path)
         else:
@@ -241,7 +241,7 @@ class Spool:
     # Files.
 
     def _free(self) -> Iterator[SpoolSlot]:
-        """The files whose process has ended, the oldest first. Each is this process's until it is released."""
+        """The files of ended processes, oldest first. Each is this process's until it is released."""
         self._aside = None
         for path, status in self._listed(self._prefix, ".ring"):
             slot = self._open(path, status)
@@ -311,9 +311,9 @@ class Spool:
         return slot
 
     def _go_on(self) -> SpoolSlot | None:
-        """Of the files with ended processes' events the emptiest, if that is next to empty.
+        """The emptiest file with ended processes' events, if it is nearly empty.
 
-        Else processes that live for one job each would fill the spool with a few events each.
+        Otherwise processes that live for one job would fill the spool with a few events each.
         """
         emptiest: SpoolSlot | None = None
         least = self._rooms[0] // _NEXT_TO_EMPTY
@@ -344,7 +344,9 @@ class Spool:
         raise OSError(errno.EBUSY, "others remove what is made there")
 
     def _made(self, hidden: str, path: str) -> SpoolSlot | None:
-        """A new file, which nobody sees before it is whole; None when it was taken for a dead process's leavings."""
+        """A new file, which others see when it is complete; None if it was taken for an ended process's, and
+        removed.
+        """
         file = LockedFile.make(hidden)
         if file is None:
             return None
@@ -371,7 +373,7 @@ class Spool:
         return self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
 
     def _make_room(self) -> bool:
-        """Have what ended processes left give way, the oldest first, until one file more keeps the bound."""
+        """Drop what ended processes left, oldest first, until there is room for another file."""
         size = self._size_with_another()
         if size > self._limit:
             dropped: list[bytes] = []
@@ -388,7 +390,7 @@ class Spool:
         return size <= self._limit
 
     def _tell_of_other_keys(self) -> None:
-        """Report what ended processes left that had another key, which no process of this key can send."""
+        """Report events of another API key, which no process with this key can send."""
         found = []
         for path, status in self._listed("letter-", ".ring"):
             if os.path.basename(path).startswith(self._prefix):
@@ -397,7 +399,7 @@ class Spool:
                 _must_be_trusted(status)
                 file = LockedFile.open(path, status)
             except (UntrustedFile, OSError):
-                continue  # whoever has the key is told
+                continue  # it is reported to processes with that key
             if file is not None:
                 if _may_hold_events(os.pread(file.descriptor(), WORDS_AT + _STATE.size, 0)):
                     found.append((path, status))
@@ -412,7 +414,7 @@ class Spool:
             )
 
     def _sweep(self) -> None:
-        """Remove what processes had begun to make when they were killed."""
+        """Remove incomplete files of killed processes."""
         for path, status in self._listed("." + self._prefix, ""):
             try:
                 _must_be_trusted(status)
@@ -430,18 +432,18 @@ class Spool:
         try:
             os.rename(path, aside)
             before = self._aside
-            if before is None:  # else a thousand of them would have the directory listed a thousand times
+            if before is None:  # otherwise the directory would be listed once for each damaged file
                 since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
                 before = self._aside = deque(old for _, old in sorted(since))
             else:
                 before.append(aside)
         except OSError:
-            return  # the next one who finds it tries again
+            return  # the next process that finds it tries again
         for _ in range(len(before) - KEPT):
             _remove(before.popleft())
 
     def _listed(self, start: str, end: str) -> list[tuple[str, os.stat_result]]:
-        """The files of such a name, the oldest first."""
+        """The files whose names begin and end like this, oldest first."""
         must_be_ours(self._directory)
         found = []
         for name in os.listdir(self._directory):
@@ -450,7 +452,7 @@ class Spool:
                 try:
                     found.append((path, os.lstat(path)))
                 except FileNotFoundError:
-                    pass  # somebody was quicker
+                    pass  # somebody was faster
         return sorted(found, key=lambda one: one[1].st_mtime)
 
     # The directory.
