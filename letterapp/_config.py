@@ -1,7 +1,7 @@
-"""Every option of a client: checked once, frozen, passed down whole.
+"""Every option of a client: checked once, frozen, passed on as a whole.
 
-Responsible for: the meaning, unit and bounds of each option, and what the environment supplies. The defaults stand
-once, in the signature of `Letter`. Not responsible for: what is done with an option.
+Responsible for: the meaning, unit and bounds of each option, and what the environment supplies. The defaults are
+defined in one place, the signature of `Letter`. Not responsible for: what is done with an option.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     Event = Dict[str, Any]
 
 MAX_ITEMS = 100  # items in one request: the API's limit
-_FOREVER = 1e9  # seconds; what a lock can wait for ends a little above, and nan compares false
+_FOREVER = 1e9  # seconds; a lock cannot wait much longer, and nan compares false
 _NETLOC = r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[^\[\]:@%\\]+)(:[0-9]+)?"
 OVERFLOW = ("drop_newest", "drop_oldest", "block")
 
 
 class _Default(str):
-    """A default that can be told from the same text given by the caller, who then means it (the environment yields)."""
+    """A default that differs from the same text given by the caller, which takes precedence over the environment."""
 
 
 DEFAULT_BASE_URL = _Default("https://api.letter.app")
@@ -37,31 +37,31 @@ class Settings:
     api_key: Secret
     base_url: str  # without a slash at its end
     secure: bool  # https
-    exposed: bool  # what is sent goes over a network in clear text
-    netloc: str  # host and port as they stand in base_url
+    exposed: bool  # requests travel over a network in clear text
+    netloc: str  # host and port as given in base_url
     host: str
     port: int
-    authority: str  # host and port, as a proxy wants them
+    authority: str  # host and port, for a proxy
     host_header: str
     path: str  # of base_url: "" or "/prefix"
-    flush_at: int  # events that wait before a batch leaves early
-    flush_interval: float  # seconds the oldest event waits for company
-    max_retries: int | None  # tries after the first; None: as many as it takes
-    timeout: float  # seconds for one request as a whole
+    flush_at: int  # events after which a batch is sent early
+    flush_interval: float  # maximum batching delay, in seconds
+    max_retries: int | None  # tries after the first; None: no limit
+    timeout: float  # seconds for one request, in total
     on_error: Callable[[LetterError], object] | None
-    max_queue_bytes: int  # encoded events, waiting or on the wire
+    max_queue_bytes: int  # encoded events, waiting or in flight
     max_queue_events: int
     overflow: str
     max_batch_bytes: int  # body of one request, so of one event too
     exit_timeout: float  # seconds for one flush, close or end of the process
     before_send: Callable[[Event], Event | None] | None
-    default: Callable[[Any], Any] | None  # what to write for a value that JSON cannot carry
+    default: Callable[[Any], Any] | None  # converts values that JSON cannot represent
     enabled: bool
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
     exit_signals: tuple[int, ...]
-    send_on_os_exit: bool  # `os._exit` is an end of the process too
+    send_on_os_exit: bool  # `os._exit` sends what waits first
     spool: str | None  # the absolute path of a directory
-    spool_sync: bool  # return from a call when its event would survive a loss of power
+    spool_sync: bool  # a call returns when its event would survive a power loss
     spool_max_bytes: int  # of all files of one key in the directory
     relay: Any  # False, True for a relay that is started, the path of one's socket, or a `targets.Target`
     relay_user: int | None  # whose the relay at that path may be too, besides this user's and root's
@@ -115,7 +115,7 @@ class Settings:
     __delattr__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        # The key never shows. Those that are wrong have no address: crash reporters look at them too.
+        # Without the key. Invalid settings have no address, and crash reporters show them too.
         known = self.__dict__
         return f"<Settings {known.get('base_url')} flush_at={known.get('flush_at')}>"
 
@@ -153,7 +153,7 @@ def _address(base_url: str) -> dict[str, Any]:
     fullmatch, urlsplit = _readers()
 
     def wrong(why: str) -> LetterError:
-        # Without the value: it may be the key, given here by mistake, or hold a password.
+        # Without the value: it may be the key, given by mistake, or contain a password.
         return LetterError(
             f"base_url must be http(s)://host[:port][/path], with a port from 1 to 65535; the one given {why}"
         )
@@ -171,7 +171,7 @@ def _address(base_url: str) -> dict[str, Any]:
         raise wrong("does not begin with http:// or https://")
     if "@" in parts.netloc:
         raise wrong("has a user or a password in it, which the API does not take")
-    # (`urlsplit` drops what it cannot read, a port among it.)
+    # (`urlsplit` drops what it cannot parse, for instance a port.)
     if not parts.hostname or not fullmatch(_NETLOC, parts.netloc) or port == 0:
         raise wrong("has a host or a port that cannot be read")
     if parts.query or parts.fragment:
@@ -200,7 +200,7 @@ def _address(base_url: str) -> dict[str, Any]:
 
 
 def _is_loopback(host: str) -> bool:
-    """True when nothing that is sent to ``host`` leaves this machine: by its name or number, no resolver is asked."""
+    """True when what is sent to ``host`` stays on this machine, according to its name or number: no DNS lookup."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -254,7 +254,7 @@ def _path(name: str, what: str, value: Any) -> str | None:
         raise wrong from None
     if not path or "\0" in path:
         raise wrong
-    return os.path.abspath(path)  # now: a daemon changes its working directory
+    return os.path.abspath(path)  # now, because a daemon changes its working directory
 
 
 def _relay(value: Any) -> Any:
@@ -285,7 +285,7 @@ def _user(value: Any, relay: Any) -> int | None:
 
 
 def _as_its_relay(relay: Any, api_key: Any, base_url: str) -> tuple[Any, str]:
-    """The key and the address that a `SenderManager` sends with; clients may leave them out, but not differ."""
+    """The key and the address of a `SenderManager`; its clients may omit them, but not give others."""
     key, url = concealed(getattr(relay, "api_key", None)), getattr(relay, "base_url", None)
     if key is None or url is None:
         return api_key, base_url
@@ -316,7 +316,7 @@ def _retries(name: str, value: Any) -> int | None:
 
 
 def seconds(name: str, value: Any) -> float:
-    """Check a length of time that a caller gave."""
+    """Check a duration given by a caller."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _FOREVER:
         raise LetterError(f"{name} must be seconds, 0 or more, not {short(value)}")
     return float(value)
@@ -341,17 +341,17 @@ _NUMBERS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-# By the names under which `Letter` takes them; the other fields of `Settings` follow from these.
+# The names of `Letter`'s options; the other fields of `Settings` follow from these.
 OPTIONS = frozenset(Settings.__init__.__annotations__) - {"numbers", "return"} | frozenset(_NUMBERS)
 
 
 class FixedOptions:
-    """A base of what takes options: to set one later is an error, where it would only look as if it had an effect."""
+    """A base class of what takes options. Setting one later is an error, because it would have no effect."""
 
     if not TYPE_CHECKING:  # where it would have every attribute look as if it could be set
 
         def __setattr__(self, name: str, value: object) -> None:
-            if name in OPTIONS and not hasattr(type(self), name):  # else a subclass has it, for its own purposes
+            if name in OPTIONS and not hasattr(type(self), name):  # otherwise a subclass has defined it
                 kind = type(self).__name__
                 raise AttributeError(f"{name} is an option, which cannot be changed: make another {kind}({name}=...)")
             super().__setattr__(name, value)

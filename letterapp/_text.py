@@ -1,4 +1,4 @@
-"""Text that leaves the library: printable, of a bounded length, without keys and passwords.
+"""Text that leaves the library: printable, of bounded length, without keys and passwords.
 
 Responsible for: `Secret`, the keys that this process knows; `clean`, which every error's text goes through; how a
 foreign value or exception is shown in one. Not responsible for: what an error says, where it goes, what travels.

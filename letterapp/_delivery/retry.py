@@ -1,7 +1,7 @@
-"""What an answer means: delivered, again in some seconds, split, or give up because.
+"""What the outcome of a request means: delivered, try again, split, or give up.
 
-Responsible for: the rules for one request's outcome, and what a batch has cost so far. Pure: the moment and the jitter
-are handed in; no clock, no sleep, no socket. Not responsible for: sending, queues.
+Responsible for: the rules, and how many tries a batch has had. Pure: the time and the jitter are arguments; no clock,
+no sleep, no socket. Not responsible for: sending, queues.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ if TYPE_CHECKING:
     from typing import Any, Union
 
 BACKOFF = 0.25  # seconds before the first retry, doubled for each further one
-LONGEST_BACKOFF = 30.0  # seconds; a client that comes back later than this is not noticed to be alive
-DEFAULT_RETRY_AFTER = 1.0  # seconds, for a 429 that names none
-LONGEST_RETRY_AFTER = 300.0  # seconds; beyond this an answer is a mistake, or the queue overflows first
-REFUSES_EVENTS = (400, 422)  # what an API says of a batch when it may mean one event of it
-# What it says to whatever it is sent: it knows no such key, wants to be paid, is not at that address; and redirects.
+LONGEST_BACKOFF = 30.0  # seconds
+DEFAULT_RETRY_AFTER = 1.0  # seconds, for a 429 without Retry-After
+LONGEST_RETRY_AFTER = 300.0  # seconds; more is a mistake, or the queue overflows first
+REFUSES_EVENTS = (400, 422)  # statuses that may be about a single event of the batch
+# Statuses that any request would have: a wrong key, no payment, a wrong address. So are redirects.
 REFUSES_ALL = (401, 402, 403, 404, 405, 407)
-LONGEST_WHILE_REFUSED = 300.0  # seconds from one try to the next while an API refuses whatever it is sent
-# Splits of one batch in search of the events that are refused. Each costs two requests, and one bad event of a hundred
-# is alone after seven. An API that answers 400 to everything, as a wrong base_url makes it, accepts no part: it is
-# asked 17 times for a batch at the most. One that accepts some of it is asked 65 times at the most. These bounds find
-# any four bad events of a hundred, wherever they are.
+LONGEST_WHILE_REFUSED = 300.0  # seconds between two tries while an API refuses every request
+# Splits of one batch to find the events that are refused. Each costs two requests, and seven isolate one bad event of a
+# hundred. An API that answers 400 to everything, because base_url is wrong, accepts no part: it gets 17 requests a
+# batch at most. One that accepts some events gets 65 at most. These bounds find any four bad events of a hundred.
 SPLITS_IN_VAIN, MOST_SPLITS = 8, 32
-JITTER = 0.25  # of the wait, so that the workers of one server do not come back together
+JITTER = 0.25  # of the wait, so that the workers of one server do not retry at the same time
 
 
 class Effort:
-    """What has been spent on one batch. Begun anew with each, so that none inherits the tries of another."""
+    """The tries and splits of one batch. Each batch has its own, so that none inherits the tries of another."""
 
     def __init__(self, batch: int = 0) -> None:
-        self.batch = batch  # which one, as the outbox counts them
-        self.attempt = 0  # tries that failed of what is being sent: the batch, or the part of it whose turn it is
+        self.batch = batch  # its number in the queue
+        self.attempt = 0  # failed tries of what is being sent: the batch, or the current part of it
         self.not_before = 0.0  # the time of its next try, by the sender's clock
         self._splits = 0
         self._has_accepted = False
@@ -43,7 +42,7 @@ class Effort:
         self.attempt += 1
 
     def take_back_failure(self) -> None:
-        """The next try was brought forward, and does not count."""
+        """The next try was brought forward, so the failure does not count."""
         self.attempt = max(0, self.attempt - 1)
 
     def note_split(self, in_search: bool) -> None:
@@ -51,30 +50,30 @@ class Effort:
         self._splits += in_search
 
     def note_end(self, accepted: bool) -> None:
-        """A part is settled; the next one has all of its tries."""
+        """A part is settled; the next one has all its tries."""
         self.attempt = 0
         self._has_accepted = self._has_accepted or accepted
 
     def may_search(self) -> bool:
-        """True while the batch may be split in search of events that the API refuses."""
+        """True while the batch may be split to find events that the API refuses."""
         return self._splits < (MOST_SPLITS if self._has_accepted else SPLITS_IN_VAIN)
 
 
 class Surprise:
-    """Something that nobody expects on the way: a fault of the machine, or one of ours. No reason to lose an event."""
+    """An unexpected exception: a fault of the machine, or of ours. No reason to lose an event."""
 
     def __init__(self, problem: Exception) -> None:
         self.problem = problem
 
 
 class Delivered:
-    """The API has it."""
+    """The API has accepted it."""
 
 
 class Again:
-    """Send the same once more, ``seconds`` from now.
+    """Send the same again, ``seconds`` from now.
 
-    With a ``refusal`` it is the API's answer to anything that it would be sent, as with a wrong key.
+    ``refusal``: the API would answer any request like this, because the key is wrong for instance.
     """
 
     def __init__(self, seconds: float, problem: str, refusal: LetterError | None = None) -> None:
@@ -84,7 +83,7 @@ class Again:
 
 
 class Split:
-    """Send it as two: it is too large, or ``in_search`` of an event in it that is refused."""
+    """Send it in two parts: it is too large, or ``in_search`` of an event that is refused."""
 
     def __init__(self, in_search: bool) -> None:
         self.in_search = in_search
@@ -99,14 +98,14 @@ class GiveUp:
 
 
 class Settled:
-    """A relay says what became of the batch: delivered, but for what is in ``errors``."""
+    """A relay has settled the batch: delivered, except for the losses in ``errors``."""
 
     def __init__(self, errors: list[LetterError]) -> None:
         self.errors = errors
 
 
 class Pending:
-    """A relay has the batch, or has no room for it yet: ask again ``seconds`` from now, which counts as no try."""
+    """A relay has the batch, or has no room for it yet: ask again ``seconds`` from now. That is not a try."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -123,7 +122,7 @@ def judge(
     """The verdict on one request.
 
     Args:
-        effort: what was spent on the batch before.
+        effort: the tries of the batch so far.
         max_retries: tries after the first; infinity for no bound.
         items: events in the request.
         now: seconds since the epoch, for a `Retry-After` that is a date.
@@ -142,7 +141,7 @@ def judge(
         return Delivered()
     error = _error(outcome)
     if status == 429:
-        # Never sooner than the back-off: "0", and a date that a clock a little ahead has passed, mean "not yet" too.
+        # Never sooner than the back-off: "0", and a date that has passed by our clock, mean "not yet" as well.
         wait = max(wait, retry_after(outcome.retry_after, now) * (1 + JITTER * jitter))
         return _again_or_not(error, wait, effort, max_retries)
     if status >= 500 or status < 200 or status == REQUEST_TIMEOUT:
@@ -157,7 +156,7 @@ def judge(
 
 
 def is_refusal_of_all(error: LetterError) -> bool:
-    """True for an answer that is not about the events: a wrong key or address would have the same for any."""
+    """True for an answer that is not about the events: any request would have it, because of a wrong key or address."""
     return error.status is not None and (300 <= error.status < 400 or error.status in REFUSES_ALL)
 
 
@@ -167,7 +166,7 @@ def backoff(attempt: int, jitter: float, longest: float = LONGEST_BACKOFF) -> fl
 
 
 def retry_after(header: str | None, now: float) -> float:
-    """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), number or date; clamped, and 1 where it is neither."""
+    """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), a number or a date; clamped; 1 if it is neither."""
     if header is None:
         return DEFAULT_RETRY_AFTER
     try:
@@ -185,7 +184,7 @@ def _seconds_until(date: str, now: float) -> float:
     try:
         parsed = parsedate_tz(date)
         return DEFAULT_RETRY_AFTER if parsed is None else mktime_tz(parsed) - now
-    except (IndexError, OverflowError, TypeError, ValueError):  # `email.utils` of older Pythons stumbles over garbage
+    except (IndexError, OverflowError, TypeError, ValueError):  # `email.utils` of older Pythons fails on garbage
         return DEFAULT_RETRY_AFTER
 
 
@@ -211,7 +210,7 @@ def _error(answer: Answer) -> LetterError:
 
 
 def _named(body: str) -> dict[str, Any]:
-    # A gateway in between may answer with anything; only texts inside an object are believed.
+    # A gateway may answer with anything; only strings inside an object are used.
     from json import loads
 
     try:

@@ -1,4 +1,4 @@
-"""Reading an answer, more strictly than `http.client` does.
+"""HTTP responses, read more strictly than `http.client` does.
 
 Responsible for: interim answers, and how long an answer is. Not responsible for: what it means (`retry`), the
 connection (`deadline_socket`). Imported at the first request, as `http.client` is.
@@ -12,15 +12,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable
 
-MOST_INTERIM = 20  # interim answers before the final one; a proxy that says "Processing" each second is within it
-LONGEST_NUMBER = 18  # digits of a length that is believed: a petabyte has 16
+MOST_INTERIM = 20  # interim responses before the final one: enough for a proxy that sends "Processing" each second
+LONGEST_NUMBER = 18  # digits of a plausible length: a petabyte has 16
 
 
 class TunnelResponse(http.client.HTTPResponse):
-    """A proxy's answer to CONNECT, which has no body whatever its length says (RFC 9110, 9.3.6)."""
+    """A proxy's response to CONNECT, which has no body, whatever its length says (RFC 9110, 9.3.6)."""
 
     def _read_status(self) -> Any:
-        """The final status line: 100, 102, 103 and the like only announce it (RFC 9110, 15.2). 101 is final."""
+        """The final status line, after 100, 102, 103 and the like (RFC 9110, 15.2). 101 is final."""
         for _ in range(MOST_INTERIM + 1):
             status_line = super()._read_status()  # type: ignore[misc]
             if not 100 <= status_line[1] < 200 or status_line[1] == 101:
@@ -30,23 +30,23 @@ class TunnelResponse(http.client.HTTPResponse):
 
 
 class Response(TunnelResponse):
-    """An answer whose end is certain."""
+    """A response whose end is certain."""
 
     def begin(self) -> None:
         super().begin()
         length = content_length(self.headers.get_all("Content-Length", []))
         if "Transfer-Encoding" in self.headers:
-            # It overrides the length (RFC 9112, 6.3). Somebody on the way may have gone by the other one.
+            # It overrides the length (RFC 9112, 6.3). But a proxy may have used the length.
             self.will_close = self.will_close or length is not None
         elif self.length is None:
             self.length = length  # "2, 2", which `http.client` cannot read
 
 
 def content_length(values: Iterable[str]) -> int | None:
-    """What all ``values`` of Content-Length say, None if there is none.
+    """The length that all ``values`` of Content-Length give, None if there is none.
 
-    `HTTPException` if they differ, or one is no number. Taken for "until the end of the connection", as `http.client`
-    does, such an answer would be what a broken proxy has made of it.
+    Raises `HTTPException` if they differ, or one is not a number. `http.client` reads until the end of the connection
+    then, which is whatever a broken proxy has made of the response.
     """
     numbers = {_number(part.strip(" \t")) for value in values for part in value.split(",")}
     if len(numbers) > 1:
