@@ -44,6 +44,15 @@ if not hasattr(os, "waitid"):  # PyPy: the same by the C library, as Linux lays 
         return types.SimpleNamespace(si_pid=info[4], si_status=info[6], si_code=info[2])
     os.waitid = waitid
 
+def suspend(pid):
+    # Until all its threads have stopped: the one that takes the signal may have to wait for a processor first.
+    os.kill(pid, signal.SIGSTOP)
+    def runs(thread):
+        with open(f"/proc/{pid}/task/{thread}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "T"
+    while os.path.isdir("/proc/self/task") and any(map(runs, os.listdir(f"/proc/{pid}/task"))):
+        time.sleep(0.001)
+
 def stay():
     # In pieces: a signal that comes between the last instruction and a wait is handled by Python only after the wait.
     while True:
@@ -66,6 +75,19 @@ def child(job, fork=getattr(os, 'fork', None)):
     finally:
         os._exit(code)
 """
+
+
+def suspend(pid: int) -> None:
+    """Stop a process, and return when all its threads have stopped: one of them has to run to take the signal."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def states() -> list[str]:
+        if not os.path.isdir("/proc/self/task"):
+            return []
+        stats = [Path(f"/proc/{pid}/task/{thread}/stat").read_text() for thread in os.listdir(f"/proc/{pid}/task")]
+        return [stat.rpartition(")")[2].split()[0] for stat in stats]
+
+    assert set(eventually(states, lambda found: set(found) <= {"T"})) <= {"T"}
 
 
 def environment(api_url: str, **more: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, FEW_DESCRIPTORS, PRELUDE, Program, environment, eventually, run, start, whose
+from harness import DEADLINE, FEW_DESCRIPTORS, PRELUDE, Program, environment, eventually, run, start, suspend, whose
 from managed import KEY, SECRET, Directory, own_directory  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError
@@ -349,7 +349,7 @@ def test_a_stopped_manager_holds_nobody_up_and_is_used_again(manager: Any, lette
     calls_in_time(letter, 1, 0)
     assert letter.flush(DEADLINE)
     pid = one.status()["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     try:
         calls_in_time(letter, 300, 1)
         began = time.monotonic()
@@ -380,7 +380,7 @@ def test_a_process_ends_in_time_though_its_manager_is_stopped(manager: Any, lett
     work(letter, 1, sys.argv[2])
     letter.flush()
     assert letter.stats()["relayed"] == 1
-    os.kill(int(sys.argv[4]), signal.SIGSTOP)
+    suspend(int(sys.argv[4]))
     work(letter, 3, sys.argv[2], 1)
     """
     for who, options in {"at the end": SLOW, "on the wire": {"flush_interval": 0}}.items():
@@ -643,7 +643,7 @@ def test_a_flush_takes_no_longer_than_it_may_where_the_manager_stands_still(mana
     pid = one.status()["pid"]
     letter = Letter(relay=one.queue, on_error=lambda error: None, **SLOW)
     letter._delivery._worker._start = lambda send: False  # type: ignore[attr-defined]  # as where no thread runs
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     try:
         for _ in range(2):
             work(letter, 3)
@@ -1199,7 +1199,7 @@ def test_a_manager_that_stands_still_for_a_while_costs_a_listener_nothing(letter
             for turn in range(20):
                 queue.put([event(3 * turn + n) for n in range(3)])
             assert eventually(lambda: listener.stats()["accepted"], bool)  # it is connected
-            os.kill(other._process.pid, signal.SIGSTOP)
+            suspend(other._process.pid)
             over = time.monotonic() + 6  # longer than an answer is waited for anywhere else
             eventually(lambda: time.monotonic() > over, bool)
             os.kill(other._process.pid, signal.SIGCONT)

@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, Program, eventually, whose
+from harness import DEADLINE, Program, eventually, suspend, whose
 from managed import Directory
 from test_celery import Celery
 from test_gunicorn import UVICORN
@@ -388,7 +388,7 @@ def test_without_its_manager_gunicorns_workers_send(worker: str, number: int, gu
     service = gunicorn(worker, preload=True)
     (manager,) = service.managers()
     with Load(service):
-        os.kill(manager, number)
+        suspend(manager) if number == signal.SIGSTOP else os.kill(manager, number)
         # One line of each worker's `prompt`; `late` finds out at the end.
         assert eventually(lambda: service.output.count(UNUSABLE), lambda count: count >= 2) >= 2, service.output
         service.wait_for_more(20)

@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, PRELUDE, environment, eventually, run, start, whose
+from harness import DEADLINE, PRELUDE, environment, eventually, run, start, suspend, whose
 from relayed import KEY, STATUSES, Runtime, greet, line_from, own_runtime  # noqa: F401  (a fixture that is there for all)
 
 from letterapp import Letter, LetterError
@@ -491,9 +491,7 @@ def test_calls_go_the_own_way_while_the_relay_is_stopped(
     letter = make(relay=runtime.socket)
     track(letter, 1)
     assert letter.flush(DEADLINE)
-    kept.signal(signal.SIGSTOP)
-    stopped = psutil.STATUS_STOPPED
-    assert eventually(psutil.Process(kept.pid).status, lambda state: state == stopped) == stopped
+    suspend(kept.pid)
     durations = []
     serial = 1
     while serial < 5000 and (serial < 3000 or letter.stats()["mode"] == "relay"):
@@ -526,7 +524,7 @@ def test_calls_go_the_own_way_while_the_relay_is_stopped(
 def test_constructing_does_not_hang_at_a_stopped_relay(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any
 ) -> None:
-    kept.signal(signal.SIGSTOP)
+    suspend(kept.pid)
     letter = make(relay=runtime.socket)
     track(letter, 3)
     kept.signal(signal.SIGCONT)

@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, run, start
+from harness import DEADLINE, eventually, run, start, suspend
 from relayed import STATUSES, Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
 from test_relay import balanced, script, track
 
@@ -45,7 +45,7 @@ def test_whoever_had_come_before_the_last_client_left_is_heard_however_many(
     children = [child(job) for _ in range(150)]
     for _ in children:
         os.read(known[0], 1)
-    os.kill(relay, signal.SIGSTOP)
+    suspend(relay)
     os.close(go_on[1])
     for pid in children:
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL
@@ -66,7 +66,7 @@ def test_who_has_not_been_answered_when_all_are_killed_is_not_waited_for(
     letter = Letter('test-key', API, relay=True, on_error=lambda error: None)
     relay = statuses()[0]['pid']
     print(relay)
-    os.kill(relay, signal.SIGSTOP)
+    suspend(relay)
     def job():
         work(letter, 1, str(os.getpid()))
         os.kill(os.getpid(), signal.SIGKILL)
@@ -92,7 +92,7 @@ def test_what_went_the_own_way_is_sent_at_the_end_though_the_relay_stands_still_
     letter = Letter('test-key', API, relay=True, flush_interval=1000, flush_at=10_000, exit_timeout=8)
     work(letter, 1)
     relay = statuses()[0]['pid']
-    os.kill(relay, signal.SIGSTOP)
+    suspend(relay)
     print(relay, flush=True)
     serial = 1
     while letter.stats()['mode'] == 'relay':
@@ -248,7 +248,7 @@ def test_a_stopped_relay_with_a_full_backlog_costs_a_new_client_nothing_but_the_
     first = make(relay=True)
     relay = runtime.relay()
     path = runtime.status()["socket"]
-    os.kill(relay.pid, signal.SIGSTOP)
+    suspend(relay.pid)
     waiting = []
     try:
         while True:
