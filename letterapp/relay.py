@@ -552,7 +552,7 @@ def _flush_clients_of(queue: Target, deadline: float) -> None:
 
 
 def _is_event(item: Any) -> bool:
-    """True for what a client puts. Anybody may put something else, and it must not mark_corrupt the batch of others."""
+    """True for what a client puts. Anybody may put something else, and it must not spoil the batch of others."""
     return isinstance(item, bytes) and protocol.is_event(item)
 
 

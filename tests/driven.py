@@ -16,7 +16,7 @@ DONE = float("inf")  # what a turn answers when nothing waits
 
 
 class Slot:
-    """A piece of memory for a ring, which a test can look into, and mark_corrupt."""
+    """A piece of memory for a ring, which a test can look into, and spoil."""
 
     kind = "private"
     is_durable = False

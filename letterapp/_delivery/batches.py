@@ -67,7 +67,7 @@ class BatchSender:
     def __init__(
         self,
         settings: Settings,
-        outbox: BoundedQueue,
+        queue: BoundedQueue,
         heir: OrphanRecovery,
         report: Callable[[LetterError], object],
         progress: Condition,
@@ -76,7 +76,7 @@ class BatchSender:
     ) -> None:
         """``handover``: the way into a queue whose process sends, if there is one; otherwise this one posts."""
         self._settings = settings
-        self._queue = outbox
+        self._queue = queue
         self._recovery = heir
         self._report = report
         self._progress = progress

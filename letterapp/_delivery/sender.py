@@ -2,9 +2,9 @@
 
     any thread                          the worker's thread, or a caller's where no thread can run
     ----------                          ----------------------------------------------------------
-    put ---> outbox ------------------> BatchSender.send_once ---> the API, or a queue whose process sends
-                ^                           |
-                +---- settled, recovered ---+
+    put ---> queue -------------------> BatchSender.send_once ---> the API, or a queue whose process sends
+               ^                            |
+               +----- settled, recovered ---+
 
 Responsible for: `Sender`, which joins a queue, a worker and what sends batches, and who waits for whom. Not responsible
 for: sending (`batches`), the thread (`worker`), what an event is, how the end of a process is noticed (`shutdown`).
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .._config import Settings
     from .._queues.targets import Target
     from .._relay.handover import Handover
+    from .._storage.queue import PutResult
 
 FOREVER = float("inf")
 _WHILE_LOOKING = 0.05  # seconds: the thread that looks may have been interrupted by an exception
@@ -298,7 +299,7 @@ class Sender(Delivery):
 
     # What `put` does beyond queueing. Runs in the caller.
 
-    def handle_put_result(self, answer: int, event: bytes) -> None:
+    def handle_put_result(self, answer: PutResult, event: bytes) -> None:
         """Do what the queue's ``answer`` to ``event`` demands."""
         if answer == WAKE:
             if shutdown.is_finalizing():  # a `__del__`'s
@@ -364,7 +365,7 @@ class Sender(Delivery):
     def _put_when_there_is_room(self, event: bytes) -> bool:
         deadline = self._clock() + self._settings.timeout
         while True:
-            with self.progress.waiter() as sleeper:
+            with self.progress.waiter() as waiter:
                 answer = self._queue.put(event)
                 if self._settings.spool_sync:
                     self._queue.sync()
@@ -375,7 +376,7 @@ class Sender(Delivery):
                 left = deadline - self._clock()
                 if left <= 0:
                     return False
-                self._wait_or_work(sleeper, left)
+                self._wait_or_work(waiter, left)
 
     def _may_block(self) -> bool:
         return self.may_wait() and not _runs_a_loop()  # a call never blocks an event loop
@@ -394,18 +395,18 @@ class Sender(Delivery):
             return False
         self.wake()
         while True:
-            with self.progress.waiter() as sleeper:
+            with self.progress.waiter() as waiter:
                 if self._queue.has_settled(target):
                     return True
                 left = deadline - self._clock()
                 if left <= 0:
                     return False
-                self._wait_or_work(sleeper, left)
+                self._wait_or_work(waiter, left)
 
-    def _wait_or_work(self, sleeper: Any, seconds: float) -> None:
+    def _wait_or_work(self, waiter: Any, seconds: float) -> None:
         """Wait for the thread's progress or, where there is no thread, take a turn."""
         if self._worker.is_there:
-            sleeper.wait(seconds)
+            waiter.wait(seconds)
             return
         with self._worker.wakeup.waiter() as pause:
             wait = self._batches.send_within(seconds)

@@ -184,7 +184,7 @@ def _shut_down_despite_signals(started: float, chosen: Callable[[Delivery], bool
         except SystemExit:
             pass  # the handler of a second signal, or a greenlet of gunicorn's, asks for what is already happening
         except KeyboardInterrupt:
-            _end(float("-inf"), True, chosen)  # somebody is in a request_flush: report at once what is not delivered
+            _end(float("-inf"), True, chosen)  # somebody is in a hurry: report at once what is not delivered
             raise
 
 

@@ -42,10 +42,10 @@ class WorkerState(Enum):
 class Worker:
     """Any thread, signal handler and callback may call. A forked child makes its own."""
 
-    def __init__(self, process: Process, outbox: BoundedQueue, progress: Condition) -> None:
+    def __init__(self, process: Process, queue: BoundedQueue, progress: Condition) -> None:
         """Starts nothing. ``progress`` is notified when the thread has stopped."""
         self._process = process
-        self._queue = outbox
+        self._queue = queue
         self._progress = progress
         self._wakeup = Condition()  # of whoever sends
         self._stops_when_idle = False
@@ -129,11 +129,11 @@ class Worker:
                 if self._started_by is not _thread.start_new_thread:
                     self._queue.set_wake_on_put(True)  # gevent has patched: the next call has a greenlet take over
                     return
-                with self._wakeup.waiter() as sleeper:
+                with self._wakeup.waiter() as waiter:
                     wait = send()
                     if wait < FOREVER:
-                        sleeper.wait(wait)
-                    elif self._stops_when_idle or self._queue.closed or not sleeper.wait(IDLE):
+                        waiter.wait(wait)
+                    elif self._stops_when_idle or self._queue.closed or not waiter.wait(IDLE):
                         stopped = announce_thread_end(self._queue.try_stop_worker)
                         if stopped:
                             return

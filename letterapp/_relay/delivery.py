@@ -249,11 +249,11 @@ class RelayDelivery(Delivery):
                 break
         self._handle_news()
         while link.has_returned() and not link.has_settled(target):  # another thread does that
-            with self._progress.waiter() as sleeper:
+            with self._progress.waiter() as waiter:
                 left = deadline - self._clock()
                 if left <= 0 or not link.has_returned():
                     break
-                sleeper.wait(min(left, _WHILE_RETURNING))
+                waiter.wait(min(left, _WHILE_RETURNING))
             self._handle_news()
         return link.has_settled(target)
 

@@ -158,7 +158,7 @@ _decode = JSONDecoder(parse_int=str, parse_float=str).raw_decode  # nobody looks
 
 
 def is_event(line: bytes) -> bool:
-    """True for one JSON object in UTF-8 and one line, and nothing after it: so it cannot mark_corrupt a batch of
+    """True for one JSON object in UTF-8 and one line, and nothing after it: so it cannot spoil a batch of
     others.
     """
     if line[:1] != b"{" or END in line:

@@ -5,8 +5,8 @@ for: sending (`ownership`, `sender`), the process with its signals and its end (
 
     a thread a connection (`multiprocessing.managers.Server`)        the sender's thread
     --------------------------------------------------------        -------------------
-    put_nowait(batch) ---> admit ---> outbox ----------------------> step ---> post
-    settled(seconds)  <--- wait <------------ progress bell <-------- settled, or its report
+    put_nowait(batch) ---> admit ---> queue -----------------------> send_once ---> post
+    settled(seconds)  <--- wait <------------ progress <------------- settled, or its report
 
 A connection has one batch at a time, so what is known of it hangs on its thread and goes with it.
 """

@@ -1,9 +1,9 @@
 """The relay: one process that sends the events of many.
 
     process ---+                     main thread                                   the sender's thread
-    process ---+--- socket --- lines --- admit ---> outbox ---> step ---> post ---> settled
-    process ---+                ^                                                     |
-                                +--------- [N], {"lost": ...} <------ `left` ---------+
+    process ---+--- socket --- lines --- admit ---> queue ----> send_once ---> post ---> settled
+    process ---+                ^                                                          |
+                                +--------- [N], {"lost": ...} <------ `on_removed` --------+
 
 Responsible for: the event loop over the sockets, whose each event is, who gets which answer, when to exit. Not
 responsible for: sending (`sender`), what is said (`protocol`), arguments and signals (`socket_program`).
@@ -64,7 +64,7 @@ class Peer(Owner):
 
 
 class _WakingCondition(Condition):
-    """A bell that the loop over the sockets hears too."""
+    """A condition that wakes the event loop over the sockets too."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         super().__init__()

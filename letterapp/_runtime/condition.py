@@ -25,13 +25,13 @@ class Condition:
         self._waiters: deque[Waiter] = deque()
 
     def notify_all(self) -> None:
-        sleepers = self._waiters
-        while sleepers:
+        waiters = self._waiters
+        while waiters:
             try:
-                sleeper = sleepers.popleft()  # atomic: two threads that notify do not wake the same one
+                waiter = waiters.popleft()  # atomic: two threads that notify do not wake the same one
             except IndexError:
                 return  # another thread woke the last one
-            sleeper.wake()
+            waiter.wake()
 
     def waiter(self) -> Waiter:
         """A waiter. Enter it in a ``with`` BEFORE checking what is waited for: then no notification is missed."""
@@ -49,24 +49,24 @@ class Condition:
         It is checked again at each notification, and every ``longest`` seconds if it may change without one.
         """
         while condition():
-            with self.waiter() as sleeper:
+            with self.waiter() as waiter:
                 left = deadline - clock()
                 if left <= 0 or not condition():
                     return
-                sleeper.wait(min(left, longest))
+                waiter.wait(min(left, longest))
 
 
 class Waiter:
     """One thread that waits for one notification."""
 
-    def __init__(self, bed: deque[Waiter]) -> None:
-        self._bed = bed
+    def __init__(self, waiters: deque[Waiter]) -> None:
+        self._waiters = waiters
         self._lock = threading.Lock()
         self.wake = self._lock.release
         self._lock.acquire()
 
     def __enter__(self) -> Waiter:
-        self._bed.append(self)
+        self._waiters.append(self)
         return self
 
     def wait(self, seconds: float) -> bool:
@@ -77,6 +77,6 @@ class Waiter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._bed.remove(self)
+            self._waiters.remove(self)
         except ValueError:
             pass  # it has been notified

@@ -38,13 +38,13 @@ class OrphanRecovery:
 
     def __init__(
         self,
-        outbox: BoundedQueue,
+        queue: BoundedQueue,
         backends: Backends,
         report: Callable[[LetterError], object],
         clock: Callable[[], float],
         progress: Condition,
     ) -> None:
-        self._queue = outbox
+        self._queue = queue
         self._backends = backends
         self._report = report
         self._clock = clock

@@ -20,7 +20,7 @@ TITLES = {
 SLOW = 0.2  # seconds
 STORM = 1.0  # seconds from the first request on
 LONGEST = 15.0  # seconds for a program that needs 3
-IN_A_ROW = 2  # requests that chance may mark_corrupt one after the other, so that bad luck outlasts no client's retries
+IN_A_ROW = 2  # requests that chance may spoil one after the other, so that bad luck outlasts no client's retries
 
 
 def inside(name: str) -> None:
