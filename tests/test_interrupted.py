@@ -315,7 +315,7 @@ def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bo
     handler.during(sender.stats)
     put(*EVENTS[3:5])
     far.leave()
-    sender._client._next_try = float("inf")  # else a process that is held up for a second finds the listener again
+    sender._client._retry.next = float("inf")  # else a process that is held up for a second finds the listener again
     put(*EVENTS[5:])
 
     last = sender.stats()  # as any later call would, it takes back what is left

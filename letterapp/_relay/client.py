@@ -62,6 +62,99 @@ def connect(path: str, timeout: float, user: int | None = None) -> Any:
     return sock
 
 
+class Connection:
+    """One socket to a relay, and what was said over it."""
+
+    def __init__(self, sock: Any, caller: protocol.Caller) -> None:
+        self.sock = sock
+        self._inode = os.fstat(sock.fileno()).st_ino
+        self._peer = sock.getpeername()
+        self.caller: protocol.Caller | None = caller  # until the relay's challenge is answered
+        self.accepts_events = False  # False before that, and when the relay only acknowledges
+        self.is_full = False  # the last event found no room in the socket
+        self.partial_line = b""
+        self.acknowledged = 0  # events
+        # Cause and number of events that the relay has reported lost and, as far as can be known, has not counted yet.
+        self.uncounted: deque[tuple[str, int]] = deque()
+        self.next_read = 0.0  # when the answers are to be read at the latest
+
+    def is_ours(self) -> bool:
+        """False if the relay has gone, or somebody has closed the descriptor: its number may be another file's."""
+        try:
+            return bool(self.sock.getpeername() == self._peer)
+        except OSError as problem:
+            reraise_signal_error(problem)
+            return False
+
+    def close(self) -> None:
+        """Close this process's copy only, so that the relay notices the end of the process that uses it."""
+        close_if_unchanged(self.sock.detach(), self._inode)
+
+    def note_counted(self, events: int) -> None:
+        """The relay has acknowledged ``events`` more, which may include some that it has reported lost."""
+        while events and self.uncounted:
+            cause, lost = self.uncounted.popleft()
+            if lost > events:
+                self.uncounted.appendleft((cause, lost - events))
+            events -= min(lost, events)
+
+
+class Unacked:
+    """The events that were sent and are not acknowledged, in order."""
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._events: deque[bytes] = deque()
+        self.size = 0  # bytes
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def has_room(self, event: bytes) -> bool:
+        return len(self._events) < self._max_events and self.size + len(event) <= self._max_bytes
+
+    def append(self, event: bytes) -> None:
+        self._events.append(event)
+        self.size += len(event)
+
+    def remove_last(self, event: bytes) -> None:
+        """Remove ``event``, if it is the last one."""
+        if self._events and self._events[-1] is event:
+            self.size -= len(self._events.pop())
+
+    def first(self) -> bytes:
+        return self._events[0]
+
+    def remove_first(self) -> None:
+        self.size -= len(self._events.popleft())
+
+    def copy(self) -> list[bytes]:
+        return list(self._events)
+
+    def start_anew(self) -> None:
+        """It is empty: an exception of a signal handler may have come between a change and its size."""
+        self.size = 0
+
+
+class Retry:
+    """When to try again to reach a relay."""
+
+    def __init__(self) -> None:
+        self.wait = _FIRST_WAIT
+        self.next = 0.0
+
+    def is_due(self) -> bool:
+        return monotonic() >= self.next
+
+    def note_attempt(self) -> None:
+        self.next = monotonic() + self.wait
+        self.wait = min(2 * self.wait, _LONGEST_WAIT)
+
+    def postpone(self) -> None:
+        self.next = max(self.next, monotonic() + self.wait)
+
+
 class Counts:
     """The counters of a connection, of one moment."""
 
@@ -93,32 +186,15 @@ class RelayClient:
         self._place = place
         self._make_caller = caller
         self._user = user
-        self._max_events = max_events
-        self._max_bytes = max_bytes
         # Held while an event is stored and sent, as the relay acknowledges events in the order in which they were sent.
         # That one `send` is the only I/O under the lock, and waits `PATIENCE` at most.
         self._lock = threading.RLock()
-        self._sock: Any = None
-        self._inode = 0
-        self._peer: Any = None  # the relay's address
-        self._caller: protocol.Caller | None = None  # while the relay's challenge is still to come
-        self._next_listen = 0.0
-        self._accepts_events = False  # False while the relay only acknowledges, or has not answered yet
-        self._is_stuck = False
-        self._in_operation = (
-            False  # in an operation that leaves the socket or the counters in doubt if it is interrupted
-        )
+        self._connection: Connection | None = None
+        self._in_operation = False  # one that leaves the connection or the counters in doubt if it is interrupted
         self._has_hung_up = False
-        # Sent and not acknowledged, in order. Without a socket the process takes them back.
-        self._unacked: deque[bytes] = deque()
-        self._unacked_bytes = 0
+        self._unacked = Unacked(max_events, max_bytes)  # without a connection the process takes them back
         self._settled = 0
-        self._partial_line = b""  # the beginning of a line
-        self._acknowledged = 0  # events, over this socket
-        # Cause and number of events that the relay has reported lost and, as far as can be known, has not counted yet.
-        self._uncounted: deque[tuple[str, int]] = deque()
-        self._next_try = 0.0
-        self._wait = _FIRST_WAIT
+        self._retry = Retry()
 
         self.lost: dict[str, int] = {}
         self.errors: list[LetterError] = []  # of the relay, to be reported
@@ -144,7 +220,7 @@ class RelayClient:
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             with self._lock:
                 self._begin()
-                if self._accepts_events and self._unacked:
+                if self._accepts_events() and self._unacked:
                     self._send(protocol.FLUSH + protocol.END)
                 self._in_operation = False
 
@@ -161,14 +237,14 @@ class RelayClient:
         while True:
             self.read_acks()
             left = deadline - clock()
-            sock = self._sock
+            connection = self._connection
             if self.has_settled(target):
                 return True
-            if sock is None or left <= 0 or self.is_held_by_this_thread():
+            if connection is None or left <= 0 or self.is_held_by_this_thread():
                 return False
             try:
                 poll = select.poll()  # looked up now: gevent's lets other greenlets run
-                poll.register(sock.fileno(), select.POLLIN)
+                poll.register(connection.sock.fileno(), select.POLLIN)
                 poll.poll(min(left, _WHILE_WAITING) * 1000)
             except (OSError, ValueError) as problem:
                 reraise_signal_error(problem)  # otherwise another thread has closed it
@@ -179,11 +255,11 @@ class RelayClient:
     def next_returned(self) -> bytes | None:
         """The next event to be taken back; call `confirm_returned` afterwards. For one thread at a time."""
         with self._lock:
-            return self._unacked[0] if self.has_returned() else None
+            return self._unacked.first() if self.has_returned() else None
 
     def confirm_returned(self) -> None:
         with self._lock:
-            self._unacked_bytes -= len(self._unacked.popleft())
+            self._unacked.remove_first()
 
     @property
     def sent_count(self) -> int:
@@ -196,7 +272,7 @@ class RelayClient:
 
     def has_returned(self) -> bool:
         """True when there are events to be taken back from a lost relay."""
-        return self._sock is None and not self._has_hung_up and bool(self._unacked)
+        return self._connection is None and not self._has_hung_up and bool(self._unacked)
 
     def has_news(self) -> bool:
         return self.news or self.has_returned()
@@ -215,15 +291,16 @@ class RelayClient:
         if self._lock._is_owned():  # type: ignore[attr-defined]
             return []
         with self._lock:
-            return [] if self.has_returned() else list(self._unacked)
+            return [] if self.has_returned() else self._unacked.copy()
 
     def is_connected(self) -> bool:
-        return self._sock is not None
+        return self._connection is not None
 
     def counts(self) -> Counts:
         with self._lock:
-            is_up = not self._is_stuck and (self._accepts_events or not (self._sock or self.trouble))
-            return Counts(self.sent_count, len(self._unacked), self._unacked_bytes, dict(self.lost), is_up)
+            connection = self._connection
+            is_up = connection.accepts_events and not connection.is_full if connection else not self.trouble
+            return Counts(self.sent_count, len(self._unacked), self._unacked.size, dict(self.lost), is_up)
 
     def quick_counts(self) -> tuple[int, int, int]:
         """Events that wait, were delivered and were lost, not all of one moment: takes no lock."""
@@ -241,7 +318,7 @@ class RelayClient:
 
     def retry_soon(self) -> None:
         """A relay has been started: try at once."""
-        self._next_try = 0.0
+        self._retry.next = 0.0
 
     def close(self) -> None:
         """Close the connection. What was sent is the relay's to deliver."""
@@ -253,10 +330,9 @@ class RelayClient:
     # In a forked child.
 
     def close_inherited(self) -> None:
-        # Only this process's copy, so that the relay notices the end of the process that uses it.
-        sock = self._sock
-        if sock is not None:
-            close_if_unchanged(sock.detach(), self._inode)
+        connection = self._connection
+        if connection is not None:
+            connection.close()
 
     def __del__(self) -> None:
         # Of a client that nobody closed. A socket that is deleted is closed too, but emits a ResourceWarning.
@@ -268,159 +344,151 @@ class RelayClient:
     # Under the lock.
 
     def _begin(self) -> None:
-        if self._in_operation and self._sock is not None:
+        if self._in_operation and self._connection is not None:
             # An exception of a signal handler has interrupted the last operation. Nobody knows what was sent or read by
             # then, so all of it is sent again. A flag records it, because any clean-up could be interrupted as well.
             self._drop_connection("was interrupted")
         self._in_operation = True
 
+    def _accepts_events(self) -> bool:
+        return self._connection is not None and self._connection.accepts_events
+
     def _send_event(self, event: bytes) -> bool:
-        if self._sock is not None:
-            self._look_after_it()
-        if not self._accepts_events and not self._open():
+        if self._connection is not None:
+            self._check(self._connection)
+        if not self._accepts_events() and not self._open():
             return False
-        if not self._has_room(event):
+        if not self._unacked.has_room(event):
             self._read_acks()
-            if not self._accepts_events or not self._has_room(event):
+            if not self._accepts_events() or not self._unacked.has_room(event):
                 self._note_trouble("settles more slowly than this process tracks")
                 return False
         self._unacked.append(event)
-        self._unacked_bytes += len(event)
         if self._send(event + protocol.END):
             return True
-        if self._unacked and self._unacked[-1] is event:
-            self._unacked_bytes -= len(self._unacked.pop())
+        self._unacked.remove_last(event)
         return False
 
     def _open(self) -> bool:
-        now = monotonic()
-        if self._sock is not None:
+        if self._connection is not None:
             self._read_acks()  # of a relay that accepts no more, but may still acknowledge; or a late challenge
-            if self._sock is not None:
-                return self._accepts_events
-        if now < self._next_try or self._unacked or self._has_hung_up:
+            if self._connection is not None:
+                return self._accepts_events()
+        if self._unacked or self._has_hung_up or not self._retry.is_due():
             return False
-        self._next_try = now + self._wait
-        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        self._retry.note_attempt()
         try:
-            sock = connect(self._place(), 0, self._user)
-            self._caller = self._make_caller()
+            connection = Connection(connect(self._place(), 0, self._user), self._make_caller())
         except OSError as problem:
             reraise_signal_error(problem)
             self._note_trouble(f"cannot be reached: {problem.strerror or problem}")
             return False
-        self._inode = os.fstat(sock.fileno()).st_ino
-        self._peer = sock.getpeername()
-        self._sock = sock
-        self._unacked_bytes = 0
-        self._is_stuck = False
-        self._partial_line = b""
-        self._acknowledged = 0
-        return self._send(self._caller.hello) and self._await_challenge()
+        assert connection.caller is not None
+        self._unacked.start_anew()
+        self._connection = connection
+        return self._send(connection.caller.hello) and self._await_challenge(connection)
 
-    def _await_challenge(self) -> bool:
+    def _await_challenge(self, connection: Connection) -> bool:
         """Wait for the relay's challenge, `GREETING` seconds at most; True when it has been answered."""
         deadline = monotonic() + GREETING
+        sock = connection.sock
         try:
-            while self._caller is not None and self._sock is not None:
+            while connection.caller is not None and self._connection is connection:
                 left = deadline - monotonic()
                 if left <= 0:
                     self._note_trouble("has not answered yet")
                     break
-                self._sock.settimeout(left)  # not `poll`: gevent's runs other greenlets, which would come here too
-                data = self._sock.recv(protocol.LONGEST_GREETING)
-                self._sock.settimeout(0)
-                self._take(data)
+                sock.settimeout(left)  # not `poll`: gevent's runs other greenlets, which would come here too
+                data = sock.recv(protocol.LONGEST_GREETING)
+                sock.settimeout(0)
+                self._take(connection, data)
         except _socket.timeout as problem:
             reraise_signal_error(problem)
             self._note_trouble("has not answered yet")
-            self._sock.settimeout(0)
+            sock.settimeout(0)
         except OSError as problem:
             reraise_signal_error(problem)
             self._drop_connection("has ended")
-        return self._accepts_events
+        return self._accepts_events()
 
-    def _answer_challenge(self, line: bytes) -> None:
-        caller, self._caller = self._caller, None
+    def _answer_challenge(self, connection: Connection, line: bytes) -> None:
+        caller, connection.caller = connection.caller, None
         assert caller is not None
         try:
             answer = caller.answer(line)
         except protocol.Refused as problem:
             self._stay_away(str(problem))
             return
-        self._accepts_events = True
+        connection.accepts_events = True
         if self.trouble == "has not answered yet":
             self.trouble = ""
         self._send(answer)
 
     def _stay_away(self, why: str) -> None:
-        self._wait = _LONGEST_WAIT
+        self._retry.wait = _LONGEST_WAIT
         self._drop_connection(why)
 
-    def _look_after_it(self) -> None:
+    def _check(self, connection: Connection) -> None:
         """Before each event: check that the socket is still ours, and read the answers if it is time."""
         now = monotonic()
-        if now >= self._next_listen or not self.sent_count & _EVERY:
-            self._next_listen = now + _LISTEN
+        if now >= connection.next_read or not self.sent_count & _EVERY:
+            connection.next_read = now + _LISTEN
             self._read_acks()
-        else:
-            self._is_ours()
-
-    def _is_ours(self) -> bool:
-        """False if somebody has closed the descriptor: its number may be another file's by now."""
-        try:
-            if self._sock.getpeername() == self._peer:
-                return True
-        except OSError as problem:
-            reraise_signal_error(problem)
-        self._drop_connection("has ended, or somebody has closed the connection's descriptor")
-        return False
+        elif not connection.is_ours():
+            self._drop_connection("has ended, or somebody has closed the connection's descriptor")
 
     def _send(self, line: bytes) -> bool:
         """Send all of ``line`` or nothing; False if the relay does not accept it."""
+        connection = self._connection
+        if connection is None:
+            return False
         try:
-            sent = self._sock.send(line, _AT_ONCE)
+            sent = connection.sock.send(line, _AT_ONCE)
         except BlockingIOError:
             sent = 0
         except OSError as problem:
             reraise_signal_error(problem)
-            self._end()
+            self._end(connection)
             return False
         if sent < len(line):
-            return self._send_patiently(line, sent)
-        self._is_stuck = False
+            return self._send_patiently(connection, line, sent)
+        connection.is_full = False
         return True
 
-    def _send_patiently(self, line: bytes, sent: int) -> bool:
-        if sent or not self._is_stuck:
+    def _send_patiently(self, connection: Connection, line: bytes, sent: int) -> bool:
+        if sent or not connection.is_full:
             try:
-                self._sock.settimeout(PATIENCE)
-                sent += self._sock.send(memoryview(line)[sent:], QUIETLY)
-                self._sock.settimeout(0)
+                connection.sock.settimeout(PATIENCE)
+                sent += connection.sock.send(memoryview(line)[sent:], QUIETLY)
+                connection.sock.settimeout(0)
             except _socket.timeout as problem:
                 reraise_signal_error(problem)
-                self._sock.settimeout(0)
+                connection.sock.settimeout(0)
             except OSError as problem:
                 reraise_signal_error(problem)
-                self._end()
+                self._end(connection)
                 return False
             if sent == len(line):
                 return True
             if sent:
                 self._drop_connection("took a part of an event only")
                 return False
-        self._is_stuck = True
+        connection.is_full = True
         self._note_trouble("takes no more events for now")
         return False
 
     def _read_acks(self) -> None:
-        if self._sock is None or not self._is_ours():
+        connection = self._connection
+        if connection is None:
+            return
+        if not connection.is_ours():
+            self._drop_connection("has ended, or somebody has closed the connection's descriptor")
             return
         try:
             for _ in range(_AT_MOST // 65_536):
-                data = self._sock.recv(65_536, _AT_ONCE)
-                self._take(data)
-                if len(data) < 65_536 or self._sock is None:
+                data = connection.sock.recv(65_536, _AT_ONCE)
+                self._take(connection, data)
+                if len(data) < 65_536 or self._connection is None:
                     return
         except BlockingIOError:
             pass
@@ -428,93 +496,85 @@ class RelayClient:
             reraise_signal_error(problem)
             self._drop_connection("has ended")
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, connection: Connection, data: bytes) -> None:
         """Handle what was received; nothing means that the relay has closed the connection."""
         if not data:
             self._drop_connection("has ended")
             return
         try:
-            self._handle_lines(data)
+            self._handle_lines(connection, data)
         except (ValueError, KeyError, TypeError, AttributeError) as nonsense:
             reraise_signal_error(nonsense)
             self._drop_connection(f"answers what is no answer: {nonsense!r}")
 
-    def _handle_lines(self, data: bytes) -> None:
-        *lines, self._partial_line = (self._partial_line + data).split(protocol.END)
-        if self._caller is not None:
-            if len(self._partial_line) > protocol.LONGEST_GREETING:
+    def _handle_lines(self, connection: Connection, data: bytes) -> None:
+        *lines, connection.partial_line = (connection.partial_line + data).split(protocol.END)
+        if connection.caller is not None:
+            if len(connection.partial_line) > protocol.LONGEST_GREETING:
                 raise ValueError("a line has no end")
             if not lines:
                 return
-            self._answer_challenge(lines.pop(0))
+            self._answer_challenge(connection, lines.pop(0))
         for line in lines:
-            if self._sock is None:
+            if self._connection is not connection:
                 return
             if line[:1] == b"[":
                 if len(line) > _LONGEST_COUNT:
                     raise ValueError("it counts events that it has not had")
-                self._settle(int(line[1:-1]))
+                self._settle(connection, int(line[1:-1]))
                 continue
             said = protocol.parse(line)
             if "lost" in said:
-                error = protocol.lost_error(said, len(self._unacked) - sum(lost for _, lost in self._uncounted))
-                cause = error.cause or "undeliverable"
-                self._uncounted.append((cause, error.lost))
-                self.lost[cause] = self.lost.get(cause, 0) + error.lost
-                self.errors.append(error)
-                self.news = True
+                self._note_loss(connection, said)
             elif "refused" in said:
                 self._stay_away(str(protocol.refusal(said)))
                 return
-        if len(self._partial_line) > protocol.LONGEST_ANSWER:
+        if len(connection.partial_line) > protocol.LONGEST_ANSWER:
             raise ValueError("a line has no end")
 
-    def _settle(self, count: int) -> None:
-        if count > self._acknowledged + len(self._unacked):
+    def _note_loss(self, connection: Connection, said: dict[str, Any]) -> None:
+        error = protocol.lost_error(said, len(self._unacked) - sum(lost for _, lost in connection.uncounted))
+        cause = error.cause or "undeliverable"
+        connection.uncounted.append((cause, error.lost))
+        self.lost[cause] = self.lost.get(cause, 0) + error.lost
+        self.errors.append(error)
+        self.news = True
+
+    def _settle(self, connection: Connection, count: int) -> None:
+        if count > connection.acknowledged + len(self._unacked):
             raise ValueError("it counts events that it has not had")
-        self._wait = _FIRST_WAIT
+        self._retry.wait = _FIRST_WAIT
         if self.trouble:
             self.trouble = ""
             self.news = True
-        self._note_counted(max(0, count - self._acknowledged))
-        while self._acknowledged < count and self._unacked:
-            self._acknowledged += 1
-            self._unacked_bytes -= len(self._unacked.popleft())
+        connection.note_counted(max(0, count - connection.acknowledged))
+        while connection.acknowledged < count and self._unacked:
+            connection.acknowledged += 1
+            self._unacked.remove_first()
             self._settled += 1
 
-    def _note_counted(self, events: int) -> None:
-        while events and self._uncounted:
-            cause, lost = self._uncounted.popleft()
-            if lost > events:
-                self._uncounted.appendleft((cause, lost - events))
-            events -= min(lost, events)
-
-    def _end(self) -> None:
+    def _end(self, connection: Connection) -> None:
         """The relay accepts no more. It may still acknowledge what it has; it is gone when nothing more can be read."""
-        self._accepts_events = False
+        connection.accepts_events = False
         self._read_acks()
 
     def _drop_connection(self, why: str) -> None:
         """The relay is gone, or has to be given up. What it has not acknowledged is sent again."""
+        connection = self._connection
         self._hang_up()
-        while self._uncounted:  # these are sent again, and counted where that happens
-            cause, lost = self._uncounted.popleft()
+        while connection is not None and connection.uncounted:  # these are sent again, and counted where that happens
+            cause, lost = connection.uncounted.popleft()
             self.lost[cause] -= lost
             if not self.lost[cause]:
                 del self.lost[cause]
         self.breaks += 1
         self._note_trouble(why)
-        self._next_try = max(self._next_try, monotonic() + self._wait)
+        self._retry.postpone()
 
     def _hang_up(self) -> None:
-        sock, self._sock = self._sock, None
-        self._accepts_events = False
-        self._caller = None
-        if sock is not None:
-            close_if_unchanged(sock.detach(), self._inode)
-
-    def _has_room(self, event: bytes) -> bool:
-        return len(self._unacked) < self._max_events and self._unacked_bytes + len(event) <= self._max_bytes
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _note_trouble(self, what: str) -> None:
         self.trouble = what

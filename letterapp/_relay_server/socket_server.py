@@ -75,6 +75,40 @@ class _WakingCondition(Condition):
         self._wake()
 
 
+class Lifetime:
+    """When a relay exits: when it was told to, or, if it was started for clients, after the last of them."""
+
+    def __init__(self, leased: bool) -> None:
+        """``leased``: exit when the last connection is closed, and not before."""
+        self.started = monotonic()
+        self.clients = 0  # connections for events or a lease, not for the status
+        self._leased = leased
+        self._had_clients = False
+        self._deadline = _NEVER
+
+    def add_client(self) -> None:
+        self.clients += 1
+        self._had_clients = True
+
+    def end_by(self, deadline: float) -> None:
+        """Exit when the last connection is closed, at ``deadline`` at the latest."""
+        self._deadline = min(self._deadline, deadline)
+
+    def is_over(self, now: float) -> bool:
+        if now >= self._deadline:
+            return True
+        if self.clients:
+            return False
+        was_left = self._leased and (self._had_clients or now >= self.started + FIRST_CLIENT)
+        return was_left or self._deadline < _NEVER
+
+    def next_moment(self) -> float:
+        """The time at which it may be over without anything else happening."""
+        if self._leased and not self.clients:
+            return min(self._deadline, self.started + FIRST_CLIENT)
+        return self._deadline
+
+
 class RelayServer:
     """Serves at a socket until it is stopped, or has no clients any more."""
 
@@ -84,11 +118,10 @@ class RelayServer:
         """``leased``: exit when the last connection is closed, and not before."""
         self._settings = settings
         self._listener = listener
-        self._leased = leased
         self._log = log
         self._path = path
-        self._started = monotonic()
-        self._said: set[str] = set()
+        self._lifetime = Lifetime(leased)
+        self._logged: set[str] = set()  # what is logged once
         self._peers: dict[Peer, None] = {}  # in the order in which they connected
         self._unknown: dict[Peer, None] = {}  # of these, the unauthenticated ones
         self._paused: dict[Peer, None] = {}  # not read, because there is no room for their events
@@ -100,9 +133,6 @@ class RelayServer:
         self._selector.register(self._ears[0], selectors.EVENT_READ, self._wake_up)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._accept_again = 0.0
-        self._leave_at = _NEVER
-        self._clients = 0  # connections for events or a lease, not for the status
-        self._had_clients = False
         self._is_draining = False
         self._shall_tell = False
         self._owned = OwnedSender(settings, log, _WakingCondition(self.wake))
@@ -117,7 +147,7 @@ class RelayServer:
 
     def leave(self, within: float) -> None:
         """Exit when the last connection is closed, after ``within`` seconds at the latest."""
-        self._leave_at = min(self._leave_at, monotonic() + within)
+        self._lifetime.end_by(monotonic() + within)
         self.wake()
 
     def tell_status(self) -> None:
@@ -129,7 +159,7 @@ class RelayServer:
         """Serve until it is time to exit. Then ``vacate``, which frees the path for another relay, and drain."""
         self._sender.prepare()  # before clients have taken the descriptors that it needs
         self._sender.flush(0.0)  # what is in the spool
-        while not self._should_leave():
+        while not self._lifetime.is_over(monotonic()):
             self._turn(self._next_moment())
         vacate()
         self._drain()
@@ -141,7 +171,7 @@ class RelayServer:
             "socket": self._path,
             "version": __version__,
             "api": self._settings.base_url,
-            "seconds": round(monotonic() - self._started, 1),
+            "seconds": round(monotonic() - self._lifetime.started, 1),
             "processes": sum(peer.role == protocol.EVENTS for peer in self._peers),
             "leases": sum(peer.role == protocol.LEASE for peer in self._peers),
             "paused": len(self._paused),
@@ -153,20 +183,9 @@ class RelayServer:
 
     # When to exit.
 
-    def _should_leave(self) -> bool:
-        now = monotonic()
-        if now >= self._leave_at:
-            return True
-        if self._clients:
-            return False
-        was_left = self._leased and (self._had_clients or now >= self._started + FIRST_CLIENT)
-        return was_left or self._leave_at < _NEVER
-
     def _next_moment(self) -> float:
         now = monotonic()
-        moments = [self._leave_at]
-        if self._leased and not self._clients:
-            moments.append(self._started + FIRST_CLIENT)
+        moments = [self._lifetime.next_moment()]
         if self._accept_again:
             moments.append(self._accept_again)
         moments += [peer.since + GREETING for peer in list(self._unknown)[:1]]
@@ -319,8 +338,7 @@ class RelayServer:
         peer.role = role
         del self._unknown[peer]
         if peer.role != protocol.STATUS:
-            self._clients += 1
-            self._had_clients = True
+            self._lifetime.add_client()
         if peer.role != protocol.EVENTS:
             peer.unsent += protocol.line_of({"welcome": self.status()})
             self._answer(peer)
@@ -416,12 +434,13 @@ class RelayServer:
         if peer.sock in self._selector.get_map():
             self._selector.unregister(peer.sock)
         peer.sock.close()
-        self._clients -= peer.role in (protocol.EVENTS, protocol.LEASE)
+        if peer.role in (protocol.EVENTS, protocol.LEASE):
+            self._lifetime.clients -= 1
 
     def _say(self, text: str) -> None:
         """To the log, once."""
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._logged:
+            self._logged.add(text)
             self._log(text)
 
     # The end.
