@@ -300,7 +300,7 @@ def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bo
     """Use a relay, which leaves."""
     handler = Handler({client_module.__file__, delivery_module.__file__}, at)
     sender = delivery_module.RelayDelivery(settings)
-    sender._report = lambda error: None  # type: ignore[assignment]
+    sender.reporter = lambda error: None  # type: ignore[assignment]
     sender._local._queue.claim_worker().started = True  # type: ignore[union-attr]  # as the thread does: so none is started
     returned: set[bytes] = set()
     settled: list[bytes] = []

@@ -35,6 +35,89 @@ _WHILE_RETURNING = 0.05  # seconds: the thread that takes events back may have b
 _FIRST_START, _LONGEST_START = 1.0, 60.0  # seconds between two attempts to start a relay
 
 
+class LeaseKeeper:
+    """Keeps a lease on a relay, and starts another relay when that one is gone. Any thread may call."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float],
+        lease: Any,
+        tell: TroubleReporter,
+        client: RelayClient,
+        progress: Condition,
+    ) -> None:
+        """``progress`` is notified when an attempt to start a relay is over."""
+        self._settings = settings
+        self._clock = clock
+        self.lease = lease  # forked children inherit it
+        self._tell = tell
+        self._client = client
+        self._progress = progress
+        self._claim = ThreadClaim()  # of the thread that starts a relay
+        self._is_needed = True
+        self._next_start = 0.0
+        self._wait = _FIRST_START
+
+    def is_starting(self) -> bool:
+        return self._claim.is_active()
+
+    def note_success(self) -> None:
+        """The relay works: the next one that is needed may be started soon."""
+        self._wait = _FIRST_START
+
+    def start_if_due(self) -> None:
+        """Start a relay in a thread, or here if none can run, unless the last attempt was a moment ago."""
+        now = self._clock()
+        if now < self._next_start or not self._is_needed:
+            return
+        self._next_start = now + self._wait
+        self._wait = min(2 * self._wait, _LONGEST_START)
+        claim = self._claim = ThreadClaim()
+        with claim.starting:
+            claim.started = servers.start_thread(self._start)
+        if not claim.started:
+            self._start()
+
+    def retire(self) -> None:
+        """The process sends everything itself from now on."""
+        self._is_needed = False
+
+    def close(self) -> None:
+        """Give the lease up in this process. Its children have their own copies."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.close()
+
+    def _start(self) -> None:
+        try:
+            self._start_and_join()
+        except LetterError as problem:
+            self._tell(str(problem))
+        finally:
+            self._claim = ThreadClaim()
+            self._progress.notify_all()
+
+    def _start_and_join(self) -> None:
+        lease, before = launcher.lease(self._settings), self.lease
+        self.lease = lease
+        if before is not None:
+            before.close()
+        if not self._is_needed and lease is not None:
+            lease.close()  # closed meanwhile: nobody needs it any more
+        self._client.retry_soon()
+
+
+class Told:
+    """What a `RelayDelivery` has reported of its relay."""
+
+    def __init__(self) -> None:
+        self.is_away = False  # that there is no relay at present
+        self.breaks = 0  # of the connection
+        self.has_rest = False  # what the relay still has at the end
+        self.start_trouble = ""  # why there was none at the start; it is still to be reported
+
+
 class RelayDelivery(Delivery):
     """Sends the events of this process to a relay, or delivers them itself."""
 
@@ -58,21 +141,14 @@ class RelayDelivery(Delivery):
         self._local.ends_last = True
         shutdown.register(self._local)
         self.owner = self._local.owner
-        self.reporter = self._report = self._local.reporter
+        self.reporter = self._local.reporter
         self.exit_timeout = settings.exit_timeout
         self._successors: dict[int, RelayDelivery] = {}
-        self._lease = lease
         self._has_left = False  # the process sends everything itself from now on: it is closed, or ending
-        self._restart = ThreadClaim()  # a thread starts a relay
         self._handling = ReentrancyGuard()  # threads that handle what the relay reported, and may call `on_error`
         self._returning = threading.Lock()  # held by the thread that takes events back from a lost relay
-        self._is_told = False  # it was reported that there is no relay at present
-        self._rest_is_told = False  # it was reported what the relay still has at the end
-        self._breaks_told = 0
-        self._start_trouble = ""  # why there was none at the start, until that is told
-        self._tell = TroubleReporter(self._report, clock)
-        self._next_start = 0.0
-        self._start_wait = _FIRST_START
+        self._told = Told()
+        self._tell = TroubleReporter(self.reporter, clock)
         self._client = RelayClient(
             lambda: launcher.place(settings),
             lambda: protocol.Caller(settings.api_key, settings.base_url, protocol.EVENTS),
@@ -80,6 +156,7 @@ class RelayDelivery(Delivery):
             settings.max_queue_bytes,
             settings.relay_user,
         )
+        self._keeper = LeaseKeeper(settings, clock, lease, self._tell, self._client, self._progress)
 
     @classmethod
     def start(cls, settings: Settings) -> RelayDelivery:
@@ -89,7 +166,7 @@ class RelayDelivery(Delivery):
             return cls(settings, lease=launcher.lease(settings) if settings.enabled else None)
         except launcher.NoRelay as problem:
             sender = cls(settings)
-            sender._start_trouble = str(problem)
+            sender._told.start_trouble = str(problem)
             sender._client.news = True
             return sender
 
@@ -111,21 +188,22 @@ class RelayDelivery(Delivery):
 
     def close(self, timeout: float) -> bool:
         deadline = self._clock() + timeout
-        self._has_left = True
-        self._client.request_flush()
+        self._leave()
         self._local.drain(deadline)
         settled = self._await_relay(deadline)
         settled = self._local.close_by(deadline, timeout) and settled
         self._await_start(deadline)
         self._tell_rest(f"the {timeout:g} s of close()")
         self._client.close()
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.close()  # this process's; its children have their own copies
+        self._keeper.close()
         return settled
 
     def begin_shutdown(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         self._has_left = True
+        self._keeper.retire()
         self._client.request_flush()
 
     def end(self, deadline: float, final: bool) -> None:
@@ -163,8 +241,9 @@ class RelayDelivery(Delivery):
         return own[0] + relayed[0], own[1] + relayed[1], own[2] + relayed[2]
 
     def for_child(self) -> RelayDelivery:
-        child = RelayDelivery(self._settings, self._clock, self._local.for_child(), self._lease)
-        child._has_left = self._local.is_closed
+        child = RelayDelivery(self._settings, self._clock, self._local.for_child(), self._keeper.lease)
+        if self._local.is_closed:
+            child._leave()
         # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
         return self._successors.setdefault(os.getpid(), child)
 
@@ -186,7 +265,7 @@ class RelayDelivery(Delivery):
     def sends_on_os_exit(self) -> bool:
         return self._local.sends_on_os_exit
 
-    # What the link has to say.
+    # What the client has to report.
 
     def _handle_news(self) -> None:
         """Report what the relay told of, send again what it had when it went, and see to it that there is one again."""
@@ -207,34 +286,35 @@ class RelayDelivery(Delivery):
                     event = link.next_returned()
             self._progress.notify_all()
         for error in link.take_errors():
-            self._report(error)
-        trouble, self._start_trouble = self._start_trouble, ""
+            self.reporter(error)
+        told = self._told
+        trouble, told.start_trouble = told.start_trouble, ""
         if trouble:
-            self._is_told = True
+            told.is_away = True
             self._tell(trouble)
         if not link.trouble and not trouble:
-            self._start_wait = _FIRST_START
-            self._is_told = False
+            self._keeper.note_success()
+            told.is_away = False
             return
-        if self._breaks_told != link.breaks:
+        if told.breaks != link.breaks:
             self._tell.forget()  # it is another one that was lost
-        if self._breaks_told != link.breaks or not self._is_told:
-            self._breaks_told = link.breaks
-            self._is_told = True
+        if told.breaks != link.breaks or not told.is_away:
+            told.breaks = link.breaks
+            told.is_away = True
             self._tell(f"the relay {link.trouble}; until it is back events go this process's own way")
-        if self._settings.relay is True and not (self._has_left or link.is_connected()):
-            self._start_again()
+        if self._settings.relay is True and not link.is_connected():
+            self._keeper.start_if_due()
 
     def _tell_rest(self, time_that_is_over: str) -> None:
         """Report what the relay has not settled: it may deliver that or lose it, and has nobody to tell then."""
         events = self._client.unsettled()
-        if events and not self._rest_is_told:
-            self._rest_is_told = True
+        if events and not self._told.has_rest:
+            self._told.has_rest = True
             said = (
                 f"{len(events):,} events were handed to the relay and are not settled after {time_that_is_over}: "
                 "it goes on trying, and tells its log what it gives up"
             )
-            self._report(LetterError(said, cause="degraded", lost=0, events=events))
+            self.reporter(LetterError(said, cause="degraded", lost=0, events=events))
 
     def _await_relay(self, deadline: float) -> bool:
         """Wait until what was handed over is settled, or on its own way; False when ``deadline`` has come."""
@@ -260,37 +340,4 @@ class RelayDelivery(Delivery):
     def _await_start(self, deadline: float) -> None:
         """A relay that is just being started would find nobody when this process has closed."""
         if self._local.may_wait():
-            self._progress.wait_while(self._is_starting, deadline, self._clock)
-
-    def _is_starting(self) -> bool:
-        return self._restart.is_active()
-
-    def _start_again(self) -> None:
-        now = self._clock()
-        if now < self._next_start:
-            return
-        self._next_start = now + self._start_wait
-        self._start_wait = min(2 * self._start_wait, _LONGEST_START)
-        claim = self._restart = ThreadClaim()
-        with claim.starting:
-            claim.started = servers.start_thread(self._take_lease)
-        if not claim.started:
-            self._take_lease()  # where no thread runs a call is what there is
-
-    def _take_lease(self) -> None:
-        try:
-            self._start_and_join()
-        except LetterError as problem:
-            self._tell(str(problem))
-        finally:
-            self._restart = ThreadClaim()  # it is over
-            self._progress.notify_all()
-
-    def _start_and_join(self) -> None:
-        lease, before = launcher.lease(self._settings), self._lease
-        self._lease = lease
-        if before is not None:
-            before.close()
-        if self._has_left and lease is not None:
-            lease.close()  # closed meanwhile: nobody needs it any more
-        self._client.retry_soon()
+            self._progress.wait_while(self._keeper.is_starting, deadline, self._clock)

@@ -136,7 +136,6 @@ class RelayServer:
         self._is_draining = False
         self._shall_tell = False
         self._owned = OwnedSender(settings, log, _WakingCondition(self.wake))
-        self._sender = self._owned.sender
 
     def wake(self) -> None:
         """Wake the event loop. Any thread and signal handler may call this."""
@@ -157,15 +156,15 @@ class RelayServer:
 
     def serve(self, vacate: Callable[[], None]) -> None:
         """Serve until it is time to exit. Then ``vacate``, which frees the path for another relay, and drain."""
-        self._sender.prepare()  # before clients have taken the descriptors that it needs
-        self._sender.flush(0.0)  # what is in the spool
+        self._owned.sender.prepare()  # before clients have taken the descriptors that it needs
+        self._owned.sender.flush(0.0)  # what is in the spool
         while not self._lifetime.is_over(monotonic()):
             self._turn(self._next_moment())
         vacate()
         self._drain()
 
     def status(self) -> dict[str, Any]:
-        stats = self._sender.stats()
+        stats = self._owned.sender.stats()
         return {
             "pid": stats.pop("pid"),
             "socket": self._path,
@@ -350,7 +349,7 @@ class RelayServer:
         while lines:
             line = lines[0]
             if line == protocol.FLUSH:
-                self._sender.request_flush()
+                self._owned.sender.request_flush()
             elif not admit(line, peer):
                 self._pause(peer)
                 return
@@ -467,16 +466,16 @@ class RelayServer:
             self._read(peer)
             if not peer.role:
                 self._part_with(peer)  # it has handed nothing over, and cannot any more
-        self._sender.begin_shutdown()
+        self._owned.sender.begin_shutdown()
         while not self._is_drained() and monotonic() < deadline:
-            self._sender.request_flush()
+            self._owned.sender.request_flush()
             self._turn(deadline - monotonic())
         for peer in self._owned.pending_acks():
             self._answer(peer)
         for peer in list(self._peers):
             peer.resends = True
             self._part_with(peer)
-        self._sender.close_by(deadline, self._settings.exit_timeout)
+        self._owned.sender.close_by(deadline, self._settings.exit_timeout)
 
     def _is_drained(self) -> bool:
-        return not self._paused and all(peer.is_read for peer in self._peers) and self._sender.is_settled()
+        return not self._paused and all(peer.is_read for peer in self._peers) and self._owned.sender.is_settled()

@@ -414,7 +414,7 @@ class Lines:
         self._url = url
         self._logged: list[str] = []
         self._relay = RelayServer(settings, self._listener, False, self._logged.append, self._path)
-        self._relay._sender._queue.replace_worker().started = True  # so no thread is started
+        self._relay._owned.sender._queue.replace_worker().started = True  # so no thread is started
 
     def run(self, data: bytes) -> None:
         source = Source(data)
@@ -475,11 +475,11 @@ class Lines:
 
     def _step(self) -> float:
         self._relay._turn(0)
-        self._relay._sender._batches._effort.not_before = 0.0  # as if the wait before the next try were over
-        return self._relay._sender._batches.send_once()
+        self._relay._owned.sender._batches._effort.not_before = 0.0  # as if the wait before the next try were over
+        return self._relay._owned.sender._batches.send_once()
 
     def close(self) -> None:
-        self._relay._sender._batches._transport.close()
+        self._relay._owned.sender._batches._transport.close()
         self._listener.close()
         self._puppet.close()
         shutil.rmtree(self._place)
