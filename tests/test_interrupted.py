@@ -38,6 +38,7 @@ if not hasattr(os, "fork"):
 
 from letterapp._config import Settings
 from letterapp._relay import client as client_module
+from letterapp._relay import connection as connection_module
 from letterapp._relay import delivery as delivery_module
 
 EVENTS = [b'{"number":%d}' % number for number in range(7)]
@@ -298,7 +299,7 @@ def settings(runtime: Runtime, letter_api: Any, far: Far) -> Settings:
 
 def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bool:
     """Use a relay, which leaves."""
-    handler = Handler({client_module.__file__, delivery_module.__file__}, at)
+    handler = Handler({client_module.__file__, connection_module.__file__, delivery_module.__file__}, at)
     sender = delivery_module.RelayDelivery(settings)
     sender.reporter = lambda error: None  # type: ignore[assignment]
     sender._local._queue.claim_worker().started = True  # type: ignore[union-attr]  # as the thread does: so none is started

@@ -6,23 +6,19 @@ again when the relay is gone. Not responsible for: what the process does then (`
 
 The call that opens a connection waits for one answer, the relay's challenge (`protocol`), for `GREETING` seconds at
 most. If it comes later, a later call reads it, and events are sent by the process itself until then.
-
-The socket is of the `_socket` module, because gevent's would let other greenlets run between the bytes of an event.
 """
 
 from __future__ import annotations
 
 import _socket
-import os
 import select
 import threading
-from collections import deque
 
-from .._path_trust import must_be_believed
-from .._runtime.atfork import close_if_unchanged, register_inherited
+from .._runtime.atfork import register_inherited
 from .._runtime.clock import monotonic
 from .._runtime.signal_errors import reraise_signal_error
 from . import protocol
+from .connection import FIRST_WAIT, LONGEST_WAIT, QUIETLY, Connection, Counts, Retry, Unacked, connect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,138 +30,10 @@ GREETING = 0.25  # seconds that the call which opens a connection may wait for t
 PATIENCE = 0.001  # seconds that a call may wait for a relay whose socket is full; the next calls do not wait at all
 _EVERY = 63  # the answers are read at every 64th event: a power of two, less one
 _AT_ONCE = getattr(_socket, "MSG_DONTWAIT", 0) | getattr(_socket, "MSG_NOSIGNAL", 0)
-QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)  # SIGPIPE may have its default action, which ends the process
 _AT_MOST = 262_144  # bytes of answers that one call reads, however many there are
 _LONGEST_COUNT = 22  # bytes of an acknowledgement
-_BUFFER = 1_048_576  # size of the send buffer in bytes, if the system allows it: room for a burst
 _LISTEN = 0.1  # seconds after which the answers are read in any case
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts to reach a relay
 _WHILE_WAITING = 0.05  # seconds: another thread may have read the answer
-
-POSSIBLE = hasattr(_socket, "AF_UNIX")
-
-
-def connect(path: str, timeout: float, user: int | None = None) -> Any:
-    """A socket to the relay at ``path``. `OSError` if nobody listens there within ``timeout`` seconds.
-
-    And if the listening process belongs to another user than this one, root or ``user``: nothing is sent to it then.
-    """
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    try:
-        sock.settimeout(timeout)
-        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _BUFFER)
-        sock.connect(path)
-        must_be_believed(sock, user)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-class Connection:
-    """One socket to a relay, and what was said over it."""
-
-    def __init__(self, sock: Any, caller: protocol.Caller) -> None:
-        self.sock = sock
-        self._inode = os.fstat(sock.fileno()).st_ino
-        self._peer = sock.getpeername()
-        self.caller: protocol.Caller | None = caller  # until the relay's challenge is answered
-        self.accepts_events = False  # False before that, and when the relay only acknowledges
-        self.is_full = False  # the last event found no room in the socket
-        self.partial_line = b""
-        self.acknowledged = 0  # events
-        # Cause and number of events that the relay has reported lost and, as far as can be known, has not counted yet.
-        self.uncounted: deque[tuple[str, int]] = deque()
-        self.next_read = 0.0  # when the answers are to be read at the latest
-
-    def is_ours(self) -> bool:
-        """False if the relay has gone, or somebody has closed the descriptor: its number may be another file's."""
-        try:
-            return bool(self.sock.getpeername() == self._peer)
-        except OSError as problem:
-            reraise_signal_error(problem)
-            return False
-
-    def close(self) -> None:
-        """Close this process's copy only, so that the relay notices the end of the process that uses it."""
-        close_if_unchanged(self.sock.detach(), self._inode)
-
-    def note_counted(self, events: int) -> None:
-        """The relay has acknowledged ``events`` more, which may include some that it has reported lost."""
-        while events and self.uncounted:
-            cause, lost = self.uncounted.popleft()
-            if lost > events:
-                self.uncounted.appendleft((cause, lost - events))
-            events -= min(lost, events)
-
-
-class Unacked:
-    """The events that were sent and are not acknowledged, in order."""
-
-    def __init__(self, max_events: int, max_bytes: int) -> None:
-        self._max_events = max_events
-        self._max_bytes = max_bytes
-        self._events: deque[bytes] = deque()
-        self.size = 0  # bytes
-
-    def __len__(self) -> int:
-        return len(self._events)
-
-    def has_room(self, event: bytes) -> bool:
-        return len(self._events) < self._max_events and self.size + len(event) <= self._max_bytes
-
-    def append(self, event: bytes) -> None:
-        self._events.append(event)
-        self.size += len(event)
-
-    def remove_last(self, event: bytes) -> None:
-        """Remove ``event``, if it is the last one."""
-        if self._events and self._events[-1] is event:
-            self.size -= len(self._events.pop())
-
-    def first(self) -> bytes:
-        return self._events[0]
-
-    def remove_first(self) -> None:
-        self.size -= len(self._events.popleft())
-
-    def copy(self) -> list[bytes]:
-        return list(self._events)
-
-    def start_anew(self) -> None:
-        """It is empty: an exception of a signal handler may have come between a change and its size."""
-        self.size = 0
-
-
-class Retry:
-    """When to try again to reach a relay."""
-
-    def __init__(self) -> None:
-        self.wait = _FIRST_WAIT
-        self.next = 0.0
-
-    def is_due(self) -> bool:
-        return monotonic() >= self.next
-
-    def note_attempt(self) -> None:
-        self.next = monotonic() + self.wait
-        self.wait = min(2 * self.wait, _LONGEST_WAIT)
-
-    def postpone(self) -> None:
-        self.next = max(self.next, monotonic() + self.wait)
-
-
-class Counts:
-    """The counters of a connection, of one moment."""
-
-    def __init__(self, relayed: int, waiting: int, waiting_bytes: int, lost: dict[str, int], is_up: bool) -> None:
-        self.relayed = relayed
-        # A loss out of order is reported before it is counted as settled.
-        self.waiting = max(0, min(waiting, relayed - sum(lost.values())))
-        self.waiting_bytes = waiting_bytes
-        self.lost = lost
-        self.delivered = relayed - self.waiting - sum(lost.values())
-        self.is_up = is_up
 
 
 class RelayClient:
@@ -425,7 +293,7 @@ class RelayClient:
         self._send(answer)
 
     def _stay_away(self, why: str) -> None:
-        self._retry.wait = _LONGEST_WAIT
+        self._retry.wait = LONGEST_WAIT
         self._drop_connection(why)
 
     def _check(self, connection: Connection) -> None:
@@ -543,7 +411,7 @@ class RelayClient:
     def _settle(self, connection: Connection, count: int) -> None:
         if count > connection.acknowledged + len(self._unacked):
             raise ValueError("it counts events that it has not had")
-        self._retry.wait = _FIRST_WAIT
+        self._retry.wait = FIRST_WAIT
         if self.trouble:
             self.trouble = ""
             self.news = True

@@ -30,7 +30,7 @@ from .._text import Secret, revealed
 from .._version import __version__
 from ..errors import LetterError
 from . import protocol
-from .client import POSSIBLE, QUIETLY, connect
+from .connection import POSSIBLE, QUIETLY, connect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

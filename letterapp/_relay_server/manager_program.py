@@ -23,7 +23,7 @@ from .._client import settings_of
 from .._path_trust import must_be_guarded
 from .._queues.targets import ManagerQueue
 from .._relay import launcher
-from .._relay.client import QUIETLY
+from .._relay.connection import QUIETLY
 from .._relay.protocol import proof
 from .._runtime.clock import monotonic
 from .._text import Secret, SecretBytes

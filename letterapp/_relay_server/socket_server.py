@@ -21,7 +21,7 @@ from json import dumps
 
 from .._path_trust import is_believed, peer_of
 from .._relay import protocol
-from .._relay.client import QUIETLY
+from .._relay.connection import QUIETLY
 from .._runtime.clock import monotonic
 from .._runtime.condition import Condition
 from .._version import __version__
