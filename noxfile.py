@@ -1,4 +1,4 @@
-"""The checks, one at a time: `nox -s lint`, `nox -s tests-3.12 -- tests/test_wire.py`. `.ci/run` runs all of them."""
+"""The checks, one at a time: `nox -s lint`, `nox -s tests-3.12 -- tests/unit/test_ring.py`. `.ci/run` runs all of them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from typing import Any, Callable, Sequence
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0  # seconds: far above what anything here takes, so that a busy machine does not turn a test red
 
 # From 3.12 on `os.fork` warns wherever a thread lives, and the tests fork with living threads on purpose.

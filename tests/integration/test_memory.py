@@ -14,7 +14,7 @@ from textwrap import dedent
 from typing import Any, Callable
 
 import pytest
-from harness import start, whose
+from harness import ROOT, start, whose
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into Linux's /proc")
 
@@ -97,7 +97,7 @@ def family(letter_api: Any, tmp_path: Path) -> Callable[..., None]:
 
     def run_it(code: str, first: str = "", longest: float = 60.0, **env: str) -> None:
         (tmp_path / "sitecustomize.py").write_text(dedent(first))
-        paths = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parent.parent)])
+        paths = os.pathsep.join([str(tmp_path), str(ROOT)])
         with start(FAMILY + dedent(code), letter_api.url, tmp_path, PYTHONPATH=paths, **env) as program:
             finished = program.finish(longest)
             assert (finished.code, finished.output) == (0, ""), finished
@@ -692,7 +692,7 @@ def behaves(letter_api: Any, tmp_path: Path, first: str, kind: str, says: str = 
     letter.track('found', 'Worked', {{'serial': 0, 'stats': stats}})
     work(letter, 150, 'last')
     """)
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(ROOT)
     with start(code, letter_api.url, tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path), root])) as program:
         finished = program.finish()
         assert finished.code == 0 and re.fullmatch(says, finished.output), finished
