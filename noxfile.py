@@ -1,4 +1,4 @@
-"""The checks, one at a time: `nox -s lint`, `nox -s tests-3.12 -- tests/unit/test_ring.py`. `.ci/run` runs all of them."""
+"""The checks, one at a time: `nox -s lint`, `nox -s tests-3.12 -- tests/unit/test_ring.py`. `.ci/run` runs them all."""
 
 from __future__ import annotations
 

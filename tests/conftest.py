@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
 from driven import Driven
+from harness import ROOT
 from spooled import Bench
 
 import letterapp
 from letterapp import Letter, LetterError
+
+sys.path.append(str(ROOT))  # `stress` is no part of the wheel
 
 HANGS = 300.0  # seconds that no test may take: then its process ends, and says where each thread stood
 
