@@ -397,7 +397,7 @@ def test_whatever_a_value_raises_only_a_letter_error_leaves_a_call(which: str, m
             str(problem).encode()
     for error in told:
         assert "no longer" not in str(error) and error.events[0]["userId"] is not None
-    assert letter.flush(60) and nested.flush(60)
+    assert all(one.flush(60) for one in (letter, failing, changed, nested, raising))
     before = len(letter_api.events)
     letter.track("u", "next")
     assert letter.flush(60) and [item["event"] for item in letter_api.events[before:]] == ["next"]
