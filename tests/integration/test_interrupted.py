@@ -260,7 +260,7 @@ class Far:
     """The relay's end of one connection after the other. It reads what there is, and settles as much as it is told."""
 
     def __init__(self, path: str, url: str) -> None:
-        env = {**environment(url), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        env = {**environment(url), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
         command = [sys.executable, "-c", FAR, path, "test-key", url]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         assert self._process.stdout is not None and self._process.stdout.readline() == b"serves\n"
