@@ -47,7 +47,9 @@ def greet(sock: socket.socket, key: str, url: str, wants: str = protocol.EVENTS)
     """Get to know a relay, as a process does; `_protocol.Refused` if it does not want us."""
     caller = protocol.Caller(key, url, wants)
     sock.sendall(caller.hello)
-    sock.sendall(caller.answer(sock.makefile("rb").readline()))
+    with sock.makefile("rb") as lines:  # while it is open, closing the socket does not close the connection
+        challenge = lines.readline()
+    sock.sendall(caller.answer(challenge))
     return sock
 
 
