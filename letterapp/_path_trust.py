@@ -74,13 +74,13 @@ def must_be_reached_safely(directory: str, also: int | None = None) -> None:
 
 
 def _check_step(path: str, status: os.stat_result, also: int | None) -> None:
-    if not is_believed(status.st_uid, also):
+    if not is_trusted(status.st_uid, also):
         raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}, who could put another one in its place", path)
     if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX:
         raise OSError(errno.EPERM, "everybody may write in it, and it has no sticky bit", path)
 
 
-def is_believed(user: int | None, also: int | None = None) -> bool:
+def is_trusted(user: int | None, also: int | None = None) -> bool:
     """True for this user, root and ``also``; and where the system does not say who somebody is."""
     return user is None or user in (os.geteuid(), ROOT) or user == also
 
@@ -98,10 +98,10 @@ def peer_of(sock: Any) -> tuple[int | None, int | None]:
     return None, None
 
 
-def must_be_believed(sock: Any, also: int | None = None) -> None:
+def must_be_trusted(sock: Any, also: int | None = None) -> None:
     """`OSError` unless the other end of ``sock`` is a user who is believed."""
     _, user = peer_of(sock)
-    if not is_believed(user, also):
+    if not is_trusted(user, also):
         raise OSError(
             errno.EPERM, f"user {user} serves there, who is neither this user nor root: name him as relay_user"
         )

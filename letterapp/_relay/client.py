@@ -246,7 +246,7 @@ class RelayClient:
             return False
         self._retry.note_attempt()
         try:
-            connection = Connection(connect(self._place(), 0, self._user), self._make_caller())
+            connection = self._connected(connect(self._place(), 0, self._user))
         except OSError as problem:
             reraise_signal_error(problem)
             self._note_trouble(f"cannot be reached: {problem.strerror or problem}")
@@ -255,6 +255,13 @@ class RelayClient:
         self._unacked.start_anew()
         self._connection = connection
         return self._send(connection.caller.hello) and self._await_challenge(connection)
+
+    def _connected(self, sock: Any) -> Connection:
+        try:
+            return Connection(sock, self._make_caller())
+        except BaseException:
+            sock.close()
+            raise
 
     def _await_challenge(self, connection: Connection) -> bool:
         """Wait for the relay's challenge, `GREETING` seconds at most; True when it has been answered."""

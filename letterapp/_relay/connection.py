@@ -12,7 +12,7 @@ import _socket
 import os
 from collections import deque
 
-from .._path_trust import must_be_believed
+from .._path_trust import must_be_trusted
 from .._runtime.atfork import close_if_unchanged
 from .._runtime.clock import monotonic
 from .._runtime.signal_errors import reraise_signal_error
@@ -39,7 +39,7 @@ def connect(path: str, timeout: float, user: int | None = None) -> Any:
         sock.settimeout(timeout)
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _BUFFER)
         sock.connect(path)
-        must_be_believed(sock, user)
+        must_be_trusted(sock, user)
     except BaseException:
         sock.close()
         raise

@@ -19,7 +19,7 @@ import selectors
 from collections import deque
 from json import dumps
 
-from .._path_trust import is_believed, peer_of
+from .._path_trust import is_trusted, peer_of
 from .._relay import protocol
 from .._relay.connection import QUIETLY
 from .._runtime.clock import monotonic
@@ -269,7 +269,7 @@ class RelayServer:
         if newcomer.process is None or self._is_draining:
             return
         his = [peer for peer in self._unknown if peer.process == newcomer.process]
-        if len(his) < UNKNOWN_OF_ONE and not is_believed(newcomer.user):
+        if len(his) < UNKNOWN_OF_ONE and not is_trusted(newcomer.user):
             his = [peer for peer in self._unknown if peer.user == newcomer.user]
         if len(his) >= UNKNOWN_OF_ONE:
             self._hear_or_refuse(his[0], "too many at a time do not say who they are")

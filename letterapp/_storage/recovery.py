@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 LOOK = 1.0  # seconds between two looks for orphans while something is sent
 LOOK_AFTER_FAULT = 30.0  # the same after one that failed, as for want of descriptors: each lists a spool's directory
-SLOTS_AT_ONCE = (
-    32  # slots that are recovered at a time; the others are left to new processes, which might find none free
-)
+SLOTS_AT_ONCE = 32  # slots recovered at a time; the others are left to new processes, which might find none free
 
 
 def claim_ring(backends: Backends) -> Ring:

@@ -1185,3 +1185,25 @@ def test_what_a_relay_settles_in_time_is_not_told_of(make: Any, letter_api: Any,
     letter = make(relay=True)
     track(letter, 40)
     assert letter.close(DEADLINE) and letter.close() and errors == []
+
+
+@pytest.mark.parametrize("how", ["a thread", "no thread"])
+def test_what_a_client_without_its_relay_has_is_sent_though_the_program_lets_go_of_it(
+    how: str, runtime: Runtime, letter_api: Any, tmp_path: Path
+) -> None:
+    code = """
+    import gc, warnings
+    from letterapp._runtime import servers
+    warnings.simplefilter('ignore')
+    if sys.argv[2] == 'no thread':
+        servers.start_thread = lambda *_: False  # as under uWSGI without threads
+    os.mkdir(os.path.dirname(sys.argv[1]), 0o700)
+    letter = Letter('test-key', API, relay=sys.argv[1], on_error=print, flush_interval=3600, flush_at=10**6)
+    work(letter, 5)
+    assert letter.stats()['waiting'] == 5
+    del letter
+    gc.collect()
+    """
+    finished = run(code, letter_api.url, tmp_path, str(tmp_path / "away" / "r.sock"), how)
+    assert finished.code == 0 and "Traceback" not in finished.output, finished
+    assert whose(letter_api) == {"program": [0, 1, 2, 3, 4]}, finished

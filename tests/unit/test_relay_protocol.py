@@ -5,9 +5,11 @@ Real processes and a real relay together are in `test_relay`.
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
+import warnings
 from functools import partial
 from typing import Any, Callable, Iterator
 
@@ -171,6 +173,28 @@ def test_what_a_relay_reports_lost_and_has_not_counted_when_it_goes_counts_where
     counts = link.counts()
     assert (counts.relayed, counts.waiting, counts.lost) == (settled, 0, {"rejected": lost} if lost else {})
     assert counts.delivered == settled - lost
+
+
+@pytest.mark.parametrize("fails", ["caller", "peer's name"])
+def test_a_connection_that_cannot_be_used_is_closed(
+    fails: str, runtime: Runtime, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from letterapp._relay import client as client_module
+    from letterapp._relay import connection as connection_module
+
+    def unlucky(*_: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    caller = partial(protocol.Caller, KEY, API, protocol.EVENTS)
+    if fails == "peer's name":
+        monkeypatch.setattr(connection_module.Connection, "__init__", unlucky)
+    place = str(runtime.path / "far.sock")
+    link = client_module.RelayClient(lambda: place, unlucky if fails == "caller" else caller, 10, 10_000)
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        assert not link.send_event(EVENTS[0]) and "Too many open files" in link.trouble
+        gc.collect()
+    assert complaints == []
 
 
 def test_answers_of_a_later_version_are_passed_over(link: Any, far: Far) -> None:
