@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from harness import DEADLINE, Program, environment, eventually, get, run, start, whose
 from relayed import Runtime
+from senders import clear
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold
@@ -272,7 +273,7 @@ def test_pysparks_daemon(reused: bool, letter_api: Any, tmp_path: Path) -> None:
             daemon.stdin.close()
             daemon.wait(DEADLINE)
     assert len(workers) == (1 if reused else 3)
-    assert not runtime.clear()
+    assert not clear(runtime)
     assert sorted(whose(letter_api)["rq"]) == [0, 1, 2]
 
 

@@ -7,10 +7,6 @@ right.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import Any, Iterator
 import psutil
 import pytest
 from harness import DEADLINE, Program, environment, eventually
+from senders import lent, run_to_end, serving
 
 KEY = "test-key"
 SECRET = b"a secret of the tests"
@@ -56,13 +53,7 @@ class Directory:
     def keep(self, *options: str, address: str = "", **env: str) -> Program:
         """A manager's server of the test's own, which serves at ``address`` when this returns."""
         command = self.command_line("--manager", address or self.socket, *options)
-        program = Program(command, environment(self.api.url, LETTER_API_KEY=KEY, **env), self.path)
-        has_ended = program.process.poll
-        output = eventually(lambda: program.output, lambda text: "serving at" in text or has_ended() is not None)
-        if "serving at" not in output:
-            program.__exit__()
-            raise AssertionError(f"the manager does not serve:\n{output}")
-        return program
+        return serving(command, environment(self.api.url, LETTER_API_KEY=KEY, **env), self.path)
 
     def command_line(self, *options: str) -> list[str]:
         python = [sys.executable, "-m", "letterapp", "relay", "--base-url", self.api.url]
@@ -70,37 +61,15 @@ class Directory:
 
     def command(self, *options: str, key: str = KEY) -> Any:
         """Run ``python -m letterapp relay`` with ``options`` to its end."""
-        return subprocess.run(
-            self.command_line(*options),
-            env=environment(self.api.url, LETTER_API_KEY=key),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=DEADLINE,
-        )
+        return run_to_end(self.command_line(*options), self.api.url, key)
 
     def status(self, address: str = "") -> dict[str, Any]:
         """What ``--status`` prints of the kept one."""
         status: dict[str, Any] = json.loads(self.command("--manager", address or self.socket, "--status").stdout)
         return status
 
-    def clear(self) -> list[psutil.Process]:
-        """End who is left, by process id, and remove the directory; return who it was."""
-        left = self.left_behind()
-        for process in left:
-            try:
-                os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        shutil.rmtree(self.path)
-        return left
-
 
 # For all tests of a module that imports it: so it is older than their clients, and outlives them.
 @pytest.fixture(name="directory", autouse=True)
 def own_directory(letter_api: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Directory]:
-    here = Directory(letter_api)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(here.path))
-    yield here
-    left = here.clear()
-    assert not left, f"left behind: {left}"
+    yield from lent(Directory(letter_api), monkeypatch)

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,6 +20,7 @@ from typing import Any, Iterator
 import psutil
 import pytest
 from harness import DEADLINE, Program, environment, eventually
+from senders import lent, run_to_end, serving
 
 from letterapp._relay import protocol
 
@@ -183,14 +180,7 @@ class Runtime:
 
     def command(self, *options: str, key: str = KEY) -> Any:
         """Run ``python -m letterapp relay`` with ``options`` to its end."""
-        return subprocess.run(
-            self.command_line(*options),
-            env=environment(self.api.url, LETTER_API_KEY=key),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=DEADLINE,
-        )
+        return run_to_end(self.command_line(*options), self.api.url, key)
 
     def command_line(self, *options: str) -> list[str]:
         return [sys.executable, "-m", "letterapp", "relay", "--base-url", self.api.url, *options]
@@ -204,31 +194,10 @@ class Runtime:
         if key is not None:
             env["LETTER_API_KEY"] = key
         command = self.command_line("--socket", socket or self.socket, *options)
-        program = Program(command, environment(self.api.url, **env), self.path)
-        has_ended = program.process.poll
-        output = eventually(lambda: program.output, lambda text: "serving at" in text or has_ended() is not None)
-        if "serving at" not in output:
-            program.__exit__()
-            raise AssertionError(f"the relay does not serve:\n{output}")
-        return program
-
-    def clear(self) -> list[psutil.Process]:
-        """End who is left, by process id, and remove the directory; return who it was."""
-        left = self.left_behind()
-        for process in left:
-            try:
-                os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        shutil.rmtree(self.path)
-        return left
+        return serving(command, environment(self.api.url, **env), self.path)
 
 
 # For all tests of a module that imports it: so it is older than their clients, and outlives them.
 @pytest.fixture(name="runtime", autouse=True)
 def own_runtime(letter_api: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
-    here = Runtime(letter_api)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(here.path))
-    yield here
-    left = here.clear()
-    assert not left, f"left behind: {left}"
+    yield from lent(Runtime(letter_api), monkeypatch)

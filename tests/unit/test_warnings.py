@@ -14,6 +14,7 @@ import trustme
 from harness import DEADLINE, PRELUDE, Program, environment, eventually
 from managed import Directory
 from relayed import Runtime
+from senders import clear
 
 from letterapp.testing import Hold, IngestionServer
 
@@ -89,7 +90,7 @@ def test_nor_by_another_way(way: str, end: str, letter_api: Any, tmp_path: Path)
         with program(code, letter_api.url, tmp_path, options, XDG_RUNTIME_DIR=str(here.path)) as running:
             ends_without_a_word(running)
     finally:
-        assert here.clear() == []
+        assert clear(here) == []
 
 
 QUIET = "options = {'on_error': lambda error: None, 'exit_timeout': 0.3}\nletter = Letter('k', API, **options)\n"
