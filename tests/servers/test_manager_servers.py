@@ -21,6 +21,7 @@ import psutil
 import pytest
 from harness import DEADLINE, Program, eventually, suspend, whose
 from managed import Directory
+from senders import lent
 from test_celery import Celery
 from test_gunicorn import UVICORN
 from test_relay_servers import COMPLAINTS, Load, Service, gate, gone, needs, serve  # noqa: F401  (two fixtures)
@@ -174,11 +175,7 @@ def dead_children(program: Program) -> list[psutil.Process]:
 
 @pytest.fixture(name="runtime", autouse=True)
 def own_runtime(letter_api: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Managers]:
-    here = Managers(letter_api)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(here.path))
-    yield here
-    left = here.clear()
-    assert not left, f"left behind: {left}"
+    yield from lent(Managers(letter_api), monkeypatch)
 
 
 class Managed(Service):
