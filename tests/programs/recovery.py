@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import random
@@ -13,7 +14,6 @@ import time
 from typing import Any
 
 from letterapp._delivery import shutdown
-from letterapp._storage import file_lock
 from programs.common import make as make_client
 from programs.common import stay, work
 from programs.family import die, make, reap
@@ -120,8 +120,8 @@ def just_found_alive(act: str) -> None:
     pid = fork(job)
     os.read(ready, 1)
     found, go_on = threading.Event(), threading.Event()
-    fcntl: Any = file_lock.fcntl
-    lockf = fcntl.lockf
+    module: Any = fcntl
+    lockf = module.lockf
 
     def slow_lockf(*arguments: Any) -> None:
         try:
@@ -132,7 +132,7 @@ def just_found_alive(act: str) -> None:
                 go_on.wait(20)
             raise
 
-    fcntl.lockf = slow_lockf
+    module.lockf = slow_lockf
     looker = threading.Thread(target=letter._delivery._recovery.recover, daemon=True)
     looker.start()
     assert found.wait(20)
