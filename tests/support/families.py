@@ -23,19 +23,25 @@ def output_of(
     tmp_path: Path,
     *arguments: object,
     longest: float = DEADLINE,
-    without: str = "",
-    **env: str,
+    system: Callable[[], None] | None = None,
 ) -> str:
-    """Run a program to its good end; return what it printed. Its Python is ``without`` what `programs.without` names.
+    """Run a program to its good end; return what it printed.
 
-    That comes before all imports of the program's, in `sitecustomize`.
+    ``system``: a function of `programs.systems`, which its Python calls before all imports of the program's.
     """
-    if without:
-        (tmp_path / "sitecustomize.py").write_text(f"from programs import without\nwithout.{without}()\n")
+    env = {}
+    if system is not None:
+        name = system.__name__
+        (tmp_path / "sitecustomize.py").write_text(f"from programs.systems import {name}\n{name}()\n")
         env["PYTHONPATH"] = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
     with start(program, api.url, tmp_path, *arguments, **env) as running:
         ends_well(running, longest)
         return running.output
+
+
+def runs_quietly(program: Callable[..., object], api: Any, tmp_path: Path, *arguments: object, **options: Any) -> None:
+    """Run a program (see `output_of`) that prints nothing."""
+    assert output_of(program, api, tmp_path, *arguments, **options) == ""
 
 
 def ends_well(program: Program, longest: float = DEADLINE) -> None:
