@@ -34,7 +34,7 @@ def test_a_process_closes_all_descriptors_in_the_middle_of_use(act: str, letter_
 
 
 def test_a_process_that_lost_its_lock_and_those_who_took_its_slot_lose_nothing(letter_api: Any, tmp_path: Path) -> None:
-    # Its events are an orphan's to the others, who deliver them and use the slot for their own.
+    # To the others its events are orphans: they deliver them and use the slot for their own.
     runs_quietly(closed_descriptors.slot_is_taken, letter_api, tmp_path)
     came = whose(letter_api)
     assert sorted(came["parent"]) == list(range(30))
@@ -57,7 +57,9 @@ def test_a_slot_is_left_alone_by_a_process_that_has_lost_it_and(act: str, letter
     assert whose(letter_api)["before"] == list(range(60))
 
 
-def test_a_strangers_temporary_file_at_the_same_number_is_not_taken_for_ours(letter_api: Any, tmp_path: Path) -> None:
+def test_a_temporary_file_of_the_program_at_the_same_number_is_not_taken_for_the_lock_file(
+    letter_api: Any, tmp_path: Path
+) -> None:
     # A disk gives a new file the number of an old one's inode.
     runs_quietly(closed_descriptors.same_inode, letter_api, tmp_path, system=systems.lacks_memfd_create)
 

@@ -58,7 +58,7 @@ def test_memory_is_shared_with(system: Callable[[], None] | None, letter_api: An
 
 
 @pytest.mark.parametrize("system", PRIVATE.values(), ids=PRIVATE.keys())
-def test_memory_is_private_said_once_and_all_else_is_the_same_if(
+def test_memory_is_private_which_is_reported_once_and_nothing_else_changes_where(
     system: Callable[[], None], letter_api: Any, tmp_path: Path
 ) -> None:
     says = r"letterapp: events lie in memory that only their own process has \(.+\n"
@@ -68,14 +68,14 @@ def test_memory_is_private_said_once_and_all_else_is_the_same_if(
     assert "killed" not in whose(letter_api)
 
 
-def test_a_limit_of_the_address_space_that_is_near_leaves_private_memory_which_is_said_once_in_a_family(
+def test_near_the_limit_of_the_address_space_memory_is_private_which_a_family_reports_once(
     letter_api: Any, tmp_path: Path
 ) -> None:
     runs_quietly(memory.near_limit, letter_api, tmp_path)
     once(letter_api, parent=500, child=100, other=100)
 
 
-def test_children_that_lose_the_shared_memory_and_can_have_no_other_say_so_once(
+def test_children_that_lose_the_shared_memory_and_cannot_map_any_report_it_once(
     letter_api: Any, tmp_path: Path
 ) -> None:
     runs_quietly(memory.lost_for_good, letter_api, tmp_path)
@@ -92,7 +92,7 @@ def test_private_memory_is_used_page_by_page_and_is_a_childs_own(letter_api: Any
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mlockall as Linux has it")
 @pytest.mark.parametrize("flags, keeps", [(2, 8192), (3, 8192), (6, 0)], ids=["future", "current too", "on fault"])
-def test_where_all_memory_is_locked_a_client_takes_what_it_writes(
+def test_where_all_memory_is_locked_a_client_uses_only_what_it_writes(
     flags: int, keeps: int, letter_api: Any, tmp_path: Path
 ) -> None:
     runs_quietly(memory.locked_memory, letter_api, tmp_path, flags, keeps)

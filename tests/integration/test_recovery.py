@@ -57,7 +57,6 @@ def test_a_sibling_that_goes_on_sending(letter_api: Any, gates: Gates, tmp_path:
         once(letter_api, dead=39, sibling=int(program.output))
 
 
-@pytest.mark.slow
 def test_one_of_eight_that_look_at_once(letter_api: Any, tmp_path: Path) -> None:
     adopted = [int(word) for word in output_of(recovery.eight_at_once, letter_api, tmp_path).split()]
     assert sorted(adopted) == [0] * 7 * 15 + [20] * 15
@@ -117,25 +116,25 @@ def test_what_is_recovered_takes_no_room_in_the_queue(letter_api: Any, gates: Ga
     once(letter_api, **{f"dead {number}": 50 for number in range(4)}, parent=50)
 
 
-def test_where_every_slot_is_a_dead_ones_a_newborn_goes_on_in_one(letter_api: Any, tmp_path: Path) -> None:
+def test_where_every_slot_belongs_to_a_dead_process_a_new_one_reuses_one(letter_api: Any, tmp_path: Path) -> None:
     words = output_of(recovery.no_free_slot, letter_api, tmp_path).split()
     assert 0 <= int(words[0]) <= 2 * 127 + 150 and words[1] == "{}"
-    arrived(letter_api, **{f"dead {number}": 2 for number in range(127)}, newborn=150)
+    arrived(letter_api, **{f"dead {number}": 2 for number in range(127)}, new=150)
 
 
-def test_a_newborn_finds_a_slot_while_another_recovers_more_than_it_can_send_at_once(
+def test_a_new_process_finds_a_slot_while_another_recovers_more_than_it_can_send_at_once(
     letter_api: Any, gates: Gates, tmp_path: Path
 ) -> None:
     hold = Hold()
-    gates.plan(hold, hold)  # the parent's first batch, and the newborn's: it is killed before one is answered
-    with start(recovery.room_for_a_newborn, letter_api.url, tmp_path) as program:
+    gates.plan(hold, hold)  # the parent's first batch, and the new process's, which is killed before one is answered
+    with start(recovery.room_for_a_new_process, letter_api.url, tmp_path) as program:
         assert hold.arrived.wait(DEADLINE)
         gates.wait("released")
         hold.release()
         gates.open("released")
         ends_well(program)
     came = {who: sorted(serials) for who, serials in whose(letter_api).items()}
-    assert came == {**{f"dead {number}": [0, 1] for number in range(127)}, "newborn": [0, 1, 2]}
+    assert came == {**{f"dead {number}": [0, 1] for number in range(127)}, "new": [0, 1, 2]}
 
 
 def test_what_could_not_be_recovered_in_time_is_reported(letter_api: Any, tmp_path: Path) -> None:
@@ -161,6 +160,7 @@ def test_a_process_that_is_killed_while_it_is_stopped_is_dead(letter_api: Any, t
 # At any instant.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_250_processes_killed_at_random_instants_lose_nothing(seed: int, letter_api: Any, tmp_path: Path) -> None:
     # Each counts in shared memory what it has tracked, outside of the client. It is killed in the middle of a call, of

@@ -1,20 +1,18 @@
 """Programs of test_memory that use a client in several ways, wherever its events lie. One of them is run by PyPy.
 
-They import nothing that a Python may lack.
+They import nothing that a Python may lack (see systems.py).
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
-from typing import Any, Callable
+from typing import Callable
 
 from letterapp import Letter
-from programs.common import API, main, make, work
-
-LATER: dict[str, Any] = {"flush_interval": 1000, "flush_at": 10**6, "exit_timeout": 40}
+from programs.common import API, main, work
+from programs.family import die, make
 
 
 def child(end: Callable[[], object], job: Callable[[], object]) -> None:
@@ -31,13 +29,9 @@ def come_to_its_end() -> None:
     """Nothing that comes before it."""
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def every_use(kind: str) -> None:
-    letter = make(**LATER)
-    small = make(overflow="drop_oldest", max_queue_events=50, on_error=lambda error: None, **LATER)
+    letter = make()
+    small = make(overflow="drop_oldest", max_queue_events=50, on_error=lambda error: None)
     assert letter.stats()["memory"] == kind, letter.stats()
     work(letter, 500, "parent")
     child(letter.close, lambda: work(letter, 250, "closes"))
@@ -61,7 +55,7 @@ def every_use(kind: str) -> None:
 
 
 def pypy() -> None:
-    letter = make(flush_interval=1000, flush_at=10**6)
+    letter = make()
     assert letter.stats()["memory"] == "shared"
     work(letter, 250, "parent")
     child(letter.close, lambda: work(letter, 120, "closes"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 from typing import Any
@@ -35,6 +34,8 @@ class Gate:
     """Processes wait at it until as many are let through. Its descriptors are above those that programs close."""
 
     def __init__(self) -> None:
+        import fcntl  # here, since some programs run without it
+
         self.ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 600) for end in os.pipe()]
 
     def wait(self, times: int = 1) -> None:

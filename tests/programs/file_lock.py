@@ -165,18 +165,18 @@ def closed_descriptor() -> None:
     lock.release()
 
 
-def cut_short(when: str) -> None:
+def interrupted(when: str) -> None:
     file = File()
     module: Any = fcntl
     lockf = module.lockf
 
-    def interrupted(descriptor: int, how: int, *where: int) -> None:
+    def interrupted_lockf(descriptor: int, how: int, *where: int) -> None:
         if when == "after" or how == fcntl.LOCK_UN:
             lockf(descriptor, how, *where)
         if how != fcntl.LOCK_UN:
             raise KeyboardInterrupt
 
-    module.lockf = interrupted
+    module.lockf = interrupted_lockf
     try:
         file.take()
     except KeyboardInterrupt:

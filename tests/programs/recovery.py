@@ -213,18 +213,18 @@ def no_room_taken() -> None:
 def no_free_slot() -> None:
     letter = make()
     leave_all(letter, 2, *[f"dead {number}" for number in range(127)])  # and the parent has one
-    assert leave(letter, 150, "newborn") == -signal.SIGKILL
+    assert leave(letter, 150, "new") == -signal.SIGKILL
     assert letter.flush()
     print(letter.stats()["adopted"], letter.stats()["lost"])
 
 
-def room_for_a_newborn() -> None:
+def room_for_a_new_process() -> None:
     letter = make()
     leave_all(letter, 2, *[f"dead {number}" for number in range(127)])
     assert not letter.flush(0)  # it has taken some over, and the first request is not answered
 
     def job() -> None:
-        work(letter, 3, "newborn")
+        work(letter, 3, "new")
         assert letter.stats()["memory"] == "shared", letter.stats()
         die()
 

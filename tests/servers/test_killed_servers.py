@@ -62,7 +62,7 @@ def requests_came(api: Any, count: int) -> None:
     assert api.repeated() == {}
 
 
-def test_gunicorn_a_newborn_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
+def test_gunicorn_a_new_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
     with Gunicorn(letter_api, tmp_path, 1) as server:
         before = server.ask(20)
         assert server.kill_workers() == before
@@ -112,7 +112,7 @@ def all_of_uwsgi_arrived(server: Any) -> None:
     assert again <= {"quick"}, server.output
 
 
-def test_uwsgi_a_newborn_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
+def test_uwsgi_a_new_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
     pytest.importorskip("pyuwsgi")
     from test_uwsgi import Uwsgi
 
@@ -140,7 +140,7 @@ def test_uwsgi_a_sibling_delivers_at_its_end(letter_api: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("killed", [1, 2], ids=["one of two", "both"])
-def test_celery_a_newborn_child_delivers_with_its_first_task(killed: int, letter_api: Any, tmp_path: Path) -> None:
+def test_celery_a_new_child_delivers_with_its_first_task(killed: int, letter_api: Any, tmp_path: Path) -> None:
     # They are killed in the middle of a task. A Celery whose idle child is killed may hang, with or without a client.
     pytest.importorskip("celery")
     from test_celery import Celery

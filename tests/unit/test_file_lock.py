@@ -21,7 +21,7 @@ def test_one_of_eight_processes_gets_a_lock(letter_api: Any, tmp_path: Path) -> 
     runs_quietly(file_lock.eight_processes, letter_api, tmp_path)
 
 
-def test_a_lock_is_had_once_in_a_process_until_it_is_released(letter_api: Any, tmp_path: Path) -> None:
+def test_a_process_gets_a_lock_once_until_it_is_released(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(file_lock.until_it_is_released, letter_api, tmp_path)
 
 
@@ -29,7 +29,7 @@ def test_a_lock_is_released_when_it_is_deleted(letter_api: Any, tmp_path: Path) 
     runs_quietly(file_lock.until_it_is_deleted, letter_api, tmp_path)
 
 
-def test_a_lock_that_another_process_has_can_be_had_after_it(letter_api: Any, tmp_path: Path) -> None:
+def test_a_lock_can_be_taken_once_the_process_that_held_it_has_ended(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(file_lock.until_its_process_ends, letter_api, tmp_path)
 
 
@@ -45,6 +45,6 @@ def test_a_descriptor_that_is_closed_gives_no_lock_and_one_that_is_back_does(let
 
 
 @pytest.mark.parametrize("when", ["before", "after"], ids=["before the kernel has it", "after"])
-def test_a_lock_that_is_cut_short_is_nobodys(when: str, letter_api: Any, tmp_path: Path) -> None:
-    # By a signal handler's exception, in the middle of it. Else nobody could recover what lies there.
-    runs_quietly(file_lock.cut_short, letter_api, tmp_path, when)
+def test_an_interrupted_attempt_leaves_no_lock(when: str, letter_api: Any, tmp_path: Path) -> None:
+    # Interrupted by an exception of a signal handler. Otherwise nobody could recover what lies there.
+    runs_quietly(file_lock.interrupted, letter_api, tmp_path, when)
