@@ -39,7 +39,7 @@ def has_looked(sender: Any) -> None:
         return
 
     def is_looking() -> bool:
-        is_between = sender._batches.lock.is_taken() and sender._queue._in_flight.ring is None
+        is_between = sender._batches.lock.is_taken() and sender._queue._taken.ring is None
         return not sender._recovery._next_look or is_between
 
     while sender._queue.has_worker and is_looking():
