@@ -70,7 +70,7 @@ def listens_to(queue: Any, **options: Any) -> QueueListener:
 
 
 def ends_with_its_listener(first: str) -> None:
-    queue = multiprocessing.Queue()
+    queue: Any = multiprocessing.Queue()
     if first == "client":
         letter = make(KEY, relay=queue, flush_interval=3600)
         listens_to(queue)
@@ -81,7 +81,7 @@ def ends_with_its_listener(first: str) -> None:
 
 
 def killed_with_a_spool(spool: str) -> None:
-    queue = multiprocessing.Queue()
+    queue: Any = multiprocessing.Queue()
     listener = listens_to(queue, spool=spool)
     letter = make(KEY, relay=queue, flush_interval=0)
     work(letter, 5)

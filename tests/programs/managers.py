@@ -141,7 +141,7 @@ def killed_with_its_manager(spool: str) -> None:
 
 def server(address: str) -> None:
     """The manager's server in this process, until SIGTERM."""
-    server = SenderManager(KEY, API, address=address, authkey=b"secret").get_server()
+    server: Any = SenderManager(KEY, API, address=address, authkey=b"secret").get_server()
     print("serving", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: server.stop_event.set())
     server.serve_forever()
