@@ -22,9 +22,9 @@ import pytest
 from harness import DEADLINE, Program, eventually, needs, suspend, whose
 from managed import Directory
 from senders import lent
+from services import COMPLAINTS, Load, Service, closed_gate, gone, start_programs  # noqa: F401  (two fixtures)
 from test_celery import Celery
 from test_gunicorn import UVICORN
-from test_relay_servers import COMPLAINTS, Load, Service, gate, gone, serve  # noqa: F401  (two fixtures)
 from test_uwsgi import INLINE_WARNING, STARTS, Uwsgi, imports_of, threadless  # noqa: F401  (a fixture)
 from webapps import without_servers_own
 
@@ -210,7 +210,7 @@ class Managed(Service):
 
 
 @pytest.fixture
-def gunicorn(serve: Any, letter_api: Any, runtime: Managers) -> Callable[..., Managed]:  # noqa: F811
+def gunicorn(serve: Any, letter_api: Any, runtime: Managers) -> Callable[..., Managed]:
     def start(worker: str, preload: bool, **env: str) -> Managed:
         port = free_port()
         flags = ["-b", f"127.0.0.1:{port}", "-k", worker, "-w", "2", "--timeout", "60"]
