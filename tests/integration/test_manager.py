@@ -2,7 +2,7 @@
 
 Responsible for: what users write, options, and that flush, close, counters and errors mean what they mean elsewhere.
 Not responsible for: failures (test_manager_failures.py), full queues (test_manager_capacity.py), the manager's process
-(test_manager_process.py), servers (test_manager_servers.py), multiprocessing itself (test_manager_facts.py).
+(test_manager_process.py), gunicorn, uWSGI and Celery (tests/servers), multiprocessing itself (test_manager_facts.py).
 """
 
 from __future__ import annotations
