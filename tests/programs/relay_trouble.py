@@ -189,23 +189,4 @@ def no_process_for_a_relay(runtime: str) -> None:
     print("goes on", letter.stats()["relayed"], letter.stats()["delivered"])
 
 
-# What the relay makes of an event that does not fit into a request.
-
-
-def event_larger_than_a_batch(spool: str) -> None:
-    from letterapp._client import settings_of
-    from letterapp._relay import protocol
-    from letterapp._relay_server.ownership import OwnedSender, Owner
-    from letterapp._runtime.condition import Condition
-
-    settings = settings_of(api_key="k", base_url=API, max_batch_bytes=1000, spool=spool)
-    sender = OwnedSender(settings, print, Condition())
-    owner = Owner()
-    good = b'{"type":"track","userId":"u","event":"E","properties":{},"messageId":"m","timestamp":"2026-01-01"}'
-    assert sender.admit(b'{"x":"%s"}' % (b"a" * 30_000), owner) and sender.admit(good, owner)
-    assert sender.sender.flush(30)
-    (report,) = owner.take_reports()
-    print(protocol.parse(report)["cause"], owner.settled)
-
-
 main(globals())

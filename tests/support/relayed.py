@@ -275,6 +275,23 @@ def client_of(path: str, max_events: int = 10_000) -> Any:
     return RelayClient(lambda: path, partial(caller, KEY, NOWHERE), max_events, 4_000_000)
 
 
+def take_back(client: Any) -> list[bytes]:
+    """The events that the client got back because its relay went without acknowledging them."""
+    taken = []
+    while client.next_returned() is not None:
+        taken.append(client.next_returned())
+        client.confirm_returned()
+    return taken
+
+
+def told(client: Any) -> tuple[int, int, int]:
+    """How many events were relayed, are waiting and were delivered, after all answers have been read."""
+    client.read_acks()
+    counts = client.counts()
+    assert counts.relayed == counts.delivered + counts.waiting + sum(counts.lost.values())
+    return counts.relayed, counts.waiting, counts.delivered
+
+
 @pytest.fixture(name="client")
 def relay_client(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of the `FakeRelay` at ``runtime.fake``."""
