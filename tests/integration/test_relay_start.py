@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import re
@@ -246,13 +245,5 @@ def test_a_relay_that_is_started_by_a_thread_which_blocks_signals_can_be_stopped
 ) -> None:
     with start(relays.start_a_relay_with_signals_blocked, letter_api.url, tmp_path) as program:
         relay = int(eventually(lambda: program.output, lambda text: text.endswith("\n")))
-
-        def ask() -> list[Any]:
-            left = runtime.relays()
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):  # it has left since
-                    process.terminate()
-            return left
-
         assert [process.pid for process in runtime.relays()] == [relay]
-        assert eventually(ask, lambda left: not left) == []
+        runtime.stop_all()

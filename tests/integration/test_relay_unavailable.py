@@ -70,8 +70,9 @@ def test_calls_go_the_own_way_while_the_relay_is_stopped(
 
 
 def test_constructing_does_not_hang_at_a_stopped_relay(
-    make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any
+    make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("letterapp._relay.launcher.ANSWERING", 0.3)  # seconds that a constructor waits
     suspend(kept.pid)
     letter = make(relay=runtime.socket)
     track(letter, 3)
@@ -266,8 +267,9 @@ def test_a_relay_whose_socket_was_removed_does_not_keep_others_from_starting(
 
 
 def test_a_descriptor_that_somebody_closed_is_noticed_and_what_has_its_number_left_alone(
-    letter_api: Any, tmp_path: Path
+    runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relay_trouble.lose_the_descriptor, letter_api.url, tmp_path)
     assert finished.code == 0 and "a stranger got" not in finished.output, finished
     assert letter_api.distinct == 4
+    runtime.stop_all()  # the new one would wait 20 s for its first client, which has ended

@@ -173,8 +173,13 @@ def test_another_user_who_listens_is_not_told_a_word(
 
 @needs_root
 def test_another_user_who_is_named_is_greeted_and_has_to_have_the_key(
-    make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
+    make: Callable[..., Letter],
+    runtime: Runtime,
+    letter_api: Any,
+    errors: list[LetterError],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("letterapp._relay.launcher.ANSWERING", 0.3)  # seconds that a constructor waits
     path = str(runtime.path / "r.sock")
     with served_by_another_user(path) as heard:
         letter = make(relay=path, relay_user=STRANGER)

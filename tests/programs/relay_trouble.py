@@ -69,7 +69,7 @@ def end_without_threads() -> None:
     from letterapp._runtime import servers
 
     servers.start_thread = lambda *_: False  # as under uWSGI without threads
-    letter = join(flush_interval=1000, flush_at=10_000, exit_timeout=8)
+    letter = join(flush_interval=1000, flush_at=10_000, exit_timeout=3)
     work(letter, 1)
     relay = statuses()[0]["pid"]
     suspend(relay)

@@ -54,12 +54,12 @@ def greet(sock: socket.socket, key: str, url: str, wants: str = protocol.EVENTS)
     return sock
 
 
-def greeted(path: str, key: str, url: str) -> socket.socket:
+def greeted(path: str, key: str, url: str, wants: str = protocol.EVENTS) -> socket.socket:
     """A new connection to the relay at ``path``, authenticated."""
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(DEADLINE)
     sock.connect(path)
-    return greet(sock, key, url)
+    return greet(sock, key, url, wants)
 
 
 def raw_event(message_id: object) -> bytes:
@@ -211,6 +211,18 @@ class Runtime:
         found: list[psutil.Process] = eventually(self.relays, lambda found: not found, timeout)
         return found
 
+    def stop_all(self) -> None:
+        """Send SIGTERM to who serves here until nobody does."""
+
+        def stop() -> list[psutil.Process]:
+            left = self.relays()
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+                    process.terminate()
+            return left
+
+        assert eventually(stop, lambda left: not left) == []
+
     def statuses(self, *options: str, key: str = KEY) -> list[dict[str, Any]]:
         """What ``python -m letterapp relay --status`` prints."""
         said = self.command("--status", *options, key=key)
@@ -228,8 +240,10 @@ class Runtime:
         return [sys.executable, "-m", "letterapp", "relay", "--base-url", self.api.url, *options]
 
     def own_status(self) -> dict[str, Any]:
-        """The status of the relay that the test keeps itself."""
-        return self.status("--socket", self.socket)
+        """The status of the relay that the test keeps itself, without starting a process for it."""
+        with greeted(self.socket, KEY, self.api.url, protocol.STATUS) as sock:
+            status: dict[str, Any] = protocol.parse(line_from(sock))["welcome"]
+        return status
 
     def keep(self, *options: str, socket: str = "", key: str | None = KEY, **env: str) -> Program:
         """A relay of the test's own, which serves at ``socket`` when this returns."""
