@@ -32,7 +32,7 @@ FORKS = pytest.mark.parametrize("hooks", ["called", "not called"], ids=["os.fork
 # Handing over.
 
 
-def test_no_thread_runs_in_a_process_that_hands_over(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
+def test_a_process_that_hands_its_events_over_runs_no_thread(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     finished = run(relays.have_no_threads, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     assert whose(letter_api) == {"program": list(range(200))}
@@ -69,7 +69,7 @@ def test_many_threads(make: Callable[..., Letter], letter_api: Any, errors: list
 
 
 @FORKS
-def test_a_fork_in_the_middle_of_hand_overs(hooks: str, runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
+def test_forks_while_threads_hand_events_over(hooks: str, runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     finished = run(relays.fork_while_threads_track, letter_api.url, tmp_path, hooks)
     assert finished.code == 0, finished
     assert runtime.left_behind() == []
@@ -83,7 +83,7 @@ def test_a_fork_in_the_middle_of_hand_overs(hooks: str, runtime: Runtime, letter
     assert came == {who: serials for who, serials in expected.items() if serials}
 
 
-def test_an_exception_from_a_signal_handler_in_the_middle_leaves_counters_that_balance(
+def test_exceptions_of_a_signal_handler_in_the_middle_of_calls_leave_balanced_counters(
     letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relay_trouble.interrupted_calls, letter_api.url, tmp_path)
@@ -97,7 +97,7 @@ def test_an_exception_from_a_signal_handler_in_the_middle_leaves_counters_that_b
 # What flush and close mean.
 
 
-def test_flush_is_true_when_the_api_has_it_and_false_at_the_deadline(
+def test_flush_returns_true_when_the_api_has_the_events_and_false_at_the_deadline(
     make: Callable[..., Letter], letter_api: Any, hold: Hold, errors: list[LetterError]
 ) -> None:
     letter = make(relay=True)
@@ -110,7 +110,7 @@ def test_flush_is_true_when_the_api_has_it_and_false_at_the_deadline(
     assert balanced(letter.stats())["delivered"] == 5 and errors == []
 
 
-def test_flush_hastens_and_outlasts_refusals(make: Callable[..., Letter], letter_api: Any) -> None:
+def test_flush_sends_at_once_and_waits_for_retries(make: Callable[..., Letter], letter_api: Any) -> None:
     letter = make(relay=True, flush_at=10_000, flush_interval=600)
     letter_api.plan(status(503), status(503))
     track(letter, 5)
@@ -119,7 +119,7 @@ def test_flush_hastens_and_outlasts_refusals(make: Callable[..., Letter], letter
     assert letter.stats()["mode"] == "relay"
 
 
-def test_close_means_settled_and_false_leaves_it_to_the_relay(
+def test_close_returns_true_when_all_is_settled_and_otherwise_leaves_it_to_the_relay(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:
     hold = Hold()
@@ -137,14 +137,14 @@ def test_close_means_settled_and_false_leaves_it_to_the_relay(
     assert (error.cause, error.lost, [event["userId"] for event in error.events]) == ("degraded", 0, ["first"] * 5)
 
 
-def test_what_a_relay_settles_in_time_is_not_told_of(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
+def test_what_the_relay_settles_in_time_is_not_reported(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
     letter = make(relay=True)
     track(letter, 40)
     assert letter.close(DEADLINE) and letter.close() and errors == []
 
 
 @pytest.mark.parametrize("how", ["a thread", "no thread"])
-def test_what_a_client_without_its_relay_has_is_sent_though_the_program_lets_go_of_it(
+def test_a_client_without_its_relay_sends_its_events_though_it_is_garbage_collected(
     how: str, runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relays.drop_the_client, letter_api.url, tmp_path, tmp_path / "away" / "r.sock", how)
@@ -152,5 +152,5 @@ def test_what_a_client_without_its_relay_has_is_sent_though_the_program_lets_go_
     assert whose(letter_api) == {"program": [0, 1, 2, 3, 4]}, finished
 
 
-def test_the_end_of_a_process_leaves_no_warning_of_an_open_socket(letter_api: Any, tmp_path: Path) -> None:
+def test_the_end_of_a_process_causes_no_warning_about_an_open_socket(letter_api: Any, tmp_path: Path) -> None:
     assert run(relay_trouble.end_with_warnings, letter_api.url, tmp_path, PYTHONDEVMODE="1").output == ""

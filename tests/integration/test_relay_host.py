@@ -12,18 +12,15 @@ from typing import Any, Callable
 import pytest
 from harness import DEADLINE, environment, eventually, run, start
 from programs import relay_trouble
-from relayed import KEY, Runtime, own_runtime  # noqa: F401  (a fixture)
+from relayed import KEY, STRANGER, Runtime, needs_root, own_runtime  # noqa: F401  (a fixture)
 
 from letterapp import Letter, LetterError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
-STRANGER = 65534  # nobody
-needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
-
 
 @pytest.mark.parametrize("lay", ["squatted", "a file", "missing", "open"])
-def test_a_directory_that_cannot_be_had_costs_the_shortcut_and_no_event(
+def test_without_a_directory_for_the_socket_the_process_sends_its_events_itself(
     lay: str,
     make: Callable[..., Letter],
     runtime: Runtime,
@@ -51,7 +48,7 @@ def test_a_directory_that_cannot_be_had_costs_the_shortcut_and_no_event(
     assert [error.cause for error in errors] == ["degraded"] and "no place for the socket" in str(errors[0])
 
 
-def test_no_descriptor_for_a_relay_costs_the_shortcut_and_says_so(
+def test_without_a_descriptor_for_a_relay_the_process_sends_its_events_itself_and_says_so(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relay_trouble.no_descriptor_for_a_relay, letter_api.url, tmp_path)
@@ -59,7 +56,7 @@ def test_no_descriptor_for_a_relay_costs_the_shortcut_and_says_so(
     assert letter_api.distinct == 1 and runtime.left_behind() == []
 
 
-def test_no_descriptor_to_load_the_modules_by_is_no_bare_error(letter_api: Any, tmp_path: Path) -> None:
+def test_without_a_descriptor_to_load_modules_the_error_is_a_letter_error(letter_api: Any, tmp_path: Path) -> None:
     finished = run(relay_trouble.no_descriptor_for_modules, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     assert "base_url cannot be looked at: Too many open files" in finished.output
@@ -68,7 +65,7 @@ def test_no_descriptor_to_load_the_modules_by_is_no_bare_error(letter_api: Any, 
 
 @needs_root
 @pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="needs a Python that others may run")
-def test_no_process_for_a_relay_costs_the_shortcut_and_says_so(
+def test_without_a_process_for_a_relay_the_process_sends_its_events_itself_and_says_so(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     runtime.path.chmod(0o755)
@@ -91,7 +88,7 @@ def test_a_relay_whose_stderr_nobody_reads_goes_on(
     relay = subprocess.Popen(runtime.command_line("--socket", runtime.socket), env=env, stderr=ends[1])
     try:
         assert b"serving at" in eventually(lambda: os.read(ends[0], 10_000), lambda said: b"serving" in said)
-        assert os.get_blocking(ends[1])  # that flag is everybody's who has it
+        assert os.get_blocking(ends[1])  # a flag that all who have the pipe share
         os.set_blocking(ends[1], False)
         with contextlib.suppress(BlockingIOError):
             while True:

@@ -30,7 +30,7 @@ NO_EVENTS = {
 
 
 @pytest.mark.parametrize("what", NO_EVENTS)
-def test_a_line_that_is_no_event_costs_who_sent_it_alone(
+def test_a_line_that_is_no_event_harms_only_its_sender(
     what: str, make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:
     with runtime.keep() as relay:
@@ -48,7 +48,7 @@ def test_a_line_that_is_no_event_costs_who_sent_it_alone(
         assert b"refused" in heard or "no event" in relay.output or "no end" in relay.output
 
 
-def test_half_lines_and_lines_that_find_no_room_take_little_memory(runtime: Runtime, letter_api: Any) -> None:
+def test_incomplete_lines_and_lines_that_find_no_room_take_little_memory(runtime: Runtime, letter_api: Any) -> None:
     letter_api.rule = lambda request: status(503)  # nothing leaves
     with runtime.keep() as relay, contextlib.ExitStack() as opened:
         process = psutil.Process(relay.pid)
@@ -59,5 +59,5 @@ def test_half_lines_and_lines_that_find_no_room_take_little_memory(runtime: Runt
             sock.setblocking(False)
             with contextlib.suppress(OSError):
                 sock.sendall(line * 40 if number % 2 else b'{"x":"' + b"a" * 31_000)
-        eventually(runtime.own_status, lambda status: status["paused"] >= 1)
+        assert eventually(runtime.own_status, lambda status: status["paused"] >= 1)["paused"] >= 1
         assert process.memory_info().rss - before < 40_000_000

@@ -13,6 +13,7 @@ from harness import DEADLINE, eventually, start, whose
 from programs import relays
 from relayed import (
     KEY,
+    NOWHERE,
     Runtime,
     caller,
     greet,
@@ -45,7 +46,7 @@ def without_the_key(sock: socket.socket, api: Any) -> None:
 
 WRONG: dict[str, Callable[[Any], Any]] = {
     "it has another API key": lambda api: lambda sock: without_the_key(sock, api),
-    "another API than": lambda api: hello(KEY, "http://127.0.0.1:9"),
+    "another API than": lambda api: hello(KEY, NOWHERE),
     "it wants what this relay has not": lambda api: hello(KEY, api.url, "everything"),
     "it is of another version": lambda api: b'{"letterapp": 1, "proof": "ab", "api": "", "wants": "events"}\n',
     "no version of this protocol": lambda api: b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -55,19 +56,19 @@ WRONG: dict[str, Callable[[Any], Any]] = {
 
 
 def say(path: str, data: bytes | Callable[[socket.socket], object]) -> bytes:
-    """Say ``data`` to the relay, or do what it does, and return all that it answers until it hangs up."""
+    """Send ``data`` to the relay, or call it with the socket, and return all that the relay answers."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(DEADLINE)
         sock.connect(path)
         try:
             sock.sendall(data) if isinstance(data, bytes) else data(sock)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it has hung up in the middle
+            pass  # it has closed the connection in the middle
         return read_to_end(sock)
 
 
 @pytest.mark.parametrize("reason", [*WRONG, "greeting without an end"])
-def test_who_says_the_wrong_thing_is_refused_and_logged_once(
+def test_a_wrong_line_is_refused_and_each_reason_logged_once(
     reason: str, make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any
 ) -> None:
     letter = make(relay=runtime.socket)
@@ -83,19 +84,19 @@ def test_who_says_the_wrong_thing_is_refused_and_logged_once(
     assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 2 and letter_api.distinct == 2
 
 
-def test_a_client_that_is_refused_says_so_and_not_the_key(runtime: Runtime, letter_api: Any, kept: Any) -> None:
+def test_a_client_that_is_refused_says_why_without_the_key(runtime: Runtime, letter_api: Any, kept: Any) -> None:
     with pytest.raises(LetterError, match="refuses this client: it has another API key") as raised:
         Letter("another-key", letter_api.url, relay=runtime.socket)
     assert "another-key" not in str(raised.value)
     with pytest.raises(LetterError, match="refuses this client: it wants another API"):
-        Letter(KEY, "http://127.0.0.1:9", relay=runtime.socket)
+        Letter(KEY, NOWHERE, relay=runtime.socket)
     assert KEY not in kept.output and "another-key" not in kept.output
     assert "it left when it was to prove that it has the key" in eventually(
         lambda: kept.output, lambda text: "left" in text
     )
 
 
-def test_a_thousand_connections_that_say_nothing_harm_nobody(
+def test_a_thousand_silent_connections_harm_nobody(
     runtime: Runtime, letter_api: Any, tmp_path: Path, make: Callable[..., Letter], kept: Any
 ) -> None:
     letter = make(relay=runtime.socket)

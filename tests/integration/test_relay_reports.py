@@ -97,7 +97,7 @@ def test_reports_that_nobody_reads_for_long_lose_their_events_and_not_their_coun
     assert sum(error.lost for error in errors) == 2500 and letter_api.distinct == 0
 
 
-def test_what_gives_way_behind_the_batch_in_hand_does_not_count_for_it(
+def test_events_dropped_behind_the_batch_in_flight_do_not_count_as_its_own(
     make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer, errors: list[LetterError]
 ) -> None:
     letter_api.rule = lambda request: status(503)
@@ -117,7 +117,7 @@ def test_what_gives_way_behind_the_batch_in_hand_does_not_count_for_it(
     assert letter.close(DEADLINE) and other.close(DEADLINE)  # which waits for a relay that is just being started
 
 
-def test_on_error_that_tracks_and_flushes_does_not_nest(
+def test_on_error_that_tracks_and_flushes_is_not_called_recursively(
     make: Callable[..., Letter], letter_api: IngestionServer
 ) -> None:
     letter_api.rule = lambda request: status(403, b"no") if b"first" in request.body else None
@@ -138,7 +138,7 @@ def test_on_error_that_tracks_and_flushes_does_not_nest(
 
 
 @pytest.mark.parametrize("ends", ["close", "exit"])
-def test_what_the_relay_has_when_a_process_ends_is_told_with_its_events_and_its_log_tells_what_it_gives_up(
+def test_what_is_unsettled_when_a_process_ends_is_reported_and_what_the_relay_gives_up_is_logged(
     ends: str, hold: Hold, letter_api: Any, runtime: Runtime, tmp_path: Path
 ) -> None:
     with start(relays.end_with_unsettled_events, letter_api.url, tmp_path, ends) as program:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -17,9 +18,9 @@ import psutil
 import pytest
 from harness import DEADLINE, environment, eventually, run, start, whose
 from programs import relay_family, relays
-from relayed import KEY, Runtime, own_runtime, track  # noqa: F401  (a fixture)
+from relayed import KEY, Runtime, kept_relay, own_runtime, track  # noqa: F401  (two fixtures)
 
-from letterapp import Letter
+from letterapp import Letter, LetterError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
@@ -27,7 +28,7 @@ METHODS = multiprocessing.get_all_start_methods()
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-def test_constructing_starts_one_and_all_others_join_it(
+def test_the_first_client_starts_a_relay_and_all_others_join_it(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     first = make(relay=True)
@@ -41,7 +42,9 @@ def test_constructing_starts_one_and_all_others_join_it(
     assert whose(letter_api) == {who: list(range(5)) for who in ("first client", "second client", "program")}
 
 
-def test_it_is_nobodys_child_and_ends_after_the_last_client(make: Callable[..., Letter], runtime: Runtime) -> None:
+def test_the_relay_is_a_detached_process_and_ends_after_its_last_client(
+    make: Callable[..., Letter], runtime: Runtime
+) -> None:
     first, second = make(relay=True), make(relay=True)
     relay = runtime.relay()
     assert relay.pid not in [child.pid for child in psutil.Process().children(recursive=True)]
@@ -54,7 +57,7 @@ def test_it_is_nobodys_child_and_ends_after_the_last_client(make: Callable[..., 
     assert [path.suffix for path in runtime.path.glob("letterapp/*.sock")] == []
 
 
-def test_a_relay_that_was_started_for_clients_outlives_signals_to_all(
+def test_a_relay_that_was_started_for_clients_survives_sigint_and_sighup(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any
 ) -> None:
     letter = make(relay=True)
@@ -82,7 +85,7 @@ def test_children_join_their_parents_relay(method: str, runtime: Runtime, letter
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_daemonic_workers_and_their_children_join_it_too(
+def test_daemonic_workers_and_their_children_join_it(
     method: str, runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     family(relay_family.pool, method, runtime, letter_api, tmp_path)
@@ -90,7 +93,7 @@ def test_daemonic_workers_and_their_children_join_it_too(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_daemonic_worker_starts_one_where_there_is_none(
+def test_a_daemonic_worker_starts_a_relay_if_there_is_none(
     method: str, runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relays.pool_without_a_relay, letter_api.url, tmp_path, method)
@@ -99,21 +102,21 @@ def test_a_daemonic_worker_starts_one_where_there_is_none(
     assert whose(letter_api) == {f"job {number}": list(range(5)) for number in range(2)}
 
 
-def test_processes_that_start_together_share_one(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
+def test_processes_that_start_together_share_one_relay(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     finished = run(relays.start_together, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     assert runtime.left_behind() == [] and len(letter_api.events) == 6
 
 
-def test_a_program_that_replaces_itself_gives_its_lease_back(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
-    # As uWSGI's master at a reload: the same process, and nothing of ours in it that could hang up.
+def test_a_program_that_replaces_itself_gives_up_its_lease(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
+    # As uWSGI's master at a reload: the same process, and no code of ours in it that could close the connection.
     with start(relays.replace_itself, letter_api.url, tmp_path) as program:
         assert "ready" in eventually(lambda: program.output, lambda text: "ready" in text)
         assert runtime.left_behind() == [] and program.process.poll() is None
     assert whose(letter_api) == {"program": list(range(5))}
 
 
-def test_the_key_shows_nowhere_and_the_socket_is_this_users_alone(
+def test_the_key_is_visible_nowhere_and_only_this_user_may_use_the_socket(
     make: Callable[..., Letter], runtime: Runtime
 ) -> None:
     key = "a-key-that-nobody-may-see"
@@ -155,7 +158,7 @@ def test_the_interpreter_of_a_virtual_environment_is_used(runtime: Runtime, lett
 # What it inherits.
 
 
-def test_who_reads_all_output_of_a_program_does_not_wait_for_the_relay_that_it_started(
+def test_reading_all_output_of_a_program_does_not_wait_for_the_relay_that_it_started(
     runtime: Runtime, make: Any, letter_api: Any
 ) -> None:
     command = [sys.executable, "-m", "programs.relays", "start_a_relay"]
@@ -189,9 +192,7 @@ def test_who_reads_all_output_of_a_program_does_not_wait_for_the_relay_that_it_s
 
 
 @linux
-def test_a_relay_has_no_open_file_of_its_starter_but_stderr(
-    runtime: Runtime, make: Any, letter_api: Any, tmp_path: Path
-) -> None:
+def test_a_relay_inherits_no_open_file_but_stderr(runtime: Runtime, make: Any, letter_api: Any, tmp_path: Path) -> None:
     with start(relays.start_a_relay_with_files_open, letter_api.url, tmp_path, tmp_path / "kept") as program:
         assert eventually(lambda: program.output, lambda text: "started" in text)
         relay = runtime.relay()
@@ -213,7 +214,7 @@ def test_a_program_without_stderr_starts_a_relay_that_writes_into_none_of_its_so
 
 
 @linux
-def test_a_relay_has_what_it_needs_of_the_environment_and_nothing_else(
+def test_a_relay_inherits_only_what_it_needs_of_the_environment(
     runtime: Runtime, make: Callable[..., Letter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgres://user:secret@db")
@@ -247,3 +248,51 @@ def test_a_relay_that_is_started_by_a_thread_which_blocks_signals_can_be_stopped
         relay = int(eventually(lambda: program.output, lambda text: text.endswith("\n")))
         assert [process.pid for process in runtime.relays()] == [relay]
         runtime.stop_all()
+
+
+# What cannot be started.
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"relay": "/" + "x" * 103}, "too long for a socket's path"),
+        ({"relay": True, "spool": "spool", "spool_sync": True}, "spool_sync cannot be kept with a relay"),
+        ({"relay": True, "ssl_context": ssl.create_default_context()}, "an ssl_context cannot go there"),
+        ({"relay": 7}, "relay must be True, a socket's path or a queue"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_options_that_cannot_work_are_refused(
+    options: dict[str, Any],
+    why: str,
+    make: Callable[..., Letter],
+    runtime: Runtime,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LetterError, match=why):
+        make(**options)
+    assert runtime.relays() == []
+
+
+def test_a_frozen_program_must_keep_a_relay_itself(
+    make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(LetterError, match="this program is frozen: keep a relay yourself"):
+        make(relay=True)
+    letter = make(relay=runtime.socket)
+    track(letter, 1)
+    assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 1
+
+
+def test_a_runtime_directory_that_is_too_long_is_a_clear_error(
+    make: Callable[..., Letter], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = runtime.path / ("x" * 100)
+    long.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    with pytest.raises(LetterError, match="set XDG_RUNTIME_DIR to a short one"):
+        make(relay=True)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 # It stands still.
 
 
-def test_calls_go_the_own_way_while_the_relay_is_stopped(
+def test_the_process_sends_its_events_itself_while_the_relay_is_stopped(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError], kept: Any
 ) -> None:
     letter = make(relay=runtime.socket)
@@ -69,7 +69,7 @@ def test_calls_go_the_own_way_while_the_relay_is_stopped(
     assert letter.flush(DEADLINE) and balanced(letter.stats())["delivered"] == serial + 1
 
 
-def test_constructing_does_not_hang_at_a_stopped_relay(
+def test_a_constructor_does_not_hang_if_the_relay_is_stopped(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letterapp._relay.launcher.ANSWERING", 0.3)  # seconds that a constructor waits
@@ -80,7 +80,7 @@ def test_constructing_does_not_hang_at_a_stopped_relay(
     assert letter.flush(DEADLINE) and letter_api.distinct == 3
 
 
-def test_a_stopped_relay_with_a_full_backlog_costs_a_new_client_nothing_but_the_shortcut(
+def test_a_new_client_delivers_though_the_backlog_of_a_stopped_relay_is_full(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any
 ) -> None:
     first = make(relay=True)
@@ -107,7 +107,7 @@ def test_a_stopped_relay_with_a_full_backlog_costs_a_new_client_nothing_but_the_
     assert first.flush(DEADLINE)
 
 
-def test_whoever_had_come_before_the_last_client_left_is_heard_however_many(
+def test_a_relay_reads_the_events_of_all_that_had_connected_however_many_were_killed(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     with start(relay_trouble.killed_after_the_relay_stopped, letter_api.url, tmp_path) as program:
@@ -118,7 +118,7 @@ def test_whoever_had_come_before_the_last_client_left_is_heard_however_many(
     assert len(letter_api.events) >= 300 == letter_api.distinct
 
 
-def test_who_has_not_been_answered_when_all_are_killed_is_not_waited_for(
+def test_a_relay_does_not_wait_for_processes_that_were_killed_before_it_answered(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     with start(relay_trouble.killed_before_the_relay_answered, letter_api.url, tmp_path) as program:
@@ -129,7 +129,7 @@ def test_who_has_not_been_answered_when_all_are_killed_is_not_waited_for(
     assert letter_api.distinct == 20
 
 
-def test_what_went_the_own_way_is_sent_at_the_end_though_the_relay_stands_still_and_no_thread_runs(
+def test_local_events_are_sent_at_the_end_though_the_relay_is_stopped_and_no_thread_runs(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     with start(relay_trouble.end_without_threads, letter_api.url, tmp_path) as program:
@@ -141,12 +141,10 @@ def test_what_went_the_own_way_is_sent_at_the_end_though_the_relay_stands_still_
 
 
 @pytest.mark.parametrize("piece", [b"", b"x"])
-def test_who_trickles_at_the_relays_path_holds_no_constructor(
+def test_a_peer_that_answers_byte_by_byte_does_not_hold_a_constructor(
     piece: bytes, make: Callable[..., Letter], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from letterapp._relay import launcher
-
-    monkeypatch.setattr(launcher, "ANSWERING", 0.3)
+    monkeypatch.setattr("letterapp._relay.launcher.ANSWERING", 0.3)  # seconds that a constructor waits
     path = str(runtime.path / "r.sock")
     over = threading.Event()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -172,7 +170,7 @@ def test_who_trickles_at_the_relays_path_holds_no_constructor(
 # It is full.
 
 
-def test_more_than_the_relay_may_hold_goes_the_own_way(
+def test_more_events_than_the_relay_may_hold_are_sent_by_the_process_itself(
     make: Callable[..., Letter], letter_api: Any, hold: Hold, errors: list[LetterError]
 ) -> None:
     letter = make(relay=True, max_queue_events=100)
@@ -209,7 +207,7 @@ def test_a_full_relay_reads_no_more_and_goes_on_later(
 # It has ended, or cannot be reached.
 
 
-def test_what_a_killed_relay_had_is_sent_again_and_there_is_a_new_one(
+def test_what_a_killed_relay_had_is_sent_again_and_a_new_relay_is_started(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, hold: Hold, errors: list[LetterError]
 ) -> None:
     letter = make(relay=True)
@@ -231,9 +229,7 @@ def test_what_a_killed_relay_had_is_sent_again_and_there_is_a_new_one(
     assert letter_api.distinct == stats["accepted"] == stats["delivered"]
 
 
-def test_a_relay_that_cannot_be_started_again_is_tried_less_and_less_often(
-    runtime: Runtime, letter_api: Any, tmp_path: Path
-) -> None:
+def test_starting_a_relay_again_is_tried_with_back_off(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     finished = run(relays.relay_that_cannot_be_replaced, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     attempts = finished.output.count("is there and is no socket")
@@ -242,7 +238,7 @@ def test_a_relay_that_cannot_be_started_again_is_tried_less_and_less_often(
     assert whose(letter_api) == {"program": list(range(int(finished.output.splitlines()[-1])))}
 
 
-def test_a_kept_one_is_joined_when_it_comes_late(
+def test_a_relay_that_starts_later_than_its_client_is_joined(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:
     Path(runtime.socket).parent.mkdir(mode=0o700)
@@ -266,7 +262,7 @@ def test_a_relay_whose_socket_was_removed_does_not_keep_others_from_starting(
     assert second.stats()["relayed"] == 1 and len(runtime.relays()) == 2 and letter_api.distinct == 2
 
 
-def test_a_descriptor_that_somebody_closed_is_noticed_and_what_has_its_number_left_alone(
+def test_a_closed_descriptor_is_noticed_and_what_has_its_number_now_gets_nothing(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relay_trouble.lose_the_descriptor, letter_api.url, tmp_path)

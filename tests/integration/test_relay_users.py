@@ -1,6 +1,6 @@
-"""Other users of the machine: on the path of a relay's socket, listening in its place, and looking at its secrets.
+"""Other users of the machine: on the path of a relay's socket, or listening in its place.
 
-A child becomes another user, for which it needs root; where the tests run without root, those are skipped.
+A child needs root to become another user; without root those tests are skipped.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from typing import Any, Callable, Iterator
 
 import pytest
 from harness import DEADLINE
-from relayed import FakeRelay, Runtime, own_runtime  # noqa: F401  (a fixture)
+from relayed import STRANGER, FakeRelay, Runtime, needs_root, own_runtime  # noqa: F401  (a fixture)
 
 from letterapp import Letter, LetterError
 from letterapp._path_trust import must_be_guarded
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
-STRANGER = 65534  # nobody
-needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
 
-
-# Whose the path to a relay is.
+# Who owns the path to a relay.
 
 
 def _his_directory(base: Path) -> Path:
@@ -75,7 +72,7 @@ PATHS: dict[Callable[[Path], Path], str] = {
 
 @needs_root
 @pytest.mark.parametrize("lay", PATHS)
-def test_a_way_on_which_another_user_could_put_himself_is_believed_by_nobody(
+def test_a_path_that_another_user_could_redirect_is_not_trusted(
     lay: Callable[[Path], Path], make: Callable[..., Letter], runtime: Runtime
 ) -> None:
     (runtime.path / "a" / "b").mkdir(parents=True, mode=0o700)
@@ -87,7 +84,7 @@ def test_a_way_on_which_another_user_could_put_himself_is_believed_by_nobody(
 
 
 @needs_root
-def test_his_way_is_believed_where_his_name_is_given(make: Callable[..., Letter], runtime: Runtime) -> None:
+def test_another_users_path_is_trusted_if_relay_user_names_him(make: Callable[..., Letter], runtime: Runtime) -> None:
     import pwd
 
     (runtime.path / "a" / "b").mkdir(parents=True, mode=0o700)
@@ -98,7 +95,7 @@ def test_his_way_is_believed_where_his_name_is_given(make: Callable[..., Letter]
         make(relay=path, relay_user=STRANGER - 1)
 
 
-def test_a_directory_for_all_is_believed_where_nobody_can_remove_what_is_anothers(runtime: Runtime) -> None:
+def test_a_directory_for_everybody_is_trusted_if_it_has_the_sticky_bit(runtime: Runtime) -> None:
     (runtime.path / "a" / "b").mkdir(parents=True)
     (runtime.path / "a").chmod(0o1777)
     (runtime.path / "link").symlink_to(runtime.path / "a")
@@ -115,7 +112,7 @@ def test_a_directory_for_all_is_believed_where_nobody_can_remove_what_is_another
         ({"relay_user": 0}, "relay_user goes with relay=PATH"),
     ],
 )
-def test_a_user_who_is_none_is_a_clear_error(options: dict[str, Any], why: str, make: Callable[..., Letter]) -> None:
+def test_an_invalid_relay_user_is_a_clear_error(options: dict[str, Any], why: str, make: Callable[..., Letter]) -> None:
     with pytest.raises(LetterError, match=why):
         make(**options)
 
@@ -125,7 +122,7 @@ def test_a_user_who_is_none_is_a_clear_error(options: dict[str, Any], why: str, 
 
 @contextlib.contextmanager
 def served_by_another_user(path: str) -> Iterator[int]:
-    """A stranger listens at ``path``, and writes what each who comes says first to the pipe that is yielded."""
+    """Another user listens at ``path``, and writes what each process sends first to the pipe that is yielded."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     ends = os.pipe()
@@ -158,7 +155,7 @@ def read(descriptor: int) -> bytes:
 
 
 @needs_root
-def test_another_user_who_listens_is_not_told_a_word(
+def test_nothing_is_said_to_another_user_who_listens(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:
     path = str(runtime.path / "r.sock")
@@ -172,7 +169,7 @@ def test_another_user_who_listens_is_not_told_a_word(
 
 
 @needs_root
-def test_another_user_who_is_named_is_greeted_and_has_to_have_the_key(
+def test_another_user_who_is_named_is_greeted_and_must_have_the_key(
     make: Callable[..., Letter],
     runtime: Runtime,
     letter_api: Any,
@@ -189,7 +186,7 @@ def test_another_user_who_is_named_is_greeted_and_has_to_have_the_key(
     assert letter_api.distinct == 1
 
 
-def test_who_has_not_the_key_gets_no_event(
+def test_a_relay_without_the_key_gets_no_event(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:
     fake = FakeRelay(str(runtime.path / "r.sock"), "another-key", letter_api.url)
@@ -205,7 +202,7 @@ def test_who_has_not_the_key_gets_no_event(
 # A relay's own socket.
 
 
-def test_the_socket_is_closed_to_others_from_its_first_moment(runtime: Runtime) -> None:
+def test_the_socket_is_inaccessible_to_others_from_its_first_moment(runtime: Runtime) -> None:
     from letterapp._relay_server.socket_program import _bind
 
     for group, mode in ((None, 0o600), (os.getgid(), 0o660)):

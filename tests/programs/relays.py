@@ -213,6 +213,7 @@ def relay_that_cannot_be_replaced() -> None:
 
 
 def silent_connections(path: str) -> None:
+    """Connect a thousand times, and say nothing."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096) if hard > 0 else 4096, hard))
     silent = []

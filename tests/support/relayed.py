@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import tempfile
@@ -31,6 +32,9 @@ from letterapp._text import Secret
 from letterapp.testing import Hold
 
 KEY = "test-key"  # what `make` and the programs' clients have
+STRANGER = 65534  # nobody
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
+
 NOWHERE = "http://127.0.0.1:9"  # an API where nobody listens
 
 
@@ -168,7 +172,7 @@ class FakeRelay:
         with self._changed:
             for sock in self._all:
                 with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)  # the thread may wait for what it says
+                    sock.shutdown(socket.SHUT_RDWR)  # the thread may be reading from it
                 sock.close()
             self._all.clear()
             self._challenged.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def test_no_exception_ends_the_sender(letter_api: Any, driven: Any) -> None:
+def test_an_unexpected_exception_does_not_end_the_sender(letter_api: Any, driven: Any) -> None:
     one = driven(max_retries=0)
     one.track()
     look = one.sender._recovery.recover_if_due

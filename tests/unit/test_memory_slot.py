@@ -6,7 +6,7 @@ from letterapp._storage.memory import MemorySlot
 from letterapp._storage.ring import WORDS, Ring
 
 
-def test_a_record_that_a_hand_could_not_hold_is_damage() -> None:
+def test_a_record_that_the_in_flight_area_could_not_hold_is_damage() -> None:
     memory = bytearray(10_000)
     words = memoryview(memory)[: 8 * WORDS].cast("Q")
     slot = MemorySlot(memory, words, 8 * WORDS, 4096, 3000)

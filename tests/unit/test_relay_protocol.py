@@ -26,7 +26,7 @@ def authenticate(process: protocol.Caller, relay: protocol.Callee) -> str:
 
 
 @pytest.mark.parametrize("wants", ["events", "lease", "status"])
-def test_who_has_the_same_key_and_api_is_welcome(wants: str) -> None:
+def test_a_process_with_the_same_key_and_api_is_accepted(wants: str) -> None:
     process = caller(KEY, NOWHERE, wants)
     assert process.hello.count(b"\n") == 1 and KEY.encode() not in process.hello
     assert authenticate(process, callee(KEY, NOWHERE)) == wants
@@ -56,7 +56,7 @@ def test_a_recorded_exchange_is_worth_nothing() -> None:
 
 
 @pytest.mark.parametrize("line", [b"", b"hello", b"[]", b"7", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'])
-def test_what_is_no_greeting_is_refused(line: bytes) -> None:
+def test_an_invalid_greeting_is_refused(line: bytes) -> None:
     with pytest.raises(protocol.Refused, match="no version"):
         callee(KEY, NOWHERE).hear(line)
     with pytest.raises(protocol.Refused, match="what is no answer"):
@@ -90,7 +90,7 @@ def test_a_report_is_not_longer_than_a_line_may_be() -> None:
     assert len(line) < protocol.LONGEST_ANSWER and protocol.lost_error(protocol.parse(line), 100).lost == 100
 
 
-def test_a_million_numbers_and_all_of_unicode_are_an_event() -> None:
+def test_long_numbers_and_all_of_unicode_are_valid_in_an_event() -> None:
     assert protocol.is_event('{"a":"\u2028ü😀","b":[1e999,-0,12345678901234567890],"c":NaN}'.encode())
     assert protocol.is_event(b'{"a":%s}' % (b"9" * 20_000)) and protocol.is_event(b"{}")
     assert not protocol.is_event(b"[]") and not protocol.is_event(b"") and not protocol.is_event(b'{"a":\n1}')
