@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -53,8 +51,10 @@ def track_in_a_worker(number: int) -> int:
 
 
 def pool_without_a_relay(method: str) -> None:
+    import multiprocessing
+
     assert statuses() == []
-    with multiprocessing.get_context(method).Pool(1) as pool:  # type: ignore[attr-defined]
+    with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.map(track_in_a_worker, range(2), chunksize=1) == [1, 1]
         pool.close()
         pool.join()
@@ -68,7 +68,8 @@ def start_together() -> None:
         os.close(leave[1])
         os.write(ready[1], b".")
         os.read(go[0], 1)
-        work(join(), 1)
+        letter = Letter(KEY, API, relay=True)
+        work(letter, 1)
         (one,) = statuses()
         os.write(ready[1], b"%8d" % one["pid"])
         os.read(leave[0], 1)
@@ -127,6 +128,8 @@ def track_and_be_killed(count: str, relay: str = "", who: str = "program") -> No
 
 
 def fork_while_threads_track(hooks: str) -> None:
+    import ctypes
+
     fork = os.fork if hooks == "called" else ctypes.PyDLL(None).fork
     letter = join(overflow="block")
     done, counts = threading.Event(), [0] * 3
@@ -192,16 +195,16 @@ def drop_the_client(path: str, how: str) -> None:
 
 
 def relay_that_cannot_be_replaced() -> None:
-    from letterapp._relay import connection
+    from letterapp._relay import delivery
 
-    connection.FIRST_WAIT = 0.25
+    delivery._FIRST_START = 0.4  # instead of a second
     letter = join()
     (one,) = statuses()
     os.kill(one["pid"], signal.SIGKILL)
     os.unlink(one["socket"])
     open(one["socket"], "w").close()  # which no relay will replace
     began, serial = time.monotonic(), 0
-    while time.monotonic() < began + 1.25:
+    while time.monotonic() < began + 2:
         work(letter, 1, start=serial)
         serial += 1
         time.sleep(0.01)
@@ -210,6 +213,7 @@ def relay_that_cannot_be_replaced() -> None:
 
 
 def silent_connections(path: str) -> None:
+    """Connect a thousand times, and say nothing."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096) if hard > 0 else 4096, hard))
     silent = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import tempfile
@@ -31,6 +32,9 @@ from letterapp._text import Secret
 from letterapp.testing import Hold
 
 KEY = "test-key"  # what `make` and the programs' clients have
+STRANGER = 65534  # nobody
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
+
 NOWHERE = "http://127.0.0.1:9"  # an API where nobody listens
 
 
@@ -54,12 +58,12 @@ def greet(sock: socket.socket, key: str, url: str, wants: str = protocol.EVENTS)
     return sock
 
 
-def greeted(path: str, key: str, url: str) -> socket.socket:
+def greeted(path: str, key: str, url: str, wants: str = protocol.EVENTS) -> socket.socket:
     """A new connection to the relay at ``path``, authenticated."""
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(DEADLINE)
     sock.connect(path)
-    return greet(sock, key, url)
+    return greet(sock, key, url, wants)
 
 
 def raw_event(message_id: object) -> bytes:
@@ -168,7 +172,7 @@ class FakeRelay:
         with self._changed:
             for sock in self._all:
                 with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)  # the thread may wait for what it says
+                    sock.shutdown(socket.SHUT_RDWR)  # the thread may be reading from it
                 sock.close()
             self._all.clear()
             self._challenged.clear()
@@ -211,6 +215,18 @@ class Runtime:
         found: list[psutil.Process] = eventually(self.relays, lambda found: not found, timeout)
         return found
 
+    def stop_all(self) -> None:
+        """Send SIGTERM to who serves here until nobody does."""
+
+        def stop() -> list[psutil.Process]:
+            left = self.relays()
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+                    process.terminate()
+            return left
+
+        assert eventually(stop, lambda left: not left) == []
+
     def statuses(self, *options: str, key: str = KEY) -> list[dict[str, Any]]:
         """What ``python -m letterapp relay --status`` prints."""
         said = self.command("--status", *options, key=key)
@@ -228,8 +244,10 @@ class Runtime:
         return [sys.executable, "-m", "letterapp", "relay", "--base-url", self.api.url, *options]
 
     def own_status(self) -> dict[str, Any]:
-        """The status of the relay that the test keeps itself."""
-        return self.status("--socket", self.socket)
+        """The status of the relay that the test keeps itself, without starting a process for it."""
+        with greeted(self.socket, KEY, self.api.url, protocol.STATUS) as sock:
+            status: dict[str, Any] = protocol.parse(line_from(sock))["welcome"]
+        return status
 
     def keep(self, *options: str, socket: str = "", key: str | None = KEY, **env: str) -> Program:
         """A relay of the test's own, which serves at ``socket`` when this returns."""
@@ -273,6 +291,23 @@ def client_of(path: str, max_events: int = 10_000) -> Any:
     from letterapp._relay.client import RelayClient
 
     return RelayClient(lambda: path, partial(caller, KEY, NOWHERE), max_events, 4_000_000)
+
+
+def take_back(client: Any) -> list[bytes]:
+    """The events that the client got back because its relay went without acknowledging them."""
+    taken = []
+    while client.next_returned() is not None:
+        taken.append(client.next_returned())
+        client.confirm_returned()
+    return taken
+
+
+def told(client: Any) -> tuple[int, int, int]:
+    """How many events were relayed, are waiting and were delivered, after all answers have been read."""
+    client.read_acks()
+    counts = client.counts()
+    assert counts.relayed == counts.delivered + counts.waiting + sum(counts.lost.values())
+    return counts.relayed, counts.waiting, counts.delivered
 
 
 @pytest.fixture(name="client")
