@@ -34,7 +34,7 @@ class ManagedLetter(letterapp.Letter):
         delivered, stats = self.stats()["delivered"], self.stats()  # in this order, or a batch settles between
         own = max(0, delivered - stats["relayed"])
         if own or stats["mode"] != "relay":
-            say(f"own way: {own} as {stats['mode']}")
+            say(f"local fallback: {own} events as {stats['mode']}")
         say(f"took {took:.3f} s, {stats['relayed']} relayed in {os.getpid()}")
 
 

@@ -44,7 +44,7 @@ def test_a_shutdown_of_celery(number: int, celery: Any, runtime: Managers) -> No
     assert "slow" not in whose(worker.api)
     output = worker.stop(number, group=number == signal.SIGINT)
     runtime.are_gone(worker)
-    assert "own way" not in output and "letterapp manager [" not in output, output
+    assert "local fallback" not in output and "letterapp manager [" not in output, output
     worker.all_arrived_once()
 
 
@@ -58,7 +58,7 @@ def test_celery_replaces_its_children_after_their_share_of_tasks(celery: Any, ru
     assert runtime.serving(worker) == before
     output = worker.stop(signal.SIGTERM)
     runtime.are_gone(worker)
-    assert "own way" not in output and "letterapp manager [" not in output, output
+    assert "local fallback" not in output and "letterapp manager [" not in output, output
     worker.all_arrived_once()
 
 

@@ -35,7 +35,7 @@ class Managed(Service):
 
     def managers(self) -> set[int]:
         """The processes that all events are handed over to."""
-        assert "own way" not in self.output, self.output
+        assert "local fallback" not in self.output, self.output
         return self._managers.serving(self.program, 2 if self._own_managers else 1)
 
     def is_settled(self) -> bool:
@@ -49,7 +49,7 @@ class Managed(Service):
 
     def left_nothing(self) -> None:
         self._managers.are_gone(self.program)
-        assert "letterapp manager [" not in self.output and "own way" not in self.output, self.output
+        assert "letterapp manager [" not in self.output and "local fallback" not in self.output, self.output
         super().left_nothing()
 
 

@@ -54,10 +54,6 @@ every_start = pytest.mark.parametrize(
 )
 
 
-def managers_of(start: str) -> int:
-    return imports_of(start)  # each import starts one
-
-
 def have_worked(server: Uwsgi) -> None:
     """Have each worker track something and hand it over."""
     server.track_in_every_worker()
@@ -86,7 +82,7 @@ def end(server: Uwsgi, runtime: Managers) -> None:
     server.signal(signal.SIGTERM)
     finished = server.finish()
     assert not server.left_behind() and not complaints(finished.output), finished
-    assert server.package or ("own way" not in finished.output and UNUSABLE not in finished.output), finished
+    assert server.package or ("local fallback" not in finished.output and UNUSABLE not in finished.output), finished
     assert "letterapp manager [" not in finished.output, finished
     runtime.are_gone(server)
 
@@ -103,7 +99,7 @@ def all_arrived(server: Uwsgi, imports: int, killed: bool = False) -> None:
 @every_start
 def test_uwsgi_is_stopped(start: str, uwsgi: Any, runtime: Managers) -> None:
     server = uwsgi(start)
-    runtime.serving(server, managers_of(start))
+    runtime.serving(server, imports_of(start))
     have_worked(server)
     assert "slow" not in whose(server.api)
     end(server, runtime)
@@ -115,14 +111,14 @@ def test_uwsgi_is_stopped(start: str, uwsgi: Any, runtime: Managers) -> None:
 @every_start
 def test_uwsgis_reload(start: str, uwsgi: Any, runtime: Managers) -> None:
     server = uwsgi(start)
-    before = runtime.serving(server, managers_of(start))
+    before = runtime.serving(server, imports_of(start))
     have_worked(server)
     old = server.become_idle()
     server.signal(signal.SIGHUP)
     server.be_replaced(old)
     assert sorted(whose(server.api)["slow"]) == server.tracked  # the old workers have sent what they held
     # The master has replaced its program, and so let go of the manager.
-    assert not runtime.serving(server, managers_of(start)) & before
+    assert not runtime.serving(server, imports_of(start)) & before
     have_worked(server)
     end(server, runtime)
     all_arrived(server, 2 * imports_of(start))
@@ -134,7 +130,7 @@ def test_uwsgis_reload(start: str, uwsgi: Any, runtime: Managers) -> None:
 def test_uwsgis_workers_are_killed(start: str, uwsgi: Any, runtime: Managers) -> None:
     # Loaded in each worker, an application has no family there: only what has arrived is sure to be delivered.
     server = uwsgi(start, flush_at=1 if start == "lazy-apps" else 10_000)
-    before = runtime.serving(server, managers_of(start))
+    before = runtime.serving(server, imports_of(start))
     have_worked(server)
     if start == "lazy-apps":
         assert server.api.wait_until(lambda: sorted(whose(server.api).get("slow", [])) == server.tracked)
@@ -142,7 +138,7 @@ def test_uwsgis_workers_are_killed(start: str, uwsgi: Any, runtime: Managers) ->
     for pid in old:
         server.signal(signal.SIGKILL, pid)
     server.be_replaced(old)
-    after = runtime.serving(server, managers_of(start))
+    after = runtime.serving(server, imports_of(start))
     assert not after & before if start == "lazy-apps" else after == before
     have_worked(server)  # a worker that has not used its client does not look for what others left
     end(server, runtime)

@@ -15,7 +15,7 @@ import pytest
 from harness import Program, eventually
 from managed import Directory
 from senders import lent
-from services import COMPLAINTS
+from services import COMPLAINTS, zombies
 from test_uwsgi import INLINE_WARNING
 from webapps import without_servers_own
 
@@ -32,7 +32,7 @@ class Managers(Directory):
         found = eventually(lambda: self._detached(program), lambda found: found is not None and len(found) == count)
         assert found is not None and len(found) == count, (found, self.processes(), program.output)
         assert found <= started(program), program.output
-        assert eventually(lambda: dead_children(program), lambda dead: not dead, SOON) == []
+        assert eventually(lambda: zombies(program), lambda dead: not dead, SOON) == []
         return found
 
     def _detached(self, program: Program) -> set[int] | None:
@@ -62,18 +62,6 @@ class Managers(Directory):
 def started(program: Program) -> set[int]:
     """The process ids of the managers that an application has printed."""
     return {int(pid) for pid in re.findall(r"^manager (\d+) of \d+$", program.output, re.M)}
-
-
-def dead_children(program: Program) -> list[psutil.Process]:
-    """The program's descendants that have ended and that nobody has waited for."""
-    dead = []
-    for process in program.descendants():
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                dead.append(process)
-        except psutil.NoSuchProcess:
-            pass
-    return dead
 
 
 # For all tests of a module that imports it.
