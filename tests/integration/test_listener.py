@@ -192,9 +192,11 @@ def test_a_listener_waits_for_a_stopped_manager_to_go_on(letter_api: Any, errors
                 queue.put([event(3 * turn + n) for n in range(3)])
             assert eventually(lambda: listener.stats()["accepted"], bool)  # it is connected
             suspend(manager_pid)
-            over = time.monotonic() + 6  # longer than anything else waits for an answer
-            eventually(lambda: time.monotonic() > over, bool)
-            os.kill(manager_pid, signal.SIGCONT)
+            try:
+                over = time.monotonic() + 6  # longer than anything else waits for an answer
+                eventually(lambda: time.monotonic() > over, bool)
+            finally:
+                os.kill(manager_pid, signal.SIGCONT)
     assert whose(letter_api) == {"u": list(range(60))} and not errors
 
 
