@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterator
 import pytest
 from driven import Driven
 from harness import ROOT
-from spooled import Bench
+from spool_dir import SpoolDir
 
 import letterapp
 from letterapp import Letter, LetterError
@@ -96,5 +96,5 @@ def driven(letter_api: Any, errors: list[LetterError]) -> Iterator[Callable[...,
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "spool")
+def spool_dir(tmp_path: Path) -> SpoolDir:
+    return SpoolDir(tmp_path / "spool")
