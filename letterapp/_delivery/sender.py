@@ -473,7 +473,7 @@ class Sender(Delivery):
         elif self._recovery.has_more:
             self._recovery.recover(FOREVER)
         events = self._queue.abandon(cause)
-        self._batches.forget_wait()
+        self._batches.give_up()
         self._recovery.release_drained()
         self.progress.notify_all()
         if events:
