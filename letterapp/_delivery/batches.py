@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from .._http.transport import Answer
     from .._relay.handover import Handover
     from .._runtime.condition import Condition
-    from .._storage.queue import BoundedQueue, OverflowReport
+    from .._storage.accounting import OverflowReport
+    from .._storage.queue import BoundedQueue
     from .._storage.recovery import OrphanRecovery
 
     Outcome = Union[Answer, Unreachable, Surprise, Settled, Pending]
