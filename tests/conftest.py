@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+from certificates import ca, ca_file, tls_api, trusting  # noqa: F401  (fixtures)
 from driven import Driven
 from harness import ROOT
 from spool_dir import SpoolDir
