@@ -11,7 +11,7 @@ from typing import Any, Iterator
 import pytest
 from driven import connections
 from harness import run
-from programs import addresses as programs
+from programs.addresses import dropping_port, forks_while_connecting, resolved, under_gevent
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer
@@ -27,14 +27,14 @@ class Addresses:
         self._opened = opened
 
     def dropping(self, count: int) -> list[int]:
-        """So many ports that drop packets."""
+        """Return so many ports that drop packets."""
         while len(self._dropping) < count:
-            self._dropping.append(programs.dropping_port(self._opened))
+            self._dropping.append(dropping_port(self._opened))
         return self._dropping[:count]
 
     def name(self, *ports: int) -> None:
         """Have every name lead to these ports of the loopback address, in this order."""
-        self._monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: programs.resolved(*ports))
+        self._monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved(*ports))
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +118,11 @@ def test_the_families_of_a_hosts_addresses_alternate() -> None:
 def test_a_child_that_is_forked_while_addresses_are_tried_keeps_none_of_the_sockets(
     letter_api: IngestionServer, tmp_path: Path
 ) -> None:
-    assert run(programs.forks_while_connecting, letter_api.url, tmp_path).output == "3\n0\n3\n"
+    assert run(forks_while_connecting, letter_api.url, tmp_path).output == "3\n0\n3\n"
 
 
 def test_under_gevent_addresses_are_tried_without_blocking_other_greenlets(
     letter_api: IngestionServer, tmp_path: Path
 ) -> None:
     pytest.importorskip("gevent")
-    assert run(programs.under_gevent, letter_api.url, tmp_path).output == "True 1\nTrue\n"
+    assert run(under_gevent, letter_api.url, tmp_path).output == "True 1\nTrue\n"

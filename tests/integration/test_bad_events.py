@@ -70,7 +70,7 @@ def test_many_bad_events_cost_a_bounded_number_of_requests(
     assert letter_api.distinct + sum(error.lost for error in errors) == 100
     one.track()
     letter_api.rule = None
-    assert one.settle() == [] and serials(letter_api)[-1] == 0  # the next batch begins anew
+    assert one.settle() == [] and serials(letter_api)[-1] == 0  # the next batch starts afresh
 
 
 @pytest.mark.parametrize("code", [401, 402, 403, 404, 405, 409, 410, 415, 451, 302])
@@ -87,8 +87,8 @@ def test_a_status_that_concerns_the_whole_request_does_not_split_the_batch(
 def test_a_part_of_a_split_batch_has_all_of_its_tries(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
-    fifty_busy = [status(503)] * 3
-    letter_api.plan(status(422), *fifty_busy, status(422), *fifty_busy)
+    busy = [status(503)] * 3
+    letter_api.plan(status(422), *busy, status(422), *busy)
     one = driven(max_retries=3)
     one.track(4)
     waits = one.settle()

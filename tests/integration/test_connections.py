@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from driven import connections
 from harness import DEADLINE, eventually, run
-from programs import connections as programs
+from programs.connections import descriptor_is_reused
 from responses import KEEP_ALIVE_200, PROPER
 
 from letterapp import LetterError
@@ -172,6 +172,6 @@ def test_a_connection_whose_descriptor_was_reused_is_left_alone(
     by: str, letter_api: IngestionServer, tmp_path: Path
 ) -> None:
     # The numbers that a daemon library closes are those of the next files, which must not get any of our bytes.
-    finished = run(programs.descriptor_is_reused, letter_api.url, tmp_path, by)
+    finished = run(descriptor_is_reused, letter_api.url, tmp_path, by)
     assert (finished.code, finished.output) == (0, ""), finished
     assert letter_api.distinct == 2

@@ -1,4 +1,4 @@
-"""What the machine refuses for a moment (a descriptor, memory, an import), and errors that nobody expects."""
+"""What the machine refuses for a moment (a descriptor, memory, an import), and unexpected errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from certificates import serving
 from harness import run
 from programs import failures
-from relayed import Runtime, greet, own_runtime  # noqa: F401  # the fixture
 from responses import serials
 
 from letterapp import LetterError
@@ -81,9 +80,8 @@ def test_an_unexpected_error_while_sending_is_retried(
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), error, 3))
     waits = one.settle()
     assert len(waits) == 3
-    for wait, bare in zip(
-        waits, [0.25, 0.5, 1.0] if place != "_queue.take" else [0.25] * 3
-    ):  # there it does not count as a try
+    backoff = [0.25] * 3 if place == "_queue.take" else [0.25, 0.5, 1.0]  # before it has a batch, it is no try
+    for wait, bare in zip(waits, backoff):
         assert bare <= wait <= bare * 1.25
     assert serials(letter_api) == [0, 1, 2, 3, 4] and errors == []
 

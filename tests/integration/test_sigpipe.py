@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import DEADLINE, run
-from programs import connections as programs
-from relayed import Runtime, greet, own_runtime  # noqa: F401  # the fixture
+from programs.connections import broken_pipe
 
 if TYPE_CHECKING:
     import trustme
@@ -69,8 +68,6 @@ def test_a_server_that_closes_during_a_body_kills_no_program_with_sigpipes_defau
         ca.issue_cert("localhost").configure_cert(context)
         ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with ClosesEarly(context) as url:
-        finished = run(
-            programs.broken_pipe, url, tmp_path, way, SSL_CERT_FILE=str(tmp_path / "ca.pem"), PYTHONWARNINGS="ignore"
-        )
+        finished = run(broken_pipe, url, tmp_path, way, SSL_CERT_FILE=str(tmp_path / "ca.pem"), PYTHONWARNINGS="ignore")
     assert finished.code == 0, finished
     assert finished.output.splitlines()[-1] == "False set()", finished
