@@ -6,49 +6,35 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 from driven import connections
 from harness import run
-from programs.addresses import dropping_port, forks_while_connecting, resolved, under_gevent
+from programs.addresses import dropping_ports, forks_while_connecting, resolved, under_gevent
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer
 from stress.ports import free_port
 
 
-class Addresses:
-    """Ports of the loopback address, and a name that resolves to them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, dropping: list[int], opened: list[socket.socket]) -> None:
-        self._monkeypatch = monkeypatch
-        self._dropping = dropping
-        self._opened = opened
-
-    def dropping(self, count: int) -> list[int]:
-        """Return so many ports that drop packets."""
-        while len(self._dropping) < count:
-            self._dropping.append(dropping_port(self._opened))
-        return self._dropping[:count]
-
-    def name(self, *ports: int) -> None:
-        """Have every name lead to these ports of the loopback address, in this order."""
-        self._monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved(*ports))
-
-
 @pytest.fixture(scope="module")
-def dropping() -> Iterator[tuple[list[int], list[socket.socket]]]:
-    """The ports that drop packets, which all tests share because finding out takes a while, and their sockets."""
+def dropping() -> Iterator[list[int]]:
+    """Ports that drop packets. All tests share them, since making them takes a while."""
     opened: list[socket.socket] = []
-    yield [], opened
+    yield dropping_ports(5, opened)
     for sock in opened:
         sock.close()
 
 
 @pytest.fixture
-def addresses(monkeypatch: pytest.MonkeyPatch, dropping: tuple[list[int], list[socket.socket]]) -> Addresses:
-    return Addresses(monkeypatch, *dropping)
+def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have every name lead to these ports of the loopback address, in this order."""
+
+    def resolve(*ports: int) -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved(*ports))
+
+    return resolve
 
 
 @pytest.mark.parametrize("before, timeout", [(1, 2.0), (5, 2.0), (2, 10.0)])
@@ -57,10 +43,11 @@ def test_addresses_that_drop_packets_leave_time_for_the_next(
     timeout: float,
     letter_api: IngestionServer,
     driven: Any,
-    addresses: Addresses,
+    dropping: list[int],
+    resolve_to: Callable[..., None],
     errors: list[LetterError],
 ) -> None:
-    addresses.name(*addresses.dropping(before), letter_api.port)
+    resolve_to(*dropping[:before], letter_api.port)
     one = driven(max_retries=0, timeout=timeout)
     one.track()
     started = time.monotonic()
@@ -69,19 +56,27 @@ def test_addresses_that_drop_packets_leave_time_for_the_next(
 
 
 def test_an_address_that_refuses_is_followed_by_the_next_at_once(
-    letter_api: IngestionServer, driven: Any, addresses: Addresses, errors: list[LetterError], monkeypatch: Any
+    letter_api: IngestionServer,
+    driven: Any,
+    resolve_to: Callable[..., None],
+    errors: list[LetterError],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("letterapp._sockets.connect.DELAY", 3600.0)
-    addresses.name(free_port(), free_port(), letter_api.port)
+    resolve_to(free_port(), free_port(), letter_api.port)
     one = driven(max_retries=0, timeout=7200)
     one.track()
     assert one.settle() == [] and errors == [] and letter_api.distinct == 1
 
 
 def test_a_slow_first_address_wins_when_it_answers_first(
-    letter_api: IngestionServer, driven: Any, addresses: Addresses, errors: list[LetterError]
+    letter_api: IngestionServer,
+    driven: Any,
+    dropping: list[int],
+    resolve_to: Callable[..., None],
+    errors: list[LetterError],
 ) -> None:
-    addresses.name(letter_api.port, *addresses.dropping(1))
+    resolve_to(letter_api.port, dropping[0])
     one = driven(max_retries=0)
     for _ in range(2):
         one.track()
@@ -91,10 +86,13 @@ def test_a_slow_first_address_wins_when_it_answers_first(
 
 @pytest.mark.parametrize("refusing", [False, True], ids=["all drop packets", "the last refuses"])
 def test_a_request_to_addresses_that_all_fail_is_bounded_by_timeout(
-    refusing: bool, letter_api: IngestionServer, driven: Any, addresses: Addresses, errors: list[LetterError]
+    refusing: bool,
+    driven: Any,
+    dropping: list[int],
+    resolve_to: Callable[..., None],
+    errors: list[LetterError],
 ) -> None:
-    ports = addresses.dropping(2)
-    addresses.name(ports[0], free_port() if refusing else ports[1])
+    resolve_to(dropping[0], free_port() if refusing else dropping[1])
     one = driven(max_retries=0, timeout=0.5)
     one.track()
     before = set(os.listdir("/dev/fd"))

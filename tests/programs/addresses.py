@@ -12,23 +12,37 @@ from letterapp import LetterError
 from programs.common import API, child, main, make, work
 
 
-def dropping_port(opened: list[socket.socket]) -> int:
-    """A port of 127.0.0.1 whose listener has no room for another connection: packets are dropped, as by a firewall.
+def dropping_ports(count: int, opened: list[socket.socket]) -> list[int]:
+    """Ports of 127.0.0.1 whose listeners have no room for another connection: packets are dropped, as by a firewall.
 
-    It stays so while the sockets that were added to ``opened`` are open.
+    They stay so while the sockets that are added to ``opened`` are open.
     """
-    listener = socket.socket()
-    opened.append(listener)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    port: int = listener.getsockname()[1]
-    while True:
-        sock = socket.socket()
-        opened.append(sock)
-        sock.setblocking(False)
-        sock.connect_ex(("127.0.0.1", port))
-        if not select.select([], [sock], [], 0.3)[1]:
-            return port
+
+    def listen() -> int:
+        listener = socket.socket()
+        opened.append(listener)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port: int = listener.getsockname()[1]
+        return port
+
+    ports = [listen() for _ in range(count)]
+    with_room = ports
+    while with_room:
+        attempts = {}
+        for port in with_room:
+            sock = socket.socket()
+            opened.append(sock)
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", port))
+            attempts[sock] = port
+        with_room = []
+        while attempts:
+            connected = select.select([], list(attempts), [], 0.3)[1]
+            if not connected:
+                break
+            with_room += [attempts.pop(sock) for sock in connected]
+    return ports
 
 
 def resolved(*ports: int) -> list[Any]:
@@ -57,7 +71,7 @@ def forks_while_connecting() -> None:
     from letterapp._http import transport
 
     opened: list[socket.socket] = []
-    resolve_every_name_to(*[dropping_port(opened) for _ in range(3)])
+    resolve_every_name_to(*dropping_ports(3, opened))
     transport.load()
     before = _sockets()
 
@@ -93,7 +107,7 @@ def under_gevent() -> None:
     import gevent
 
     opened: list[socket.socket] = []
-    resolve_every_name_to(dropping_port(opened), dropping_port(opened), int(API.rpartition(":")[2]))
+    resolve_every_name_to(*dropping_ports(2, opened), int(API.rpartition(":")[2]))
     turns: list[float] = []
 
     def turn() -> None:
