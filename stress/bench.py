@@ -326,7 +326,8 @@ class _Rounds:
                 port = proxy.hear()["port"]
             url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
             script = HERE / "inside" / "measure.py"
-            env = {**peer.env, **trust, "XDG_RUNTIME_DIR": str(self._folder)}  # the latter is where a relay is
+            env = {**peer.env, **trust, "STRESS_MODULE": peer.module}
+            env["XDG_RUNTIME_DIR"] = str(self._folder)  # where a relay listens
             yield stack.enter_context(Program(peer.python, script, measure, peer.client, url, *numbers, env=env)), sink
 
 

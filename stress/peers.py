@@ -13,8 +13,6 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple
 
-from .inside.clients import MODULES
-
 CHECKOUT = Path(__file__).resolve().parent.parent
 SELF, RELAY, MANAGER, FLOOR = "this client", "relay=True", "relay=queue", "floor"
 OWN = (SELF, RELAY, MANAGER)  # columns of this checkout
@@ -25,13 +23,14 @@ class _Known(NamedTuple):
     requirement: str
     version: str  # the default; "" for the newest
     marker: str  # stands once in the JSON of each event
+    module: str  # what its users import
 
 
 KNOWN = {
-    "letterapp": _Known("letterapp", "0.2.0", '"messageId"'),
-    "posthog": _Known("posthog", "", '"distinct_id"'),
-    "segment": _Known("segment-analytics-python", "", '"messageId"'),
-    "rudder": _Known("rudder-sdk-python", "", '"messageId"'),
+    "letterapp": _Known("letterapp", "0.2.0", '"messageId"', "letterapp"),
+    "posthog": _Known("posthog", "", '"distinct_id"', "posthog"),
+    "segment": _Known("segment-analytics-python", "", '"messageId"', "segment.analytics"),
+    "rudder": _Known("rudder-sdk-python", "", '"messageId"', "rudderstack.analytics"),
 }
 
 
@@ -63,7 +62,8 @@ class Environments:
         python = self._environment(None)
         env = {**clean_environment(), "PYTHONPATH": str(CHECKOUT)}
         version = _output(python, "import letterapp; print(letterapp.__version__)", env)
-        return Peer(SELF, "letterapp", MODULES["letterapp"], KNOWN["letterapp"].marker, python, version, env)
+        known = KNOWN["letterapp"]
+        return Peer(SELF, "letterapp", known.module, known.marker, python, version, env)
 
     def relay(self) -> Peer:
         """This client, all of whose processes hand their events to one."""
@@ -86,7 +86,7 @@ class Environments:
         python = self._environment(f"{known.requirement}=={version}" if version else known.requirement)
         found = _output(python, f"from importlib.metadata import version; print(version({known.requirement!r}))")
         column = f"letterapp {found}" if plain == "letterapp" else plain
-        return Peer(column, plain, MODULES[plain], known.marker, python, found, clean_environment())
+        return Peer(column, plain, known.module, known.marker, python, found, clean_environment())
 
     def package(self, requirement: str) -> Path:
         """A folder with nothing but this package, for PYTHONPATH: what must not lie in any environment."""

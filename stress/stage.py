@@ -91,6 +91,7 @@ class Stage:
             "PYTHONWARNINGS": "ignore::DeprecationWarning",  # from 3.12 on, for forks beside a thread: the point here
             "PYTHONUNBUFFERED": "1",
             "STRESS_CLIENT": self.peer.client,
+            "STRESS_MODULE": self.peer.module,
             "STRESS_URL": self.api.url,
             "STRESS_JOURNAL": str(self._journal),
             "STRESS_OPTIONS": json.dumps({**self.peer.options, **options} if self.is_this_client else {}),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import threading
 import time
 from typing import NamedTuple
@@ -76,7 +77,9 @@ def _figures(process: psutil.Process) -> tuple[int, int, int, int]:
 
 
 def _descriptors(process: psutil.Process) -> int:
-    return int(process.num_fds()) if hasattr(process, "num_fds") else int(process.num_handles())
+    if sys.platform == "win32":
+        return process.num_handles()
+    return process.num_fds()
 
 
 def _belongs_to(process: psutil.Process, folder: str) -> bool:

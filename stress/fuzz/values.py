@@ -90,8 +90,8 @@ class _Raises:
 class _Local(_Raises):
     """As a proxy that stands for nothing just now: it cannot even say of which class it is."""
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]  # `object` has it as a variable that can be set
+    def __class__(self) -> Any:
         raise Hostile("class")
 
 
@@ -136,6 +136,12 @@ class _Id(uuid.UUID):
 class _Zone(datetime.tzinfo):
     def utcoffset(self, moment: Any) -> Any:
         raise Hostile("utcoffset")
+
+    def dst(self, moment: Any) -> Any:
+        raise Hostile("dst")
+
+    def tzname(self, moment: Any) -> Any:
+        raise Hostile("tzname")
 
 
 class _Moment(datetime.datetime):

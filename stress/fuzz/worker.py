@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _atheris(target: str, seed: int, seconds: float, corpus: Path, findings: Path) -> None:
-    import atheris  # type: ignore[import-not-found, unused-ignore]
+    import atheris
 
     with atheris.instrument_imports(include=["letterapp", "stress.fuzz"]):
         from stress.fuzz.targets import SEEDS, TARGETS

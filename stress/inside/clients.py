@@ -12,12 +12,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
-MODULES = {
-    "letterapp": "letterapp",
-    "posthog": "posthog",
-    "segment": "segment.analytics",
-    "rudder": "rudderstack.analytics",
-}
 USER, EVENT = "user_12345", "Order Completed"
 
 

@@ -70,10 +70,9 @@ class Desk:
             for page in inherited.values():
                 os.close(page.file)
         thread = threading.get_ident()
-        page = self._pages.get(thread)
-        if page is None:
-            page = self._pages[thread] = Page(self.folder)
-        return page
+        if thread not in self._pages:
+            self._pages[thread] = Page(self.folder)
+        return self._pages[thread]
 
 
 _desk: Desk | None = None

@@ -19,7 +19,7 @@ from mmap import mmap
 from typing import Callable, NamedTuple, NoReturn
 
 import clients
-from clients import MODULES, properties
+from clients import properties
 
 FORKS = 15  # in one step
 PATIENCE = 15  # seconds that a forked worker has; some clients hang there for ever
@@ -90,7 +90,7 @@ def forks(name: str, url: str, number: int, many: int) -> None:
     ``many`` clients have tracked ``number`` events each. With none, their module is imported all the same.
     """
     _network()
-    __import__(MODULES[name])
+    __import__(os.environ["STRESS_MODULE"])
     alive = [getattr(clients, name)(url, number + WARMING) for _ in range(many)]
     for client in alive:
         for count in range(number):
@@ -120,7 +120,7 @@ def scale(name: str, url: str, number: int, workers: int, preloaded: int) -> Non
         make = lru_cache(make)  # the workers find it made
         make()
     else:
-        __import__(MODULES[name])
+        __import__(os.environ["STRESS_MODULE"])
     # Shared: the workers write, this process reads.
     times = memoryview(mmap(-1, 8 * number)).cast("q")
     relayed = memoryview(mmap(-1, 8 * workers)).cast("q")

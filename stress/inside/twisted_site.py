@@ -17,7 +17,7 @@ AT_IMPORT, A_REQUEST = 5, 3  # events
 desk.track(AT_IMPORT)
 
 
-class Site(Resource):  # type: ignore[misc]
+class Site(Resource):
     isLeaf = True
 
     def render_GET(self, request: Any) -> bytes:

@@ -20,7 +20,7 @@ Tell = Callable[..., None]  # the events that are given up, and how many more ar
 class Client(NamedTuple):
     track: Callable[..., object]  # called with properties=
     close: Callable[[], object]
-    refused: Callable[[object], bool]  # whether the call's answer says that the event was not taken
+    refused: Callable[[Any], bool]  # whether the call's answer says that the event was not taken
 
 
 def make(name: str, url: str, tell: Tell) -> Client:

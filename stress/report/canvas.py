@@ -116,7 +116,7 @@ class Canvas:
         return _compact(svg) if self._alone else svg
 
 
-def text_width(text: str, size: float, weight: str = "normal", style: str = "normal") -> float:
+def text_width(text: str, size: float, weight: str = "normal", style: Any = "normal") -> float:
     """Pixels of one line in DejaVu Sans."""
     font = FontProperties(family="DejaVu Sans", weight=weight, style=style)
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, False)

@@ -108,9 +108,9 @@ def inside(program: str) -> None:
 
 
 def _forks() -> None:
-    import kills
+    import family
 
-    kills.family(parent_tracks=True)
+    family.run(parent_tracks=True)
 
 
 def _pool() -> None:
@@ -125,10 +125,9 @@ def _pool() -> None:
 
 
 def _celery() -> None:
-    import celery_workers
+    import celery_program
 
-    celery_workers.TASKS = TASKS
-    celery_workers.inside("celery-prefork")
+    celery_program.run(TASKS)
 
 
 def job(number: int) -> None:
@@ -170,7 +169,8 @@ def _working(stage: Any, act: Act) -> Iterator[int]:
 def _visited(stage: Any, act: Act) -> Iterator[int]:
     """A server, and visitors without end."""
     from ..ports import free_port
-    from ..visits import AT_ONCE, Failure, Visitors, until
+    from ..programs import Failure
+    from ..visits import AT_ONCE, Visitors, until
     from .uwsgi_workers import are_idle
 
     port, stats = free_port(), free_port()

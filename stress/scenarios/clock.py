@@ -22,7 +22,7 @@ def inside() -> None:
 
     # For libfaketime 0.9.10, which has `time.sleep` of Python 3.11 and later raise "invalid argument". What waits
     # otherwise, locks and sockets, it leaves alone.
-    time.sleep = lambda seconds: select.select([], [], [], seconds)  # type: ignore[assignment]
+    time.sleep = lambda seconds: select.select([], [], [], float(seconds)) and None
     desk.track_until_told()
     desk.pause(over=True)
 

@@ -69,13 +69,14 @@ def _faults(stage: Any) -> list[Any]:
     if stage.name == "resets":
         return _one_in_five(stage.random, [reset()])
     if stage.name == "half-answers":
-        halves = [cut, partial(raw, b"\x00 no HTTP\r\n\r\n"), partial(raw, b"")]
+        halves: list[Callable[..., Any]] = [cut, partial(raw, b"\x00 no HTTP\r\n\r\n"), partial(raw, b"")]
         return _one_in_five(stage.random, [half(stored=stored) for half in halves for stored in (False, True)])
-    return {
+    plans: dict[str, list[Any]] = {
         "slow-api": [stall(SLOW)],
         "swallowed": [None, None, None, reset(stored=True)],
         "denied": [status(401)],
-    }[stage.name]
+    }
+    return plans[stage.name]
 
 
 def _one_in_five(chance: Any, faults: list[Any]) -> list[Any]:

@@ -53,9 +53,9 @@ def inside(name: str, seed: str) -> None:
     elif name in ("kill-in-call", "kill-in-sender"):
         _kill_at_spots(chance, on_main=name == "kill-in-call")
     else:
-        import kills
+        import family
 
-        kills.family(parent_tracks=name != "kill-heirs")
+        family.run(parent_tracks=name != "kill-heirs")
 
 
 def _kill_at_any(chance: random.Random) -> None:
@@ -130,9 +130,7 @@ class Wire:
     """
 
     def __init__(self) -> None:
-        import clients
-
-        module = sys.modules[clients.MODULES[os.environ["STRESS_CLIENT"]]]
+        module = sys.modules[os.environ["STRESS_MODULE"]]
         self._package = os.path.dirname(str(module.__file__)) + os.sep
         self._parent = os.getpid()
         self.seen: Counter[Any] = Counter()
@@ -271,7 +269,7 @@ class Reaper:
             self.killed += 1
             stored = self._chance.choice(self._stored)
 
-        def kill(handler: Any) -> bool:
+        def kill(handler: Any) -> object:
             _kill(poster)
             return reset(stored)(handler)
 

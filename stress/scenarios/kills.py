@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 from typing import Any
@@ -20,63 +19,23 @@ TITLES = {
     "sigterm-exit-signals": "SIGTERM to 4 plain programs that track, with what the client offers against it",
     "ctrl-c": "SIGINT to a parent and its 4 forked children, all of which track",
 }
-WORKERS = 4
+PROGRAMS = 4
 SIGNALS = 12
 FAMILIES = 3  # a single kill loses nothing when it comes right after a request
-EVERY = 0.005  # seconds between two events of a process
 PATIENCE = 25.0
-STDIN = 0
 
 
 def inside(name: str) -> None:
     import desk
+    import family
 
     if name == "sigterm-exit-signals":
         desk.track(50)
         desk.say()
-        _track_until(STDIN)
+        family.track_until_readable(family.STDIN)
     else:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
-        family(parent_tracks=name != "kill-parent-at-rest", afterwards=100 if name.startswith("kill-parent") else 0)
-
-
-def family(parent_tracks: bool, afterwards: int = 0) -> None:
-    """Replace workers that die until stdin ends. They end when the parent does, by a pipe that nobody else holds."""
-    import desk
-
-    theirs, ours = os.pipe()
-    alive: set[int] = set()
-    desk.track(50)
-    while not _can_be_read(STDIN):
-        alive = {pid for pid in alive if not os.waitpid(pid, os.WNOHANG)[0]}
-        while len(alive) < WORKERS:
-            pid = os.fork()
-            if pid == 0:
-                os.close(ours)
-                _track_until(theirs)
-                for _ in range(afterwards):
-                    desk.track()
-                    time.sleep(EVERY)
-                return
-            alive.add(pid)
-            if len(alive) == WORKERS:
-                desk.say()
-        if parent_tracks:
-            desk.track()
-    os.close(ours)
-    for pid in alive:
-        os.waitpid(pid, 0)
-
-
-def _track_until(descriptor: int) -> None:
-    import desk
-
-    while not _can_be_read(descriptor):
-        desk.track()
-
-
-def _can_be_read(descriptor: int) -> bool:
-    return bool(select.select([descriptor], [], [], EVERY)[0])
+        family.run(parent_tracks=name != "kill-parent-at-rest", afterwards=100 if name.startswith("kill-parent") else 0)
 
 
 def outside(stage: Any) -> None:
@@ -119,7 +78,7 @@ def _disturb(stage: Any, parent: int, number: int) -> None:
 
 
 def _sigterm(stage: Any) -> None:
-    programs = [stage.play(stage.name, patience=PATIENCE, exit_signals=[signal.SIGTERM]) for _ in range(WORKERS)]
+    programs = [stage.play(stage.name, patience=PATIENCE, exit_signals=[signal.SIGTERM]) for _ in range(PROGRAMS)]
     for program in programs:
         program.hear()
     for program in programs:

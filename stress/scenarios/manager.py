@@ -46,10 +46,10 @@ PATIENCE = 60.0
 
 def inside(name: str) -> None:
     import desk
-    import kills
+    import family
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
-    kills.family(parent_tracks=True, afterwards=AFTERWARDS if name == "manager-starter-killed" else 0)
+    family.run(parent_tracks=True, afterwards=AFTERWARDS if name == "manager-starter-killed" else 0)
     desk.track(10)
 
 

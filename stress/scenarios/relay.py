@@ -33,10 +33,10 @@ ENOUGH = 300  # events that wait in the relay
 
 def inside() -> None:
     import desk
-    import kills
+    import family
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    kills.family(parent_tracks=True)
+    family.run(parent_tracks=True)
     desk.track(10)
 
 
@@ -154,11 +154,12 @@ def _stop_service(stage: Any) -> None:
 
 def _annoy(stage: Any) -> None:
     from letterapp._relay import protocol
+    from letterapp._text import Secret
 
     with _family(stage), contextlib.ExitStack() as opened:
         relay = used(stage)
-        hello = protocol.Caller("another key", stage.api.url, protocol.EVENTS).hello
-        said = [  # by one after the other
+        hello = protocol.Caller(Secret("another key"), stage.api.url, protocol.EVENTS).hello
+        said: list[bytes | tuple[bytes]] = [  # by one after the other
             *(b"", b"\n", b"GET / HTTP/1.1\r\n\r\n", b"[" * 3_000 + b"\n", bytes(range(256)) * 64, b"x" * 200_000),
             *(b"{}\n", hello + b'{"messageId": "x"}\n', hello, hello[:30], hello + hello, hello + b'{"proof": 1}\n'),
             *((b"no event\n",), (b"[1]\n",), (b"!\n!\n",)),  # by one who is greeted
@@ -178,8 +179,9 @@ def _annoy(stage: Any) -> None:
 def _greeting(sock: socket.socket, stage: Any) -> bytes:
     """The line that ends the greeting of one that has the key."""
     from letterapp._relay import protocol
+    from letterapp._text import Secret
 
-    caller = protocol.Caller(KEY, stage.api.url, protocol.EVENTS)
+    caller = protocol.Caller(Secret(KEY), stage.api.url, protocol.EVENTS)
     sock.sendall(caller.hello)
     with sock.makefile("rb") as file, contextlib.suppress(protocol.Refused):
         return caller.answer(file.readline())
@@ -222,10 +224,11 @@ def used(stage: Any, path: str = "", events: int = 1, but: int = 0) -> dict[str,
 def _status(stage: Any, path: str = "") -> dict[str, Any]:
     """What the relay at ``path``, or the one that was started for clients, says of itself; empty if none serves."""
     from letterapp._relay import launcher, protocol
+    from letterapp._text import Secret
 
     for place in [path] if path else map(str, Path(stage.folder).glob("letterapp/*.sock")):
         with contextlib.suppress(OSError):
-            sock, answer = launcher.ask(place, KEY, stage.api.url, protocol.STATUS)
+            sock, answer = launcher.ask(place, Secret(KEY), stage.api.url, protocol.STATUS)
             sock.close()
             welcome: dict[str, Any] = answer["welcome"]
             return welcome

@@ -20,10 +20,10 @@ PATIENCE = 25.0
 
 def inside(name: str) -> None:
     import desk
-    import kills
+    import family
 
     if name == "family":
-        kills.family(parent_tracks=True)
+        family.run(parent_tracks=True)
     else:
         desk.track(200)
 

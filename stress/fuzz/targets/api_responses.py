@@ -27,8 +27,8 @@ def api() -> Iterator[Run]:
     server = FixedResponseServer(socket.create_server(("127.0.0.1", 0)))
     url = f"http://127.0.0.1:{server.port}"
     reports: list[LetterError] = []
-    letter = Letter(KEY, url, on_error=reports.append, max_retries=1, flush_interval=0, timeout=TIMEOUT)
-    mailer = Letter(KEY, url, enabled=True, max_retries=0, timeout=TIMEOUT)
+    letter = Letter(KEY.reveal(), url, on_error=reports.append, max_retries=1, flush_interval=0, timeout=TIMEOUT)
+    mailer = Letter(KEY.reveal(), url, enabled=True, max_retries=0, timeout=TIMEOUT)
     now = [1000.0]
 
     def run(data: bytes) -> None:

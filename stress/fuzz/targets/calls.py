@@ -24,7 +24,7 @@ _OPTIONAL = {
 def call() -> Iterator[Run]:
     """A call raises nothing but `LetterError`, and a queued event is one line of JSON that fits in a request."""
     reports: list[LetterError] = []
-    letter = Letter(KEY, UNUSED_URL, on_error=reports.append, flush_interval=1e6, flush_at=10_000)
+    letter = Letter(KEY.reveal(), UNUSED_URL, on_error=reports.append, flush_interval=1e6, flush_at=10_000)
     sender = letter._delivery
     assert isinstance(sender, Sender)
     sender._queue.replace_worker().started = True  # so that no thread is started
@@ -48,8 +48,8 @@ def call() -> Iterator[Run]:
         except LetterError as error:
             str(error), repr(error)
         after = sender.stats()
-        for error in reports:
-            str(error), repr(error), error.events
+        for report in reports:
+            str(report), repr(report), report.events
         expect(after["accepted"] - before["accepted"] <= 1, "one call queues at most one event")
         for event in sender._queue.take(100, 1 << 30):
             expect(b"\n" not in event, "an event is one line", event)

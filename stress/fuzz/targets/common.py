@@ -6,7 +6,9 @@ import socket
 import threading
 from typing import Callable
 
-KEY, UNUSED_URL = "fuzz-key", "http://127.0.0.1:9"
+from letterapp._text import Secret
+
+KEY, UNUSED_URL = Secret("fuzz-key"), "http://127.0.0.1:9"
 TIMEOUT = 10.0  # seconds: far more than an exchange takes
 EVENT = b'{"type":"track","userId":"u","messageId":"%d","event":"E","timestamp":"2026-01-01","properties":{}}'
 

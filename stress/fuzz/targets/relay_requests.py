@@ -45,7 +45,8 @@ class _Requests:
         self._listener.setblocking(False)
         self._api = FixedResponseServer(socket.create_server(("127.0.0.1", 0)))
         self._url = f"http://127.0.0.1:{self._api.port}"
-        settings = settings_of(api_key=KEY, base_url=self._url, max_retries=0, flush_interval=0, timeout=TIMEOUT)
+        options = {"max_retries": 0, "flush_interval": 0, "timeout": TIMEOUT}
+        settings = settings_of(api_key=KEY.reveal(), base_url=self._url, **options)
         self._log: list[str] = []
         self._relay = RelayServer(settings, self._listener, False, self._log.append, self._path)
         self._relay._owned.sender._queue.replace_worker().started = True  # so that no thread is started

@@ -32,7 +32,7 @@ _BOUNDS = {"max_queue_bytes": 4000, "max_queue_events": 20, "max_batch_bytes": 2
 def spool() -> Iterator[Run]:
     """An unreadable file is set aside or left alone, and reported; no exception escapes, and no file grows."""
     directory = Path(tempfile.mkdtemp(prefix="letterapp-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-    settings = settings_of(api_key=KEY, spool=str(directory), spool_max_bytes=1 << 20, **_BOUNDS)
+    settings = settings_of(api_key=KEY.reveal(), spool=str(directory), spool_max_bytes=1 << 20, **_BOUNDS)
     reports: list[LetterError] = []
     names = Spool(settings, reports.append)
 
