@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from typing import Any, Callable
 
-import desk
+import tracker
 
 AT_IMPORT, A_REQUEST = 5, 3  # events
 
-desk.track(AT_IMPORT)
+tracker.track(AT_IMPORT)
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    desk.track(A_REQUEST)
+    tracker.track(A_REQUEST)
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"%d" % os.getpid()]
 
@@ -25,7 +25,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[byt
 async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         raise ValueError("no lifespan here")  # how an ASGI application says so
-    desk.track(A_REQUEST)
+    tracker.track(A_REQUEST)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"%d" % os.getpid()})
 
@@ -37,5 +37,5 @@ async def closing(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await receive()
     await send({"type": "lifespan.startup.complete"})
     await receive()
-    desk.close()
+    tracker.close()
     await send({"type": "lifespan.shutdown.complete"})

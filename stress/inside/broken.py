@@ -1,6 +1,6 @@
 """This client, broken in one way each, so that a test can see every column of the ledger go red.
 
-Runs in the client's interpreter. Lives here: one fault a function, by the same arguments as in `users.py`. Never here:
+Runs in the client's interpreter. Lives here: one fault a function, by the same arguments as in `default_clients.py`. Never here:
 anything that a comparison uses.
 """
 
@@ -13,16 +13,16 @@ import threading
 import uuid
 from typing import Any, Callable, Dict
 
-import users
-from users import EVENT, USER, Client, Tell
+import default_clients
+from default_clients import EVENT, USER, Client, OnGivenUp
 
 Properties = Dict[str, Any]
 Track = Callable[[Properties], object]
 
 
-def _with(url: str, tell: Tell, wrap: Callable[[Any], Track]) -> Client:
+def _with(url: str, on_given_up: OnGivenUp, wrap: Callable[[Any], Track]) -> Client:
     """The real client, its ``track`` in the wrapping that ``wrap`` makes of the `Letter`."""
-    whole = users.letterapp(url, tell)
+    whole = default_clients.letterapp(url, on_given_up)
     track = wrap(whole.track.func.__self__)  # type: ignore[attr-defined]
 
     def called(properties: Properties) -> object:  # by its keyword
@@ -35,23 +35,25 @@ def _often(properties: Properties) -> bool:
     return bool(properties["serial"] % 50 == 49)
 
 
-def lost(url: str, tell: Tell) -> Client:
+def lost(url: str, on_given_up: OnGivenUp) -> Client:
     """An event in fifty is forgotten."""
-    return _with(url, tell, lambda letter: lambda given: None if _often(given) else letter.track(USER, EVENT, given))
+    return _with(
+        url, on_given_up, lambda letter: lambda given: None if _often(given) else letter.track(USER, EVENT, given)
+    )
 
 
-def told(url: str, tell: Tell) -> Client:
+def told(url: str, on_given_up: OnGivenUp) -> Client:
     """An event in fifty is given up, and the program hears of it. No fault of the ledger's, but not green."""
     return _with(
         url,
-        tell,
+        on_given_up,
         lambda letter: (
-            lambda given: tell([{"properties": given}]) if _often(given) else letter.track(USER, EVENT, given)
+            lambda given: on_given_up([{"properties": given}]) if _often(given) else letter.track(USER, EVENT, given)
         ),
     )
 
 
-def twice(url: str, tell: Tell) -> Client:
+def twice(url: str, on_given_up: OnGivenUp) -> Client:
     """An event in fifty is sent again under a new id, as after an answer that was lost."""
 
     def wrap(letter: Any) -> Track:
@@ -61,10 +63,10 @@ def twice(url: str, tell: Tell) -> Client:
 
         return track
 
-    return _with(url, tell, wrap)
+    return _with(url, on_given_up, wrap)
 
 
-def collided(url: str, tell: Tell) -> Client:
+def collided(url: str, on_given_up: OnGivenUp) -> Client:
     """Neighbours share an id, as from a random generator that a fork has copied."""
 
     def wrap(letter: Any) -> Track:
@@ -76,10 +78,10 @@ def collided(url: str, tell: Tell) -> Client:
 
         return track
 
-    return _with(url, tell, wrap)
+    return _with(url, on_given_up, wrap)
 
 
-def disordered(url: str, tell: Tell) -> Client:
+def disordered(url: str, on_given_up: OnGivenUp) -> Client:
     """An event in fifty goes out after its follower."""
 
     def wrap(letter: Any) -> Track:
@@ -95,22 +97,22 @@ def disordered(url: str, tell: Tell) -> Client:
 
         return track
 
-    return _with(url, tell, wrap)
+    return _with(url, on_given_up, wrap)
 
 
-def hung(url: str, tell: Tell) -> Client:
+def hung(url: str, on_given_up: OnGivenUp) -> Client:
     """A thread that nobody ends, and that the interpreter waits for."""
     threading.Thread(target=threading.Event().wait).start()
-    return users.letterapp(url, tell)
+    return default_clients.letterapp(url, on_given_up)
 
 
-def orphans(url: str, tell: Tell) -> Client:
+def orphans(url: str, on_given_up: OnGivenUp) -> Client:
     """A helper process that outlives the program."""
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-    return users.letterapp(url, tell)
+    return default_clients.letterapp(url, on_given_up)
 
 
-def descriptors(url: str, tell: Tell) -> Client:
+def descriptors(url: str, on_given_up: OnGivenUp) -> Client:
     """An event in fifty costs a descriptor."""
 
     def wrap(letter: Any) -> Track:
@@ -121,10 +123,10 @@ def descriptors(url: str, tell: Tell) -> Client:
 
         return track
 
-    return _with(url, tell, wrap)
+    return _with(url, on_given_up, wrap)
 
 
-def threads(url: str, tell: Tell) -> Client:
+def threads(url: str, on_given_up: OnGivenUp) -> Client:
     """An event in fifty costs a thread."""
 
     def wrap(letter: Any) -> Track:
@@ -135,9 +137,9 @@ def threads(url: str, tell: Tell) -> Client:
 
         return track
 
-    return _with(url, tell, wrap)
+    return _with(url, on_given_up, wrap)
 
 
-def failing(url: str, tell: Tell) -> Client:
+def failing(url: str, on_given_up: OnGivenUp) -> Client:
     """The program itself breaks: that is no ledger at all."""
     raise RuntimeError("no client today")

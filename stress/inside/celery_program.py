@@ -10,7 +10,7 @@ from typing import Any
 
 import celery
 import celery.signals
-import desk
+import tracker
 
 AT_START, PER_TASK = 5, 3  # events
 TASK = 0.02  # seconds
@@ -26,7 +26,7 @@ def run(tasks: int, recycle: bool = False) -> None:
 
     @app.task(name="work")  # type: ignore[untyped-decorator]  # Celery has no types
     def work() -> None:
-        desk.track(PER_TASK)
+        tracker.track(PER_TASK)
         time.sleep(TASK)
 
     @celery.signals.worker_ready.connect  # type: ignore[untyped-decorator]  # Celery has no types
@@ -34,7 +34,7 @@ def run(tasks: int, recycle: bool = False) -> None:
         for _number in range(tasks):
             work.delay()
 
-    desk.track(AT_START)
+    tracker.track(AT_START)
     flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING"]
     children = ["--concurrency", "2", *(["--max-tasks-per-child", "10"] if recycle else [])]
     app.worker_main(["worker", *children, *flags])

@@ -10,7 +10,7 @@ import os
 import select
 import time
 
-import desk
+import tracker
 
 WORKERS = 4
 INTERVAL = 0.005  # seconds between two events of a process
@@ -24,7 +24,7 @@ def run(parent_tracks: bool, afterwards: int = 0) -> None:
     """
     parents_end, write_end = os.pipe()
     alive: set[int] = set()
-    desk.track(50)
+    tracker.track(50)
     while not _is_readable(STDIN):
         alive = {pid for pid in alive if not os.waitpid(pid, os.WNOHANG)[0]}
         while len(alive) < WORKERS:
@@ -33,14 +33,14 @@ def run(parent_tracks: bool, afterwards: int = 0) -> None:
                 os.close(write_end)
                 track_until_readable(parents_end)
                 for _ in range(afterwards):
-                    desk.track()
+                    tracker.track()
                     time.sleep(INTERVAL)
                 return
             alive.add(pid)
             if len(alive) == WORKERS:
-                desk.say()
+                tracker.notify()
         if parent_tracks:
-            desk.track()
+            tracker.track()
     os.close(write_end)
     for pid in alive:
         os.waitpid(pid, 0)
@@ -48,7 +48,7 @@ def run(parent_tracks: bool, afterwards: int = 0) -> None:
 
 def track_until_readable(descriptor: int) -> None:
     while not _is_readable(descriptor):
-        desk.track()
+        tracker.track()
 
 
 def _is_readable(descriptor: int) -> bool:

@@ -3,7 +3,7 @@
 Forked processes inherit it, and spawned ones find it by an environment variable that holds its address and its authkey.
 
 Runs in the client's interpreter; imports nothing but the client. Responsible for: which manager a process uses. Not
-responsible for: the client that gets its queue (`users.py`).
+responsible for: the client that gets its queue (`default_clients.py`).
 """
 
 from __future__ import annotations

@@ -18,21 +18,21 @@ from functools import lru_cache, partial
 from mmap import mmap
 from typing import Callable, NamedTuple, NoReturn
 
-import clients
-from clients import properties
+import measured_clients
+from measured_clients import properties
 
 FORKS = 15  # in one step
-PATIENCE = 15  # seconds that a forked worker has; some clients hang there for ever
+TIMEOUT = 15  # seconds that a forked worker has; some clients hang there for ever
 WARMING = 100  # events before the clock starts: as many as any client's batch
 
 
 def calls(name: str, url: str, number: int) -> None:
     """The time of each call, back to back, while the client sends. Its first batch, with its imports, is over."""
-    client = getattr(clients, name)(url, number)
+    client = getattr(measured_clients, name)(url, number)
     track, clock = client.track, time.perf_counter_ns
     for count in range(WARMING):
         track(properties=properties(count))
-    _say()
+    _send()
     sys.stdin.readline()
     times = array("q", bytes(8 * number))
     for count in range(number):
@@ -42,28 +42,28 @@ def calls(name: str, url: str, number: int) -> None:
         times[count] = clock() - began
     client.close()
     ordered = sorted(times)
-    _say(median_us=ordered[number // 2] / 1e3, p999_us=ordered[-max(1, number // 1000)] / 1e3)
+    _send(median_us=ordered[number // 2] / 1e3, p999_us=ordered[-max(1, number // 1000)] / 1e3)
 
 
 def stream(name: str, url: str, number: int) -> None:
     """Events as fast as they are taken; the sink's clock says when the last one was there."""
-    client = getattr(clients, name)(url, number)
+    client = getattr(measured_clients, name)(url, number)
     track = client.track
     cpu, began = time.process_time(), time.monotonic()
     for count in range(number):
         track(properties=properties(count))
     client.close()
-    _say(began=began, cpu_us=(time.process_time() - cpu) / number * 1e6)
+    _send(began=began, cpu_us=(time.process_time() - cpu) / number * 1e6)
 
 
 def idle(name: str, url: str, number: int) -> None:
     """A burst when told, then nothing. The main thread waits in one read, so what else wakes up is the client's."""
-    client = getattr(clients, name)(url, number)
-    _say()
+    client = getattr(measured_clients, name)(url, number)
+    _send()
     sys.stdin.readline()
     for count in range(number):
         client.track(properties=properties(count))
-    _say()
+    _send()
     sys.stdin.readline()
     os._exit(0)
 
@@ -71,15 +71,15 @@ def idle(name: str, url: str, number: int) -> None:
 def memory(name: str, url: str, number: int) -> None:
     """Events that wait because the API does not answer; the memory is looked at from outside, before and after."""
     _network()
-    client = getattr(clients, name)(url, number + WARMING)
+    client = getattr(measured_clients, name)(url, number + WARMING)
     for count in range(WARMING):  # the first batch makes the client's thread import and allocate what it needs
         client.track(properties=properties(count))
-    _say()
+    _send()
     sys.stdin.readline()
     for count in range(number):
         client.track(properties=properties(count))
     gc.collect()
-    _say()
+    _send()
     sys.stdin.readline()
     os._exit(0)
 
@@ -91,11 +91,11 @@ def forks(name: str, url: str, number: int, many: int) -> None:
     """
     _network()
     __import__(os.environ["STRESS_MODULE"])
-    alive = [getattr(clients, name)(url, number + WARMING) for _ in range(many)]
+    alive = [getattr(measured_clients, name)(url, number + WARMING) for _ in range(many)]
     for client in alive:
         for count in range(number):
             client.track(properties=properties(count))
-    _say()
+    _send()
     while sys.stdin.readline():
         times = []
         for _ in range(FORKS):
@@ -105,7 +105,7 @@ def forks(name: str, url: str, number: int, many: int) -> None:
                 os._exit(0)
             os.waitpid(child, 0)
             times.append(time.perf_counter_ns() - began)
-        _say(us=[each / 1e3 for each in times])
+        _send(us=[each / 1e3 for each in times])
     os._exit(0)
 
 
@@ -115,7 +115,7 @@ def scale(name: str, url: str, number: int, workers: int, preloaded: int) -> Non
     Or, if not ``preloaded``, in each worker before it is let go. Says how the workers ended, too.
     """
     _network()
-    make: Callable[[], clients.Client] = partial(getattr(clients, name), url, number)
+    make: Callable[[], measured_clients.Client] = partial(getattr(measured_clients, name), url, number)
     if preloaded:
         make = lru_cache(make)  # the workers find it made
         make()
@@ -140,7 +140,7 @@ def scale(name: str, url: str, number: int, workers: int, preloaded: int) -> Non
     ends = [os.waitpid(child, 0)[1] for child in children]
     hung = ends.count(signal.SIGALRM)
     raised = len(ends) - ends.count(0) - hung
-    _say(began=began, median_us=sorted(times)[number // 2] / 1e3, hung=hung, raised=raised, relayed=sum(relayed))
+    _send(began=began, median_us=sorted(times)[number // 2] / 1e3, hung=hung, raised=raised, relayed=sum(relayed))
 
 
 class _Pipe(NamedTuple):
@@ -149,17 +149,17 @@ class _Pipe(NamedTuple):
 
 
 def _work(
-    make: Callable[[], clients.Client], times: memoryview, relayed: memoryview, gate: _Pipe, ready: _Pipe
+    make: Callable[[], measured_clients.Client], times: memoryview, relayed: memoryview, gate: _Pipe, ready: _Pipe
 ) -> NoReturn:
     """Be a worker: wait at the gate until the parent opens it, by closing it. Never returns into the parent's code."""
     try:
-        signal.alarm(PATIENCE)  # unhandled, so it ends a worker whatever that hangs in
+        signal.alarm(TIMEOUT)  # unhandled, so it ends a worker whatever that hangs in
         client = make()
         os.close(gate.write)
         os.close(ready.read)
         os.close(ready.write)
         os.read(gate.read, 1)
-        signal.alarm(PATIENCE)
+        signal.alarm(TIMEOUT)
         track, clock = client.track, time.perf_counter_ns
         for count in range(len(times)):
             given = properties(count)
@@ -182,7 +182,7 @@ def flood(name: str, url: str, number: int, lines: int) -> None:
     from urllib.parse import urlsplit
 
     event = json.dumps(
-        {"messageId": "x" * 36, "userId": clients.USER, "properties": properties(0), "padding": "x" * 60}
+        {"messageId": "x" * 36, "userId": measured_clients.USER, "properties": properties(0), "padding": "x" * 60}
     )
     body = ("[" + ",".join([event] * 100) + "]").encode()
     request = b"POST /v1/batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -196,7 +196,7 @@ def flood(name: str, url: str, number: int, lines: int) -> None:
                 line.sendall(request)
             for line in opened:
                 line.recv(65536)
-    _say(began=began)
+    _send(began=began)
 
 
 def _network() -> None:
@@ -205,7 +205,7 @@ def _network() -> None:
         __import__(module)
 
 
-def _say(**figures: object) -> None:
+def _send(**figures: object) -> None:
     print(json.dumps(figures), flush=True)
 
 

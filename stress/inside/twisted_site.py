@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import desk
+import tracker
 from twisted.web.resource import Resource
 
 AT_IMPORT, A_REQUEST = 5, 3  # events
 
-desk.track(AT_IMPORT)
+tracker.track(AT_IMPORT)
 
 
 class Site(Resource):
     isLeaf = True
 
     def render_GET(self, request: Any) -> bytes:
-        desk.track(A_REQUEST)
+        tracker.track(A_REQUEST)
         return b"%d" % os.getpid()

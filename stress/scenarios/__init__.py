@@ -1,6 +1,6 @@
 """The scenarios: each file has its inner part, played in the client's interpreter, and its outer part, played here.
 
-A module has ``TITLES``, the names it answers to and what they are; ``outside(stage)``, which asks ``stage.name``; and
+A module has ``TITLES``, the names it answers to and what they are; ``outside(run)``, which asks ``run.name``; and
 ``inside(...)``, which imports nothing of this package, because where it runs there is none. Order is the table's.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 import fnmatch
 from typing import Iterable
 
-from ..stage import Scenario
+from ..scenario_run import Scenario
 from . import (
     celery_workers,
     chaos,
     clock,
     descriptors,
-    ends,
+    exits,
     faults,
-    forking,
+    forking_server,
     forks,
-    instants,
+    kill_timing,
     kills,
     manager,
     memory,
@@ -43,15 +43,15 @@ MODULES = (
     uwsgi_workers,
     celery_workers,
     rq_workers,
-    forking,
+    forking_server,
     twisted_web,
-    ends,
+    exits,
     outages,
     faults,
     clock,
     memory,
     kills,
-    instants,
+    kill_timing,
     spool,
     relay,
     manager,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "celery-prefork": "Celery, 2 prefork children at work; SIGTERM to the parent after 60 tasks: a warm shutdown",
@@ -13,7 +16,7 @@ TITLES = {
 QUEUED = {"celery-prefork": 600, "celery-recycle": 60}  # tasks
 DONE = 60  # tasks before the end
 AT_START, PER_TASK = 5, 3  # events, as in inside/celery_program.py
-PATIENCE = 45.0
+TIMEOUT = 45.0
 
 
 def inside(name: str) -> None:
@@ -22,13 +25,13 @@ def inside(name: str) -> None:
     celery_program.run(QUEUED[name], recycle=name == "celery-recycle")
 
 
-def outside(stage: Any) -> None:
-    from ..visits import stop, until
+def outside(run: ScenarioRun) -> None:
+    from ..http_load import stop, wait_until
 
-    (stage.folder / "queue").mkdir()
-    program = stage.play(stage.name, patience=2 * PATIENCE)
+    (run.folder / "queue").mkdir()
+    program = run.start(run.name, timeout=2 * TIMEOUT)
     events = AT_START + DONE * PER_TASK
-    until(lambda: stage.calls >= events or not program.is_running, PATIENCE)
-    if stage.name == "celery-recycle":
-        stage.api.wait_for(events, seconds=2.0)
-    stop(stage, program, PATIENCE)
+    wait_until(lambda: run.calls >= events or not program.is_running, TIMEOUT)
+    if run.name == "celery-recycle":
+        run.api.wait_for(events, seconds=2.0)
+    stop(run, program, TIMEOUT)

@@ -16,7 +16,10 @@ import select
 import signal
 import threading
 import time
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "chaos": "--seconds of random servers, faults of the API, reloads, and stopped workers; the seed makes the plan",
@@ -29,7 +32,7 @@ ACT = 8.0  # seconds
 TROUBLE, CALM = 1.0, 3.0  # seconds, the most of a fault and the least between two: three retries take 1.75 s
 WORKERS = 2
 TASKS = 1_000  # more than Celery's children get done in an act
-PATIENCE = 40.0  # seconds for a program to end
+TIMEOUT = 40.0  # seconds for a program to end
 READY = 20.0  # seconds for a server to have all its workers
 STDIN = 0
 
@@ -100,11 +103,11 @@ def _possible(program: str, kills: bool) -> list[str]:
 
 
 def inside(program: str) -> None:
-    import desk
+    import tracker
 
-    desk.track(10)
+    tracker.track(10)
     {"forks": _forks, "pool": _pool, "celery": _celery}[program]()
-    desk.track(10)
+    tracker.track(10)
 
 
 def _forks() -> None:
@@ -114,12 +117,12 @@ def _forks() -> None:
 
 
 def _pool() -> None:
-    import desk
+    import tracker
 
     pool = multiprocessing.get_context("fork").Pool(WORKERS, maxtasksperchild=50)
     while not select.select([STDIN], [], [], 0)[0]:
         pool.map(job, range(20), chunksize=1)
-        desk.track()
+        tracker.track()
     pool.close()
     pool.join()
 
@@ -131,58 +134,58 @@ def _celery() -> None:
 
 
 def job(number: int) -> None:
-    import desk
+    import tracker
 
-    desk.track(2)
+    tracker.track(2)
     time.sleep(0.01)
 
 
 # What happens to them, in the harness.
 
 
-def outside(stage: Any) -> None:
-    acts = plan(stage.random, stage.seconds, stage.name == "chaos-kills")
+def outside(run: ScenarioRun) -> None:
+    acts = plan(run.random, run.seconds, run.name == "chaos-kills")
     for number, act in enumerate(acts, 1):
-        stage.notes.append(f"act {number}: {act}")
+        run.notes.append(f"act {number}: {act}")
     for act in acts:
-        with (_working if act.program in WORKING else _visited)(stage, act) as parent:
-            _perform(stage, act, parent)
+        with (_working if act.program in WORKING else _visited)(run, act) as parent:
+            _perform(run, act, parent)
 
 
 @contextlib.contextmanager
-def _working(stage: Any, act: Act) -> Iterator[int]:
+def _working(run: ScenarioRun, act: Act) -> Iterator[int]:
     """A program that finds its own work."""
-    from ..visits import until
+    from ..http_load import wait_until
 
-    (stage.folder / "queue").mkdir(exist_ok=True)
-    before = stage.calls
-    program = stage.play(act.program, patience=act.seconds + 2 * PATIENCE)
-    until(lambda: stage.calls > before + 10 or not program.is_running, PATIENCE)
+    (run.folder / "queue").mkdir(exist_ok=True)
+    before = run.calls
+    program = run.start(act.program, timeout=act.seconds + 2 * TIMEOUT)
+    wait_until(lambda: run.calls > before + 10 or not program.is_running, TIMEOUT)
     yield program.pid
     if act.program == "celery":
         program.signal(signal.SIGTERM)
     program.close_stdin()
-    stage.finish(program, seconds=PATIENCE)
+    run.finish(program, seconds=TIMEOUT)
 
 
 @contextlib.contextmanager
-def _visited(stage: Any, act: Act) -> Iterator[int]:
-    """A server, and visitors without end."""
+def _visited(run: ScenarioRun, act: Act) -> Iterator[int]:
+    """A server, and load without end."""
+    from ..http_load import CONCURRENCY, LoadGenerator, wait_until
     from ..ports import free_port
     from ..programs import Failure
-    from ..visits import AT_ONCE, Visitors, until
     from .uwsgi_workers import are_idle
 
     port, stats = free_port(), free_port()
-    server = stage.serve(*_command(stage, act.program, port, stats), patience=act.seconds + 2 * PATIENCE)
-    visitors = Visitors(server, port)
-    visitors.meet(1)
+    server = run.start_server(*_command(run, act.program, port, stats), timeout=act.seconds + 2 * TIMEOUT)
+    load = LoadGenerator(server, port)
+    load.wait_for_workers(1)
     over = threading.Event()
 
     def visit() -> None:
         while not over.wait(0.005):
             with contextlib.suppress(Failure):  # no answer: all workers are stopped, or killed
-                visitors.ask(AT_ONCE)
+                load.send_requests(CONCURRENCY)
 
     thread = threading.Thread(target=visit)
     thread.start()
@@ -192,15 +195,15 @@ def _visited(stage: Any, act: Act) -> Iterator[int]:
         over.set()
         thread.join()
     if act.program == "uwsgi":  # when it stops it forgets a worker that it is just starting, and waits for ever
-        until(lambda: are_idle(stats) or not server.is_running, READY)
+        wait_until(lambda: are_idle(stats) or not server.is_running, READY)
     server.signal(signal.SIGTERM)
-    stage.finish(server, seconds=PATIENCE)
+    run.finish(server, seconds=TIMEOUT)
 
 
-def _command(stage: Any, program: str, port: int, stats: int) -> list[Any]:
+def _command(run: ScenarioRun, program: str, port: int, stats: int) -> list[Any]:
     address = f"127.0.0.1:{port}"
     if program == "uwsgi":
-        flags = ["--master", "--need-app", "--processes", WORKERS, "--binary-path", stage.peer.python, "--die-on-term"]
+        flags = ["--master", "--need-app", "--processes", WORKERS, "--binary-path", run.peer.python, "--die-on-term"]
         flags += ["--http-socket", address, "--module", "app:app", "--stats", f"127.0.0.1:{stats}"]
         return ["-c", "from pyuwsgi import run; run()", *flags]
     kind = program.split()[1]
@@ -208,11 +211,11 @@ def _command(stage: Any, program: str, port: int, stats: int) -> list[Any]:
     return ["-m", "gunicorn", "app:app", "--preload", "-w", WORKERS, "-b", address, "-k", kind, *threads]
 
 
-def _perform(stage: Any, act: Act, parent: int) -> None:
+def _perform(run: ScenarioRun, act: Act, parent: int) -> None:
     began = time.monotonic()
     moments: list[tuple[float, Callable[[], object]]] = [(act.seconds, lambda: None)]
     for step in act.steps:
-        begin, end = _trouble(stage.api, step) if step.what in FAULTS else _signalling(step, parent)
+        begin, end = _trouble(run.api, step) if step.what in FAULTS else _signalling(step, parent)
         moments += [(step.at, begin), (step.at + step.seconds, end)]
     for at, do in sorted(moments, key=lambda moment: moment[0]):
         time.sleep(max(0.0, began + at - time.monotonic()))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from functools import partial
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "slow-api": "4 processes, each answer takes 0.2 s",
@@ -24,28 +27,28 @@ IN_A_ROW = 2  # requests that chance may spoil one after the other, so that bad 
 
 
 def inside(name: str) -> None:
-    import desk
+    import tracker
 
     if name == "too-large":
-        desk.track(500)  # at once, so that batches are large
+        tracker.track(500)  # at once, so that batches are large
         return
     for _ in range(200):  # 2 seconds or more, so that the storms are over before the end
-        desk.track(5)
+        tracker.track(5)
         time.sleep(0.01)
 
 
-def outside(stage: Any) -> None:
-    if stage.name == "too-large":
-        stage.api.max_body = 3_000
-    elif stage.name.startswith("storm"):
-        stage.api.rule = _storm(stage)
+def outside(run: ScenarioRun) -> None:
+    if run.name == "too-large":
+        run.api.max_body = 3_000
+    elif run.name.startswith("storm"):
+        run.api.rule = _storm(run)
     else:
-        faults = itertools.cycle(_faults(stage))  # so the n-th request of any client meets the same
-        stage.api.rule = lambda request: next(faults)
-    stage.finish(*[stage.play(stage.name) for _ in range(4 if stage.name == "slow-api" else 1)], seconds=LONGEST)
+        faults = itertools.cycle(_faults(run))  # so the n-th request of any client meets the same
+        run.api.rule = lambda request: next(faults)
+    run.finish(*[run.start(run.name) for _ in range(4 if run.name == "slow-api" else 1)], seconds=LONGEST)
 
 
-def _storm(stage: Any) -> Callable[[Any], Any]:
+def _storm(run: ScenarioRun) -> Callable[[Any], Any]:
     from letterapp.testing import status
 
     over: list[float] = []
@@ -55,28 +58,28 @@ def _storm(stage: Any) -> Callable[[Any], Any]:
             over.append(time.monotonic() + STORM)
         if time.monotonic() > over[0]:
             return None
-        if stage.name == "storm-429":
+        if run.name == "storm-429":
             return status(429, headers={"Retry-After": "1"})
-        return status(stage.random.choice((500, 502, 503)))
+        return status(run.random.choice((500, 502, 503)))
 
     return rule
 
 
-def _faults(stage: Any) -> list[Any]:
+def _faults(run: ScenarioRun) -> list[Any]:
     """What becomes of one request after the other; None: it is treated well."""
     from letterapp.testing import cut, raw, reset, stall, status
 
-    if stage.name == "resets":
-        return _one_in_five(stage.random, [reset()])
-    if stage.name == "half-answers":
+    if run.name == "resets":
+        return _one_in_five(run.random, [reset()])
+    if run.name == "half-answers":
         halves: list[Callable[..., Any]] = [cut, partial(raw, b"\x00 no HTTP\r\n\r\n"), partial(raw, b"")]
-        return _one_in_five(stage.random, [half(stored=stored) for half in halves for stored in (False, True)])
+        return _one_in_five(run.random, [half(stored=stored) for half in halves for stored in (False, True)])
     plans: dict[str, list[Any]] = {
         "slow-api": [stall(SLOW)],
         "swallowed": [None, None, None, reset(stored=True)],
         "denied": [status(401)],
     }
-    return plans[stage.name]
+    return plans[run.name]
 
 
 def _one_in_five(chance: Any, faults: list[Any]) -> list[Any]:

@@ -9,7 +9,10 @@ import contextlib
 import os
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "kill-workers": "12 SIGKILLs among 4 forked workers that track, each replaced by the parent",
@@ -22,66 +25,66 @@ TITLES = {
 PROGRAMS = 4
 SIGNALS = 12
 FAMILIES = 3  # a single kill loses nothing when it comes right after a request
-PATIENCE = 25.0
+TIMEOUT = 25.0
 
 
 def inside(name: str) -> None:
-    import desk
     import family
+    import tracker
 
     if name == "sigterm-exit-signals":
-        desk.track(50)
-        desk.say()
+        tracker.track(50)
+        tracker.notify()
         family.track_until_readable(family.STDIN)
     else:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
         family.run(parent_tracks=name != "kill-parent-at-rest", afterwards=100 if name.startswith("kill-parent") else 0)
 
 
-def outside(stage: Any) -> None:
-    if stage.name == "sigterm-exit-signals":
-        _sigterm(stage)
+def outside(run: ScenarioRun) -> None:
+    if run.name == "sigterm-exit-signals":
+        _sigterm(run)
         return
-    for _ in range(FAMILIES if stage.name == "kill-parent" else 1):
-        _live_and_end(stage)
+    for _ in range(FAMILIES if run.name == "kill-parent" else 1):
+        _live_and_end(run)
 
 
-def _live_and_end(stage: Any) -> None:
-    program = stage.play(stage.name, patience=PATIENCE)
-    program.hear()
-    if stage.name in ("kill-workers", "stop-workers"):
+def _live_and_end(run: ScenarioRun) -> None:
+    program = run.start(run.name, timeout=TIMEOUT)
+    program.receive()
+    if run.name in ("kill-workers", "stop-workers"):
         for _ in range(SIGNALS):
-            time.sleep(stage.random.uniform(0.05, 0.3))
-            _disturb(stage, program.pid, signal.SIGKILL if stage.name == "kill-workers" else signal.SIGSTOP)
+            time.sleep(run.random.uniform(0.05, 0.3))
+            _disturb(run, program.pid, signal.SIGKILL if run.name == "kill-workers" else signal.SIGSTOP)
         program.close_stdin()
     else:
-        if stage.name == "kill-parent-at-rest":
-            came = stage.api.arrivals
-            stage.api.wait_until(lambda: sum(who.startswith(f"{program.pid}-") for _, (who, _) in came) >= 50)
-        time.sleep(stage.random.uniform(0.5, 1))
-        if stage.name == "ctrl-c":
+        if run.name == "kill-parent-at-rest":
+            came = run.api.arrivals
+            run.api.wait_until(lambda: sum(who.startswith(f"{program.pid}-") for _, (who, _) in came) >= 50)
+        time.sleep(run.random.uniform(0.5, 1))
+        if run.name == "ctrl-c":
             program.signal_group(signal.SIGINT)
         else:
             program.signal(signal.SIGKILL)
-    stage.finish(program, seconds=PATIENCE)
+    run.finish(program, seconds=TIMEOUT)
 
 
-def _disturb(stage: Any, parent: int, number: int) -> None:
+def _disturb(run: ScenarioRun, parent: int, number: int) -> None:
     import psutil
 
-    worker = stage.random.choice(sorted(child.pid for child in psutil.Process(parent).children()))
+    worker = run.random.choice(sorted(child.pid for child in psutil.Process(parent).children()))
     with contextlib.suppress(ProcessLookupError):  # killed before, and reaped by its parent just now
         os.kill(worker, number)
         if number == signal.SIGSTOP:
-            time.sleep(stage.random.uniform(0.01, 0.8))
+            time.sleep(run.random.uniform(0.01, 0.8))
             os.kill(worker, signal.SIGCONT)
 
 
-def _sigterm(stage: Any) -> None:
-    programs = [stage.play(stage.name, patience=PATIENCE, exit_signals=[signal.SIGTERM]) for _ in range(PROGRAMS)]
+def _sigterm(run: ScenarioRun) -> None:
+    programs = [run.start(run.name, timeout=TIMEOUT, exit_signals=[signal.SIGTERM]) for _ in range(PROGRAMS)]
     for program in programs:
-        program.hear()
+        program.receive()
     for program in programs:
-        time.sleep(stage.random.uniform(0.05, 0.5))
+        time.sleep(run.random.uniform(0.05, 0.5))
         program.signal(signal.SIGTERM)
-    stage.finish(*programs, seconds=PATIENCE)
+    run.finish(*programs, seconds=TIMEOUT)

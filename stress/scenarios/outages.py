@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "outage-start": "no API for 1 s from the first call on",
@@ -15,25 +18,25 @@ END = 15.0  # seconds from the word that it is over to the program's end: this c
 
 
 def inside(name: str) -> None:
-    import desk
+    import tracker
 
-    desk.track(50)
-    desk.say(tracked=50)
-    desk.track_until_told()
+    tracker.track(50)
+    tracker.notify(tracked=50)
+    tracker.track_until_resumed()
 
 
-def outside(stage: Any) -> None:
-    if stage.name == "outage-start":
-        stage.api.down()
-    program = stage.play(stage.name)
-    program.hear()
-    if stage.name != "outage-start":
-        stage.api.wait_for(50, 5)
-        stage.api.down()
+def outside(run: ScenarioRun) -> None:
+    if run.name == "outage-start":
+        run.api.down()
+    program = run.start(run.name)
+    program.receive()
+    if run.name != "outage-start":
+        run.api.wait_for(50, 5)
+        run.api.down()
     time.sleep(OUTAGE)
-    if stage.name != "outage-end":
-        before = len(stage.api.arrivals)
-        stage.api.up()
-        stage.api.wait_until(lambda: len(stage.api.arrivals) > before, 5)
-    program.go_on()
-    stage.finish(program, seconds=END)
+    if run.name != "outage-end":
+        before = len(run.api.arrivals)
+        run.api.up()
+        run.api.wait_until(lambda: len(run.api.arrivals) > before, 5)
+    program.resume()
+    run.finish(program, seconds=END)

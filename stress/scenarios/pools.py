@@ -8,7 +8,10 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 METHODS = ("fork", "spawn", "forkserver")
 TITLES = {
@@ -24,9 +27,9 @@ TITLES = {
 
 
 def job(number: int) -> None:
-    import desk
+    import tracker
 
-    desk.track(10)
+    tracker.track(10)
 
 
 def fatal_job(number: int) -> None:
@@ -35,9 +38,9 @@ def fatal_job(number: int) -> None:
 
 
 def inside(name: str) -> None:
-    import desk
+    import tracker
 
-    desk.track(10)
+    tracker.track(10)
     kind, _, rest = name.partition("-")
     method, _, end = rest.partition("-")
     context: Any = multiprocessing.get_context(method if method in METHODS else "fork")
@@ -49,7 +52,7 @@ def inside(name: str) -> None:
     elif kind == "broken":
         for _ in range(5):
             _break(context)
-            desk.track(10)
+            tracker.track(10)
     elif end == "terminate":
         with context.Pool(4) as pool:
             pool.map(job, range(40), chunksize=1)
@@ -58,7 +61,7 @@ def inside(name: str) -> None:
         pool.map(job, range(80 if method == "recycle" else 40), chunksize=1)
         pool.close()
         pool.join()
-    desk.track(10)
+    tracker.track(10)
 
 
 def _break(context: Any) -> None:
@@ -78,7 +81,7 @@ def _processes(context: Any) -> None:
         process.join()
 
 
-def outside(stage: Any) -> None:
-    shares_nothing = stage.name in ("pool-spawn-terminate", "pool-forkserver-terminate")
-    options = {"spool": str(stage.folder / "spool")} if shares_nothing else {}
-    stage.finish(stage.play(stage.name, patience=25.0, **options))
+def outside(run: ScenarioRun) -> None:
+    shares_nothing = run.name in ("pool-spawn-terminate", "pool-forkserver-terminate")
+    options: dict[str, Any] = {"spool": str(run.folder / "spool")} if shares_nothing else {}
+    run.finish(run.start(run.name, timeout=25.0, **options))

@@ -11,7 +11,10 @@ import select
 import sys
 import time
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {"soak": "--seconds of a parent and 4 workers that come and go; one request in 50 fails; no growth"}
 LOOKS = 5
@@ -22,14 +25,14 @@ STDIN = 0
 
 def inside(name: str, seed: str) -> None:
     """One line on stdin begins a stretch of work, the next ends it; then there is no worker, and a rest."""
-    import desk
+    import tracker
 
     chance = random.Random(seed)
-    desk.track(50)
-    while desk.pause():
+    tracker.track(50)
+    while tracker.pause():
         alive: set[int] = set()
         while not select.select([STDIN], [], [], EVERY)[0]:
-            desk.track()
+            tracker.track()
             alive = {pid for pid in alive if not os.waitpid(pid, os.WNOHANG)[0]}
             while len(alive) < WORKERS:
                 life = chance.uniform(0.1, 2)
@@ -41,38 +44,38 @@ def inside(name: str, seed: str) -> None:
         sys.stdin.readline()
         for pid in alive:
             os.waitpid(pid, 0)
-        desk.track(50)
+        tracker.track(50)
 
 
 def _work(seconds: float) -> None:
-    import desk
+    import tracker
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        desk.track()
+        tracker.track()
         time.sleep(EVERY)
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     import psutil
 
-    program = stage.play(stage.name, stage.random.random(), patience=stage.seconds + 60)
+    program = run.start(run.name, run.random.random(), timeout=run.seconds + 60)
     sizes = []
     for look in range(LOOKS):
-        program.hear()
-        stage.wait_for_all()
+        program.receive()
+        run.wait_for_all()
         if look:  # the first stretch warms it up
-            stage.rest(program.pid)
+            run.check_for_leaks(program.pid)
         sizes.append(psutil.Process(program.pid).memory_info().rss / 1e6)
         if look < LOOKS - 1:
-            stage.api.rule = _faults(stage.random)
-            program.go_on()
-            time.sleep(stage.seconds / (LOOKS - 1))
-            stage.api.rule = None
-            program.go_on()
+            run.api.rule = _faults(run.random)
+            program.resume()
+            time.sleep(run.seconds / (LOOKS - 1))
+            run.api.rule = None
+            program.resume()
     program.close_stdin()
-    stage.finish(program)
-    stage.notes.append("RSS at each look, MB: " + " ".join(f"{size:.1f}" for size in sizes))
+    run.finish(program)
+    run.notes.append("RSS at each look, MB: " + " ".join(f"{size:.1f}" for size in sizes))
 
 
 def _faults(chance: random.Random) -> Any:

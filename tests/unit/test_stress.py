@@ -22,12 +22,12 @@ import pytest
 from harness import DEADLINE, ROOT
 from rich.console import Console
 
-from stress import ports, run, stage
-from stress.ledger import FAULTS, Books, balance, verdict
+from stress import ports, run, scenario_run
+from stress.ledger import FAULTS, Records, balance, verdict
 from stress.peers import MANAGER, RELAY, SELF, Environments, Peer
 from stress.ports import free_port
 from stress.programs import Failure
-from stress.scenarios import SCENARIOS, chaos, ends, manager, relay
+from stress.scenarios import SCENARIOS, chaos, exits, manager, relay
 
 ONE, OTHER = ("1", 0), ("1", 1)
 
@@ -42,23 +42,23 @@ def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing marks a port")
 def test_a_free_port_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    all_of_them = ports._beside_the_kernels()
+    all_of_them = ports._outside_kernel_range()
     start = random.randrange(len(all_of_them) - 20)
     some = all_of_them[start : start + 20]  # of which others may use a few
-    monkeypatch.setattr(ports, "_beside_the_kernels", lambda: some)
+    monkeypatch.setattr(ports, "_outside_kernel_range", lambda: some)
     assert len({free_port() for _ in range(15)}) == 15
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing marks a port")
 def test_no_more_than_so_many_ports_are_marked() -> None:
-    for _ in range(ports._MARKS + 20):
+    for _ in range(ports._MAX_RESERVED + 20):
         free_port()
-    assert len(ports._marks) == ports._MARKS
+    assert len(ports._reservations) == ports._MAX_RESERVED
 
 
 def sums(returned: list[Any], arrivals: list[Any], told: tuple[Any, ...] = ()) -> dict[str, Any]:
-    books = Books(dict.fromkeys(returned, 1500), dict.fromkeys(told, "told"), arrivals)
-    found = balance(books)._asdict()
+    records = Records(dict.fromkeys(returned, 1500), dict.fromkeys(told, "told"), arrivals)
+    found = balance(records)._asdict()
     assert found["calls"] == found["delivered"] + found["told"] + found["lost"]
     return {name: value for name, value in found.items() if value and name not in ("calls", "longest_call_ms")}
 
@@ -110,7 +110,7 @@ def perform(tmp_path: Path) -> Any:
     def perform(scenario: str, client: str, **options: Any) -> dict[str, Any]:
         column = MANAGER if "manager" in options else RELAY if "relay" in options else SELF
         peer = Peer(column, client, "letterapp", "", sys.executable, "", env, options)
-        return stage.perform(SCENARIOS[scenario], peer, environments)
+        return scenario_run.run_scenario(SCENARIOS[scenario], peer, environments)
 
     return perform
 
@@ -139,7 +139,7 @@ def test_what_a_process_keeps_at_its_os_exit_is_lost(perform: Any) -> None:
 
 @needs_unix
 def test_a_family_that_a_ctrl_c_ends_is_told_of_every_event(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ends, "FAMILIES", 1)
+    monkeypatch.setattr(exits, "FAMILIES", 1)
     entry = perform("family-ctrl-c-hurried", "letterapp")
     assert (entry["verdict"], entry["told"], entry["calls"], faults(entry)) == ("told", 40, 40, {}), entry
 
@@ -156,18 +156,18 @@ def test_the_client_with_a_relay_balances(scenario: str, perform: Any) -> None:
 
 @needs_unix
 def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 0.3)
+    monkeypatch.setattr(scenario_run, "GRACE", 0.3)
 
-    def outside(stage: Any) -> None:
-        program = stage.play("bursts")
-        program.hear()
-        program.go_on()
-        program.hear()
-        pid = relay.used(stage, events=200)["pid"]
-        assert stage.wait_for_all(DEADLINE)
+    def outside(scenario: Any) -> None:
+        program = scenario.start("bursts")
+        program.receive()
+        program.resume()
+        program.receive()
+        pid = relay.used(scenario, events=200)["pid"]
+        assert scenario.wait_for_all(DEADLINE)
         os.kill(pid, signal.SIGSTOP)
         program.close_stdin()
-        stage.finish(program)
+        scenario.finish(program)
 
     monkeypatch.setattr(SCENARIOS["bursts"].module, "outside", outside)
     entry = perform("bursts", "letterapp", relay=True, exit_timeout=1.0)
@@ -176,7 +176,7 @@ def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatc
 
 @needs_unix
 def test_what_a_relay_writes_into_its_log_is_told(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 15.0)  # it has its own time after its last client
+    monkeypatch.setattr(scenario_run, "GRACE", 15.0)  # it has its own time after its last client
     entry = perform("outage-end", "letterapp", relay=True, exit_timeout=1.0)
     assert (entry["verdict"], faults(entry)) == ("told", {}), entry
     assert entry["calls"] == entry["told"] + entry["delivered"] > entry["delivered"]
@@ -221,18 +221,18 @@ def test_a_manager_whose_starter_dies_serves_its_children_and_ends(
 
 @needs_unix
 def test_a_manager_that_outlives_its_family_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 0.3)
+    monkeypatch.setattr(scenario_run, "GRACE", 0.3)
 
-    def outside(stage: Any) -> None:
-        program = stage.play("bursts", manager={"authkey": manager.AUTHKEY.hex()})
-        program.hear()
-        program.go_on()
-        program.hear()
-        pid = manager._used(stage)["pid"]
-        assert stage.wait_for_all(DEADLINE)
+    def outside(scenario: Any) -> None:
+        program = scenario.start("bursts", manager={"authkey": manager.AUTHKEY.hex()})
+        program.receive()
+        program.resume()
+        program.receive()
+        pid = manager._used(scenario)["pid"]
+        assert scenario.wait_for_all(DEADLINE)
         os.kill(pid, signal.SIGSTOP)
         program.close_stdin()
-        stage.finish(program)
+        scenario.finish(program)
 
     monkeypatch.setattr(SCENARIOS["bursts"].module, "outside", outside)
     entry = perform("bursts", "letterapp", manager={}, exit_timeout=1.0)
@@ -272,7 +272,7 @@ def test_a_spawned_process_finds_its_familys_manager_or_starts_its_own() -> None
 @pytest.mark.parametrize("kind", ["relay", "manager"])
 def test_the_log_of_whoever_sends_says_what_ended_processes_have_lost(kind: str) -> None:
     line = f"letterapp {kind} [123]: 1,234 of processes that have ended: 2 events lost: no answer"
-    assert stage.LOGGED.findall(f"something\n{line}\n") == ["1,234"]
+    assert scenario_run.LOGGED.findall(f"something\n{line}\n") == ["1,234"]
 
 
 def test_a_call_that_waited_for_a_stopped_manager_is_found() -> None:
@@ -305,11 +305,11 @@ def test_a_scenario_of_another_column_is_no_fault_of_this_client(
 
 
 def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    played = SCENARIOS["single"].module.outside
+    original = SCENARIOS["single"].module.outside
 
-    def outside(stage: Any) -> None:
-        stage.may_overtake = True
-        played(stage)
+    def outside(scenario: Any) -> None:
+        scenario.allows_overtaking = True
+        original(scenario)
 
     monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
     entry = perform("single", "broken:disordered")
@@ -319,16 +319,16 @@ def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, mon
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "collided", "disordered", "orphans"])
 def test_a_broken_client_turns_its_column_red(fault: str, perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 0.3 if fault == "orphans" else stage.GRACE)
+    monkeypatch.setattr(scenario_run, "GRACE", 0.3 if fault == "orphans" else scenario_run.GRACE)
     entry = perform("single", f"broken:{fault}")
     assert (entry["verdict"], list(faults(entry))) == ("red", [fault]), entry
 
 
 def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outside(stage: Any) -> None:
-        program = stage.play("single")
-        assert stage.api.wait_for(5_000, DEADLINE)
-        stage.finish(program, seconds=0.5)
+    def outside(scenario: Any) -> None:
+        program = scenario.start("single")
+        assert scenario.api.wait_for(5_000, DEADLINE)
+        scenario.finish(program, seconds=0.5)
 
     monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
     entry = perform("single", "broken:hung")
@@ -339,7 +339,7 @@ def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkey
 def test_a_client_that_keeps_something_of_each_burst_leaks(
     what: str, perform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "LEAVING", 0.2)
+    monkeypatch.setattr(scenario_run, "SETTLING", 0.2)
     entry = perform("bursts", f"broken:{what}")
     assert (entry["verdict"], list(faults(entry))) == ("red", ["leaked"]), entry
 
@@ -358,7 +358,7 @@ def test_a_program_that_breaks_is_no_ledger(perform: Any) -> None:
 def test_the_same_seed_makes_the_same_choices(tmp_path: Path) -> None:
     def choices(seed: int) -> list[float]:
         peer = Peer(SELF, "letterapp", "letterapp", "", sys.executable, "", {})
-        made = stage.Stage(SCENARIOS["single"], peer, None, 1.0, seed, tmp_path)  # type: ignore[arg-type]
+        made = scenario_run.ScenarioRun(SCENARIOS["single"], peer, None, 1.0, seed, tmp_path)  # type: ignore[arg-type]
         made.api.close()
         return [made.random.random() for _ in range(3)]
 
@@ -450,14 +450,14 @@ def test_the_worst_of_several_performances_is_kept() -> None:
     assert run.worst(played[:1]) == played[0]
     assert run.worst(played) == {
         **played[3],
-        "notes": ["as it was", "the worst of 5 times: 3 did not balance, 50 events lost in all"],
+        "notes": ["as it was", "the worst of 5 runs: 3 did not balance, 50 events lost in all"],
     }
 
 
 def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outside(stage: Any) -> None:
-        program = stage.play("single")
-        stage.finish(program)
+    def outside(scenario: Any) -> None:
+        program = scenario.start("single")
+        scenario.finish(program)
         os.kill(program.pid, 0)  # it is gone
 
     monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)

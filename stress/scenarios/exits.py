@@ -7,7 +7,10 @@ import select
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "os-exit": "a program and its 30 forked children, 10 events each, all of which leave by os._exit",
@@ -24,7 +27,7 @@ FAMILIES = 5
 EVERY = 0.005  # seconds between two events of a daemon, or two looks
 LONGER = 0.3  # seconds that a daemon tracks before it is ended
 START = 20.0  # seconds for a daemon to be one
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 def inside(name: str) -> None:
@@ -32,35 +35,35 @@ def inside(name: str) -> None:
 
 
 def _leave() -> None:
-    import desk
+    import tracker
 
-    desk.track(10)
+    tracker.track(10)
     alive = set()
     for _ in range(CHILDREN):
         pid = os.fork()
         if pid == 0:
-            desk.track(10)
+            tracker.track(10)
             os._exit(0)
         alive.add(pid)
         while len(alive) >= AT_ONCE:
             alive.discard(os.wait()[0])
     for pid in alive:
         os.waitpid(pid, 0)
-    desk.track(10)
+    tracker.track(10)
     os._exit(0)
 
 
 def _daemon() -> None:
     import daemon
-    import desk
+    import tracker
 
-    desk.track(BEFORE)
-    desk.turn_over()
+    tracker.track(BEFORE)
+    tracker.close_logs()
     with daemon.DaemonContext(working_directory=os.getcwd(), detach_process=True):
-        desk.track()
+        tracker.track()
         _say_who()
         while True:  # the context's own handler ends it
-            desk.track()
+            tracker.track()
             select.select([], [], [], EVERY)
 
 
@@ -71,70 +74,72 @@ def _say_who() -> None:
 
 
 def _family() -> None:
-    import desk
+    import tracker
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
     for _ in range(3):
         if os.fork() == 0:
             break
-    desk.track(10)
-    desk.say(pid=os.getpid())
+    tracker.track(10)
+    tracker.notify(pid=os.getpid())
     # Until Ctrl-C. Looked at often, because one that comes just before the system call does not interrupt it.
     while not select.select([0], [], [], EVERY)[0]:
         pass
 
 
-def outside(stage: Any) -> None:
-    if stage.name == "python-daemon":
-        _daemonize(stage)
-    elif stage.name == "pytest-forked":
-        _test(stage)
-    elif stage.name == "os-exit":
-        stage.finish(stage.play(stage.name, patience=PATIENCE), seconds=PATIENCE)
+def outside(run: ScenarioRun) -> None:
+    if run.name == "python-daemon":
+        _daemonize(run)
+    elif run.name == "pytest-forked":
+        _test(run)
+    elif run.name == "os-exit":
+        run.finish(run.start(run.name, timeout=TIMEOUT), seconds=TIMEOUT)
     else:
-        if stage.name != "family-ctrl-c":
-            stage.api.down()
+        if run.name != "family-ctrl-c":
+            run.api.down()
         for _ in range(FAMILIES):
-            _interrupt(stage)
+            _interrupt(run)
 
 
-def _interrupt(stage: Any) -> None:
+def _interrupt(run: ScenarioRun) -> None:
+    from ..http_load import wait_until
+    from ..process_monitor import is_alive
     from ..programs import Failure
-    from ..visits import until
-    from ..watch import is_alive
 
-    options = {"exit_timeout": 1.0} if stage.name == "family-ctrl-c-hurried" else {}
-    program = stage.play(stage.name, patience=2 * PATIENCE, **options)
-    family = [program.hear()["pid"] for _ in range(4)]
+    options: dict[str, Any] = {"exit_timeout": 1.0} if run.name == "family-ctrl-c-hurried" else {}
+    program = run.start(run.name, timeout=2 * TIMEOUT, **options)
+    family = [program.receive()["pid"] for _ in range(4)]
     program.signal_group(signal.SIGINT)
-    stage.finish(program, seconds=PATIENCE)
-    if not until(lambda: not any(map(is_alive, family)), PATIENCE) and stage.is_this_client:
+    run.finish(program, seconds=TIMEOUT)
+    if not wait_until(lambda: not any(map(is_alive, family)), TIMEOUT) and run.is_this_client:
         raise Failure("a process of the family has not ended")
 
 
-def _daemonize(stage: Any) -> None:
+def _daemonize(run: ScenarioRun) -> None:
+    from ..http_load import wait_until
     from ..peers import RELAY
+    from ..process_monitor import is_alive
     from ..programs import Failure
-    from ..visits import until
-    from ..watch import is_alive
     from . import relay
 
-    stage.finish(stage.play(stage.name, patience=PATIENCE), seconds=PATIENCE)
-    written = stage.folder / "pid"
-    if not until(written.exists, START):
+    run.finish(run.start(run.name, timeout=TIMEOUT), seconds=TIMEOUT)
+    written = run.folder / "pid"
+    if not wait_until(written.exists, START):
         raise Failure("there is no daemon")
     pid = int(written.read_text())
-    if stage.peer.column == RELAY:
+    if run.peer.column == RELAY:
         # One that the daemon has started and does not come to waits 20 s for its first client. The one of before had
         # what was tracked before.
-        relay.used(stage, events=BEFORE + 1)
+        relay.used(run, events=BEFORE + 1)
     time.sleep(LONGER)
     os.kill(pid, signal.SIGTERM)
-    until(lambda: not is_alive(pid), PATIENCE)  # if it is still there it is an orphan
+    wait_until(lambda: not is_alive(pid), TIMEOUT)  # if it is still there it is an orphan
 
 
-def _test(stage: Any) -> None:
-    from ..stage import INSIDE
+def _test(run: ScenarioRun) -> None:
+    from ..scenario_run import INSIDE
 
-    flags = ("-q", "-p", "no:cacheprovider", "--forked", f"--rootdir={stage.folder}")
-    stage.finish(stage.serve("-m", "pytest", *flags, INSIDE / "cases.py", patience=2 * PATIENCE), seconds=PATIENCE)
+    flags = ("-q", "-p", "no:cacheprovider", "--forked", f"--rootdir={run.folder}")
+    run.finish(
+        run.start_server("-m", "pytest", *flags, INSIDE / "forked_tests.py", timeout=2 * TIMEOUT), seconds=TIMEOUT
+    )

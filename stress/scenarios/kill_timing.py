@@ -17,7 +17,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "kill-instants": "500 forked children, 4 at once, that track flat out; SIGKILL within 20 ms of the first call",
@@ -35,20 +38,20 @@ EVERY = 0.0005  # seconds between two after that
 ROUNDS = 200
 AT_ONCE = 4
 REQUESTS = 20
-HEIRS = 12
-PATIENCE = 90.0
+RECOVERIES = 12
+TIMEOUT = 90.0
 ENOUGH = 6.0  # seconds for the harness to meet all requests that it wants
 
 
 def inside(name: str, seed: str) -> None:
-    import desk
+    import tracker
 
     chance = random.Random(int(seed))
     if name == "kill-instants":
-        desk.track(20)
+        tracker.track(20)
         _kill_at_any(chance)
     elif name == "sudden-ends":
-        desk.track(20)
+        tracker.track(20)
         _in_children(60, _end_suddenly)
     elif name in ("kill-in-call", "kill-in-sender"):
         _kill_at_spots(chance, on_main=name == "kill-in-call")
@@ -60,7 +63,7 @@ def inside(name: str, seed: str) -> None:
 
 def _kill_at_any(chance: random.Random) -> None:
     """The parent kills, because nothing inside of a process comes between any two of its instructions."""
-    import desk
+    import tracker
 
     began, begins = os.pipe()
     parent, left = os.getpid(), CHILDREN
@@ -68,14 +71,14 @@ def _kill_at_any(chance: random.Random) -> None:
     moments: dict[int, float] = {}
     while left or alive:
         while left and len(alive) < AT_ONCE:
-            desk.track()
+            tracker.track()
             pid = os.fork()
             if pid == 0:
                 os.write(begins, struct.pack("i", os.getpid()))
-                desk.track(AT_FIRST)
+                tracker.track(AT_FIRST)
                 while os.getppid() == parent:
                     time.sleep(EVERY)
-                    desk.track()
+                    tracker.track()
                 return
             alive.add(pid)
             left -= 1
@@ -91,11 +94,11 @@ def _kill_at_any(chance: random.Random) -> None:
 
 def _in_children(count: int, life: Callable[[int], object], prepare: Callable[[int], object] = lambda _: None) -> None:
     """Have ``life(number)`` lived by so many children, a few at once. It does not end by itself."""
-    import desk
+    import tracker
 
     alive = set()
     for number in range(count):
-        desk.track()
+        tracker.track()
         prepare(number)
         pid = os.fork()
         if pid == 0:
@@ -112,10 +115,10 @@ def _end_suddenly(number: int) -> None:
     import ctypes
     import resource
 
-    import desk
+    import tracker
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    desk.track(10)
+    tracker.track(10)
     ends: list[Callable[[], object]] = [lambda: os._exit(0), os.abort, lambda: ctypes.string_at(0)]
     ends[number % len(ends)]()
 
@@ -123,7 +126,7 @@ def _end_suddenly(number: int) -> None:
 # ReentrancyGuard of the client. A spot is a bytecode: the file and first line of its code object, and its place there.
 
 
-class Wire:
+class KillTracer:
     """A trace function: in children it counts the spots that a client comes to, and kills the process at one of them.
 
     It is stretched before the fork, because a client may start the child's thread in its fork hook.
@@ -136,7 +139,7 @@ class Wire:
         self.seen: Counter[Any] = Counter()
         self.deadly: Any = None  # a spot, and which time there: 1 is the first
 
-    def __call__(self, frame: Any, event: str, argument: object) -> Wire | None:
+    def __call__(self, frame: Any, event: str, argument: object) -> KillTracer | None:
         code = frame.f_code
         if not code.co_filename.startswith(self._package):
             return None
@@ -164,21 +167,21 @@ class Wire:
 
 
 def _kill_at_spots(chance: random.Random, on_main: bool) -> None:
-    import desk
+    import tracker
 
-    wire = Wire()
+    tracer = KillTracer()
     if not on_main:
-        wire.stretch()
-    desk.track(20)
+        tracer.stretch()
+    tracker.track(20)
 
     def live(number: int) -> None:
         if on_main:
-            sys.settrace(wire)
-        desk.track(5)
-        desk.close()
+            sys.settrace(tracer)
+        tracker.track(5)
+        tracker.close()
         sys.settrace(None)
 
-    seen = _survey(wire, live)
+    seen = _survey(tracer, live)
     if not seen:
         sys.exit("the client does nothing there")
     plan = []
@@ -187,18 +190,18 @@ def _kill_at_spots(chance: random.Random, on_main: bool) -> None:
         plan.append((tuple(spot), chance.randint(1, times)))
 
     def prepare(number: int) -> None:
-        wire.deadly = plan[number]
+        tracer.deadly = plan[number]
 
     _in_children(len(plan), live, prepare)
 
 
-def _survey(wire: Wire, live: Callable[[int], object]) -> list[tuple[list[Any], int]]:
+def _survey(tracer: KillTracer, live: Callable[[int], object]) -> list[tuple[list[Any], int]]:
     """Each spot that such a life comes to, and how often. Not by chance: loops would have most of it."""
     there, here = os.pipe()
     if os.fork() == 0:
         live(0)
         with open(here, "w") as file:
-            json.dump(sorted(wire.seen.items()), file)
+            json.dump(sorted(tracer.seen.items()), file)
         os._exit(0)
     os.close(here)
     with open(there) as file:
@@ -207,49 +210,49 @@ def _survey(wire: Wire, live: Callable[[int], object]) -> list[tuple[list[Any], 
     return json.loads(text) if text else []
 
 
-# On the wire: the harness is the API.
+# On the tracer: the harness is the API.
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     from ..peers import RELAY
     from ..programs import Failure
-    from ..stage import Elsewhere
+    from ..scenario_run import NotApplicable
 
-    has_relay = stage.peer.column == RELAY
-    if has_relay and stage.name in ("kill-in-sender", "kill-heirs"):
-        raise Elsewhere("no worker sends anything: a relay does")
-    stage.may_overtake = has_relay
-    program = stage.play(stage.name, stage.random.randrange(2**32), patience=PATIENCE)
-    reaper = None
-    if stage.name in ("kill-before-stored", "kill-after-stored", "kill-heirs"):
-        program.hear()
-        reaper = Reaper(stage, program.pid)
-        stage.api.rule = reaper.look
-        reaper.work()
-        stage.api.rule = None
+    has_relay = run.peer.column == RELAY
+    if has_relay and run.name in ("kill-in-sender", "kill-heirs"):
+        raise NotApplicable("no worker sends anything: a relay does")
+    run.allows_overtaking = has_relay
+    program = run.start(run.name, run.random.randrange(2**32), timeout=TIMEOUT)
+    killer = None
+    if run.name in ("kill-before-stored", "kill-after-stored", "kill-heirs"):
+        program.receive()
+        killer = SenderKiller(run, program.pid)
+        run.api.rule = killer.look
+        killer.work()
+        run.api.rule = None
         program.close_stdin()
-    stage.finish(program, seconds=PATIENCE)
-    if reaper and not reaper.killed and (stage.is_this_client or stage.name != "kill-heirs"):
+    run.finish(program, seconds=TIMEOUT)
+    if killer and not killer.killed and (run.is_this_client or run.name != "kill-heirs"):
         raise Failure("no worker sent anything while it lived: nobody was killed at it")
 
 
-class Reaper:
+class SenderKiller:
     """Kills whoever sent a request that has come: a worker, or the relay where there is one. The parent is spared.
 
     Not both: with a worker and its relay all copies of an event are gone. With a manager there is one more copy, in the
     memory that the family shares: there workers are killed too.
     """
 
-    def __init__(self, stage: Any, parent: int) -> None:
+    def __init__(self, run: ScenarioRun, parent: int) -> None:
         from ..peers import MANAGER, RELAY
 
-        self._heirs_only = stage.name == "kill-heirs"
-        self._stored = {"kill-before-stored": (False,), "kill-after-stored": (True,)}.get(stage.name, (False, True))
-        self._flush_target = HEIRS if self._heirs_only else REQUESTS
+        self._recovering_only = run.name == "kill-heirs"
+        self._stored = {"kill-before-stored": (False,), "kill-after-stored": (True,)}.get(run.name, (False, True))
+        self._flush_target = RECOVERIES if self._recovering_only else REQUESTS
         self._parent = parent
-        self._relays_of = str(stage.folder) if stage.peer.column in (RELAY, MANAGER) else ""
-        self._spares_workers = stage.peer.column == RELAY
-        self._chance = stage.random
+        self._relays_of = str(run.folder) if run.peer.column in (RELAY, MANAGER) else ""
+        self._spares_workers = run.peer.column == RELAY
+        self._chance = run.random
         self._lock = threading.Lock()  # requests come on many threads
         self.killed = 0
 
@@ -257,14 +260,14 @@ class Reaper:
         """The API's rule: what it does with this request."""
         from letterapp.testing import reset
 
-        from ..recorder import events_of
+        from ..api_server import events_of
 
         trackers = {int(who.partition("-")[0]) for _, (who, _) in events_of(request)}
         with self._lock:
-            if self.killed >= self._flush_target or (not self._heirs_only and self._chance.random() > 0.5):
+            if self.killed >= self._flush_target or (not self._recovering_only and self._chance.random() > 0.5):
                 return None
             poster = self._poster(request.connection[1])
-            if not poster or (self._heirs_only and trackers <= {poster}):
+            if not poster or (self._recovering_only and trackers <= {poster}):
                 return None
             self.killed += 1
             stored = self._chance.choice(self._stored)
@@ -281,7 +284,7 @@ class Reaper:
         while self.killed < self._flush_target and time.monotonic() < deadline:
             time.sleep(self._chance.uniform(0.1, 0.3))
             workers = self._workers()
-            if self._heirs_only and workers:
+            if self._recovering_only and workers:
                 _kill(self._chance.choice(workers))
 
     def _poster(self, port: int) -> int | None:
@@ -291,12 +294,12 @@ class Reaper:
         return next((pid for pid in self._posters() if _holds(pid, port)), None)
 
     def _posters(self) -> list[int]:
-        from ..watch import left_behind
+        from ..process_monitor import surviving_processes
 
         if not self._relays_of:
             return self._workers()
         spared = {self._parent, *(self._workers() if self._spares_workers else ())}
-        return sorted({each.pid for each in left_behind(self._relays_of, 0)} - spared)
+        return sorted({each.pid for each in surviving_processes(self._relays_of, 0)} - spared)
 
     def _workers(self) -> list[int]:
         import psutil

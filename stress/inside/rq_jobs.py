@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-import desk
+import tracker
 
 TAKES = 0.02  # seconds
 
 
 def work(events: int) -> None:
-    desk.track(events)
+    tracker.track(events)
     time.sleep(TAKES)

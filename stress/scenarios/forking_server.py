@@ -7,7 +7,10 @@ import signal
 import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "forking-mixin": "an HTTP server that forks for each of 300 requests; SIGTERM to it at work",
@@ -15,14 +18,14 @@ TITLES = {
 }
 REQUESTS = 300
 A_REQUEST = 3  # events
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        import desk
+        import tracker
 
-        desk.track(A_REQUEST)
+        tracker.track(A_REQUEST)
         body = b"%d" % os.getpid()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -45,12 +48,12 @@ def inside(name: str, port: str) -> None:
         server.serve_forever(poll_interval=0.05)
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
+    from ..http_load import LoadGenerator
     from ..ports import free_port
-    from ..visits import Visitors
 
     port = free_port()
-    server = stage.play(stage.name, port, patience=2 * PATIENCE)
-    visitors = Visitors(server, port)
-    visitors.ask(2 * REQUESTS, halfway=lambda: server.signal(signal.SIGTERM))
-    stage.finish(server, seconds=PATIENCE)
+    server = run.start(run.name, port, timeout=2 * TIMEOUT)
+    load = LoadGenerator(server, port)
+    load.send_requests(2 * REQUESTS, halfway=lambda: server.signal(signal.SIGTERM))
+    run.finish(server, seconds=TIMEOUT)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import desk
 import pytest
+import tracker
 
 AT_IMPORT, A_TEST = 5, 3  # events
 
-desk.track(AT_IMPORT)
+tracker.track(AT_IMPORT)
 
 
 @pytest.mark.parametrize("number", range(30))
 def test_it(number: int) -> None:
-    desk.track(A_TEST)
+    tracker.track(A_TEST)
