@@ -230,13 +230,13 @@ class _Rounds:
     def _import(self, peer: Peer) -> Figures:
         bare: list[float] = []
         imported: list[float] = []
-        not_applicable = Path(peer.python).parent
+        folder = Path(peer.python).parent
         for _ in range(IMPORTS):
             for times, code in ((bare, "pass"), (imported, f"import {peer.module}")):
                 before = _cpu_of_children()
                 # Not in the current folder, which `-c` puts first on the path: there, the checkout would be imported.
                 done = subprocess.run(
-                    [peer.python, "-c", code], env=peer.env, cwd=not_applicable, stderr=subprocess.PIPE, check=False
+                    [peer.python, "-c", code], env=peer.env, cwd=folder, stderr=subprocess.PIPE, check=False
                 )
                 if done.returncode:
                     raise Failure(done.stderr.decode(errors="replace").strip().splitlines()[-1])
@@ -275,11 +275,8 @@ class _Rounds:
                     program, server = running.enter_context(self._measured(peer, "idle", BURST))
                     started[peer.column] = program, server
             programs: dict[str, Program] = {}
-            for step in (
-                _ready,
-                _burst,
-                _arrived,
-            ):  # all bursts at once: no thread may end before it is watched
+            # Step by step for all clients: their bursts are simultaneous, so no thread ends before it is watched.
+            for step in (_ready, _burst, _arrived):
                 for column, (program, server) in started.items():
                     try:
                         if column not in watches:

@@ -241,9 +241,8 @@ def _last_started(output: str) -> str | None:
     if not started:
         return None
     name, qualified = started[-1]
-    return (
-        qualified if qualified.endswith(f".{name}") else f"{qualified}.{name}"
-    )  # since 3.11 the class includes the name
+    # Since Python 3.11 the class is followed by the name.
+    return qualified if qualified.endswith(f".{name}") else f"{qualified}.{name}"
 
 
 def _fatal(output: str) -> str | None:

@@ -85,14 +85,14 @@ class LoadGenerator:
             halfway()
         self._responses.update(filter(None, (each.result() for each in sent)))
 
-    def kill_workers_under_load(self, chance: random.Random, master: int) -> None:
-        """Kill one of ``master``'s workers between requests, several times, each time after its replacement started.
+    def kill_workers_under_load(self, rng: random.Random, master: int) -> None:
+        """Kill one of ``master``'s workers under load, several times, each time after the replacement has started.
 
-        No sooner, because uWSGI loses track of a worker that it is replacing when it stops, and then waits for ever.
+        Not before, because uWSGI loses track of a worker that it is replacing when it stops, and then waits for ever.
         """
         workers = len(psutil.Process(master).children())
         for _ in range(KILLS):
-            victim = chance.choice(sorted(child.pid for child in psutil.Process(master).children()))
+            victim = rng.choice(sorted(child.pid for child in psutil.Process(master).children()))
             self.send_requests(REQUESTS_PER_KILL, halfway=partial(_kill, victim))
             wait_until(partial(_is_reaped, victim), ROUND_TIMEOUT)
             self.wait_for_workers(workers)

@@ -1,9 +1,9 @@
 """Samples the whole process tree while a scenario runs, and finds what is left of it afterwards.
 
-Responsible for: everything that uses psutil. CPU time and context switches come from the kernel's own sum over reaped
-children, because samples miss every process that lives for less than the interval between two of them. A relay or a
-manager is no child of any process of the run, so it is included in the peaks but not in those sums. Not responsible
-for: deciding what is a fault.
+Responsible for: memory, threads and descriptors, which are sampled; CPU time and context switches, which come from the
+kernel's own sums over reaped children, because samples miss every process that lives for less than the interval between
+two of them. A relay or a manager is no child of any process of the run, so it is included in the peaks but not in those
+sums. Not responsible for: deciding what is a fault.
 """
 
 from __future__ import annotations

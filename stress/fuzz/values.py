@@ -1,7 +1,7 @@
 """Turns bytes into any Python value, hostile ones included: the arguments of a call.
 
-Responsible for: what a program may pass to `track`, on purpose or by mistake. The same bytes always
-give the same value.
+Responsible for: what a program may pass to `track`, on purpose or by mistake. The same bytes always give the same
+value.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How each client is made and called, and the floor. Runs in the peer's interpreter: imports nothing but the client.
+"""How each client is created and called in measurements, and the floor.
 
-Lives here: one function a client; it returns ``track``, to be called with ``properties=``, and ``close``, which returns
-when all is delivered. Options are the defaults but for the queue, which has room for ``room`` events so that nobody
-drops. Never here: clocks.
+Runs in the peer's interpreter; imports nothing but the client. Responsible for: one function for each client, which
+returns ``track``, to be called with ``properties=``, and ``close``, which returns when everything is delivered. Options
+are the defaults, except for a queue of ``capacity`` events, so that no client drops any. Not responsible for: timing.
 
-`functools.partial` rather than a function of ours around each client: what is timed is the client's own call.
+`functools.partial` instead of a function of our own around each client, because only the client's own call is timed.
 """
 
 from __future__ import annotations
@@ -22,60 +22,62 @@ class Client(NamedTuple):
 
 
 def properties(number: int) -> dict[str, Any]:
-    """Five properties, as a shop would send them; a dict of their own for each event."""
+    """Five properties, such as a shop would send; a new dict for each event."""
     return {"plan": "pro", "amount": 12.5, "count": number, "paid": True, "source": "newsletter"}
 
 
-def letterapp(url: str, room: int, **options: Any) -> Client:
+def letterapp(url: str, capacity: int, **options: Any) -> Client:
     from letterapp import Letter
 
-    # 0.2.0 has no bounds, and takes no option for them.
+    # 0.2.0 has an unbounded queue, and no option to change that.
     bounded = "max_queue_events" in (Letter.__init__.__kwdefaults__ or ())
-    bounds: Any = {"max_queue_events": room, "max_queue_bytes": room * 1000, "exit_timeout": 60.0} if bounded else {}
+    bounds: Any = (
+        {"max_queue_events": capacity, "max_queue_bytes": capacity * 1000, "exit_timeout": 60.0} if bounded else {}
+    )
     letter = Letter("key", url, **bounds, **options)
     return Client(partial(letter.track, USER, EVENT), letter.close, lambda: int(letter.stats()["relayed"]))
 
 
-def letterapp_relay(url: str, room: int) -> Client:
-    return letterapp(url, room, relay=True)
+def letterapp_relay(url: str, capacity: int) -> Client:
+    return letterapp(url, capacity, relay=True)
 
 
-def letterapp_manager(url: str, room: int) -> Client:
+def letterapp_manager(url: str, capacity: int) -> Client:
     from letterapp.relay import SenderManager
 
-    manager = SenderManager("key", url, max_queue_events=room, max_queue_bytes=room * 1000, exit_timeout=60.0)
+    manager = SenderManager("key", url, max_queue_events=capacity, max_queue_bytes=capacity * 1000, exit_timeout=60.0)
     manager.start()
-    return letterapp(url, room, relay=manager.queue)
+    return letterapp(url, capacity, relay=manager.queue)
 
 
-def posthog(url: str, room: int) -> Client:
+def posthog(url: str, capacity: int) -> Client:
     from posthog import Posthog
 
-    client = Posthog("key", host=url, max_queue_size=room)
+    client = Posthog("key", host=url, max_queue_size=capacity)
     return Client(partial(client.capture, EVENT, distinct_id=USER), client.shutdown)
 
 
-def segment(url: str, room: int) -> Client:
+def segment(url: str, capacity: int) -> Client:
     from segment.analytics.client import Client as Segment
 
-    client = Segment("key", host=url, max_queue_size=room)
+    client = Segment("key", host=url, max_queue_size=capacity)
     return Client(partial(client.track, USER, EVENT), client.shutdown)
 
 
-def rudder(url: str, room: int) -> Client:
+def rudder(url: str, capacity: int) -> Client:
     from rudderstack.analytics.client import Client as Rudder
 
-    client = Rudder("key", host=url, max_queue_size=room)
+    client = Rudder("key", host=url, max_queue_size=capacity)
     return Client(partial(client.track, USER, EVENT), client.shutdown)
 
 
-def floor(url: str, room: int) -> Client:
-    """What no client that sends JSON with a unique id can do without, by the usual means; and it sends nothing."""
+def floor(url: str, capacity: int) -> Client:
+    """The minimum for any client that sends JSON with a unique id, in plain Python; it sends nothing."""
     import json
     import uuid
     from collections import deque
 
-    queue = deque()  # type: ignore[var-annotated]
+    queue: deque[str] = deque()
 
     def track(properties: dict[str, Any]) -> None:
         queue.append(

@@ -1,4 +1,4 @@
-"""A job of RQ's: each process that does one imports this module, and so makes its own client. Standard library only."""
+"""RQ's job. Each process that runs one imports this module, and so creates its own client. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 
 import tracker
 
-TAKES = 0.02  # seconds
+DURATION = 0.02  # seconds
 
 
 def work(events: int) -> None:
     tracker.track(events)
-    time.sleep(TAKES)
+    time.sleep(DURATION)

@@ -67,7 +67,7 @@ styled = matplotlib.rc_context(_SETTINGS)  # some settings are read when an obje
 
 
 def colours(columns: list[str]) -> dict[str, str]:
-    """A name of `COLOURS` for each column: a client has the same in all charts."""
+    """A name of `COLOURS` for each column: a client has the same colour in all charts."""
     free = [name for name in MARKERS if name not in _OWN_COLOURS.values() or name == "second"]
     others = [name for name in MARKERS if name not in ("own", "floor", "second")]
     found: dict[str, str] = {}

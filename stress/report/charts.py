@@ -83,7 +83,7 @@ def _whisker(axes: Axes, found: Spread, place: float) -> None:
     axes.vlines([found.least, found.most], place - 0.16, place + 0.16, colors=COLOURS["ink"], linewidth=1.4)
 
 
-# ---- Scaling
+# ---- Curves
 
 LINE_NAMES = 122  # pixels at the right for the names at the ends of the lines
 _NAME_HEIGHT = 15

@@ -77,7 +77,7 @@ def figure_text(key: str, value: float | None) -> str:
 
 
 class Cell(NamedTuple):
-    """What one client did in one scenario, in a few formatting."""
+    """What one client did in one scenario, in a few words."""
 
     verdict: str  # a key of MARKS
     parts: list[str]

@@ -1,4 +1,4 @@
-"""Celery's prefork pool, whose children leave by ``os._exit``. The broker is a folder of files."""
+"""Celery's prefork pool, whose children end with ``os._exit``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "celery-prefork": "Celery, 2 prefork children at work; SIGTERM to the parent after 60 tasks: a warm shutdown",
-    "celery-recycle": "Celery, 2 prefork children, each replaced after 10 of 60 tasks; SIGTERM to the parent at rest",
+    "celery-prefork": "Celery, 2 busy prefork children; SIGTERM to the parent after 60 tasks: a warm shutdown",
+    "celery-recycle": "Celery, 2 prefork children, each replaced after 10 of 60 tasks; SIGTERM to the idle parent",
 }
-# At a warm shutdown the kernel kills those children that replaced others: Celery has it end them with their parent
-# (PR_SET_PDEATHSIG), and that is the thread that forked them. So what is replaced and what is stopped at work differ.
+# Two scenarios, because at a warm shutdown the kernel kills children that replaced others: Celery ties them to their
+# parent (PR_SET_PDEATHSIG), and "parent" means the thread that forked them.
 QUEUED = {"celery-prefork": 600, "celery-recycle": 60}  # tasks
-DONE = 60  # tasks before the end
+DONE = 60  # tasks before SIGTERM
 AT_START, PER_TASK = 5, 3  # events, as in inside/celery_program.py
 TIMEOUT = 45.0
 

@@ -1,4 +1,4 @@
-"""The wall clock is set while a program tracks and its client waits for the next try. No wait may depend on it."""
+"""The wall clock is changed while a program tracks and its client waits for a retry. No wait may depend on it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
-TITLES = {"clock-jumps": "the clock goes 1 h forward and 2 h back between retries; killed 7 s after the last call"}
-USUAL = ("/usr/lib*/faketime/libfaketimeMT.so.1", "/usr/lib*/*/faketime/libfaketimeMT.so.1")
+TITLES = {"clock-jumps": "the clock jumps 1 h forward and 2 h back between retries; SIGKILL 7 s after the last call"}
+LIBRARIES = ("/usr/lib*/faketime/libfaketimeMT.so.1", "/usr/lib*/*/faketime/libfaketimeMT.so.1")
 JUMPS = ("+1h", "-1h")
-PAUSE = 0.4  # seconds between two jumps, so that each falls into a wait for a retry
-LATE = 7.0  # seconds from the last call, more than any client waits for company; what comes later is lost by the kill
+PAUSE = 0.4  # seconds between two jumps, so that each happens during a wait for a retry
+LATE = 7.0  # seconds after the last call, longer than any client delays a batch; events that are sent later are lost
 
 
 def inside() -> None:
     import tracker
 
-    # For libfaketime 0.9.10, which has `time.sleep` of Python 3.11 and later raise "invalid argument". What waits
-    # otherwise, locks and sockets, it leaves alone.
+    # With libfaketime 0.9.10 `time.sleep` of Python 3.11 and later raises "invalid argument". It does not affect other
+    # waits, those of locks and sockets.
     time.sleep = lambda seconds: select.select([], [], [], float(seconds)) and None
     tracker.track_until_resumed()
     tracker.pause(over=True)
@@ -48,21 +48,21 @@ def outside(run: ScenarioRun) -> None:
     run.api.wait_until(lambda: len({key for _, key in run.api.arrivals}) >= run.calls, LATE)
     program.signal(signal.SIGKILL)
     run.finish(program)
-    for left in ("faketime_shm_", "sem.faketime_sem_"):  # which libfaketime removes at a plain end only
+    for left in ("faketime_shm_", "sem.faketime_sem_"):  # which libfaketime removes at a normal exit only
         Path(f"/dev/shm/{left}{program.pid}").unlink(missing_ok=True)
 
 
 def _set(clock: Path, offset: str) -> None:
     new = clock.with_name("new")
     new.write_text(offset)
-    os.replace(new, clock)  # at once: half a file is no time
+    os.replace(new, clock)  # atomic: libfaketime must not read half a file
 
 
 def _fake(clock: Path) -> dict[str, str]:
-    """The environment of a program whose wall clock, but not its monotonic one, is as the file ``clock`` says."""
+    """The environment of a program whose wall clock, but not its monotonic clock, follows the file ``clock``."""
     from ..scenario_run import Skipped
 
-    found = [each for pattern in USUAL for each in glob.glob(pattern)]
+    found = [each for pattern in LIBRARIES for each in glob.glob(pattern)]
     if not found:
         raise Skipped("needs libfaketime: apt install libfaketime")
     return {

@@ -1,4 +1,4 @@
-"""Many forks, generations, clients in one life: threads and descriptors at its end as at its beginning."""
+"""Many forks, generations of processes and clients, which must not leak threads or descriptors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 TITLES = {
     "descriptors": "10,000 forks of a process that tracks; 100 of the children track too",
-    "descriptors-generations": "a child of a child, 20 deep: none has more descriptors than the first",
-    "clients-made": "30 clients made, used and closed, one after the other, in one process",
+    "descriptors-generations": "20 generations of processes: none has more descriptors than the first",
+    "clients-made": "30 clients created, used and closed, one after the other, in one process",
 }
 FORKS, AT_ONCE = 10_000, 8
-DEEP = 20
+GENERATIONS = 20
 CLIENTS = 30
 TIMEOUT = {"descriptors": 100.0, "descriptors-generations": 60.0, "clients-made": 60.0}
 
@@ -51,7 +51,7 @@ def _forks() -> None:
 def _generations() -> None:
     import tracker
 
-    for _ in range(DEEP):
+    for _ in range(GENERATIONS):
         tracker.track(100)
         tracker.pause(pid=os.getpid())
         pid = os.fork()
@@ -64,7 +64,7 @@ def _clients() -> None:
     import default_clients
     import tracker
 
-    tracker.close()  # the one that every program has
+    tracker.close()  # the client that every program has
 
     for number in range(CLIENTS):
         tracker.instance().client = default_clients.make(
@@ -78,8 +78,8 @@ def _clients() -> None:
 
 def outside(run: ScenarioRun) -> None:
     program = run.start(run.name, timeout=TIMEOUT[run.name])
-    looks = DEEP if run.name == "descriptors-generations" else 2
-    for _ in range(looks):
+    counts = GENERATIONS if run.name == "descriptors-generations" else 2
+    for _ in range(counts):
         pid = program.receive().get("pid", program.pid)
         run.wait_for_all()
         run.check_for_leaks(pid, like=program.pid)

@@ -1,4 +1,4 @@
-"""Ends that nobody announces: ``os._exit`` in one's own code and in others', a daemon, a family that a Ctrl-C ends."""
+"""Unusual exits: ``os._exit`` in one's own code and in libraries, a daemon, a family that Ctrl-C ends."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "os-exit": "a program and its 30 forked children, 10 events each, all of which leave by os._exit",
-    "pytest-forked": "pytest --forked, 30 tests, each in a child that leaves by os._exit",
+    "os-exit": "a program and its 30 forked children, 10 events each, which all end with os._exit",
+    "pytest-forked": "pytest --forked, 30 tests, each in a child that ends with os._exit",
     "python-daemon": "python-daemon: 20 events, DaemonContext, which closes every descriptor; SIGTERM to the daemon",
     "family-ctrl-c": "a process and 3 forked children, 10 events waiting in each: one Ctrl-C; 5 families",
-    "family-ctrl-c-outage": "the same, while the API is down: all is told",
-    "family-ctrl-c-hurried": "the same with exit_timeout=1 where it exists, over before the tries are",
+    "family-ctrl-c-outage": "the same, while the API is down: every event is reported",
+    "family-ctrl-c-hurried": "the same, with exit_timeout=1 where it exists, which ends before the retries",
 }
 CHILDREN = 30
 AT_ONCE = 4
-BEFORE = 20  # events of a daemon before it is one
+BEFORE = 20  # events of a program before it becomes a daemon
 FAMILIES = 5
-EVERY = 0.005  # seconds between two events of a daemon, or two looks
-LONGER = 0.3  # seconds that a daemon tracks before it is ended
-START = 20.0  # seconds for a daemon to be one
+INTERVAL = 0.005  # seconds between two events of a daemon, or two polls
+DAEMON_LIFE = 0.3  # seconds that a daemon tracks before SIGTERM
+START = 20.0  # seconds until a daemon has started
 TIMEOUT = 30.0
 
 
@@ -61,14 +61,14 @@ def _daemon() -> None:
     tracker.close_logs()
     with daemon.DaemonContext(working_directory=os.getcwd(), detach_process=True):
         tracker.track()
-        _say_who()
-        while True:  # the context's own handler ends it
+        _write_pid()
+        while True:  # until the signal handler of the context ends it
             tracker.track()
-            select.select([], [], [], EVERY)
+            select.select([], [], [], INTERVAL)
 
 
-def _say_who() -> None:
-    """It has no output any more."""
+def _write_pid() -> None:
+    """For the harness: a daemon has no stdout."""
     Path("new").write_text(str(os.getpid()))
     os.replace("new", "pid")
 
@@ -76,14 +76,14 @@ def _say_who() -> None:
 def _family() -> None:
     import tracker
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process starts with SIGINT ignored
     for _ in range(3):
         if os.fork() == 0:
             break
     tracker.track(10)
     tracker.notify(pid=os.getpid())
-    # Until Ctrl-C. Looked at often, because one that comes just before the system call does not interrupt it.
-    while not select.select([0], [], [], EVERY)[0]:
+    # Until Ctrl-C. A short timeout, because a signal just before the system call does not interrupt it.
+    while not select.select([0], [], [], INTERVAL)[0]:
         pass
 
 
@@ -125,15 +125,15 @@ def _daemonize(run: ScenarioRun) -> None:
     run.finish(run.start(run.name, timeout=TIMEOUT), seconds=TIMEOUT)
     written = run.folder / "pid"
     if not wait_until(written.exists, START):
-        raise Failure("there is no daemon")
+        raise Failure("the daemon has not started")
     pid = int(written.read_text())
     if run.peer.column == RELAY:
-        # One that the daemon has started and does not come to waits 20 s for its first client. The one of before had
-        # what was tracked before.
+        # A relay without clients waits 20 s for the first one, so SIGTERM must come after the daemon has connected. The
+        # events before the fork went to an earlier relay.
         relay.used(run, events=BEFORE + 1)
-    time.sleep(LONGER)
+    time.sleep(DAEMON_LIFE)
     os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not is_alive(pid), TIMEOUT)  # if it is still there it is an orphan
+    wait_until(lambda: not is_alive(pid), TIMEOUT)  # if it is still running it counts as an orphan
 
 
 def _test(run: ScenarioRun) -> None:

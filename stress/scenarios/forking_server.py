@@ -1,4 +1,4 @@
-"""``socketserver.ForkingMixIn``: a child for each request, which leaves by ``os._exit``. The parent never tracks."""
+"""``socketserver.ForkingMixIn``: a child for each request, which ends with ``os._exit``. The parent never tracks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "forking-mixin": "an HTTP server that forks for each of 300 requests; SIGTERM to it at work",
-    "forking-mixin-shutdown": "the same; at SIGTERM it waits for its children: shutdown() and server_close()",
+    "forking-mixin": "an HTTP server that forks for each of 300 requests; SIGTERM to the busy server",
+    "forking-mixin-shutdown": "the same; after SIGTERM it waits for its children with shutdown() and server_close()",
 }
 REQUESTS = 300
-A_REQUEST = 3  # events
+PER_REQUEST = 3  # events
 TIMEOUT = 30.0
 
 
@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         import tracker
 
-        tracker.track(A_REQUEST)
+        tracker.track(PER_REQUEST)
         body = b"%d" % os.getpid()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -37,12 +37,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def inside(name: str, port: str) -> None:
-    class Server(socketserver.ForkingMixIn, HTTPServer):  # here, because not every system has it
+    class Server(socketserver.ForkingMixIn, HTTPServer):  # here, because not every system has ForkingMixIn
         max_children = 8
 
     server = Server(("127.0.0.1", int(port)), Handler)
     if name == "forking-mixin-shutdown":
-        # In a thread, because it waits until the loop, which the signal has interrupted, has ended.
+        # In a thread, because it waits for the end of the loop that the signal has interrupted.
         signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     with server:
         server.serve_forever(poll_interval=0.05)

@@ -1,4 +1,4 @@
-"""``os.fork()``: many children at once, and children of children."""
+"""``os.fork()``: many children at the same time, and many generations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "fork-storm": "300 forks with events waiting, children add theirs",
-    "generations": "a child of a child, 30 deep, each with events waiting",
+    "fork-storm": "300 forks while events wait; the children track more",
+    "generations": "30 generations of processes, each forked while events wait",
 }
 AT_ONCE = 8
 TIMEOUT = 90.0

@@ -1,6 +1,6 @@
-"""The instants at which a worker can die: any, inside a call, inside the sender, at each end of a request; and how.
+"""Workers that are killed at a particular point: any, inside a call, inside the sender, before or after a response.
 
-Every call that had returned counts, and so do the others' calls after it: what a dead one held must stop nobody.
+Every call that had returned counts, and so do later calls of the other processes, which no dead process may block.
 """
 
 from __future__ import annotations
@@ -23,77 +23,77 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "kill-instants": "500 forked children, 4 at once, that track flat out; SIGKILL within 20 ms of the first call",
-    "kill-in-call": "200 children, SIGKILLed before some bytecode of the client's, inside `track` or `close`",
-    "kill-in-sender": "the same on the client's own thread, in all that it does to take, post and settle",
-    "kill-before-stored": "20 SIGKILLs of workers that track, or a relay, when a request has come and is not stored",
-    "kill-after-stored": "the same, when it is stored and not answered",
-    "kill-heirs": "12 SIGKILLs of processes that send what a killed one left: its request just come, or just stored",
-    "sudden-ends": "60 children that end by os._exit, os.abort and a segfault in turn",
+    "kill-instants": "500 forked children, 4 at once, that track non-stop; SIGKILL within 20 ms of the first call",
+    "kill-in-call": "200 children; SIGKILL before a random bytecode of the client in `track` or `close`",
+    "kill-in-sender": "the same on the client's own thread, in all that it does to take, send and settle events",
+    "kill-before-stored": "20 SIGKILLs of workers or a relay, when a request has arrived and is not yet stored",
+    "kill-after-stored": "the same, when it is stored and not yet answered",
+    "kill-heirs": "12 SIGKILLs of processes that send events of a killed one, before or after they are stored",
+    "sudden-ends": "60 children that end with os._exit, os.abort or a segmentation fault, in turn",
 }
 CHILDREN = 500
-LONGEST = 0.02  # seconds of a life
-AT_FIRST = 200  # events flat out, some 5 ms of them; without an end they would fill every queue
-EVERY = 0.0005  # seconds between two after that
+MAX_LIFE = 0.02  # seconds
+AT_FIRST = 200  # events without pauses, for some 5 ms; without a limit they would fill any queue
+INTERVAL = 0.0005  # seconds between two later events
 ROUNDS = 200
 AT_ONCE = 4
 REQUESTS = 20
 RECOVERIES = 12
 TIMEOUT = 90.0
-ENOUGH = 6.0  # seconds for the harness to meet all requests that it wants
+KILLING_TIME = 6.0  # seconds in which the harness kills senders, if there are enough requests
 
 
 def inside(name: str, seed: str) -> None:
     import tracker
 
-    chance = random.Random(int(seed))
+    rng = random.Random(int(seed))
     if name == "kill-instants":
         tracker.track(20)
-        _kill_at_any(chance)
+        _kill_at_any_time(rng)
     elif name == "sudden-ends":
         tracker.track(20)
         _in_children(60, _end_suddenly)
     elif name in ("kill-in-call", "kill-in-sender"):
-        _kill_at_spots(chance, on_main=name == "kill-in-call")
+        _kill_at_bytecodes(rng, on_main=name == "kill-in-call")
     else:
         import family
 
         family.run(parent_tracks=name != "kill-heirs")
 
 
-def _kill_at_any(chance: random.Random) -> None:
-    """The parent kills, because nothing inside of a process comes between any two of its instructions."""
+def _kill_at_any_time(rng: random.Random) -> None:
+    """The parent sends the signals, because they may then arrive between any two instructions of a child."""
     import tracker
 
-    began, begins = os.pipe()
-    parent, left = os.getpid(), CHILDREN
+    started, report_start = os.pipe()
+    parent, remaining = os.getpid(), CHILDREN
     alive: set[int] = set()
     moments: dict[int, float] = {}
-    while left or alive:
-        while left and len(alive) < AT_ONCE:
+    while remaining or alive:
+        while remaining and len(alive) < AT_ONCE:
             tracker.track()
             pid = os.fork()
             if pid == 0:
-                os.write(begins, struct.pack("i", os.getpid()))
+                os.write(report_start, struct.pack("i", os.getpid()))
                 tracker.track(AT_FIRST)
                 while os.getppid() == parent:
-                    time.sleep(EVERY)
+                    time.sleep(INTERVAL)
                     tracker.track()
                 return
             alive.add(pid)
-            left -= 1
+            remaining -= 1
         now = time.monotonic()
         for pid in [pid for pid, moment in moments.items() if moment <= now]:
             del moments[pid]
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             alive.remove(pid)
-        if select.select([began], [], [], max(0.0, min(moments.values(), default=now + LONGEST) - now))[0]:
-            moments[struct.unpack("i", os.read(began, 4))[0]] = time.monotonic() + chance.uniform(0, LONGEST)
+        if select.select([started], [], [], max(0.0, min(moments.values(), default=now + MAX_LIFE) - now))[0]:
+            moments[struct.unpack("i", os.read(started, 4))[0]] = time.monotonic() + rng.uniform(0, MAX_LIFE)
 
 
 def _in_children(count: int, life: Callable[[int], object], prepare: Callable[[int], object] = lambda _: None) -> None:
-    """Have ``life(number)`` lived by so many children, a few at once. It does not end by itself."""
+    """Run ``life(number)`` in so many children, a few at a time. Each is killed if it returns."""
     import tracker
 
     alive = set()
@@ -123,13 +123,13 @@ def _end_suddenly(number: int) -> None:
     ends[number % len(ends)]()
 
 
-# ReentrancyGuard of the client. A spot is a bytecode: the file and first line of its code object, and its place there.
+# At a bytecode of the client, which is identified by the file and the first line of its code object, and its offset.
 
 
 class KillTracer:
-    """A trace function: in children it counts the spots that a client comes to, and kills the process at one of them.
+    """A trace function: in children it counts the client's bytecodes as they run, and kills the process at one of them.
 
-    It is stretched before the fork, because a client may start the child's thread in its fork hook.
+    It is installed before the fork, because a client may start the child's thread in its fork hook.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class KillTracer:
         self._package = os.path.dirname(str(module.__file__)) + os.sep
         self._parent = os.getpid()
         self.seen: Counter[Any] = Counter()
-        self.deadly: Any = None  # a spot, and which time there: 1 is the first
+        self.fatal: Any = None  # a bytecode, and the number of the execution that is interrupted, from 1 on
 
     def __call__(self, frame: Any, event: str, argument: object) -> KillTracer | None:
         code = frame.f_code
@@ -145,33 +145,33 @@ class KillTracer:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and os.getpid() != self._parent:
-            spot = (code.co_filename, code.co_firstlineno, frame.f_lasti)
-            self.seen[spot] += 1
-            if self.deadly == (spot, self.seen[spot]):
+            bytecode = (code.co_filename, code.co_firstlineno, frame.f_lasti)
+            self.seen[bytecode] += 1
+            if self.fatal == (bytecode, self.seen[bytecode]):
                 os.kill(os.getpid(), signal.SIGKILL)
         return self
 
-    def stretch(self) -> None:
-        """Have it called on all threads that start from now on."""
+    def install(self) -> None:
+        """Trace all threads that start from now on."""
         threading.settrace(self)
         start = _thread.start_new_thread
 
         def start_traced(function: Callable[..., object], *arguments: Any) -> int:
-            def run(*given: Any) -> None:
+            def run_traced(*rest: Any) -> None:
                 sys.settrace(self)
-                function(*given)
+                function(*rest)
 
-            return start(run, *arguments)
+            return start(run_traced, *arguments)
 
-        _thread.start_new_thread = start_traced  # `threading` has its own name for it
+        _thread.start_new_thread = start_traced  # `threading` has its own reference to the original
 
 
-def _kill_at_spots(chance: random.Random, on_main: bool) -> None:
+def _kill_at_bytecodes(rng: random.Random, on_main: bool) -> None:
     import tracker
 
     tracer = KillTracer()
     if not on_main:
-        tracer.stretch()
+        tracer.install()
     tracker.track(20)
 
     def live(number: int) -> None:
@@ -183,34 +183,34 @@ def _kill_at_spots(chance: random.Random, on_main: bool) -> None:
 
     seen = _survey(tracer, live)
     if not seen:
-        sys.exit("the client does nothing there")
+        sys.exit("the client runs no bytecode there")
     plan = []
     for _ in range(ROUNDS):
-        spot, times = chance.choice(seen)
-        plan.append((tuple(spot), chance.randint(1, times)))
+        bytecode, times = rng.choice(seen)
+        plan.append((tuple(bytecode), rng.randint(1, times)))
 
     def prepare(number: int) -> None:
-        tracer.deadly = plan[number]
+        tracer.fatal = plan[number]
 
     _in_children(len(plan), live, prepare)
 
 
 def _survey(tracer: KillTracer, live: Callable[[int], object]) -> list[tuple[list[Any], int]]:
-    """Each spot that such a life comes to, and how often. Not by chance: loops would have most of it."""
-    there, here = os.pipe()
+    """Each bytecode that runs in such a child, and how often. All are equally likely to be chosen, in loops or not."""
+    read_end, write_end = os.pipe()
     if os.fork() == 0:
         live(0)
-        with open(here, "w") as file:
+        with open(write_end, "w") as file:
             json.dump(sorted(tracer.seen.items()), file)
         os._exit(0)
-    os.close(here)
-    with open(there) as file:
+    os.close(write_end)
+    with open(read_end) as file:
         text = file.read()
     os.wait()
     return json.loads(text) if text else []
 
 
-# On the tracer: the harness is the API.
+# At a request, which the harness receives as the API.
 
 
 def outside(run: ScenarioRun) -> None:
@@ -220,27 +220,27 @@ def outside(run: ScenarioRun) -> None:
 
     has_relay = run.peer.column == RELAY
     if has_relay and run.name in ("kill-in-sender", "kill-heirs"):
-        raise NotApplicable("no worker sends anything: a relay does")
+        raise NotApplicable("the relay sends all events, and no worker any")
     run.allows_overtaking = has_relay
     program = run.start(run.name, run.random.randrange(2**32), timeout=TIMEOUT)
     killer = None
     if run.name in ("kill-before-stored", "kill-after-stored", "kill-heirs"):
         program.receive()
         killer = SenderKiller(run, program.pid)
-        run.api.rule = killer.look
-        killer.work()
+        run.api.rule = killer.decide
+        killer.wait()
         run.api.rule = None
         program.close_stdin()
     run.finish(program, seconds=TIMEOUT)
     if killer and not killer.killed and (run.is_this_client or run.name != "kill-heirs"):
-        raise Failure("no worker sent anything while it lived: nobody was killed at it")
+        raise Failure("no worker sent a request during its life, so none was killed")
 
 
 class SenderKiller:
-    """Kills whoever sent a request that has come: a worker, or the relay where there is one. The parent is spared.
+    """Kills the sender of a request that has arrived: a worker, or the relay if there is one. Never the parent.
 
-    Not both: with a worker and its relay all copies of an event are gone. With a manager there is one more copy, in the
-    memory that the family shares: there workers are killed too.
+    Not both a worker and its relay, because then no copy of an event is left. With a manager there is another copy, in
+    the memory that the family shares, so workers are killed as well.
     """
 
     def __init__(self, run: ScenarioRun, parent: int) -> None:
@@ -248,58 +248,58 @@ class SenderKiller:
 
         self._recovering_only = run.name == "kill-heirs"
         self._stored = {"kill-before-stored": (False,), "kill-after-stored": (True,)}.get(run.name, (False, True))
-        self._flush_target = RECOVERIES if self._recovering_only else REQUESTS
+        self._target = RECOVERIES if self._recovering_only else REQUESTS
         self._parent = parent
-        self._relays_of = str(run.folder) if run.peer.column in (RELAY, MANAGER) else ""
-        self._spares_workers = run.peer.column == RELAY
+        self._sender_folder = str(run.folder) if run.peer.column in (RELAY, MANAGER) else ""
+        self._spare_workers = run.peer.column == RELAY
         self._chance = run.random
-        self._lock = threading.Lock()  # requests come on many threads
+        self._lock = threading.Lock()  # requests arrive on several threads
         self.killed = 0
 
-    def look(self, request: Any) -> Any:
-        """The API's rule: what it does with this request."""
+    def decide(self, request: Any) -> Any:
+        """The rule of the API: what happens to this request."""
         from letterapp.testing import reset
 
         from ..api_server import events_of
 
-        trackers = {int(who.partition("-")[0]) for _, (who, _) in events_of(request)}
+        processes = {int(who.partition("-")[0]) for _, (who, _) in events_of(request)}
         with self._lock:
-            if self.killed >= self._flush_target or (not self._recovering_only and self._chance.random() > 0.5):
+            if self.killed >= self._target or (not self._recovering_only and self._chance.random() > 0.5):
                 return None
-            poster = self._poster(request.connection[1])
-            if not poster or (self._recovering_only and trackers <= {poster}):
+            sender = self._sender(request.connection[1])
+            if not sender or (self._recovering_only and processes <= {sender}):
                 return None
             self.killed += 1
             stored = self._chance.choice(self._stored)
 
         def kill(handler: Any) -> object:
-            _kill(poster)
+            _kill(sender)
             return reset(stored)(handler)
 
         return kill
 
-    def work(self) -> None:
-        """Wait until enough are killed. Heirs need somebody who dies first."""
-        deadline = time.monotonic() + ENOUGH
-        while self.killed < self._flush_target and time.monotonic() < deadline:
+    def wait(self) -> None:
+        """Wait until enough senders are killed. In `kill-heirs` workers are killed too, so that others send for them."""
+        deadline = time.monotonic() + KILLING_TIME
+        while self.killed < self._target and time.monotonic() < deadline:
             time.sleep(self._chance.uniform(0.1, 0.3))
             workers = self._workers()
             if self._recovering_only and workers:
                 _kill(self._chance.choice(workers))
 
-    def _poster(self, port: int) -> int | None:
-        """The process at the other end; None for the parent, whose connection a child may hold too."""
-        if _holds(self._parent, port):
+    def _sender(self, port: int) -> int | None:
+        """The process at the other end; None for the parent, whose connections its children may have inherited."""
+        if _has_connection(self._parent, port):
             return None
-        return next((pid for pid in self._posters() if _holds(pid, port)), None)
+        return next((pid for pid in self._senders() if _has_connection(pid, port)), None)
 
-    def _posters(self) -> list[int]:
+    def _senders(self) -> list[int]:
         from ..process_monitor import surviving_processes
 
-        if not self._relays_of:
+        if not self._sender_folder:
             return self._workers()
-        spared = {self._parent, *(self._workers() if self._spares_workers else ())}
-        return sorted({each.pid for each in surviving_processes(self._relays_of, 0)} - spared)
+        excluded = {self._parent, *(self._workers() if self._spare_workers else ())}
+        return sorted({each.pid for each in surviving_processes(self._sender_folder, 0)} - excluded)
 
     def _workers(self) -> list[int]:
         import psutil
@@ -312,11 +312,11 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _holds(pid: int, port: int) -> bool:
+def _has_connection(pid: int, port: int) -> bool:
     import psutil
 
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        sockets = getattr(process, "net_connections", None) or process.connections  # psutil 6 has renamed it
+        sockets = getattr(process, "net_connections", None) or process.connections  # renamed in psutil 6
         return any(each.laddr and each.laddr.port == port for each in sockets("tcp"))
     return False

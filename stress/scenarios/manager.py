@@ -1,6 +1,6 @@
-"""The process of a `SenderManager` is disturbed: killed, stopped, restarted, full, and signalled with its family.
+"""Faults of a `SenderManager`'s process: killed, stopped, restarted, full, and signalled together with its family.
 
-A parent and 4 forked children track meanwhile. For the column with a manager's queue alone; the others have none.
+Meanwhile a parent and its 4 forked children track. Only for the column with a manager's queue.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ FULL = {
     "manager-full-block": "block",
 }
 TITLES = {
-    "manager-killed": "SIGKILL to the managers of 3 families of a parent and 4 children, which track on without",
-    "manager-stopped": "6 SIGSTOPs of the manager, of up to 3 s: no call is slower for it",
-    "manager-restarted": "a manager kept with --manager: 3 restarts under load, by SIGTERM",
+    "manager-killed": "SIGKILL to the managers of 3 families of a parent and 4 children, which continue to track",
+    "manager-stopped": "6 SIGSTOPs of the manager, of up to 3 s: no call is slower",
+    "manager-restarted": "a manager started with --manager: 3 restarts under load, by SIGTERM",
     "manager-starter-killed": "SIGKILL to 3 parents that started a manager: it serves their children, then ends",
-    "manager-full-newest": "a manager with room for 100 events, API slow for 3 s; drop_newest",
-    "manager-full-oldest": "the same, drop_oldest: what gives way is told",
+    "manager-full-newest": "a manager with a queue of 100 events, API slow for 3 s; drop_newest",
+    "manager-full-oldest": "the same, drop_oldest: dropped events are reported",
     "manager-full-block": "the same, block",
     "manager-terminated": "SIGTERM and SIGINT to the manager under load; then to it and its whole family at once",
 }
-KEY = "key"  # that every client has
-AUTHKEY = b"what-the-harness-knows-too"
+KEY = "key"  # of every client
+AUTHKEY = b"known-to-the-harness-as-well"
 FAMILIES, STOPS, RESTARTS = 3, 6, 3
-AFTERWARDS = 400  # events of a child whose parent has been killed, one in 5 ms
-ROOM = 100  # events
-SLOW, ANSWER = 3.0, 0.3  # seconds for which the API is slow, and that each answer takes then
+AFTERWARDS = 400  # events of a child after its parent was killed, one every 5 ms
+CAPACITY = 100  # events
+SLOW, ANSWER = 3.0, 0.3  # seconds: how long the API is slow, and the time of each response
 MANY = 200  # events after which a manager counts as used
 SLOW_CALL = 5_000  # microseconds
-LONGEST_CALL = 250_000  # microseconds: a call that waited for a manager would take a second or more
-SPARE = 5  # slow calls that chance may add
-START = 20.0  # seconds for a manager to serve, and for its users to come back to it
-END = 10.0  # seconds for a family to end when nothing is in its way: it needs less than 1
+LONGEST_CALL = 250_000  # microseconds: a call that waits for a manager takes a second or more
+TOLERANCE = 5  # additional slow calls that may be coincidence
+START = 20.0  # seconds until a manager accepts connections, and until its clients are connected again
+END = 10.0  # seconds for a family to end; normally less than 1
 TIMEOUT = 60.0
 
 
@@ -51,7 +51,7 @@ def inside(name: str) -> None:
     import family
     import tracker
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process starts with SIGINT ignored
     family.run(parent_tracks=True, afterwards=AFTERWARDS if name == "manager-starter-killed" else 0)
     tracker.track(10)
 
@@ -61,7 +61,7 @@ def outside(run: ScenarioRun) -> None:
     from ..scenario_run import NotApplicable
 
     if run.peer.column != MANAGER:
-        raise NotApplicable(f"has no manager: see the column {MANAGER}")
+        raise NotApplicable(f"this client has no manager; see the column {MANAGER}")
     if run.name in FULL:
         _fill(run, FULL[run.name])
         return
@@ -76,7 +76,7 @@ def outside(run: ScenarioRun) -> None:
 
 @contextlib.contextmanager
 def _family(run: ScenarioRun, **options: Any) -> Iterator[Any]:
-    """A parent and its children that track until the block ends. ``options`` are those of their manager."""
+    """A parent and its children, which track until the block ends. ``options`` are those of their manager."""
     program = _start(run, **options)
     yield program
     program.close_stdin()
@@ -84,9 +84,9 @@ def _family(run: ScenarioRun, **options: Any) -> Iterator[Any]:
 
 
 def _start(run: ScenarioRun, **options: Any) -> Any:
-    # What else the client is given makes no difference where nobody sends that signal.
-    given: dict[str, Any] = {"manager": {"authkey": AUTHKEY.hex(), **options}, "exit_signals": [signal.SIGTERM]}
-    program = run.start(run.name, timeout=TIMEOUT, **given)
+    # `exit_signals` has no effect in scenarios that do not send the signal.
+    arguments: dict[str, Any] = {"manager": {"authkey": AUTHKEY.hex(), **options}, "exit_signals": [signal.SIGTERM]}
+    program = run.start(run.name, timeout=TIMEOUT, **arguments)
     program.receive()
     return program
 
@@ -98,8 +98,8 @@ def _kill(run: ScenarioRun) -> None:
             time.sleep(run.random.uniform(0.05, 0.5))
             os.kill(pid, signal.SIGKILL)
             enough = run.calls + MANY
-            _wait(partial(_has_calls, run, enough), "nobody tracks after the manager's end")
-            _must(not _status(run), "a manager that was killed was started again")
+            _wait(partial(_has_calls, run, enough), "no process tracks after the end of the manager")
+            _require(not _status(run), "a manager that was killed was started again")
 
 
 def _has_calls(run: ScenarioRun, calls: int) -> bool:
@@ -119,7 +119,7 @@ def _stop(run: ScenarioRun) -> None:
             os.kill(status["pid"], signal.SIGSTOP)
             time.sleep(seconds)
             os.kill(status["pid"], signal.SIGCONT)
-            # A call that had waited for it would have returned by then.
+            # Calls that waited for it have returned by then.
             status = _used(run, events=_status(run)["accepted"] + MANY)
             after = run.times()
             running += [between[key] for key in between.keys() - before.keys()]
@@ -128,28 +128,28 @@ def _stop(run: ScenarioRun) -> None:
 
 
 def _compare(run: ScenarioRun, running: list[int], stopped: list[int]) -> None:
-    """Fail if calls took longer while the manager was stopped. On a busy machine some are slow at any time."""
+    """Fail if calls took longer while the manager was stopped. On a busy machine some are slow at all times."""
     slow, slow_stopped = (sum(each > SLOW_CALL for each in times) for times in (running, stopped))
     run.notes.append(
         f"calls over {SLOW_CALL / 1000:g} ms: {slow} of {len(running):,} while the manager ran, {slow_stopped} of "
         f"{len(stopped):,} around its stops, the longest {max(stopped) / 1000:.1f} ms"
     )
     expected = slow * len(stopped) / len(running)
-    _must(slow_stopped <= 2 * expected + SPARE, "calls were slower while the manager was stopped")
-    _must(max(stopped) < LONGEST_CALL, "a call waited for a manager that was stopped")
+    _require(slow_stopped <= 2 * expected + TOLERANCE, "calls were slower while the manager was stopped")
+    _require(max(stopped) < LONGEST_CALL, "a call waited for a stopped manager")
 
 
 def _restart(run: ScenarioRun) -> None:
-    path, manager = _keep(run)
+    path, manager = _start_manager(run)
     with _family(run, address=path):
-        dead = 0
+        previous = 0
         for _ in range(RESTARTS):
-            dead = _used(run, path, but=dead)["pid"]
+            previous = _used(run, path, but=previous)["pid"]
             time.sleep(run.random.uniform(0.05, 0.5))
             manager.signal(signal.SIGTERM)
             run.finish(manager, seconds=START)
-            path, manager = _keep(run)
-        _used(run, path, but=dead)
+            path, manager = _start_manager(run)
+        _used(run, path, but=previous)
     manager.signal(signal.SIGTERM)
     run.finish(manager, seconds=START)
 
@@ -162,35 +162,35 @@ def _kill_starter(run: ScenarioRun) -> None:
         program.signal(signal.SIGKILL)
         run.finish(program)
         status = _status(run)
-        _must(status, "the manager has ended, and the children of its starter live")
+        _require(status, "the manager has ended while children of its starter are alive")
         _used(run, events=status["accepted"] + MANY)
-        _must_be_gone(run)
+        _require_end_of(run)
 
 
 def _fill(run: ScenarioRun, overflow: str) -> None:
     from letterapp.testing import stall
 
-    with _family(run, max_queue_events=ROOM, overflow=overflow):
+    with _family(run, max_queue_events=CAPACITY, overflow=overflow):
         _used(run)
         run.api.rule = lambda request: stall(ANSWER)
-        _wait(lambda: _status(run)["waiting"] >= ROOM / 2, "the manager was never full")
+        _wait(lambda: _status(run)["waiting"] >= CAPACITY / 2, "the manager was never full")
         time.sleep(SLOW)
         dropped = sum(_status(run)["lost"].values())
         run.api.rule = None
-        run.notes.append(f"{dropped:,} events gave way in the manager")
-        _must(bool(dropped) == (overflow == "drop_oldest"), run.notes[-1])
-        _must_go_on(run)
+        run.notes.append(f"the manager dropped {dropped:,} events")
+        _require(bool(dropped) == (overflow == "drop_oldest"), run.notes[-1])
+        _require_progress(run)
 
 
-def _must_go_on(run: ScenarioRun) -> None:
-    """Wait until an event has come from each process that was tracked after now."""
+def _require_progress(run: ScenarioRun) -> None:
+    """Wait until an event of each process has arrived that was tracked after this call."""
     calls = Counter(who for who, _ in run.times())
 
     def have_all() -> bool:
         latest = {who: serial for _, (who, serial) in run.api.arrivals}
         return all(latest.get(who, 0) >= serial for who, serial in calls.items())
 
-    _wait(have_all, "a process sends nothing more since its manager was full")
+    _wait(have_all, "a process has sent nothing since its manager was full")
 
 
 def _terminate(run: ScenarioRun) -> None:
@@ -200,25 +200,25 @@ def _terminate(run: ScenarioRun) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(status["pid"], number)
         found = _used(run, events=_status(run).get("accepted", 0) + MANY)
-        _must(found["pid"] == status["pid"], "a signal has ended the manager of a family that lives")
+        _require(found["pid"] == status["pid"], "a signal has ended the manager of a family that is alive")
         program.signal_group(last)
         os.kill(status["pid"], last)
         run.finish(program, seconds=END)
-        _must_be_gone(run)
+        _require_end_of(run)
 
 
-def _keep(run: ScenarioRun) -> tuple[str, Any]:
-    """Start a manager that no client starts; return its address and its program, when it serves."""
-    path, secret = str(run.folder / "kept" / "manager.sock"), run.folder / "authkey"
+def _start_manager(run: ScenarioRun) -> tuple[str, Any]:
+    """Start a manager independently of any client; return its address and its program once it accepts connections."""
+    path, secret = str(run.folder / "standalone" / "manager.sock"), run.folder / "authkey"
     secret.write_bytes(AUTHKEY)
     arguments = ("-m", "letterapp", "relay", "--manager", path, "--authkey-file", secret, "--base-url", run.api.url)
     manager = run.start_server(*arguments, env={"LETTER_API_KEY": KEY}, timeout=2 * TIMEOUT)
-    _wait(lambda: _status(run, path), "a manager that was started does not serve")
+    _wait(lambda: _status(run, path), "a manager does not accept connections")
     return path, manager
 
 
 def _used(run: ScenarioRun, path: str = "", events: int = MANY, but: int = 0) -> dict[str, Any]:
-    """Wait until a manager, not the process ``but``, has taken so many events; return how it is then."""
+    """Wait until a manager, other than the process ``but``, has accepted so many events; return its status."""
     found: dict[str, Any] = {}
 
     def is_used() -> bool:
@@ -230,7 +230,7 @@ def _used(run: ScenarioRun, path: str = "", events: int = MANY, but: int = 0) ->
 
 
 def _status(run: ScenarioRun, path: str = "") -> dict[str, Any]:
-    """What the manager at ``path``, or the one that a client has started, says of itself; empty if none serves."""
+    """The status of the manager at ``path``, or of the one that a client has started; empty if there is none."""
     from letterapp import LetterError
     from letterapp.relay import SenderManager
 
@@ -242,20 +242,20 @@ def _status(run: ScenarioRun, path: str = "") -> dict[str, Any]:
     return {}
 
 
-def _must_be_gone(run: ScenarioRun) -> None:
+def _require_end_of(run: ScenarioRun) -> None:
     from ..process_monitor import surviving_processes
 
-    _must(not surviving_processes(str(run.folder), START), "something is left of a family that has ended")
+    _require(not surviving_processes(str(run.folder), START), "a process of a family that has ended is still running")
 
 
-def _wait(true: Any, otherwise: str) -> None:
+def _wait(condition: Any, message: str) -> None:
     from ..http_load import wait_until
 
-    _must(wait_until(true, START), otherwise)
+    _require(wait_until(condition, START), message)
 
 
-def _must(true: object, otherwise: str) -> None:
+def _require(condition: object, message: str) -> None:
     from ..programs import Failure
 
-    if not true:
-        raise Failure(otherwise)
+    if not condition:
+        raise Failure(message)

@@ -1,4 +1,4 @@
-"""The API takes every request and never answers, while a program tracks more than any queue should hold."""
+"""The API reads every request and never responds, while a program tracks more events than any queue should hold."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
-TITLES = {"dead-api": "60,000 events, no answer ever; bounded memory, all told within 8 s of the end"}
-END = 8.0  # seconds from the word that it is over to the program's end: this client's default budget is 5
+TITLES = {"dead-api": "60,000 events, no response at all; bounded memory, all reported within 8 s of the end"}
+END = 8.0  # seconds until the program ends; the default limit of this client is 5
 
 
 def inside() -> None:

@@ -1,4 +1,4 @@
-"""The API is not there for a while: connections are refused, and those that are open are dropped."""
+"""The API is down for a while: it refuses connections, and closes those that are open."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 TITLES = {
     "outage-start": "no API for 1 s from the first call on",
-    "outage-middle": "no API for 1 s while the program goes on",
-    "outage-end": "no API from 1 s before the end on: the rest is told, within 15 s",
+    "outage-middle": "no API for 1 s while the program continues",
+    "outage-end": "no API from 1 s before the end on: the rest is reported, within 15 s",
 }
-OUTAGE = 1.0  # seconds; three retries last for 1.75 or more
-END = 15.0  # seconds from the word that it is over to the program's end: this client's default budget is 5
+OUTAGE = 1.0  # seconds; three retries take 1.75 or more
+END = 15.0  # seconds until the program ends; the default limit of this client is 5
 
 
 def inside(name: str) -> None:

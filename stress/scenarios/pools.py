@@ -1,4 +1,4 @@
-"""``multiprocessing`` and ``concurrent.futures``: workers by each start method, and each way in which they end."""
+"""``multiprocessing`` and ``concurrent.futures``: workers of each start method, and each way in which they end."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TITLES = {
     **{f"process-{method}": f"8 jobs, a Process each, {method}" for method in METHODS},
     **{f"pool-{method}-close": f"Pool(4), 40 jobs, {method}, closed and joined" for method in METHODS},
     "pool-fork-terminate": "`with Pool(4)`, 40 jobs, fork: SIGTERM at its end",
-    "pool-spawn-terminate": "the same, spawn; spool= where it exists, since no memory is shared",
+    "pool-spawn-terminate": "the same, spawn; spool= where it exists, because no memory is shared",
     "pool-forkserver-terminate": "the same, forkserver; spool= where it exists",
     "pool-recycle": "Pool(4), 80 jobs, each worker replaced after 10 of them",
     "executor": "ProcessPoolExecutor(4), 40 jobs, fork",
-    "broken-executor": "the same 5 times, and a job that kills its worker: the pool is broken, the program goes on",
+    "broken-executor": "the same 5 times, and a job that kills its worker: the pool is broken, the program continues",
 }
 
 
@@ -82,6 +82,6 @@ def _processes(context: Any) -> None:
 
 
 def outside(run: ScenarioRun) -> None:
-    shares_nothing = run.name in ("pool-spawn-terminate", "pool-forkserver-terminate")
-    options: dict[str, Any] = {"spool": str(run.folder / "spool")} if shares_nothing else {}
+    no_shared_memory = run.name in ("pool-spawn-terminate", "pool-forkserver-terminate")
+    options: dict[str, Any] = {"spool": str(run.folder / "spool")} if no_shared_memory else {}
     run.finish(run.start(run.name, timeout=25.0, **options))

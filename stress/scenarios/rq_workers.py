@@ -1,4 +1,4 @@
-"""RQ: each job in a process of its own, which imports the client for it and leaves by ``os._exit``. Redis is real."""
+"""RQ: each job runs in a process of its own, which imports the client and ends with ``os._exit``. Redis is real."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "rq-worker": "rq worker --burst, 40 jobs: each work horse imports the client, and leaves by os._exit",
-    "rq-worker-stop": "the same without --burst; SIGTERM to the worker at work after 20 jobs: a warm shutdown",
-    "rq-worker-pool": "rq worker-pool, 2 workers, 40 jobs; SIGTERM to the pool at work after 20",
+    "rq-worker": "rq worker --burst, 40 jobs: each work horse imports the client, and ends with os._exit",
+    "rq-worker-stop": "the same without --burst; SIGTERM to the busy worker after 20 jobs: a warm shutdown",
+    "rq-worker-pool": "rq worker-pool, 2 workers, 40 jobs; SIGTERM to the busy pool after 20",
     "rq-spawn-worker": "rq worker --burst with the SpawnWorker, 15 jobs",
 }
 QUEUED = {"rq-worker": 40, "rq-worker-stop": 40, "rq-worker-pool": 40, "rq-spawn-worker": 15}  # jobs
-DONE = 20  # jobs before the end
-A_JOB = 3  # events
+DONE = 20  # jobs before SIGTERM
+PER_JOB = 3  # events
 COMMANDS = {
     "rq-worker": ("worker", "--burst"),
     "rq-worker-stop": ("worker",),
@@ -35,7 +35,7 @@ def inside(name: str, url: str) -> None:
 
     queue = rq.Queue(connection=redis.Redis.from_url(url))
     for _ in range(QUEUED[name]):
-        queue.enqueue("rq_jobs.work", A_JOB)
+        queue.enqueue("rq_jobs.work", PER_JOB)
 
 
 def outside(run: ScenarioRun) -> None:
@@ -45,14 +45,14 @@ def outside(run: ScenarioRun) -> None:
         run.finish(run.start(run.name, url))
         worker = run.start_server("-m", "rq.cli", *COMMANDS[run.name], "--quiet", "--url", url, timeout=2 * TIMEOUT)
         if "--burst" not in COMMANDS[run.name]:
-            wait_until(lambda: run.calls >= DONE * A_JOB or not worker.is_running, TIMEOUT)
+            wait_until(lambda: run.calls >= DONE * PER_JOB or not worker.is_running, TIMEOUT)
             stop(run, worker, TIMEOUT)
         run.finish(worker, seconds=TIMEOUT)
 
 
 @contextlib.contextmanager
 def _redis(run: ScenarioRun) -> Iterator[str]:
-    """A server of its own, with nothing on disk. It is none of the programs that are looked at."""
+    """Run a Redis server for this scenario, without persistence. It is not one of the programs that are tested."""
     from ..http_load import is_listening, wait_until
     from ..ports import free_port
     from ..programs import Failure, Program

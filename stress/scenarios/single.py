@@ -1,4 +1,4 @@
-"""One process: what goes out at a plain end, and what a burst leaves behind."""
+"""One process: what is sent at a normal exit, and what a burst leaves behind."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "single": "a script, 5,000 events, nobody closes",
-    "single-close": "the same, close() at its end",
-    "bursts": "5 bursts of 200 events; threads and descriptors after the last as after the first",
-    "threads": "8 threads of 500 events, nobody closes",
+    "single": "a script, 5,000 events, without close()",
+    "single-close": "the same, with close() at its end",
+    "bursts": "5 bursts of 200 events; as many threads and descriptors after the last as after the first",
+    "threads": "8 threads with 500 events each, without close()",
 }
 
 

@@ -1,6 +1,6 @@
-"""All processes at once: nothing in memory outlives that. What a next start of the program finds on disk.
+"""All processes end at once, which no queue in memory survives: what the next start of the program finds on disk.
 
-For this client with `spool=`; the others have nothing of the kind, and show what it is worth.
+For this client with `spool=`; the others have nothing comparable, and show what would be lost.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "spool-kill-all": "SIGKILL to a parent and its 4 children at once, 5 times, then a start; spool= where it exists",
-    "spool-outage": "3 programs end while the API is down, then a start; spool= where it exists",
+    "spool-kill-all": "SIGKILL to a parent and its 4 children at once, 5 times, then a restart; spool= where it exists",
+    "spool-outage": "3 programs end while the API is down, then a restart; spool= where it exists",
 }
 FAMILIES = 5
 PROGRAMS = 3

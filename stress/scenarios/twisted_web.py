@@ -1,4 +1,4 @@
-"""Twisted's web server, whose reactor has signal handlers of its own, and then ends by the signal's default action."""
+"""Twisted's web server, whose reactor installs its own signal handlers, and ends with the signal's default action."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "twisted": "twistd web with a resource, SIGTERM to it at work after 300 requests",
+    "twisted": "twistd web with a resource, SIGTERM to the busy server after 300 requests",
     "twisted-ctrl-c": "the same; Ctrl-C",
 }
 REQUESTS = 300

@@ -1,6 +1,6 @@
 """uWSGI, which forks without Python's hooks, preloaded or not, with and without threads; SIGTERM when workers are idle.
 
-Idle, because uWSGI runs no exit code at all in a worker that is busy: then no client can do anything.
+Idle, because uWSGI runs no exit handlers at all in a busy worker, where no client can send anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FLAGS: dict[str, list[Any]] = {
 OLD = "pyuwsgi==2.0.26"
 WORKERS = 2
 REQUESTS = 300
-TIMEOUT = 20.0  # seconds for the end; uWSGI's own mercy is 60 s
+TIMEOUT = 20.0  # seconds for the end; uWSGI's own limit is 60
 
 
 def outside(run: ScenarioRun) -> None:
@@ -66,7 +66,7 @@ def _old(run: ScenarioRun) -> dict[str, str]:
 
 
 def are_idle(stats: int) -> bool:
-    """Ask the master: not even an answered request says that its worker waits for the next."""
+    """Ask the master, because a response does not mean that its worker is already waiting for the next request."""
     try:
         with socket.create_connection(("127.0.0.1", stats), 5) as sock:
             text = b"".join(iter(lambda: sock.recv(65536), b""))

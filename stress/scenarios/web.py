@@ -1,4 +1,4 @@
-"""gunicorn with each class of worker, and uvicorn with workers of its own: visits, SIGTERM to the master, or Ctrl-C."""
+"""gunicorn with each worker class, and uvicorn with its own workers: requests, SIGTERM to the master, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TITLES = {
     "gunicorn-hup": "the same, with threads; HUP to the master halfway",
     "gunicorn-recycle": "the same, each worker replaced after 20 requests",
     "gunicorn-kill": "the same, with threads; 5 SIGKILLs of workers under load",
-    "gunicorn-ctrl-c": "the same, with gevent, without --preload, each answer takes 0.5 s; Ctrl-C, and again",
-    "gunicorn-uvicorn": "the same, uvicorn's worker: no exit code runs; exit_signals=(SIGTERM,) where it exists",
+    "gunicorn-ctrl-c": "the same, with gevent, without --preload, each API response takes 0.5 s; Ctrl-C twice",
+    "gunicorn-uvicorn": "the same, uvicorn's worker: no exit handler runs; exit_signals=(SIGTERM,) where it exists",
     "uvicorn-workers": "uvicorn --workers 2, 300 requests; SIGTERM to the master; the lifespan closes the client",
 }
 LIFE = 20  # requests
@@ -41,20 +41,20 @@ WORKER_CLASSES = {
 }
 WORKERS = 2
 REQUESTS = 300
-LAST_REQUESTS = 20  # some of whose events are still to be sent at the end
-IMPATIENCE = 0.3  # seconds from one Ctrl-C to the next
-TIMEOUT = 40.0  # seconds for the end; gunicorn's own is 30 s
+LAST_REQUESTS = 20  # some of whose events are not yet sent when Ctrl-C arrives
+BETWEEN_SIGNALS = 0.3  # seconds
+TIMEOUT = 40.0  # seconds for the end; gunicorn's own limit is 30
 
 
 def outside(run: ScenarioRun) -> None:
     port = free_port()
     options = {"exit_signals": [signal.SIGTERM]} if run.name == "gunicorn-uvicorn" else {}
-    # Its control socket has a thread and descriptors that come when they like, and this is about the client's.
+    # Without its control socket, whose thread and descriptors would be counted with the client's.
     (run.folder / "gunicorn.conf.py").write_text("control_socket_disable = True")
     server = run.start_server("-m", *_command(run.name, port), env=run.env(**options))
     load = LoadGenerator(server, port, *([LIFE] if run.name == "gunicorn-recycle" else []))
     try:
-        _visit(run, server, load)
+        _send_load(run, server, load)
     finally:
         stop(run, server, TIMEOUT)
 
@@ -68,8 +68,8 @@ def _command(name: str, port: int) -> list[Any]:
     return ["gunicorn", application, *preload, "-w", WORKERS, "-b", address, "-k", *WORKER_CLASSES[name]]
 
 
-def _visit(run: ScenarioRun, server: Any, load: LoadGenerator) -> None:
-    run.api.wait_for(1, seconds=5.0)  # of those that the master tracked: all that it needs is open
+def _send_load(run: ScenarioRun, server: Any, load: LoadGenerator) -> None:
+    run.api.wait_for(1, seconds=5.0)  # the master's first event: its client has opened everything that it needs
     workers = load.wait_for_workers(WORKERS)
     run.check_for_leaks(server.pid)
     if run.name == "gunicorn-hup":
@@ -85,6 +85,6 @@ def _visit(run: ScenarioRun, server: Any, load: LoadGenerator) -> None:
         run.api.rule = lambda _: stall(0.5)
         load.send_requests(LAST_REQUESTS)
         server.signal_group(signal.SIGINT)
-        time.sleep(IMPATIENCE)
+        time.sleep(BETWEEN_SIGNALS)
         server.signal_group(signal.SIGINT)
         run.finish(server, seconds=TIMEOUT)
