@@ -279,7 +279,7 @@ class SenderKiller:
         return kill
 
     def wait(self) -> None:
-        """Wait until enough senders are killed. In `kill-heirs` workers are killed too, so that others send for them."""
+        """Wait until enough senders are killed. In `kill-heirs` workers are killed too, so others send for them."""
         deadline = time.monotonic() + KILLING_TIME
         while self.killed < self._target and time.monotonic() < deadline:
             time.sleep(self._chance.uniform(0.1, 0.3))
