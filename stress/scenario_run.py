@@ -31,7 +31,11 @@ TIMEOUT = 40.0  # seconds that a program may run, unless the scenario says other
 SHORT_WAIT = 0.5  # seconds
 SETTLING = 5.0  # seconds that threads which are about to end get before they count as leaked
 GRACE = 7.0  # seconds that a process may outlive its parents or clients; its own limit for sending the rest is 5
-LOGGED = re.compile(r"^letterapp (?:relay|manager) \[\d+\]: ([\d,]+) of processes that have ended", re.MULTILINE)
+# What a relay or a manager logs about lost events that it cannot report to any process, in either wording.
+LOGGED = re.compile(
+    r"^letterapp (?:relay|manager) \[\d+\]: ([\d,]+) (?:of processes that have ended|lost from ended processes): ",
+    re.MULTILINE,
+)
 
 
 class Scenario(NamedTuple):

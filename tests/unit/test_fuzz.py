@@ -1,6 +1,6 @@
-"""Odd input into each way in, some of it at each run; `python -m stress fuzz` does the same for as long as one likes.
+"""Some unusual input for each fuzz target in every test run; `python -m stress fuzz` continues for as long as one likes.
 
-A finding of that becomes an example here.
+Its findings become examples here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BYTES = st.binary(max_size=400)
 
 @pytest.fixture(scope="module")
 def targets() -> Iterator[dict[str, Any]]:
-    """Each target, made when it is first asked for."""
+    """Each target, created when it is first used."""
     made: dict[str, Any] = {}
 
     class Made(dict):  # type: ignore[type-arg]

@@ -1,4 +1,4 @@
-"""The ledger of `stress`: its sums, and that each of its columns goes red when the client is broken in that way.
+"""The ledger of `stress`: its counts, and that each of its columns goes red if the client is broken in that way.
 
 The broken clients are this client with one fault each (stress/inside/broken.py), and the programs are real.
 """
@@ -44,7 +44,7 @@ def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
 def test_a_free_port_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
     all_of_them = ports._outside_kernel_range()
     start = random.randrange(len(all_of_them) - 20)
-    some = all_of_them[start : start + 20]  # of which others may use a few
+    some = all_of_them[start : start + 20]  # some of which may be in use
     monkeypatch.setattr(ports, "_outside_kernel_range", lambda: some)
     assert len({free_port() for _ in range(15)}) == 15
 
@@ -74,7 +74,7 @@ def test_a_second_delivery_under_the_same_id_is_no_fault() -> None:
 def test_an_event_that_did_not_come_is_lost_unless_the_program_was_told() -> None:
     assert sums([ONE, OTHER], [("a", ONE)]) == {"delivered": 1, "lost": 1}
     assert sums([ONE, OTHER], [("a", ONE)], told=(OTHER,)) == {"delivered": 1, "told": 1}
-    assert sums([ONE], [("a", ONE)], told=(ONE,)) == {"delivered": 1}, "given up, and came all the same"
+    assert sums([ONE], [("a", ONE)], told=(ONE,)) == {"delivered": 1}, "given up, but delivered nevertheless"
 
 
 def test_two_ids_of_one_event_and_two_events_of_one_id() -> None:
@@ -103,7 +103,7 @@ def test_every_fault_makes_the_verdict_red() -> None:
 
 @pytest.fixture
 def perform(tmp_path: Path) -> Any:
-    """Play a scenario with a client of stress/inside, on this interpreter."""
+    """Run a scenario with a client of stress/inside, on this interpreter."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     environments = Environments(sys.executable, tmp_path, print)
 
@@ -176,7 +176,7 @@ def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatc
 
 @needs_unix
 def test_what_a_relay_writes_into_its_log_is_told(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenario_run, "GRACE", 15.0)  # it has its own time after its last client
+    monkeypatch.setattr(scenario_run, "GRACE", 15.0)  # a relay may run for a while after its last client
     entry = perform("outage-end", "letterapp", relay=True, exit_timeout=1.0)
     assert (entry["verdict"], faults(entry)) == ("told", {}), entry
     assert entry["calls"] == entry["told"] + entry["delivered"] > entry["delivered"]
@@ -187,7 +187,7 @@ def test_a_relay_that_dies_with_events_is_played_for_real(perform: Any, monkeypa
     monkeypatch.setattr(relay, "KILLS", 2)
     entry = perform("relay-killed", "letterapp", relay=True)
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
-    assert any("name no event" in note for note in entry["notes"]), "no process has met the end of its relay"
+    assert any("name no event" in note for note in entry["notes"]), "no process has reported the end of its relay"
 
 
 @needs_unix
@@ -207,7 +207,7 @@ def test_a_manager_that_dies_with_events_is_played_for_real(perform: Any, monkey
     monkeypatch.setattr(manager, "FAMILIES", 1)
     entry = perform("manager-killed", "letterapp", manager={})
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
-    assert any("name no event" in note for note in entry["notes"]), "no process has met the end of its manager"
+    assert any("name no event" in note for note in entry["notes"]), "no process has reported the end of its manager"
 
 
 @needs_unix
@@ -239,7 +239,7 @@ def test_a_manager_that_outlives_its_family_is_an_orphan(perform: Any, monkeypat
     assert (entry["verdict"], faults(entry)) == ("red", {"orphans": 1}), entry
 
 
-# Says which process sends for it; the same of a program that it starts; and of one that cannot reach that process.
+# Prints the pid of its manager, then that of a spawned process, and of one that cannot reach the manager.
 FAMILY = """
 import os, subprocess, sys
 import managers
@@ -271,8 +271,9 @@ def test_a_spawned_process_finds_its_familys_manager_or_starts_its_own() -> None
 
 @pytest.mark.parametrize("kind", ["relay", "manager"])
 def test_the_log_of_whoever_sends_says_what_ended_processes_have_lost(kind: str) -> None:
-    line = f"letterapp {kind} [123]: 1,234 of processes that have ended: 2 events lost: no answer"
-    assert scenario_run.LOGGED.findall(f"something\n{line}\n") == ["1,234"]
+    for wording in ("of processes that have ended", "lost from ended processes"):
+        line = f"letterapp {kind} [123]: 1,234 {wording}: 2 events lost: no answer"
+        assert scenario_run.LOGGED.findall(f"something\n{line}\n") == ["1,234"]
 
 
 def test_a_call_that_waited_for_a_stopped_manager_is_found() -> None:
@@ -435,21 +436,21 @@ def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int,
     console = Console(quiet=True)
     data = ledger(perform("single", client))
     assert run._status(console, data, 1) == status
-    assert run._status(console, data, 2) == 1, "a scenario was not played"
+    assert run._status(console, data, 2) == 1, "a scenario did not run"
     for column in (RELAY, MANAGER):
         data["columns"] = [column]
         data["entries"][0]["column"] = column
-        assert run._status(console, data, 1) == status, "a column of this client's too"
+        assert run._status(console, data, 1) == status, "also a column of this client"
 
 
 def test_the_worst_of_several_performances_is_kept() -> None:
-    played = [
+    entries = [
         {"verdict": verdict, "lost": lost, "notes": ["as it was"]}
         for verdict, lost in [("balances", 0), ("red", 10), ("told", 0), ("red", 40), ("failed", 0)]
     ]
-    assert run.worst(played[:1]) == played[0]
-    assert run.worst(played) == {
-        **played[3],
+    assert run.worst(entries[:1]) == entries[0]
+    assert run.worst(entries) == {
+        **entries[3],
         "notes": ["as it was", "the worst of 5 runs: 3 did not balance, 50 events lost in all"],
     }
 
@@ -458,7 +459,7 @@ def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, mo
     def outside(scenario: Any) -> None:
         program = scenario.start("single")
         scenario.finish(program)
-        os.kill(program.pid, 0)  # it is gone
+        os.kill(program.pid, 0)  # it has ended
 
     monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
     entry = perform("single", "letterapp")
