@@ -1,4 +1,4 @@
-"""Some unusual input for each fuzz target in every test run; `python -m stress fuzz` continues for as long as one likes.
+"""Some unusual input for each fuzz target in each test run; `python -m stress fuzz` goes on for as long as one likes.
 
 Its findings become examples here.
 """
