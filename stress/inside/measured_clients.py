@@ -29,13 +29,14 @@ def properties(number: int) -> dict[str, Any]:
 def letterapp(url: str, capacity: int, **options: Any) -> Client:
     from letterapp import Letter
 
-    # 0.2.0 has an unbounded queue, and no option to change that.
+    # 0.2.0 has an unbounded queue, no option to change that, and no statistics.
     bounded = "max_queue_events" in (Letter.__init__.__kwdefaults__ or ())
     bounds: Any = (
         {"max_queue_events": capacity, "max_queue_bytes": capacity * 1000, "exit_timeout": 60.0} if bounded else {}
     )
     letter = Letter("key", url, **bounds, **options)
-    return Client(partial(letter.track, USER, EVENT), letter.close, lambda: int(letter.stats()["relayed"]))
+    track = partial(letter.track, USER, EVENT)
+    return Client(track, letter.close, lambda: int(letter.stats()["relayed"]) if bounded else 0)
 
 
 def letterapp_relay(url: str, capacity: int) -> Client:
