@@ -10,7 +10,7 @@ properties, so the count does not depend on anything that a client generates.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Iterable, NamedTuple, Tuple
+from typing import Iterable, Mapping, NamedTuple, Tuple
 
 Key = Tuple[str, int]  # who, serial
 
@@ -78,7 +78,7 @@ def _disordered(arrivals: Iterable[Key]) -> int:
     return late
 
 
-def verdict(entry: dict[str, object]) -> str:
+def verdict(entry: Mapping[str, object]) -> str:
     """``balances``, ``told`` (all lost events were reported), ``red``, or ``failed`` if nothing could be counted."""
     if entry["failure"]:
         return "failed"

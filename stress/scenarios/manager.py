@@ -124,13 +124,13 @@ def _stop(run: ScenarioRun) -> None:
             after = run.times()
             running += [between[key] for key in between.keys() - before.keys()]
             stopped += [after[key] for key in after.keys() - between.keys()]
-    _compare(run, running, stopped)
+    _compare(run.notes, running, stopped)
 
 
-def _compare(run: ScenarioRun, running: list[int], stopped: list[int]) -> None:
+def _compare(notes: list[str], running: list[int], stopped: list[int]) -> None:
     """Fail if calls took longer while the manager was stopped. On a busy machine some are slow at all times."""
     slow, slow_stopped = (sum(each > SLOW_CALL for each in times) for times in (running, stopped))
-    run.notes.append(
+    notes.append(
         f"calls over {SLOW_CALL / 1000:g} ms: {slow} of {len(running):,} while the manager ran, {slow_stopped} of "
         f"{len(stopped):,} around its stops, the longest {max(stopped) / 1000:.1f} ms"
     )

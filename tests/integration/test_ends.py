@@ -6,7 +6,6 @@ them). Not responsible for: kills (test_killed.py), servers' own ends.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, Program, environment, eventually, get, run, start, whose
+from harness import DEADLINE, Program, environment, eventually, get, needs, run, start, whose
 from relayed import Runtime
 from senders import clear
 
@@ -29,10 +28,6 @@ from stress.ports import free_port
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
 DOWN = "http://127.0.0.1:9"  # where nobody listens
-
-
-def needs(package: str) -> Any:
-    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
 
 
 # os._exit

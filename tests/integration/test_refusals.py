@@ -241,7 +241,7 @@ def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_told_onc
     waits = []
     for _ in range(14):
         assert one.sender._batches.send_once() == 0.0
-        waits.append(one.sender._batches._effort.not_before - one.now)
+        waits.append(one.sender._batches._in_flight.not_before - one.now)
         one.now += waits[-1]
     for wait, shortest in zip(waits, [min(300, 0.25 * 2**turn) for turn in range(14)]):
         assert shortest <= wait <= 1.25 * shortest, waits

@@ -9,7 +9,6 @@ ended; the servers have nothing to complain about; one relay serves at a time, a
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -24,7 +23,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 import psutil
 import pytest
-from harness import DEADLINE, Finished, Program, WebServer, environment, eventually, get, whose
+from harness import DEADLINE, Finished, Program, WebServer, environment, eventually, get, needs, whose
 from relayed import Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
 from test_uwsgi import LAUNCHER, threadless  # noqa: F401  (a fixture)
 from webapps import Gate, without_servers_own
@@ -33,10 +32,6 @@ from letterapp.testing import Hold
 from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
-
-
-def needs(package: str) -> Any:
-    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
 
 
 # Nothing leaves this client's relay before somebody hurries it or its last client is gone. A line in one piece, and on

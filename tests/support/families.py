@@ -32,7 +32,7 @@ def has_looked(sender):
     "Wait until a thread that was just started has looked for what others left. It does so again after a second."
     if sender.owner.pid == os.getpid():
         def is_looking():
-            is_between = sender._batches.lock.is_taken() and sender._queue._in_flight.ring is None
+            is_between = sender._batches.lock.is_taken() and sender._queue._taken.ring is None
             return not sender._recovery._next_look or is_between
         while sender._queue.has_worker and is_looking():
             time.sleep(0.001)

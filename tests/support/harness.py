@@ -1,11 +1,12 @@
 """Running real programs and real servers against the ingestion server.
 
-Lives here: starting, waiting with a deadline, signalling by process id, and leaving nothing behind. Never here: any
-knowledge of what is right.
+Responsible for: starting, waiting with a deadline, signalling by process id, and leaving nothing behind.
+Not responsible for: any knowledge of what is right.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -16,9 +17,10 @@ import textwrap
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, TypeVar
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0  # seconds: far above what anything here takes, so that a busy machine does not turn a test red
@@ -90,11 +92,16 @@ def suspend(pid: int) -> None:
     assert set(eventually(states, lambda found: set(found) <= {"T"})) <= {"T"}
 
 
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip a test where a package is not installed."""
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
+
+
 def environment(api_url: str, **more: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LETTER_", "COV_", "PYTEST"))}
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         env.pop(name, None)
-    path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), env.get("PYTHONPATH", "")]))
     return {**env, "PYTHONPATH": path, **QUIET, "PYTHONUNBUFFERED": "1", "TEST_API": api_url, **more}
 
 
@@ -104,6 +111,10 @@ import os, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 os.execv(sys.argv[1], sys.argv[1:])
 """
+
+
+Running = TypeVar("Running", bound="Program")
+Seen = TypeVar("Seen")
 
 
 class Finished:
@@ -161,7 +172,7 @@ class Program:
         """Processes of the group that outlive the program by more than ``timeout`` seconds."""
         return eventually(lambda: _group(self.pid), lambda rest: not rest, timeout)
 
-    def __enter__(self) -> Program:
+    def __enter__(self: Running) -> Running:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -194,23 +205,32 @@ def has_ended(process: dict[str, Any]) -> bool:
 
 
 def start(
-    code: str, api_url: str, tmp_path: Path, *arguments: str, python: str = sys.executable, **env: str
+    program: Callable[..., object] | str,
+    api_url: str,
+    tmp_path: Path,
+    *arguments: object,
+    python: str = sys.executable,
+    **env: str,
 ) -> Program:
-    """Start ``code`` as a script of its own, after `PRELUDE`."""
-    script = tmp_path / "program.py"
-    script.write_text(PRELUDE + textwrap.dedent(code))
-    return Program([python, str(script), *arguments], environment(api_url, **env), tmp_path)
+    """Start a program: a function of a module in ``tests/programs``, or code that is run after `PRELUDE`."""
+    if callable(program):
+        command = ["-m", program.__module__, program.__name__]
+    else:
+        script = tmp_path / "program.py"
+        script.write_text(PRELUDE + textwrap.dedent(program))
+        command = [str(script)]
+    return Program([python, *command, *map(str, arguments)], environment(api_url, **env), tmp_path)
 
 
-def run(code: str, api_url: str, tmp_path: Path, *arguments: str, **env: str) -> Finished:
-    """Run ``code`` as a script to its end, and see that it left no process behind."""
-    with start(code, api_url, tmp_path, *arguments, **env) as program:
-        finished = program.finish()
-        assert not program.left_behind(), program.left_behind()
+def run(program: Callable[..., object] | str, api_url: str, tmp_path: Path, *arguments: object, **env: str) -> Finished:
+    """Run a program (see `start`) to its end, and see that it left no process behind."""
+    with start(program, api_url, tmp_path, *arguments, **env) as running:
+        finished = running.finish()
+        assert not running.left_behind(), running.left_behind()
         return finished
 
 
-def eventually(look: Callable[[], Any], good: Callable[[Any], bool], timeout: float = DEADLINE) -> Any:
+def eventually(look: Callable[[], Seen], good: Callable[[Seen], object], timeout: float = DEADLINE) -> Seen:
     """Look until it is good, at most ``timeout`` seconds; return the last look. For what gives no signal of its own."""
     deadline = time.monotonic() + timeout
     seen = look()

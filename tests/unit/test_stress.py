@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -277,14 +276,14 @@ def test_the_log_of_whoever_sends_says_what_ended_processes_have_lost(kind: str)
 
 
 def test_a_call_that_waited_for_a_stopped_manager_is_found() -> None:
-    noted = SimpleNamespace(notes=[])
+    notes: list[str] = []
     quick = [20] * 1_000
-    manager._compare(noted, quick, quick)
-    manager._compare(noted, [*quick, *[6_000] * 20], [*quick, *[6_000] * 30])  # a busy machine
+    manager._compare(notes, quick, quick)
+    manager._compare(notes, [*quick, *[6_000] * 20], [*quick, *[6_000] * 30])  # a busy machine
     with pytest.raises(Failure, match="slower"):
-        manager._compare(noted, quick, [*quick, *[6_000] * 30])
+        manager._compare(notes, quick, [*quick, *[6_000] * 30])
     with pytest.raises(Failure, match="waited"):
-        manager._compare(noted, quick, [*quick, 1_200_000])
+        manager._compare(notes, quick, [*quick, 1_200_000])
 
 
 @pytest.mark.parametrize(

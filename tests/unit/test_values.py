@@ -25,7 +25,8 @@ from harness import run
 
 from letterapp import Letter, LetterError
 from letterapp._config import Settings
-from letterapp._encoding import Encoder, Unencodable
+from letterapp._encoding.events import Encoder
+from letterapp._encoding.json_text import Unencodable
 from letterapp.relay import SenderManager
 
 ENCODER = Encoder(500_000, None)

@@ -116,7 +116,7 @@ class _Requests:
 
     def _step(self) -> float:
         self._relay._turn(0)
-        self._relay._owned.sender._batches._effort.not_before = 0.0  # skips the wait before a retry
+        self._relay._owned.sender._batches._in_flight.not_before = 0.0  # skips the wait before a retry
         return self._relay._owned.sender._batches.send_once()
 
     def close(self) -> None:
