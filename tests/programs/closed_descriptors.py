@@ -6,8 +6,8 @@ import fcntl
 import os
 import signal
 import sys
-import time
 import tempfile
+import time
 from typing import Any, Callable
 
 from letterapp._storage import memory
