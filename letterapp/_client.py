@@ -405,7 +405,7 @@ class Letter(FixedOptions):
         # Loggers, debuggers and crash reporters ask anywhere: while it is made, in the middle of a call, after a fork.
         delivery: Delivery | None = self.__dict__.get("_delivery")
         if delivery is None:
-            return "<Letter that has not been made>"
+            return "<Letter, not initialised>"
         if delivery.owner.pid != os.getpid():
             return f"<Letter not used so far, pid={os.getpid()}>"
         waiting, delivered, lost = delivery.quick_counts()
@@ -414,7 +414,9 @@ class Letter(FixedOptions):
     def __reduce__(self) -> typing.Tuple[typing.Any, ...]:
         context = self._settings.ssl_context
         if context is not None and not callable(context):
-            raise LetterError("ssl_context=SSLContext cannot be pickled: give a function of a module that makes one")
+            raise LetterError(
+                "an ssl.SSLContext cannot be pickled: set ssl_context to a module-level function that returns one"
+            )
         return (_unpickled, (self._settings,))
 
 
@@ -430,9 +432,8 @@ def _carrier(settings: Settings) -> Delivery:
             from ._relay.delivery import RelayDelivery
         except OSError as problem:  # no descriptor to read a module by
             reraise_signal_error(problem)
-            said = (
-                f"relay: its modules cannot be loaded: {problem.strerror or problem}. This process sends its own events"
-            )
+            why = problem.strerror or problem
+            said = f"relay: its modules cannot be imported: {why}; this process sends its events itself"
             Reporter(settings.on_error)(LetterError(said, cause="degraded"))
             return Sender(settings)
         return RelayDelivery.start(settings)

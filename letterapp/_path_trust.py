@@ -29,10 +29,10 @@ def must_be_ours(directory: str) -> None:
     """`OSError` for a directory in which others could act, or that a link leads to."""
     status = _status(directory)
     if status.st_uid != os.geteuid():
-        said = f"it belongs to user {status.st_uid}: name a directory of this user's own"
+        said = f"it belongs to user {status.st_uid}, not to this user ({os.geteuid()}): choose another directory"
         raise OSError(errno.EPERM, said, directory)
     if status.st_mode & 0o077:
-        said = "others may use it: chmod it to 700, or name a directory that is not there yet"
+        said = f"its permissions are too open ({_mode(status)}), expected 0700: chmod it, or choose another directory"
         raise OSError(errno.EPERM, said, directory)
 
 
@@ -42,8 +42,10 @@ def must_be_guarded(directory: str, also: int | None = None) -> None:
     Believed are this user, root and the user ``also``: each directory on the way must be theirs, and closed to the
     writing of others, but for those where nobody can remove what is another's (the sticky bit).
     """
-    if _status(directory).st_mode & 0o022:
-        raise OSError(errno.EPERM, "others may write in it: chmod it to 750 or less", directory)
+    status = _status(directory)
+    if status.st_mode & 0o022:
+        said = f"its permissions are too open ({_mode(status)}), expected 0750 or stricter: chmod it"
+        raise OSError(errno.EPERM, said, directory)
     must_be_reached_safely(directory, also)
 
 
@@ -75,9 +77,9 @@ def must_be_reached_safely(directory: str, also: int | None = None) -> None:
 
 def _check_step(path: str, status: os.stat_result, also: int | None) -> None:
     if not is_trusted(status.st_uid, also):
-        raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}, who could put another one in its place", path)
+        raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}, who is not trusted and could replace it", path)
     if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX:
-        raise OSError(errno.EPERM, "everybody may write in it, and it has no sticky bit", path)
+        raise OSError(errno.EPERM, "every user may write to it, and it has no sticky bit: chmod it to 755", path)
 
 
 def is_trusted(user: int | None, also: int | None = None) -> bool:
@@ -103,12 +105,16 @@ def must_be_trusted(sock: Any, also: int | None = None) -> None:
     _, user = peer_of(sock)
     if not is_trusted(user, also):
         raise OSError(
-            errno.EPERM, f"user {user} serves there, who is neither this user nor root: name him as relay_user"
+            errno.EPERM, f"it is run by user {user}, who is neither this user nor root: set relay_user to trust it"
         )
 
 
 def _status(directory: str) -> os.stat_result:
     status = os.lstat(directory)
     if not stat.S_ISDIR(status.st_mode):
-        raise OSError(errno.ENOTDIR, "it must be a directory, and not a link to one", directory)
+        raise OSError(errno.ENOTDIR, "it must be a directory, and not a symbolic link", directory)
     return status
+
+
+def _mode(status: os.stat_result) -> str:
+    return f"{stat.S_IMODE(status.st_mode):04o}"

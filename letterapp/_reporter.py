@@ -44,7 +44,7 @@ class Reporter:
             if self._on_error is None:
                 _print(f"letterapp: {error}")
             elif self._is_of_on_error(error):
-                _print(f"letterapp: {error} (on_error had tracked it)")
+                _print(f"letterapp: {error} (tracked by on_error itself)")
             else:
                 self.has_called = True
                 self._calling.run(lambda: with_starters_signal_mask(self._call, error))
@@ -108,5 +108,5 @@ class TroubleReporter:
 
 def unreadable(events: int, why: str) -> LetterError:
     """The report of events that an ended process left and nobody can read: ``events`` of them, or more."""
-    said = f"at least {events:,} of the events that an ended process left cannot be read: {why}"
+    said = f"at least {events:,} events left by an ended process cannot be read: {why}"
     return LetterError(said, cause="damaged", lost=events)

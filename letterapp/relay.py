@@ -30,7 +30,7 @@ from ._relay_server.manager_program import batches_of, start_process
 from ._relay_server.queue_reader import QueueReader, flush_clients_of
 from ._runtime.clock import monotonic
 from ._runtime.lazy_module import LazyModule
-from ._text import SecretBytes, concealed
+from ._text import SecretBytes, concealed, short
 from .errors import LetterError
 
 TYPE_CHECKING = False
@@ -103,7 +103,7 @@ class SenderManager(FixedOptions, BaseManager):
         api_key, authkey = concealed(api_key), SecretBytes(authkey) if isinstance(authkey, bytes) else authkey
         _check_options("SenderManager", options, SENDING)
         if authkey is not None and (not isinstance(authkey, bytes) or not authkey):
-            raise LetterError("authkey must be bytes, at least one")
+            raise LetterError("authkey must be bytes, and not empty")
         self._settings = settings_of(api_key=api_key, base_url=base_url, **options)
         self._given_authkey = authkey
         self._key = authkey or SecretBytes(os.urandom(32))
@@ -133,7 +133,7 @@ class SenderManager(FixedOptions, BaseManager):
         """
         self._must_be_new()
         if self._address is None or self._given_authkey is None:
-            raise LetterError("connect() needs the address and the authkey of the server")
+            raise LetterError("connect() needs the server's address and authkey: give both to the SenderManager")
         self._serve_at(self._address)
         try:
             self.status()
@@ -166,7 +166,9 @@ class SenderManager(FixedOptions, BaseManager):
             LetterError: This manager was connected: whoever keeps the server ends it, by SIGTERM.
         """
         if self._stage == Stage.SERVING and self._process is None:
-            raise LetterError("shutdown() ends what start() started; whoever keeps this server ends it, by SIGTERM")
+            raise LetterError(
+                "shutdown() is for a manager that was started; this one is connected to a server that SIGTERM stops"
+            )
         if self._stage != Stage.SERVING or self._starter != os.getpid():
             return
         queue, process = self._queue_of(), self._process
@@ -211,17 +213,17 @@ class SenderManager(FixedOptions, BaseManager):
             self.shutdown()
 
     def __reduce__(self) -> typing.Tuple[typing.Any, ...]:
-        raise LetterError("a SenderManager stays in its process: pass its .queue")
+        raise LetterError("a SenderManager cannot be pickled: pass its .queue to other processes")
 
     def __repr__(self) -> str:
         known = self.__dict__  # empty, where an option was wrong: crash reporters look at that too
         if "_stage" not in known:
-            return "<SenderManager that has not been made>"
+            return "<SenderManager, not initialised>"
         return f"<SenderManager {self._stage.value} at {self._address!r}>"
 
     def _must_be_new(self) -> None:
         if self._stage != Stage.NEW:
-            raise LetterError("this manager has been started or connected; make another one")
+            raise LetterError("this manager has already been started or connected; create another one")
 
     def _serve_at(self, address: Address) -> None:
         self._address = address
@@ -233,7 +235,7 @@ class SenderManager(FixedOptions, BaseManager):
 
     def _queue_of(self) -> ManagerQueue:
         if self._queue is None:
-            raise LetterError("the manager has no queue yet: start() or connect() it")
+            raise LetterError("the manager has no queue yet: call start() or connect() first")
         return self._queue
 
 
@@ -270,9 +272,9 @@ class QueueListener(FixedOptions):
         api_key = concealed(api_key)
         _check_options("QueueListener", options, LISTENING)
         if isinstance(queue, (ManagerQueue, SenderManager)):
-            raise LetterError("a SenderManager's queue needs no listener: its process sends")
+            raise LetterError("a SenderManager's queue needs no listener: the manager's process sends the events")
         if not hasattr(queue, "get"):
-            raise LetterError(f"a listener needs a queue with get, not {queue!r}")
+            raise LetterError(f"queue must be an object with a get method, not {short(queue)}")
         source: Any = adapt(queue)
         self._reader = QueueReader(source, settings_of(api_key=api_key, base_url=base_url, **options))
 
@@ -310,7 +312,7 @@ class QueueListener(FixedOptions):
 def _check_options(kind: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
     for name in options:
         if name not in known:
-            raise TypeError(f"{kind} takes no option {name!r}; those that concern sending are: {', '.join(known)}")
+            raise TypeError(f"{kind} has no option {name!r}; its options are: {', '.join(known)}")
 
 
 def _checked(address: Any) -> Address | None:

@@ -260,9 +260,9 @@ class IngestionServer:
         else:
             return 404, f"no such path: {request.path}"
         if not request.headers.get("authorization", "").startswith("Bearer "):
-            return 401, "no key"
+            return 401, "no API key"
         if self.api_key is not None and request.headers["authorization"] != f"Bearer {self.api_key}":
-            return 401, "wrong key"
+            return 401, "wrong API key"
         if self.max_body is not None and len(request.body) > self.max_body:
             return 413, f"more than {self.max_body} bytes"
         try:
@@ -339,7 +339,7 @@ class _Handler(BaseHTTPRequestHandler):
         # Not of the API: how another process asks what came. A web page may not: it would come from elsewhere, or by a
         # name of its own that it has made lead to this machine (DNS rebinding).
         if not _is_of_this_machine(self.headers.get("Host")) or "Origin" in self.headers:
-            self.answer(403, b'{"error":{"code":"forbidden","message":"ask by a name of loopback, from no web page"}}')
+            self.answer(403, b'{"error":{"code":"forbidden","message":"use a loopback host name, and no web page"}}')
             return
         api = self.server.api
         with api._changed:

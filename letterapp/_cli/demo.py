@@ -281,7 +281,7 @@ def _close_the_books(lines: list[dict[str, Any]], kept: list[dict[str, Any]] | N
         print(f"{row.who:{width}} {pid:>8} {row.tracked:>9,} {row.delivered:>9,} {row.lost:>6,} {row.twice:>6,}")
     if kept is not None:
         again = len(kept) - len({item["messageId"] for item in kept})
-        print(f"{again:,} events travelled again under the same id, after faults of the server; it kept each once")
+        print(f"{again:,} events were sent again under the same id, after faults of the server; it kept each once")
     balances = total.tracked > 0 and all(row.lost == 0 and row.twice == 0 for row in rows)
     print(f"{'the ledger balances' if balances else 'THE LEDGER DOES NOT BALANCE'}  ({seconds:.1f} s)")
     return 0 if balances else 1

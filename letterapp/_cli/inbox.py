@@ -34,7 +34,7 @@ def inbox(port: int, troubled: bool, quiet: bool) -> int:
     if troubled:
         api.rule = _Trouble()
     with api:
-        show.line(api.url if quiet else f"listening on {api.url}  (Ctrl-C ends it)")
+        show.line(api.url if quiet else f"listening on {api.url}  (Ctrl-C to stop)")
         try:
             if quiet:
                 sys.stdin.read()
@@ -72,7 +72,7 @@ class _Printer:
         except (OSError, ValueError) as problem:  # its reader has gone, the disk is full, it was closed
             if not self._is_broken:
                 self._is_broken = True
-                _complain(f"what arrives cannot be printed any more, and is kept all the same: {problem}")
+                _complain(f"events can no longer be printed, but are still kept: {problem}")
 
 
 def _encoding() -> str:

@@ -149,7 +149,7 @@ def is_shutting_down() -> bool:
     return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()
 
 
-TORN_DOWN = "Python is removing its modules, and nothing can be sent any more"
+TORN_DOWN = "the interpreter is shutting down, and nothing can be sent any more"
 
 
 def is_finalizing() -> bool:
@@ -278,7 +278,8 @@ def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError],
             continue
         name = signal.Signals(number).name
         if handler is None:
-            report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
+            said = f"exit_signals: {name} has a handler that Python did not install, so it does not send what waits"
+            report_once(report, said)
             continue
         previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
         try:
@@ -289,8 +290,8 @@ def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError],
             _previous[number] = previous
             report_once(
                 report,
-                "exit_signals: only the main thread can install signal handlers; they are installed when the main "
-                "thread has an event",
+                "exit_signals: only the main thread can install signal handlers; they are installed at the main "
+                "thread's first event",
             )
 
 

@@ -33,11 +33,13 @@ def proxy_for(secure: bool, host: str) -> Proxy | None:
         return None
     scheme, name, port, secrets = _read(url)
     if scheme is None:
-        raise ValueError("the address of the proxy in the environment cannot be read: is its password escaped?")
+        raise ValueError(
+            "the proxy's URL in the environment is invalid: percent-encode special characters in its password"
+        )
     if scheme != "http" or not name:
-        raise ValueError(f"the proxy {scheme}://{name} is not spoken to: only http:// proxies are")
+        raise ValueError(f"the proxy {scheme}://{name} is not supported: only http:// proxies are")
     if not port:
-        raise ValueError("the proxy in the environment has port 0, where nobody listens")
+        raise ValueError("the proxy in the environment has port 0: it must be from 1 to 65535")
     return Proxy(name, port, secrets)
 
 

@@ -26,7 +26,7 @@ class TunnelResponse(http.client.HTTPResponse):
             if not 100 <= status_line[1] < 200 or status_line[1] == 101:
                 return status_line
             http.client.parse_headers(self.fp)
-        raise http.client.HTTPException(f"more than {MOST_INTERIM} interim answers")
+        raise http.client.HTTPException(f"more than {MOST_INTERIM} interim responses")
 
 
 class Response(TunnelResponse):
@@ -50,11 +50,11 @@ def content_length(values: Iterable[str]) -> int | None:
     """
     numbers = {_number(part.strip(" \t")) for value in values for part in value.split(",")}
     if len(numbers) > 1:
-        raise http.client.HTTPException("its lengths contradict each other")
+        raise http.client.HTTPException("the response has contradictory Content-Length headers")
     return numbers.pop() if numbers else None
 
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER):  # `int` takes "+5", "-1" and "1_0"
-        raise http.client.HTTPException(f"its length is {text[:20]!r}")
+        raise http.client.HTTPException(f"the response has an invalid Content-Length: {text[:20]!r}")
     return int(text)

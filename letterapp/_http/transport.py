@@ -242,9 +242,9 @@ def _open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
     response.begin()
     response.close()
     if response.status != 200:
-        raise OSError(f"the proxy refused: {response.status} {response.reason}")
+        raise OSError(f"the proxy refused the connection: {response.status} {response.reason}")
     if line.has_surplus:
-        raise OSError("the proxy said more than it was asked")
+        raise OSError("the proxy sent data after its response")
 
 
 def _is_timeout(error: Exception) -> bool:

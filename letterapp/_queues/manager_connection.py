@@ -102,7 +102,7 @@ class ManagerConnection:
         except RuntimeError:
             return True  # it has no such method, and has said so
         if answer is None:
-            raise Disconnected("it is ending")
+            raise Disconnected("it is shutting down")
         return answer
 
     def call(self, method: str, *arguments: Any, patience: float) -> Any:
@@ -234,7 +234,7 @@ def _open_wire(address: Address, authkey: bytes, deadline: float) -> _SocketWire
         mp_connection.deliver_challenge(wire, authkey)  # type: ignore[arg-type]
     except AssertionError as problem:
         wire.close()
-        raise Disconnected(f"it is no manager's server: {problem}") from None  # 3.11 and older
+        raise Disconnected(f"it is not a manager's server: {problem}") from None  # 3.11 and older
     except BaseException:
         wire.close()
         raise

@@ -69,8 +69,10 @@ def adapt(queue: Any) -> Target:
     if isinstance(queue, (ManagerQueue, ProxyQueue, ForeignQueue)):
         return queue
     if not hasattr(queue, "put_nowait"):
-        hint = ": give its .queue" if hasattr(queue, "get_server") else ""
-        raise LetterError(f"relay must be True, a socket's path or a queue with put_nowait, not {short(queue)}{hint}")
+        hint = ": pass its .queue" if hasattr(queue, "get_server") else ""
+        raise LetterError(
+            f"relay must be True, the path of a socket or a queue with put_nowait, not {short(queue)}{hint}"
+        )
     if _stays_in_process(queue):
         raise LetterError(
             f"relay={type(queue).__name__}: its items never leave this process; "
@@ -128,7 +130,7 @@ class ManagerQueue:
             try:
                 answer = connection.call(method, patience=ANSWERING)
                 if answer is None:
-                    raise Disconnected("it is ending")
+                    raise Disconnected("it is shutting down")
                 return answer
             finally:
                 connection.close()
@@ -221,7 +223,7 @@ class ForeignQueue:
                 raise Disconnected("its descriptor was closed")
             _renew_feeder(self.queue)
             if self._gave_up and self.is_being_written():
-                raise Full("nobody reads it")
+                raise Full("no process reads it")
             self._gave_up = False
         self.queue.put_nowait(batch)
         self._stuck_from = monotonic()
@@ -234,7 +236,7 @@ class ForeignQueue:
             now = monotonic()
             if now >= self._stuck_from + _STUCK:
                 self._gave_up = True
-                raise Full("nobody reads it")
+                raise Full("no process reads it")
             if now >= until:
                 return None
             time.sleep(pause)
@@ -298,7 +300,7 @@ def _renew_feeder(queue: Any) -> None:
 def reason(problem: Exception) -> str:
     """What an exchange with a queue failed for, in words."""
     if isinstance(problem, Full):
-        return f"it takes nothing: {problem}" if str(problem) else "it is full"
+        return f"it accepts nothing: {problem}" if str(problem) else "it is full"
     if isinstance(problem, socket.timeout):
         return "it does not answer in time"
     if isinstance(problem, LetterError):

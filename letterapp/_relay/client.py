@@ -215,7 +215,7 @@ class RelayClient:
         if self._in_operation and self._connection is not None:
             # An exception of a signal handler has interrupted the last operation. Nobody knows what was sent or read by
             # then, so all of it is sent again. A flag records it, because any clean-up could be interrupted as well.
-            self._drop_connection("was interrupted")
+            self._drop_connection("connection was interrupted by a signal handler")
         self._in_operation = True
 
     def _accepts_events(self) -> bool:
@@ -229,7 +229,7 @@ class RelayClient:
         if not self._unacked.has_room(event):
             self._read_acks()
             if not self._accepts_events() or not self._unacked.has_room(event):
-                self._note_trouble("settles more slowly than this process tracks")
+                self._note_trouble("settles events more slowly than this process tracks them")
                 return False
         self._unacked.append(event)
         if self._send(event + protocol.END):
@@ -346,10 +346,10 @@ class RelayClient:
             if sent == len(line):
                 return True
             if sent:
-                self._drop_connection("took a part of an event only")
+                self._drop_connection("accepted only a part of an event")
                 return False
         connection.is_full = True
-        self._note_trouble("takes no more events for now")
+        self._note_trouble("accepts no more events for now")
         return False
 
     def _read_acks(self) -> None:
@@ -380,13 +380,13 @@ class RelayClient:
             self._handle_lines(connection, data)
         except (ValueError, KeyError, TypeError, AttributeError) as nonsense:
             reraise_signal_error(nonsense)
-            self._drop_connection(f"answers what is no answer: {nonsense!r}")
+            self._drop_connection(f"sent an invalid response: {nonsense!r}")
 
     def _handle_lines(self, connection: Connection, data: bytes) -> None:
         *lines, connection.partial_line = (connection.partial_line + data).split(protocol.END)
         if connection.caller is not None:
             if len(connection.partial_line) > protocol.LONGEST_GREETING:
-                raise ValueError("a line has no end")
+                raise ValueError("a line is too long")
             if not lines:
                 return
             self._answer_challenge(connection, lines.pop(0))
@@ -395,7 +395,7 @@ class RelayClient:
                 return
             if line[:1] == b"[":
                 if len(line) > _LONGEST_COUNT:
-                    raise ValueError("it counts events that it has not had")
+                    raise ValueError("it acknowledges events that were not sent to it")
                 self._settle(connection, int(line[1:-1]))
                 continue
             said = protocol.parse(line)
@@ -405,7 +405,7 @@ class RelayClient:
                 self._stay_away(str(protocol.refusal(said)))
                 return
         if len(connection.partial_line) > protocol.LONGEST_ANSWER:
-            raise ValueError("a line has no end")
+            raise ValueError("a line is too long")
 
     def _note_loss(self, connection: Connection, said: dict[str, Any]) -> None:
         error = protocol.lost_error(said, len(self._unacked) - sum(lost for _, lost in connection.uncounted))
@@ -417,7 +417,7 @@ class RelayClient:
 
     def _settle(self, connection: Connection, count: int) -> None:
         if count > connection.acknowledged + len(self._unacked):
-            raise ValueError("it counts events that it has not had")
+            raise ValueError("it acknowledges events that were not sent to it")
         self._retry.wait = FIRST_WAIT
         if self.trouble:
             self.trouble = ""

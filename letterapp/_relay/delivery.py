@@ -193,7 +193,7 @@ class RelayDelivery(Delivery):
         settled = self._await_relay(deadline)
         settled = self._local.close_by(deadline, timeout) and settled
         self._await_start(deadline)
-        self._tell_rest(f"the {timeout:g} s of close()")
+        self._tell_rest(f"the {timeout:g} s that close() may take")
         self._client.close()
         self._keeper.close()
         return settled
@@ -301,7 +301,7 @@ class RelayDelivery(Delivery):
         if told.breaks != link.breaks or not told.is_away:
             told.breaks = link.breaks
             told.is_away = True
-            self._tell(f"the relay {link.trouble}; until it is back events go this process's own way")
+            self._tell(f"the relay {link.trouble}; this process sends its events itself until the relay is back")
         if self._settings.relay is True and not link.is_connected():
             self._keeper.start_if_due()
 
@@ -311,8 +311,8 @@ class RelayDelivery(Delivery):
         if events and not self._told.has_rest:
             self._told.has_rest = True
             said = (
-                f"{len(events):,} events were handed to the relay and are not settled after {time_that_is_over}: "
-                "it goes on trying, and tells its log what it gives up"
+                f"{len(events):,} events were sent to the relay and are not settled after {time_that_is_over}: "
+                "it keeps trying, and logs those that it gives up"
             )
             self.reporter(LetterError(said, cause="degraded", lost=0, events=events))
 

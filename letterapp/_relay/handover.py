@@ -97,7 +97,7 @@ class Handover:
         except ValueError as problem:
             reraise_signal_error(problem)
             self.close()
-            self._tell(f"did not take a batch: {problem}")  # this one only: the queue works
+            self._tell(f"did not accept a batch: {problem}")  # this one only: the queue works
         except Exception as problem:
             reraise_signal_error(problem)
             self._fail(reason(problem))
@@ -161,7 +161,7 @@ class Handover:
         if now - self._full_since < self._timeout and not self.is_ending:
             return Pending(POLL)
         self._full_since = None
-        self._fail("it has had no room for longer than `timeout`")
+        self._fail("it has been full for longer than `timeout`")
         return None
 
     def _recover(self) -> None:

@@ -93,15 +93,17 @@ def check(settings: Settings) -> None:
     """Raise `LetterError` for what cannot be, whatever the state of things."""
     relay: Any = settings.relay
     if not POSSIBLE:
-        raise LetterError("relay needs Unix sockets, which this system has not: leave it out")
+        raise LetterError("relay needs Unix sockets, which this system does not have: leave it out")
     if relay is not True and len(os.fsencode(relay)) > LONGEST_PATH:
         raise LetterError(f"relay={relay!r} is too long for a socket's path: {LONGEST_PATH} bytes at most")
     if settings.spool_sync:
-        raise LetterError("spool_sync cannot be kept with a relay, for whose disk no call waits: leave one of them out")
+        raise LetterError(
+            "spool_sync cannot be combined with relay, because calls do not wait for the relay's disk: leave one out"
+        )
     if relay is True and settings.ssl_context is not None:
         raise LetterError(
-            "relay=True starts a program, and an ssl_context cannot go there: set SSL_CERT_FILE, "
-            "or keep a relay yourself and give its socket"
+            "relay=True starts another program, which cannot use this ssl_context: set SSL_CERT_FILE, "
+            "or run a relay yourself and give the path of its socket"
         )
 
 
@@ -133,10 +135,10 @@ def lease(settings: Settings) -> Lease | None:
         if settings.relay is not True and isinstance(problem, FileNotFoundError):
             return None
         where = f"{problem.filename}: " if problem.filename else ""
-        said = f"relay: no place for the socket: {where}{problem.strerror or problem}"
+        said = f"relay: the socket's directory cannot be used: {where}{problem.strerror or problem}"
         raise (NoRelay if settings.relay is True else LetterError)(said) from None
     if len(os.fsencode(path)) > LONGEST_PATH:
-        raise LetterError(f"relay: the path {path} is too long for a socket: set XDG_RUNTIME_DIR to a short one")
+        raise LetterError(f"relay: the path {path} is too long for a socket: set XDG_RUNTIME_DIR to a shorter path")
     try:
         found = _join(path, settings)
         tries = 0 if settings.relay is True else TRIES
@@ -148,7 +150,7 @@ def lease(settings: Settings) -> Lease | None:
         reraise_signal_error(problem)
         return None  # there is one, and it stands still or is full: the calls will find it so
     if found is None and settings.relay is True:
-        raise NoRelay(f"relay: the program that was started has ended at once; run it by hand to see: {_by_hand()}")
+        raise NoRelay(f"relay: the program that was started ended at once; to see why, run {_by_hand()}")
     return found
 
 
@@ -184,11 +186,11 @@ def _hear_line(sock: Any, deadline: float) -> bytes:
     while not heard.endswith(protocol.END):
         left = deadline - monotonic()
         if left <= 0 or len(heard) > protocol.LONGEST_GREETING:
-            raise _socket.timeout("it does not come to an end")
+            raise _socket.timeout("its line did not end in time")
         sock.settimeout(left)
         data = sock.recv(protocol.LONGEST_GREETING)
         if not data:
-            raise ConnectionResetError("it hung up")
+            raise ConnectionResetError("it closed the connection")
         heard += data
     return heard
 
@@ -219,7 +221,7 @@ def _start(path: str, settings: Settings) -> None:
 
 def not_started(said: str) -> NoRelay:
     """The error for a program whose first line was ``said``."""
-    return NoRelay(f"relay: it could not be started: {said or 'the program ended; its last words are on stderr'}")
+    return NoRelay(f"relay: the program could not be started: {said or 'it ended; stderr may say why'}")
 
 
 def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any]:
@@ -232,7 +234,7 @@ def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any
     try:
         ours, its = _standard_input()
     except OSError as problem:
-        raise NoRelay(f"relay: it could not be started: {problem.strerror or problem}") from None
+        raise NoRelay(f"relay: the program could not be started: {problem.strerror or problem}") from None
     try:
         process = subprocess.Popen(
             [*command, "relay", *arguments],
@@ -282,7 +284,7 @@ def _first_line(descriptor: int) -> str:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         if left <= 0 or not poll.poll(left * 1000):
-            return f"it did not serve within {STARTING:g} s"
+            return f"it was not ready within {STARTING:g} s"
         data = os.read(descriptor, 4096)
         if not data:
             break
@@ -303,8 +305,8 @@ def interpreter() -> str:
     """A Python that can run this package; `LetterError` if none can be found. uWSGI's ``sys.executable`` is uWSGI."""
     if getattr(sys, "frozen", False):
         raise LetterError(
-            "a relay needs a Python interpreter to run, and this program is frozen: "
-            f"keep a relay yourself ({_by_hand()}) and give its socket"
+            "starting a relay needs a Python interpreter, and this program is frozen: "
+            f"run a relay yourself ({_by_hand()}) and give the path of its socket"
         )
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     names = [f"python{version}", "python3", "python", f"pypy{version}", "pypy3"]
@@ -316,8 +318,8 @@ def interpreter() -> str:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     raise LetterError(
-        f"a relay needs a Python interpreter to run, and none is in {os.path.join(sys.prefix, 'bin')}: "
-        f"keep a relay yourself ({_by_hand()}) and give its socket"
+        f"starting a relay needs a Python interpreter, and none is in {os.path.join(sys.prefix, 'bin')}: "
+        f"run a relay yourself ({_by_hand()}) and give the path of its socket"
     )
 
 

@@ -45,6 +45,9 @@ CAUSES = ("rejected", "undeliverable", "overflow", "closed", "exit", "damaged") 
 _PROCESS, _RELAY = b"process", b"relay"  # whose proof it is
 
 
+UNKNOWN_PROTOCOL = "it does not use this protocol"
+
+
 class Refused(Exception):
     """One side refuses the other. The text says why."""
 
@@ -68,7 +71,7 @@ class Caller:
         challenge = str(told.get("challenge"))
         if not _is_same(told.get("proof"), _proof(self._key, _RELAY, self._nonce, challenge, self._said)):
             known = "challenge" in told
-            raise Refused("refuses this client: it has another API key" if known else "answers what is no answer")
+            raise Refused("refuses this client: it has another API key" if known else "sent an invalid response")
         return line_of({"proof": _proof(self._key, _PROCESS, self._nonce, challenge, self._said)})
 
 
@@ -96,13 +99,11 @@ class Callee:
                 raise Refused("it has another API key")
             return b"", self._wants
         if told.get("letterapp") != VERSION:
-            raise Refused(
-                "it speaks no version of this protocol" if "letterapp" not in told else "it is of another version"
-            )
+            raise Refused(UNKNOWN_PROTOCOL if "letterapp" not in told else "it uses another version of the protocol")
         if told.get("api") != self._url:
-            raise Refused(f"it wants another API than {self._url}")
+            raise Refused(f"it sends to another API than {self._url}")
         if told.get("wants") not in (EVENTS, LEASE, STATUS):
-            raise Refused("it wants what this relay has not")
+            raise Refused("it asks for something that this relay does not offer")
         self._nonce = str(told.get("nonce"))
         self._wants = told["wants"]
         self._said = _told(self._url, self._wants)
@@ -113,7 +114,7 @@ class Callee:
 
 def refusal(told: Mapping[str, Any]) -> Refused:
     """The relay's refusal as an exception."""
-    refused = Refused(f"refuses this client: {readable(told.get('refused', 'for no reason'))}")
+    refused = Refused(f"refuses this client: {readable(told.get('refused', 'no reason given'))}")
     refused.is_busy = bool(told.get("busy"))
     return refused
 
@@ -200,11 +201,11 @@ def lost_error(said: dict[str, Any], most: int) -> LetterError:
     count, events = said["lost"], said["events"]
     texts = [said["message"], *(said[name] for name in ("body", "code", "reason", "cause") if said[name] is not None)]
     if type(count) is not int or not 0 < count <= most or not isinstance(events, list) or len(events) > count:
-        raise ValueError("it tells of events that it has not had")
+        raise ValueError("it reports events that were not sent to it")
     if not all(isinstance(text, str) for text in (*texts, *events)) or type(said["status"]) not in (int, type(None)):
-        raise ValueError("its report is none")
+        raise ValueError("its report is malformed")
     return LetterError(
-        f"by the relay: {said['message']}",
+        f"reported by the relay: {said['message']}",
         said["status"],
         said["body"],
         said["code"],

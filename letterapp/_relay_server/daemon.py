@@ -167,7 +167,7 @@ def read_secret(option: str, path: str) -> SecretBytes:
         raise LetterError(f"{option}: {path} is empty")
     if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
         can = "read" if status.st_mode & stat.S_IROTH else "write"
-        write_log("relay", f"{option}: every user of this machine can {can} {path}: chmod 600 it")
+        write_log("relay", f"{option}: every user of this machine can {can} {path}: chmod it to 600")
     return secret
 
 

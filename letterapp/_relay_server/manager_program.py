@@ -135,7 +135,7 @@ def spawn_process(options: dict[str, Any], address: Address | None, authkey: byt
             raise EOFError
         said, found = ours.recv()
     except EOFError:
-        said, found = "it ended before it served", None
+        said, found = "it ended before it was ready", None
     if said != "ready":
         ours.close()
         raise launcher.not_started(said)
@@ -332,7 +332,7 @@ def _remove_abandoned(directory: str) -> None:
 def _remove_what_a_killed_one_left(path: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise LetterError(f"{path} is there and is no socket: it is left alone")
+            raise LetterError(f"{path} exists and is not a socket: remove it, or choose another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as sock:
@@ -361,7 +361,7 @@ def address_of(text: str) -> Address:
 def authkey_of(path: str | None) -> bytes:
     """The content of ``--authkey-file`` without white space around it."""
     if not path:
-        raise LetterError("--authkey-file is required with --manager: a file with the secret that its clients have too")
+        raise LetterError("--authkey-file is required with --manager: a file with the secret that its clients use too")
     return daemon.read_secret("--authkey-file", path)
 
 

@@ -83,7 +83,7 @@ class BatchOwner(Owner):
             return
         for line in self.take_reports():
             said = protocol.parse(line)
-            log(f"{said['lost']:,} of processes that have ended: {said['message']}")
+            log(f"{said['lost']:,} lost events of ended processes: {said['message']}")
 
 
 class Batches:
@@ -140,7 +140,7 @@ class Batches:
         """Wait up to ``seconds``: the reports of what is lost of this connection's batch, None if it is not settled."""
         owner = self._batch_of_this_connection()
         if owner is None:
-            raise ValueError("no batch was handed over on this connection")
+            raise ValueError("no batch was sent on this connection")
         if urgent and not owner.is_settled():
             self._sender.request_flush()
         self._owned.pending_acks()  # nobody is told unasked here
@@ -222,13 +222,13 @@ class Batches:
 
     def _check(self, batch: Any) -> int:
         if not isinstance(batch, list) or not 0 < len(batch) <= MAX_ITEMS:
-            raise ValueError(f"a batch is a list of 1 to {MAX_ITEMS} events")
+            raise ValueError(f"a batch must be a list of 1 to {MAX_ITEMS} events")
         largest = min(self._settings.max_batch_bytes, self._settings.max_queue_bytes)
         for event in batch:
             if not isinstance(event, bytes) or event[:1] != b"{" or event[-1:] != b"}" or b"\n" in event:
-                raise ValueError("an event is a JSON object in one line, as bytes")
+                raise ValueError("an event must be a JSON object in one line, as bytes")
             if len(event) > largest:
-                raise ValueError(f"an event of {len(event):,} bytes is larger than {largest:,}")
+                raise ValueError(f"an event of {len(event):,} bytes is larger than the manager accepts ({largest:,})")
         return sum(map(len, batch))
 
 

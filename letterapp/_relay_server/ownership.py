@@ -101,7 +101,7 @@ class OwnedSender:
             self.sender.refuse("overflow")
             self._attribute_losses(
                 [(event, owner, owner.admitted)],
-                LetterError("it is larger than the relay's queue or requests", cause="overflow"),
+                LetterError("the event is larger than the relay's queue or requests may be", cause="overflow"),
             )
             owner.admitted += 1
             return True
@@ -174,6 +174,6 @@ class OwnedSender:
                 self._settle(owner, number)
         self._progress.notify_all()
         if unheard > 0:
-            self._log(f"{unheard:,} of processes that have ended: {error}")
+            self._log(f"{unheard:,} lost events of ended processes: {error}")
         elif not lost_events:
             self._log(str(error))

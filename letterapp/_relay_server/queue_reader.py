@@ -63,7 +63,7 @@ class QueueReader:
     def start(self) -> None:
         """Start reading. Returns at once; a second call does nothing. Raises `LetterError` after `stop`."""
         if self._stopped.is_set():
-            raise LetterError("this listener has been stopped; make another one")
+            raise LetterError("this listener has been stopped; create another one")
         if self._sender is not None and self.owner.pid == os.getpid():
             return
         self.owner = this_process()
@@ -162,7 +162,7 @@ class QueueReader:
                     item = channel.get(0.0 if self._is_last else _GET)
                 except Empty:
                     if channel is not None and channel.is_kept_from_us():
-                        self._tell("the queue has items, and another reader holds it, perhaps one that was killed")
+                        self._tell("the queue has items, but another reader, perhaps a killed one, holds its lock")
                         has_marked_end = self._is_draining
                     if has_marked_end and not (channel is not None and channel.is_being_written()):
                         return
@@ -200,10 +200,10 @@ class QueueReader:
             if event == _SENTINEL:
                 self._is_last = self._is_draining  # or it is another listener's, which ends without it
             elif not _is_event(event):
-                said = f"the queue holds what is no event of a client: {event!r:.200}"
+                said = f"the queue contains an item that is not an event of a client: {event!r:.200}"
                 sender.refuse("invalid", LetterError(said, cause="invalid", lost=1))
             elif len(event) > largest:
-                said = f"an event of {len(event):,} bytes is larger than the listener takes ({largest:,})"
+                said = f"an event of {len(event):,} bytes is larger than the listener accepts ({largest:,})"
                 sender.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
             # If the sender has no room, the event waits here, and what is behind it in the queue.
             elif self._wait_for_room(sender, len(event)):
@@ -224,7 +224,7 @@ class QueueReader:
         for _ in events:
             sender.refuse("closed")
         if events:
-            why = "were taken out of the queue and not sent before the listener stopped"
+            why = "were read from the queue and not sent before the listener stopped"
             self._report(LetterError(f"{len(events):,} events {why}", cause="closed", events=events))
 
     def _tell(self, trouble: str) -> None:

@@ -68,7 +68,7 @@ def relay(options: argparse.Namespace) -> int:
 
 def _settings_of(options: argparse.Namespace) -> Settings:
     if not options.socket:
-        raise LetterError("--socket is required: the path at which the clients find the relay")
+        raise LetterError("--socket is required: the path of the socket that clients connect to")
     if len(os.fsencode(os.path.abspath(options.socket))) > launcher.LONGEST_PATH:
         raise LetterError(f"--socket is too long for a socket's path: {launcher.LONGEST_PATH} bytes at most")
     given: dict[str, Any] = {"spool": options.spool, "api_key": daemon.read_api_key(options.api_key_file)}
@@ -112,7 +112,7 @@ class _Program:
             _ready()
         else:
             if os.geteuid() == 0:
-                _log("it runs as root, which it does not need: give it a user of its own")
+                _log("it runs as root, which a relay does not need: run it as a user of its own")
             _log(f"serving at {self._path} for {self._settings.base_url}")
         daemon.notify("READY=1")
         self._relay.serve(self._vacate)
@@ -168,7 +168,7 @@ class _Program:
                 os.close(self._lock)
                 self._lock = os.open(place, _LOCK_FLAGS, 0o600)
                 began = monotonic()
-        raise LetterError(f"another relay holds {self._path}.lock and does not serve")
+        raise LetterError(f"another relay holds {self._path}.lock and does not answer: stop it, or choose another path")
 
     def _is_served(self) -> bool:
         try:
@@ -185,7 +185,7 @@ class _Program:
     def _listen(self) -> Any:
         try:
             if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
-                raise LetterError(f"{self._path} is there and is no socket: it is left alone")
+                raise LetterError(f"{self._path} exists and is not a socket: remove it, or choose another path")
             os.unlink(self._path)  # a killed relay's: nobody serves at it, because the lock was free
         except FileNotFoundError:
             pass
@@ -270,5 +270,5 @@ def _show_status(options: argparse.Namespace) -> int:
         found += 1
         print(json.dumps(answer["welcome"]))
     if not found and not options.socket:
-        _log("no relay of this user has this key")
+        _log("no relay of this user uses this API key")
     return 0 if found else 1

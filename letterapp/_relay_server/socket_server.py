@@ -200,7 +200,7 @@ class RelayServer:
                 key.data()
         now = monotonic()
         for peer in [peer for peer in self._unknown if peer.since + GREETING <= now]:
-            self._hear_or_refuse(peer, "it did not say who it is")
+            self._hear_or_refuse(peer, "it did not authenticate in time")
         if self._accept_again and self._accept_again <= now:
             self._accept_again = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -224,7 +224,7 @@ class RelayServer:
             if ready & selectors.EVENT_WRITE:
                 self._answer(peer)
         except Exception as surprise:  # of one that says what nobody thought of: it costs that one
-            self._refuse(peer, f"unexpected: {surprise!r:.200}")
+            self._refuse(peer, f"unexpected error: {surprise!r:.200}")
 
     def _wake_up(self) -> None:
         try:
@@ -240,7 +240,7 @@ class RelayServer:
                 if monotonic() < oldest.since + BRIEFLY:
                     self._accept_later(SOON)  # a connection that waits to be accepted costs nothing
                     return False
-                self._hear_or_refuse(oldest, "too many at a time do not say who they are")
+                self._hear_or_refuse(oldest, "there are too many unauthenticated connections")
             is_crowded = not daemon.has_descriptor_for_client()
             try:
                 descriptor, _ = self._listener._accept()
@@ -249,7 +249,7 @@ class RelayServer:
             except ConnectionError:
                 continue
             except OSError as problem:  # the whole system has no descriptor left
-                self._say(f"no further connection is taken: {problem.strerror}")
+                self._say(f"no further connections are accepted: {problem.strerror}")
                 self._accept_later(CROWDED)
                 return False
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, descriptor)
@@ -261,7 +261,7 @@ class RelayServer:
             if is_crowded:
                 # If it waited, it would keep its events for the relay as long as the others stay. So it sends them
                 # itself.
-                self._refuse(peer, "it needs its last descriptors for sending", is_busy=True)
+                self._refuse(peer, "the relay needs its last file descriptors for sending", is_busy=True)
         return True
 
     def _limit(self, newcomer: Peer) -> None:
@@ -272,7 +272,7 @@ class RelayServer:
         if len(his) < UNKNOWN_OF_ONE and not is_trusted(newcomer.user):
             his = [peer for peer in self._unknown if peer.user == newcomer.user]
         if len(his) >= UNKNOWN_OF_ONE:
-            self._hear_or_refuse(his[0], "too many at a time do not say who they are")
+            self._hear_or_refuse(his[0], "there are too many unauthenticated connections")
 
     def _accept_later(self, seconds: float) -> None:
         if not self._accept_again and not self._is_draining:
@@ -294,7 +294,7 @@ class RelayServer:
         if not data:
             peer.is_read = True
             if peer.callee.has_challenged and not peer.role and not self._is_draining:
-                self._refuse(peer, "it left when it was to prove that it has the key", tell=False)
+                self._refuse(peer, "it disconnected before it proved that it has the API key", tell=False)
             elif self._is_draining and peer.is_reachable:
                 self._watch(peer)  # its sending side is shut down, and it waits for its answers
             else:
@@ -303,10 +303,10 @@ class RelayServer:
         *lines, peer.partial_line = (peer.partial_line + data).split(protocol.END)
         if not peer.role and not self._greet(peer, lines):
             return
-        wrong = "a line has no end" if len(peer.partial_line) > protocol.LONGEST_EVENT else ""
+        wrong = "it sent a line that is too long" if len(peer.partial_line) > protocol.LONGEST_EVENT else ""
         for line in lines:
             if line != protocol.FLUSH and not (len(line) <= protocol.LONGEST_EVENT and protocol.is_event(line)):
-                wrong = "it sends what is no event"
+                wrong = "it sent something that is not an event"
                 break
             peer.lines.append(line)
         self._admit(peer)
@@ -319,7 +319,7 @@ class RelayServer:
         while lines and not role:
             try:
                 if len(lines[0]) > protocol.LONGEST_GREETING:
-                    raise protocol.Refused("it speaks no version of this protocol")
+                    raise protocol.Refused(protocol.UNKNOWN_PROTOCOL)
                 answer, role = peer.callee.hear(lines.pop(0))
             except protocol.Refused as problem:
                 self._refuse(peer, str(problem))
@@ -327,7 +327,7 @@ class RelayServer:
             peer.unsent += answer
         if not role:
             if len(peer.partial_line) > protocol.LONGEST_GREETING:
-                self._refuse(peer, "it speaks no version of this protocol")
+                self._refuse(peer, protocol.UNKNOWN_PROTOCOL)
             else:
                 self._answer(peer)
             return False
@@ -401,7 +401,7 @@ class RelayServer:
             if "lost" in said:
                 losses.setdefault(said["cause"], [0, said["message"]])[0] += said["lost"]
         for lost, message in losses.values():
-            self._log(f"{lost:,} of processes that have ended: {message}")
+            self._log(f"{lost:,} lost events of ended processes: {message}")
 
     @staticmethod
     def _has_answer(peer: Peer) -> bool:

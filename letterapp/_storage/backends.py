@@ -99,7 +99,11 @@ class Backends:
         places = [place.for_child() for place in self._backends]
         shared, is_shared = _shared(self._backends), _shared(places)
         if shared is not None and is_shared is None and shared.is_first_without():
-            return Backends(places, self._report, "what it shared is closed, and there is no other")
+            return Backends(
+                places,
+                self._report,
+                "other code closed the descriptor of the shared memory, and no new one is available",
+            )
         return Backends(places, self._report, self._unshared)
 
     def _tell_unshared(self) -> None:
@@ -109,7 +113,7 @@ class Backends:
         if shared is not None and shared.is_first_without():
             why = f"more than {memory.SLOTS} processes use one client at a time"
         if why and self._report is not None:
-            said = f"events lie in memory that only their own process has ({why}): if it is killed, they are lost"
+            said = f"events are kept in memory that other processes cannot read ({why}): a kill loses them"
             self._report(LetterError(said, cause="degraded"))
 
 

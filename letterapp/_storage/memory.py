@@ -159,7 +159,7 @@ class SharedMemory:
         if not POSSIBLE:
             raise Unavailable("this Python has no fcntl or no mmap")
         if self.rooms[0] > LARGEST:
-            raise Unavailable("max_queue_bytes or max_queue_events is too large to be shared")
+            raise Unavailable("max_queue_bytes or max_queue_events is too large for shared memory")
         try:
             self.page = mmap.PAGESIZE
             self.first = -(-SLOTS * _APART // self.page) * self.page

@@ -93,14 +93,16 @@ class Spool:
         self._aside: deque[str] | None = None  # files that were set aside before, oldest first, as of the last listing
         self._has_looked = False  # for files of other keys
         if not POSSIBLE:
-            raise LetterError("spool needs the file locks of POSIX, which this system has not: leave it out")
+            raise LetterError("spool needs POSIX file locks, which this system does not have: leave it out")
         if self._rooms[0] > LARGEST:
             raise LetterError(
-                f"max_queue_bytes and max_queue_events are too large for a spool: {LARGEST:,} bytes at most"
+                f"max_queue_bytes and max_queue_events are too large for a spool: its file would need "
+                f"{self._rooms[0]:,} bytes, and may have {LARGEST:,}"
             )
         if self._size > self._limit:
             raise LetterError(
-                f"spool_max_bytes must be {self._size:,} or more: that is one file for a queue as bounded"
+                f"spool_max_bytes must be {self._size:,} or more, not {self._limit:,}: a file for a queue of "
+                "max_queue_bytes and max_queue_events has that size"
             )
         self._prepare()
 
@@ -122,7 +124,7 @@ class Spool:
             return slot
         except OSError as problem:
             reraise_signal_error(problem)
-            self._tell(f"the spool {self._directory} cannot be used: {_text(problem)}; events lie in memory instead")
+            self._tell(f"the spool {self._directory} cannot be used: {_text(problem)}; events are kept in memory")
             return None
 
     def orphans(self) -> Iterator[SpoolSlot]:
@@ -154,7 +156,7 @@ class Spool:
         losses += [LetterError(text, cause="damaged", lost=1) for text in damage[:KEPT]]
         more = len(damage) - KEPT
         if more > 0:
-            said = f"{more:,} more files of the spool {self._directory} cannot be read: the latest are kept as .damaged"
+            said = f"{more:,} more files of the spool {self._directory} cannot be read; the latest are kept as .damaged"
             losses.append(LetterError(said, cause="damaged", lost=more))
         return losses
 
@@ -197,7 +199,7 @@ class Spool:
             self._tell(f"{path} is left alone: {problem}")
         except OSError as problem:
             reraise_signal_error(problem)
-            self._tell(f"{path} cannot be taken over: {_text(problem)}")
+            self._tell(f"{path} cannot be recovered: {_text(problem)}")
         except CorruptFile as problem:
             self._set_aside(path)
             self._note_damage(f"{path} cannot be read: {problem}; it is kept as .damaged")
@@ -208,25 +210,23 @@ class Spool:
     def _rooms_of(self, file: LockedFile) -> Rooms:
         start = os.pread(file.descriptor(), HEADER, 0)
         if not start.startswith(_MAGIC):
-            raise CorruptFile("it is not a spool's")
+            raise CorruptFile("it is not a spool file")
         if len(start) < HEADER:
-            raise CorruptFile("it is cut short")
+            raise CorruptFile("it is truncated")
         if _checksum.unpack_from(start, _head.size)[0] != crc32(start[: _head.size]):
             raise CorruptFile("its header's checksum is wrong")
         _, version, header, room, hand, key = _head.unpack_from(start)
         if version > _VERSION:
-            raise UntrustedFile("it is of a newer version")
+            raise UntrustedFile("it was written by a newer version of letterapp")
         if key != self._key:
-            raise UntrustedFile("it is of another key")
+            raise UntrustedFile("it belongs to another API key")
         if version < 1 or header != HEADER or not are_rooms(room, hand):
-            raise CorruptFile(f"its header claims what no file has: {header:,}, {room:,} and {hand:,} bytes")
+            raise CorruptFile(f"its header has impossible sizes: {header:,}, {room:,} and {hand:,} bytes")
         size = os.fstat(file.descriptor()).st_size
         if size != header + room + hand:
             raise CorruptFile(f"it has {size:,} bytes instead of {header + room + hand:,}")
         if size > self._limit:
-            raise UntrustedFile(
-                f"it has {size:,} bytes, more than all files may have (spool_max_bytes={self._limit:,})"
-            )
+            raise UntrustedFile(f"it has {size:,} bytes, more than spool_max_bytes={self._limit:,} allows")
         return room, hand
 
     def _reuse(self) -> SpoolSlot | None:
@@ -244,7 +244,7 @@ class Spool:
             if self._overflow == "drop_oldest" and self._make_room():
                 return self._make()
             full = f"the spool {self._directory} is full (spool_max_bytes={self._limit:,})"
-            self._tell(f"{full}; events lie in memory instead")
+            self._tell(f"{full}; events are kept in memory")
         return slot
 
     def _go_on(self) -> SpoolSlot | None:
@@ -278,7 +278,7 @@ class Spool:
             slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
             if slot is not None:
                 return slot
-        raise OSError(errno.EBUSY, "others remove what is made there")
+        raise OSError(errno.EBUSY, "another program removes the files that are created there")
 
     def _made(self, hidden: str, path: str) -> SpoolSlot | None:
         """A new file, which others see when it is complete; None if it was taken for an ended process's, and
@@ -403,8 +403,8 @@ class Spool:
             pass
         except OSError as problem:
             raise LetterError(
-                f"spool={self._directory!r} cannot be made: {_text(problem)}. "
-                "What it lies in must exist, and let this user write"
+                f"spool={self._directory!r} cannot be created: {_text(problem)}. "
+                "The parent directory must exist and be writable"
             )
         try:
             must_be_ours(self._directory)
@@ -436,13 +436,13 @@ class Spool:
 
 def _must_be_trusted(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UntrustedFile("it is no file, or a link to one")
+        raise UntrustedFile("it is not a regular file")
     if status.st_uid != os.geteuid():
         raise UntrustedFile("it belongs to another user")
     if status.st_mode & 0o077:
-        raise UntrustedFile("others may use it")
+        raise UntrustedFile("its permissions are too open, expected 0600")
     if status.st_nlink != 1:
-        raise UntrustedFile("it has a second name")
+        raise UntrustedFile("it has more than one hard link")
 
 
 def _may_hold_events(start: bytes) -> bool:
