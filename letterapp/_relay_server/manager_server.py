@@ -83,7 +83,7 @@ class BatchOwner(Owner):
             return
         for line in self.take_reports():
             said = protocol.parse(line)
-            log(f"{said['lost']:,} lost events of ended processes: {said['message']}")
+            log(f"{said['lost']:,} lost from ended processes: {said['message']}")
 
 
 class Batches:

@@ -174,6 +174,6 @@ class OwnedSender:
                 self._settle(owner, number)
         self._progress.notify_all()
         if unheard > 0:
-            self._log(f"{unheard:,} lost events of ended processes: {error}")
+            self._log(f"{unheard:,} lost from ended processes: {error}")
         elif not lost_events:
             self._log(str(error))

@@ -401,7 +401,7 @@ class RelayServer:
             if "lost" in said:
                 losses.setdefault(said["cause"], [0, said["message"]])[0] += said["lost"]
         for lost, message in losses.values():
-            self._log(f"{lost:,} lost events of ended processes: {message}")
+            self._log(f"{lost:,} lost from ended processes: {message}")
 
     @staticmethod
     def _has_answer(peer: Peer) -> bool:
