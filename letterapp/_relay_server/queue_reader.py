@@ -25,6 +25,8 @@ from .._runtime.atfork import this_process
 from .._runtime.clock import monotonic
 from .._runtime.condition import Condition
 from .._runtime.signal_errors import reraise_signal_error
+from .._text import said as text_of
+from .._text import shown
 from ..errors import LetterError
 
 TYPE_CHECKING = False
@@ -172,7 +174,7 @@ class QueueReader:
                     if channel is not None:
                         channel.close()
                         channel = None
-                    self._tell(f"the queue cannot be read: {problem!r}")
+                    self._tell(f"the queue cannot be read: {text_of(problem)}")
                     if self._is_draining:
                         return
                     self._pause(wait)
@@ -195,12 +197,13 @@ class QueueReader:
         sender = self._sender
         assert sender is not None
         largest = min(self._settings.max_batch_bytes, self._settings.max_queue_bytes)
-        events = list(item) if isinstance(item, (list, tuple)) else [item]
+        # Anybody may put anything, so no method of an item's class is called: one that raises would end the thread.
+        events = list(item) if type(item) in (list, tuple) else [item]
         for number, event in enumerate(events):
-            if event == _SENTINEL:
+            if type(event) is str and event == _SENTINEL:
                 self._is_last = self._is_draining  # or it is another listener's, which ends without it
             elif not _is_event(event):
-                said = f"the queue contains an item that is not an event of a client: {event!r:.200}"
+                said = f"the queue contains an item that is not an event of a client: {shown(event)}"
                 sender.refuse("invalid", LetterError(said, cause="invalid", lost=1))
             elif len(event) > largest:
                 said = f"an event of {len(event):,} bytes is larger than the listener accepts ({largest:,})"
@@ -288,4 +291,4 @@ def flush_clients_of(queue: Target, deadline: float) -> None:
 
 def _is_event(item: Any) -> bool:
     """True for an encoded event. Any process may put something else, which must not spoil a batch of other events."""
-    return isinstance(item, bytes) and protocol.is_event(item)
+    return type(item) is bytes and protocol.is_event(item)
