@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Event = Dict[str, Any]
 
 MAX_ITEMS = 100  # items in one request: the API's limit
-_FOREVER = 1e9  # seconds; a lock cannot wait much longer, and nan compares false
+_FOREVER = 1e9  # seconds; a lock cannot wait much longer, and a comparison with NaN is false
 _NETLOC = r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[^\[\]:@%\\]+)(:[0-9]+)?"
 OVERFLOW = ("drop_newest", "drop_oldest", "block")
 
@@ -64,7 +64,7 @@ class Settings:
     spool_sync: bool  # a call returns when its event would survive a power loss
     spool_max_bytes: int  # of all files of one key in the directory
     relay: Any  # False, True for a relay that is started, the path of one's socket, or a `targets.Target`
-    relay_user: int | None  # whose the relay at that path may be too, besides this user's and root's
+    relay_user: int | None  # a user who may run the relay at that path, besides this user and root
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ def _relay(value: Any) -> Any:
         return bool(value)
     if isinstance(value, (str, bytes, os.PathLike)):
         return _path("relay", "True, the path of a socket or a queue", value)
-    from ._queues.targets import adapt  # with modules that nobody else needs
+    from ._queues.targets import adapt  # not at import time: most programs do not need it
 
     return adapt(value)
 
@@ -352,9 +352,9 @@ OPTIONS = frozenset(Settings.__init__.__annotations__) - {"numbers", "return"} |
 
 
 class FixedOptions:
-    """A base class of what takes options. Setting one later is an error, because it would have no effect."""
+    """A base class of classes with options. Setting one later is an error, because it would have no effect."""
 
-    if not TYPE_CHECKING:  # where it would have every attribute look as if it could be set
+    if not TYPE_CHECKING:  # type checkers would believe that any attribute can be set
 
         def __setattr__(self, name: str, value: object) -> None:
             if name in OPTIONS and not hasattr(type(self), name):  # otherwise a subclass has defined it

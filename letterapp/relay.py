@@ -1,19 +1,19 @@
-"""One sender process for all processes of an application, by way of a `multiprocessing` queue.
+"""One sender process for all processes of an application, reached through a `multiprocessing` queue.
 
     from letterapp import Letter
     from letterapp.relay import SenderManager
 
     if __name__ == "__main__":
         with SenderManager("your-key") as manager:
-            letter = Letter(relay=manager.queue)  # pass it to Process, Pool, executors, or fork after it is made
+            letter = Letter(relay=manager.queue)  # pass it to Process, Pool or an executor, or create it before forks
             letter.track("user_42", "Order Completed", {"amount": 99.5})
 
-`SenderManager` is a manager whose server process sends; `QueueListener` sends what arrives in a queue that an
-application has already. The relay over a Unix socket, ``Letter(relay=True)``, needs nothing of this module. All three
-stand side by side in docs/relay.md.
+`SenderManager` is a manager whose server process sends the events; `QueueListener` sends what arrives in a queue that
+the application already has. The relay over a Unix socket, ``Letter(relay=True)``, does not need this module.
+docs/relay.md compares the three.
 
-Responsible for: the public classes. Not responsible for: handing batches over (`handover`), the server
-(`manager_server`), its process (`manager_program`).
+Responsible for: the public classes. Not responsible for: passing batches to a queue (`handover`), the manager's server
+(`manager_server`) and its process (`manager_program`), the listener's thread (`queue_reader`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ else:
 
 __all__ = ["QueueListener", "SenderManager"]
 
-# Of `Letter`'s options those that the process which sends goes by. The others are each client's own.
+# Those options of `Letter` that the sender process uses. The others apply in each client's process.
 SENDING = (
     *("flush_at", "flush_interval", "max_retries", "timeout", "max_queue_bytes", "max_queue_events", "overflow"),
     *("max_batch_bytes", "exit_timeout", "spool", "spool_max_bytes"),
@@ -57,7 +57,7 @@ LISTENING = (
     *("flush_at", "flush_interval", "max_retries", "timeout", "on_error", "max_queue_bytes", "max_queue_events"),
     *("max_batch_bytes", "exit_timeout", "ssl_context", "spool", "spool_sync", "spool_max_bytes"),
 )
-LEAVING = 5.0  # seconds beyond `exit_timeout` that its process may take to end
+LEAVING = 5.0  # seconds beyond `exit_timeout` that the server process may take to end
 
 
 class Stage(Enum):
@@ -69,26 +69,29 @@ class Stage(Enum):
 
 
 class SenderManager(FixedOptions, BaseManager):
-    """A manager whose server process is the one sender process of all clients that have its ``queue``.
+    """A manager whose server process sends the events of all clients that have its ``queue``.
 
-    The process is a program of its own (nobody's child, so daemonic workers may start it and no ``__main__`` guard is
-    needed; where there is no `os.fork` it is a spawned process, and the guard is). It ignores SIGINT and SIGTERM while
-    its starter or a process that was forked from it lives, then sends what it has and ends. A manager can be started or
-    connected in any process; its queue, not the manager, is what other processes get.
+    The server process is a detached daemon, so daemonic workers may start it, and no ``__main__`` guard is needed.
+    (Where there is no `os.fork`, it is a spawned child process, and the guard is needed.) It ignores SIGINT and SIGTERM
+    while the process that started it, or one forked from that, is alive. Then it sends what it has and ends.
+
+    A manager can be started or connected in any process. Pass its ``queue`` to other processes, not the manager: the
+    queue can be pickled and is safe across forks, and a manager is for one process and one thread at a time.
 
     Args:
-        api_key: The API key. None reads the variable ``LETTER_API_KEY``.
-        base_url: Where the API is. When not given, the variable ``LETTER_BASE_URL``, else letter.app.
-        address: Where the server listens: None for a private place, the path of a Unix socket, ``(host, port)`` for
-            TCP (trusted networks only: whoever has the authkey can run code there), or a Windows pipe.
-        authkey: The secret, in bytes, that both sides must have. None makes a random one in `start`.
-        options: Of `Letter`'s options those that concern sending: flush_at, flush_interval, max_retries, timeout,
+        api_key: The API key. None reads the environment variable ``LETTER_API_KEY``.
+        base_url: The URL of the API. Default: the environment variable ``LETTER_BASE_URL``, else letter.app.
+        address: Where the server listens: None for a private socket, the path of a Unix socket, ``(host, port)`` for
+            TCP (in trusted networks only: whoever has the authkey can run code in the server), or a Windows pipe.
+        authkey: The shared secret, as bytes. None generates a random one.
+        options: Those options of `Letter` that concern sending: flush_at, flush_interval, max_retries, timeout,
             max_queue_bytes, max_queue_events, overflow, max_batch_bytes, exit_timeout, spool, spool_max_bytes. With
-            ``overflow="block"`` a batch waits for room, up to the client's `timeout`; else a full queue refuses it, and
-            its process sends it.
+            ``overflow="block"`` a batch waits for room for up to the client's `timeout`; otherwise a full queue
+            refuses the batch, and the client's process sends it.
 
     Raises:
-        LetterError: An option is missing or wrong.
+        LetterError: An option is missing or invalid.
+        TypeError: An option is unknown.
     """
 
     def __init__(
@@ -114,10 +117,11 @@ class SenderManager(FixedOptions, BaseManager):
         self._starter = os.getpid()
 
     def start(self) -> None:  # type: ignore[override]
-        """Start the server process; return when it serves. Blocks for a fraction of a second, at most 20 s.
+        """Start the server process, and return when it is ready. Blocks for a fraction of a second, 20 s at most.
 
         Raises:
-            LetterError: It cannot be started, something else serves at the address, or this manager has been used.
+            LetterError: It cannot be started, another process listens at the address, or this manager has already been
+                started or connected.
         """
         self._must_be_new()
         self._process, address = start_process(self._options(), self._address, self._key)
@@ -126,10 +130,11 @@ class SenderManager(FixedOptions, BaseManager):
         self._queue_of().process = self._process
 
     def connect(self) -> None:
-        """Use a server that somebody keeps (``python -m letterapp relay --manager``). Blocks for 5 s at most.
+        """Use a server that is run separately (``python -m letterapp relay --manager``). Blocks for 5 s at most.
 
         Raises:
-            LetterError: It cannot be reached, has another authkey, API key or `base_url`, or no address was given.
+            LetterError: The server cannot be reached, or has another authkey, API key or `base_url`; no address or
+                authkey was given; or this manager has already been started or connected.
         """
         self._must_be_new()
         if self._address is None or self._given_authkey is None:
@@ -144,26 +149,33 @@ class SenderManager(FixedOptions, BaseManager):
 
     @property
     def queue(self) -> ManagerQueue:
-        """What ``Letter(relay=...)`` takes. It can be pickled, and carries the authkey and the API key."""
+        """The queue for ``Letter(relay=...)``. It can be pickled, and carries the authkey and the API key with it.
+
+        Raises:
+            LetterError: The manager has not been started or connected.
+        """
         return self._queue_of()
 
     def status(self) -> typing.Dict[str, typing.Any]:
-        """How the sender process is: pid, connections, accepted, delivered, lost by cause, waiting, ...
+        """The state of the server process: pid, connections, accepted, delivered, lost by cause, waiting and others.
 
-        Blocks for 5 s at most. Raises `LetterError` when it does not answer.
+        Blocks for 5 s at most.
+
+        Raises:
+            LetterError: The server does not answer, or the manager has not been started or connected.
         """
         status: dict[str, Any] = self._queue_of().ask("status")
         return status
 
     def shutdown(self) -> None:  # type: ignore[override]
-        """Have this process's clients hand over what waits, and the sender process send it and end.
+        """Flush this process's clients into the queue; then the server process sends what it has, and ends.
 
-        Blocks for `exit_timeout` for the clients, and for `exit_timeout` and 5 s more for the process, at most. What
-        cannot be sent by then is sent by the processes that tracked it. Without effect in a process that did not start
-        it, and the second time.
+        Blocks for at most `exit_timeout` for the clients, and `exit_timeout` plus 5 s for the server process. What
+        cannot be sent by then is sent by the processes that tracked it. Does nothing in a process that did not start
+        the manager, and if called again.
 
         Raises:
-            LetterError: This manager was connected: whoever keeps the server ends it, by SIGTERM.
+            LetterError: This manager was connected, not started. SIGTERM stops such a server.
         """
         if self._stage == Stage.SERVING and self._process is None:
             raise LetterError(
@@ -179,9 +191,13 @@ class SenderManager(FixedOptions, BaseManager):
         process.stop(self._settings.exit_timeout + LEAVING)
 
     def get_server(self) -> manager_server.BatchServer:
-        """The server itself, for a process that is to be the sender process: ``get_server().serve_forever()``.
+        """The server, to make this process the sender process: ``get_server().serve_forever()``.
 
-        It sends while it serves; nobody ends it but the process's own end, which sends what is there.
+        It sends events while it serves. It ends with the process, whose end sends what is left.
+
+        Raises:
+            LetterError: This manager has already been started or connected.
+            OSError: The address cannot be used.
         """
         from ._relay_server.manager_server import BatchServer
 
@@ -191,7 +207,7 @@ class SenderManager(FixedOptions, BaseManager):
         return BatchServer(batches, self._address, self._key)
 
     def join(self, timeout: typing.Optional[float] = None) -> None:
-        """Wait until the process that `start` started has ended, ``timeout`` seconds at most."""
+        """Wait until the server process that `start` started has ended, for at most ``timeout`` seconds if given."""
         if self._process is not None and self._starter == os.getpid():
             self._process.join(timeout)
 
@@ -216,7 +232,7 @@ class SenderManager(FixedOptions, BaseManager):
         raise LetterError("a SenderManager cannot be pickled: pass its .queue to other processes")
 
     def __repr__(self) -> str:
-        known = self.__dict__  # empty, where an option was wrong: crash reporters look at that too
+        known = self.__dict__  # empty if an option was invalid: crash reporters show such an object too
         if "_stage" not in known:
             return "<SenderManager, not initialised>"
         return f"<SenderManager {self._stage.value} at {self._address!r}>"
@@ -240,26 +256,28 @@ class SenderManager(FixedOptions, BaseManager):
 
 
 class QueueListener(FixedOptions):
-    """Sends what clients put into a queue, in one process, as `logging.handlers.QueueListener` handles records.
+    """Sends what clients put into a queue, in one process, like `logging.handlers.QueueListener` for log records.
 
         queue = multiprocessing.Queue(1000)
         with QueueListener(queue, "your-key"):
             letter = Letter("your-key", relay=queue)
 
-    A thread takes items out of the queue and hands their events to an ordinary sender, with its batches, retries and
-    bounds. It takes no more than the sender has room for: what is beyond waits in the queue and, when that is full, in
-    the clients. What it has taken and not sent is lost when its process is killed, unless there is a ``spool``.
+    A thread reads the queue and passes the events to an ordinary sender, with its batches, retries and bounds. It reads
+    no more than the sender has room for: other events wait in the queue and, when that is full, in the clients. Events
+    that were read and not sent are lost if this process is killed, unless there is a ``spool``. Any thread may call the
+    methods. It belongs to the process that started it: in a forked child `stop` does nothing, and `start` starts anew.
 
     Args:
-        queue: Anything with ``get``: ``multiprocessing.Queue()``, ``multiprocessing.Manager().Queue()``.
-        api_key: The API key. None reads the variable ``LETTER_API_KEY``.
-        base_url: Where the API is. When not given, the variable ``LETTER_BASE_URL``, else letter.app.
-        options: Of `Letter`'s options those that concern sending: flush_at, flush_interval, max_retries, timeout,
+        queue: An object with a ``get`` method: ``multiprocessing.Queue()`` or ``multiprocessing.Manager().Queue()``.
+        api_key: The API key. None reads the environment variable ``LETTER_API_KEY``.
+        base_url: The URL of the API. Default: the environment variable ``LETTER_BASE_URL``, else letter.app.
+        options: Those options of `Letter` that concern sending: flush_at, flush_interval, max_retries, timeout,
             on_error, max_queue_bytes, max_queue_events, max_batch_bytes, exit_timeout, ssl_context, spool, spool_sync,
             spool_max_bytes.
 
     Raises:
-        LetterError: An option is missing or wrong, or the queue has no ``get``.
+        LetterError: An option is missing or invalid, or the queue has no ``get`` method.
+        TypeError: An option is unknown.
     """
 
     def __init__(
@@ -279,21 +297,31 @@ class QueueListener(FixedOptions):
         self._reader = QueueReader(source, settings_of(api_key=api_key, base_url=base_url, **options))
 
     def start(self) -> None:
-        """Start taking items out of the queue. Returns at once; a second call does nothing. Raises after `stop`."""
+        """Start reading the queue. Returns at once; a second call does nothing.
+
+        Raises:
+            LetterError: The listener has been stopped, or no thread can run in this process.
+        """
         self._reader.start()
 
     def stop(self, timeout: typing.Optional[float] = None) -> bool:
-        """Send what this process's clients have, what is in the queue, what was taken out; True when all was settled.
+        """Send the events of this process's clients and those in the queue, then end the thread.
 
-        Stop the clients of other processes first: what they put later stays in the queue. Blocks for ``timeout``
-        seconds at most, `exit_timeout` if None. What is in the queue then stays there; what was
-        taken out and is not delivered is reported to `on_error`.
+        Stop the clients of other processes first: what they put into the queue later stays there. Blocks for at most
+        ``timeout`` seconds; None is `exit_timeout`. What is in the queue after that stays there; what was read and not
+        delivered is reported to `on_error`.
+
+        Returns:
+            True if all events were settled in time.
+
+        Raises:
+            LetterError: ``timeout`` is not a number of seconds.
         """
         timeout = self._reader.exit_timeout if timeout is None else seconds("timeout", timeout)
         return self._reader.stop(timeout)
 
     def stats(self) -> typing.Dict[str, typing.Any]:
-        """The counters of its sender, as `Letter.stats` has them."""
+        """The counters of the listener's sender, like those of `Letter.stats`; empty before `start`."""
         return self._reader.stats()
 
     def __enter__(self) -> QueueListener:
@@ -316,7 +344,7 @@ def _check_options(kind: str, options: dict[str, Any], known: tuple[str, ...]) -
 
 
 def _checked(address: Any) -> Address | None:
-    """``address`` as `multiprocessing.connection` takes it; `LetterError` for what is none."""
+    """``address`` as `multiprocessing.connection` accepts it. Raises `LetterError` if it is invalid."""
     if address is None:
         return None
     if isinstance(address, tuple):
