@@ -1,15 +1,16 @@
 """Storage of events in files, which outlive all processes: `spool=`.
 
-Responsible for: `Spool`, the names, the format and the bound of its files, and which of them are trusted. Not
-responsible for: what is in a file's ring, and when an event is sent.
+Responsible for: `Spool`, the names, the format and the total size of its files, and which of them are trusted. Not
+responsible for: a file that is in use (`spool_slot`), its ring (`ring`), and when an event is sent.
 
-    letter-KEY-RANDOM.ring            a process's queue: [ header, and the words of the ring ][ ring ][ hand ]
-    .letter-KEY-RANDOM.ring           one that is being created
-    letter-KEY-RANDOM.ring.damaged    one that could not be read, kept for inspection
+    letter-KEY-RANDOM.ring            a process's queue: [ header and words of the ring ][ ring ][ in-flight area ]
+    .letter-KEY-RANDOM.ring           a file that is being created
+    letter-KEY-RANDOM.ring.damaged    a file that could not be read, kept for inspection
 
-A process uses the file whose first byte it has locked. If a file's lock can be had, its process has ended, and another
-one of the same user and key recovers it. The directory belongs to this user only. Still, nothing in it is trusted that
-others could have put there: no link is followed, no file opened that belongs to another user or has a second name.
+A process uses the file whose first byte it has locked. If the lock of a file is free, its process has ended, and
+another process of the same user and key recovers it. The directory belongs to this user only. Nevertheless, files that
+somebody else may have created are not trusted: no link is followed, and no file is opened that belongs to another user
+or has more than one hard link.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ if TYPE_CHECKING:
     from .spool_slot import Rooms
 
 _NAME_OF_KEY = 16  # characters of a key's fingerprint in the names of its files
-KEPT = 8  # damaged files of one key; older ones are removed
+KEPT = 8  # damaged files of one key that are kept; older ones are removed
 _MAGIC = b"LTRSPOOL"
 _VERSION = 1
-# The first bytes of every version, in the machine's own byte order, like the ring's words. On a machine with the other
-# one the checksum is wrong.
+# The first bytes of the file in every version, in native byte order, like the words of the ring. On a machine with the
+# other byte order the checksum is wrong.
 _head = Struct("=8sIIQQ32s")  # magic, version, HEADER, room, hand, SHA-256 of the key
 _checksum = Struct("=I")
 _STATE = Struct("=QQ")  # the words of a ring that say where its events are
 _ZEROS = bytes(1 << 20)
-_NEXT_TO_EMPTY = 8  # a file counts as nearly empty if less than one part in so many of its ring is used
-# Errors that may pass, and so are no reason to refuse the directory.
+_NEXT_TO_EMPTY = 8  # a file is nearly empty if at most 1 / _NEXT_TO_EMPTY of its ring is used
+# Errors that may be temporary, and so are no reason to refuse the directory.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
@@ -59,11 +60,11 @@ class UntrustedFile(Exception):
 
 
 class CorruptFile(Exception):
-    """A file of ours that cannot be read."""
+    """A file of this spool that cannot be read."""
 
 
 class Spool:
-    """The files of one key in one directory. Any thread of any process may call; it waits for the disk only."""
+    """The files of one key in one directory. Any thread of any process may call; only disk I/O blocks."""
 
     def __init__(
         self,
@@ -71,11 +72,11 @@ class Spool:
         report: Callable[[LetterError], None],
         may_only_fork: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Raises `LetterError`. Makes the directory where it is missing.
+        """Create the directory if it does not exist. Raises `LetterError` if it cannot be used.
 
-        ``may_only_fork``: True if this process may never send, and so must not keep events from others.
+        ``may_only_fork``: returns True if this process may never send, and so must not claim events of others.
         """
-        from hashlib import sha256  # not at import, to keep that cheap
+        from hashlib import sha256  # not at import time, to keep that cheap
 
         self._directory = settings.spool or ""
         self._overflow = settings.overflow
@@ -87,11 +88,11 @@ class Spool:
         self._prefix = f"letter-{self._key.hex()[:_NAME_OF_KEY]}-"
         self._rooms = rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
         self._size = HEADER + sum(self._rooms)
-        self._told: dict[str, object] = {}  # what was reported, by this process or its ancestors
+        self._told: dict[str, object] = {}  # texts that were reported, by this process or its ancestors
         self._losses: list[LetterError] = []
         self._damage: list[str] = []  # files that were set aside, to be reported
-        self._aside: deque[str] | None = None  # files that were set aside before, oldest first, as of the last listing
-        self._has_looked = False  # for files of other keys
+        self._aside: deque[str] | None = None  # files that were set aside, oldest first, as of the last listing
+        self._has_looked = False  # has searched for files of other keys
         if not POSSIBLE:
             raise LetterError("spool needs POSIX file locks, which this system does not have: leave it out")
         if self._rooms[0] > LARGEST:
@@ -109,9 +110,9 @@ class Spool:
     # A storage backend's methods.
 
     def claim(self) -> SpoolSlot | None:
-        """A file for this process, if possible an ended one's that is empty; None, and a report, if there is no room.
+        """A file for this process, if possible an empty one of an ended process; None, and a report, if there is none.
 
-        If another file would exceed the bound, the file may hold an ended process's events.
+        If a new file would exceed the maximum size, the file may contain events of an ended process.
         """
         try:
             if not self._has_looked:
@@ -128,7 +129,7 @@ class Spool:
             return None
 
     def orphans(self) -> Iterator[SpoolSlot]:
-        """The files with events of ended processes. From now on they are this process's. Empty ones are removed."""
+        """The files with events of ended processes, claimed for this process. Empty ones are removed."""
         try:
             for slot in self._free():
                 if slot.is_empty():
@@ -141,18 +142,18 @@ class Spool:
             self._tell(f"the spool {self._directory} cannot be read: {_text(problem)}")
 
     def for_child(self) -> Spool:
-        return self  # it holds nothing open
+        return self  # it keeps no file open
 
     # Called by the sender and by slots.
 
     def has_orphans_in_memory(self) -> bool:
-        return False  # that takes a listing of the directory
+        return False  # finding out would need a listing of the directory
 
     def losses(self) -> list[LetterError]:
-        """Reports of events that were dropped at the bound or cannot be read, since the last call."""
+        """Reports of events that were dropped for lack of room or cannot be read, since the last call."""
         losses, self._losses = self._losses, []
         damage, self._damage = self._damage, []
-        # How many events were in such a file nobody knows: one, or more.
+        # The number of events in a damaged file is unknown: at least one.
         losses += [LetterError(text, cause="damaged", lost=1) for text in damage[:KEPT]]
         more = len(damage) - KEPT
         if more > 0:
@@ -163,7 +164,7 @@ class Spool:
     def discard(self, path: str, file: LockedFile, spoilt: bool) -> None:
         """Remove an empty file, or set it aside, before it is closed."""
         if not file.is_at(path):
-            pass  # somebody has removed or replaced it
+            pass  # another program has removed or replaced it
         elif spoilt:
             self._set_aside(path)
         else:
@@ -180,7 +181,7 @@ class Spool:
     # Files.
 
     def _free(self) -> Iterator[SpoolSlot]:
-        """The files of ended processes, oldest first. Each is this process's until it is released."""
+        """The files of ended processes, oldest first. Each belongs to this process until it is released."""
         self._aside = None
         for path, status in self._listed(self._prefix, ".ring"):
             slot = self._open(path, status)
@@ -248,9 +249,9 @@ class Spool:
         return slot
 
     def _go_on(self) -> SpoolSlot | None:
-        """The emptiest file with ended processes' events, if it is nearly empty.
+        """The emptiest file with events of ended processes, if it is nearly empty.
 
-        Otherwise processes that live for one job would fill the spool with a few events each.
+        Without this, processes that run one job each would fill the spool with a few events per file.
         """
         emptiest: SpoolSlot | None = None
         least = self._rooms[0] // _NEXT_TO_EMPTY
@@ -281,8 +282,9 @@ class Spool:
         raise OSError(errno.EBUSY, "another program removes the files that are created there")
 
     def _made(self, hidden: str, path: str) -> SpoolSlot | None:
-        """A new file, which others see when it is complete; None if it was taken for an ended process's, and
-        removed.
+        """A new file, visible to others when it is complete.
+
+        None if another process removed it before that, as the file of an ended process.
         """
         file = LockedFile.make(hidden)
         if file is None:
@@ -310,7 +312,7 @@ class Spool:
         return self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
 
     def _make_room(self) -> bool:
-        """Drop what ended processes left, oldest first, until there is room for another file."""
+        """Drop events of ended processes, oldest first, until there is room for another file."""
         size = self._size_with_another()
         if size > self._limit:
             dropped: list[bytes] = []
@@ -369,18 +371,18 @@ class Spool:
         try:
             os.rename(path, aside)
             before = self._aside
-            if before is None:  # otherwise the directory would be listed once for each damaged file
+            if before is None:  # the directory is listed once, not for each damaged file
                 since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
                 before = self._aside = deque(old for _, old in sorted(since))
             else:
                 before.append(aside)
         except OSError:
-            return  # the next process that finds it tries again
+            return  # the next process that finds the file tries again
         for _ in range(len(before) - KEPT):
             _remove(before.popleft())
 
     def _listed(self, start: str, end: str) -> list[tuple[str, os.stat_result]]:
-        """The files whose names begin and end like this, oldest first."""
+        """The files whose names begin with ``start`` and end with ``end``, oldest first."""
         must_be_ours(self._directory)
         found = []
         for name in os.listdir(self._directory):
@@ -389,7 +391,7 @@ class Spool:
                 try:
                     found.append((path, os.lstat(path)))
                 except FileNotFoundError:
-                    pass  # somebody was faster
+                    pass  # another process has just removed it
         return sorted(found, key=lambda one: one[1].st_mtime)
 
     # The directory.
@@ -420,12 +422,12 @@ class Spool:
             file.close()
 
     def _tell(self, text: str) -> None:
-        """Report what is no loss, once."""
+        """Report a problem that is not a loss, once."""
         if self._is_new(text):
             self._report(LetterError(text, cause="degraded"))
 
     def _note_damage(self, text: str) -> None:
-        """Have a file that nobody can read reported, once."""
+        """Report a file that cannot be read, once."""
         if self._is_new(text):
             self._damage.append(text)
 
@@ -452,10 +454,10 @@ def _may_hold_events(start: bytes) -> bool:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Have the disk keep room for the whole file: a page that it has no room for would kill the process (SIGBUS)."""
+    """Reserve disk space for the whole file: without it, writing to the mapping could kill the process (SIGBUS)."""
     try:
         failure = os.posix_fallocate(descriptor, 0, size)  # type: ignore[func-returns-value]
-        if failure:  # PyPy returns what C does, and raises nothing
+        if failure:  # PyPy returns the error number instead of raising
             raise OSError(failure, os.strerror(failure))
         return
     except AttributeError:
@@ -480,7 +482,7 @@ def _remove(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:
-        pass  # somebody was quicker, or the next one tries again
+        pass  # another process was faster, or the next one tries again
 
 
 def _text(problem: OSError) -> str:

@@ -40,25 +40,25 @@ class SpoolSlot:
         self.words = file.words(WORDS_AT, WORDS)
 
     def is_own(self) -> bool:
-        """False when somebody has closed, removed or truncated it: touching what is gone is a SIGBUS."""
+        """False if other code has closed, removed or truncated the file: access to a missing page is a SIGBUS."""
         status = self._file.status()
         return status is not None and status.st_nlink > 0 and status.st_size >= len(self.memory)
 
     def must_have_room(self) -> None:
-        """Raise the `OSError` of a full disk that copies what changes: to a change in memory it answers by SIGBUS."""
+        """Raise the `OSError` of a full copy-on-write file system: a store to the mapping would be a SIGBUS there."""
         os.pwrite(self._file.descriptor(), self.memory[:1], 0)
 
     def has_successor(self) -> bool:
         return True
 
     def mark_exiting(self, leaves: bool) -> None:
-        pass  # the next start recovers it in any case
+        pass  # the next start recovers the file in any case
 
     def mark_corrupt(self) -> None:
         self.memory[CORRUPT_AT] = 1
 
     def trim(self, start: int, end: int) -> None:
-        pass  # if the disk were full when a hole is filled again, that would kill the process
+        pass  # if the disk were full when a hole is filled again, the process would be killed
 
     def sync(self) -> None:
         self._spool.sync(self._file)
@@ -79,4 +79,4 @@ class SpoolSlot:
         try:
             self.release()
         except (AttributeError, TypeError):
-            pass  # its constructor failed, or the interpreter is shutting down; the lock ends with the process
+            pass  # the constructor failed, or the interpreter is shutting down; the lock ends with the process
