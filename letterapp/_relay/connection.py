@@ -71,7 +71,7 @@ class Connection:
             return False
 
     def close(self) -> None:
-        """Close only this process's copy: the relay notices when the process that uses the connection closes its own."""
+        """Close only this process's copy: the relay notices when the process that uses the connection ends."""
         close_if_unchanged(self.sock.detach(), self._inode)
 
     def note_counted(self, events: int) -> None:

@@ -64,7 +64,7 @@ class Caller:
         self.hello = line_of({"letterapp": VERSION, "nonce": self._nonce, "api": base_url, "wants": wants})
 
     def answer(self, line: bytes) -> bytes:
-        """The response to the relay's challenge in ``line``. Raises `Refused` if it is invalid, or proves another key."""
+        """The response to the relay's challenge in ``line``. Raises `Refused` if that is invalid or of another key."""
         told = parse(line)
         if "refused" in told:
             raise refusal(told)
