@@ -229,7 +229,6 @@ class Letter(FixedOptions):
         """Queue that a user belongs to an account. See `track` for the other arguments, errors, and when it may block.
 
         Args:
-            name: The account's name.
             traits: Attributes of the account; values as in `track`.
         """
         if self._settings.enabled:

@@ -113,7 +113,7 @@ class Backends:
         if shared is not None and shared.is_first_without():
             why = f"more than {memory.SLOTS} processes use one client at a time"
         if why and self._report is not None:
-            said = f"events are kept in memory that other processes cannot read ({why}): a kill loses them"
+            said = f"events are kept in private memory ({why}): they are lost if this process is killed"
             self._report(LetterError(said, cause="degraded"))
 
 
