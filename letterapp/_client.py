@@ -363,12 +363,12 @@ class Letter(FixedOptions):
         """Refuse further events in this process, send what waits, and end the thread. May be called more than once.
 
         Blocks for at most ``timeout`` seconds; None is `exit_timeout`. What has not been delivered by then is given up
-        and reported; with a `spool` it stays in its file, and another process sends it.
+        and reported; with a `spool` it stays there, and sending continues.
 
         Returns:
             True if every event of this process was settled in time: delivered, or reported as lost, for example because
-            the API refused it. False if time ran out; then every later `close` returns False too. In an `on_error` that
-            runs on the sending thread it returns False at once, and what waits is sent after that.
+            the API refused it. False if time ran out; if events were given up, every later `close` returns False too.
+            In an `on_error` that runs on the sending thread it returns False at once, and what waits is sent later.
 
         Raises:
             LetterError: ``timeout`` is not a number of seconds.
