@@ -45,6 +45,7 @@ def test_sigkill_of_a_worker_after_the_call_loses_nothing(runtime: Runtime, lett
     assert whose(letter_api) == {f"round {count}": list(range(count)) for count in range(1, 41)}
 
 
+@pytest.mark.slow
 def test_sigkill_of_the_only_process_after_the_call_loses_nothing(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
