@@ -262,10 +262,10 @@ def test_uwsgis_workers_are_killed_in_the_middle_of_requests(by: str, start: str
             for pid in old:
                 service.program.signal(signal.SIGKILL, pid)
         assert [answer.result() for answer in answers] == [False, False], service.output
-    gone = {pid for pid in old if eventually(lambda pid=pid: not psutil.pid_exists(pid), bool, 5)}  # type: ignore[misc]
-    assert gone, service.output
+    killed = old if by == "SIGKILL" else service.last_at_work(2)
+    assert killed and gone(killed), service.output
     gate.open()
-    service.put_to_work(old=gone)
+    service.put_to_work(old=killed)
     service.one_relay()
     stop_uwsgi(service)
     service.ended()
