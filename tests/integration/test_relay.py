@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Callable
@@ -84,12 +85,13 @@ def test_forks_while_threads_hand_events_over(hooks: str, runtime: Runtime, lett
     assert came == {who: serials for who, serials in expected.items() if serials}
 
 
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="CPython 3.8 may leave a `with` without releasing its lock")
 def test_exceptions_of_a_signal_handler_in_the_middle_of_calls_leave_balanced_counters(
     letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relay_trouble.interrupted_calls, letter_api.url, tmp_path)
     # What the client says meanwhile may be cut short by a handler too.
-    assert finished.code == 0 and "Traceback" not in finished.output, finished.output[-20000:]
+    assert finished.code == 0 and "Traceback" not in finished.output, finished.output[-2000:]
     (returned,) = re.findall(r"^returned (.*)$", finished.output, re.M)
     came = {event["properties"]["serial"] for event in letter_api.events}
     assert came >= set(map(int, returned.split()))
