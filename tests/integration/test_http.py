@@ -242,7 +242,7 @@ def test_max_retries_0_means_one_try(
 
 def is_between_tries(letter: Letter) -> Any:
     """True once the sender has noted when the next try is, which it does after it has counted the retry."""
-    return eventually(lambda: letter._delivery._batches._effort.not_before, bool)  # type: ignore[attr-defined]
+    return eventually(lambda: letter._delivery._batches._in_flight.not_before, bool)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_a_try_that_the_end_brought_forward_does_not_count(letter_api: Any, tmp_
     code = """
     letter = Letter('k', API, max_retries=1, exit_timeout=30)
     work(letter, 10)
-    while not letter._delivery._batches._effort.not_before:
+    while not letter._delivery._batches._in_flight.not_before:
         threading.Event().wait(0.01)
     """
     finished = run(code, letter_api.url, tmp_path)

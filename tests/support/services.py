@@ -90,7 +90,7 @@ class Service:
         relay = self._runtime.relay()
         family = self.program.descendants()
         assert relay.pid not in [process.pid for process in family]
-        assert eventually(lambda: _zombies(self.program), lambda dead: not dead, 20) == []
+        assert eventually(lambda: zombies(self.program), lambda dead: not dead, 20) == []
         return relay
 
     def ended(self, code: int | None = 0) -> Finished:
@@ -127,7 +127,8 @@ def gone(pids: set[int]) -> bool:
     return bool(eventually(lambda: not any(map(psutil.pid_exists, pids)), bool))
 
 
-def _zombies(program: Program) -> list[int]:
+def zombies(program: Program) -> list[int]:
+    """The program's descendants that have ended and that nobody has waited for."""
     dead = []
     for process in program.descendants():
         try:
