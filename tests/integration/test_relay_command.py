@@ -148,6 +148,7 @@ def test_on_a_signal_it_drains_and_exits(
     assert letter_api.repeated() == {}
 
 
+@pytest.mark.slow
 def test_it_does_not_wait_for_the_api_forever(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, hold: Hold, kept: Any
 ) -> None:

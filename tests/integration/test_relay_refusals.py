@@ -96,6 +96,7 @@ def test_a_client_that_is_refused_says_why_without_the_key(runtime: Runtime, let
     )
 
 
+@pytest.mark.slow
 def test_a_thousand_silent_connections_harm_nobody(
     runtime: Runtime, letter_api: Any, tmp_path: Path, make: Callable[..., Letter], kept: Any
 ) -> None:

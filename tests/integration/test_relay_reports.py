@@ -81,6 +81,7 @@ def test_what_the_relay_drops_is_reported_to_its_owner(
     assert whose(letter_api)["second"] == list(range(60))
 
 
+@pytest.mark.slow
 def test_reports_that_nobody_reads_for_long_lose_their_events_and_not_their_count(
     make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer, errors: list[LetterError]
 ) -> None:

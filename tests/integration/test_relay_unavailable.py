@@ -107,6 +107,7 @@ def test_a_new_client_delivers_though_the_backlog_of_a_stopped_relay_is_full(
     assert first.flush(DEADLINE)
 
 
+@pytest.mark.slow
 def test_a_relay_reads_the_events_of_all_that_had_connected_however_many_were_killed(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_relay_does_not_wait_for_processes_that_were_killed_before_it_answered
     assert letter_api.distinct == 20
 
 
+@pytest.mark.slow
 def test_local_events_are_sent_at_the_end_though_the_relay_is_stopped_and_no_thread_runs(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
@@ -207,6 +209,7 @@ def test_a_full_relay_reads_no_more_and_goes_on_later(
 # It has ended, or cannot be reached.
 
 
+@pytest.mark.slow
 def test_what_a_killed_relay_had_is_sent_again_and_a_new_relay_is_started(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, hold: Hold, errors: list[LetterError]
 ) -> None:
@@ -229,6 +232,7 @@ def test_what_a_killed_relay_had_is_sent_again_and_a_new_relay_is_started(
     assert letter_api.distinct == stats["accepted"] == stats["delivered"]
 
 
+@pytest.mark.slow
 def test_starting_a_relay_again_is_tried_with_back_off(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     finished = run(relays.relay_that_cannot_be_replaced, letter_api.url, tmp_path)
     assert finished.code == 0, finished
@@ -250,6 +254,7 @@ def test_a_relay_that_starts_later_than_its_client_is_joined(
         assert count and letter.flush(DEADLINE) and sorted(whose(letter_api)["test"]) == list(range(1 + count))
 
 
+@pytest.mark.slow
 def test_a_relay_whose_socket_was_removed_does_not_keep_others_from_starting(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any
 ) -> None:
