@@ -16,6 +16,7 @@ from typing import Any, Iterator
 
 import pytest
 from harness import ROOT, environment, run
+from programs import imports
 
 import letterapp
 from letterapp import Letter, pytest_plugin, relay, testing
@@ -66,52 +67,26 @@ def test_importing_loads_nothing_expensive() -> None:
     assert not (modules_after("import letterapp") - bare) & (expensive - ENCODER)
 
 
-def test_the_network_s_modules_are_loaded_by_the_first_request_and_not_by_calls() -> None:
-    code = (
-        "import letterapp\n"
-        "letter = letterapp.Letter('k', 'http://127.0.0.1:9', flush_interval=1000)\n"
-        "letter.track('u', 'e', {'a': {'b': [1]}})"
-    )
-    code += "\nimport os, sys; sys.stdout.write(' '.join(sys.modules)); sys.stdout.flush(); os._exit(0)"
+def test_the_network_s_modules_are_loaded_by_the_first_request_and_not_by_calls(tmp_path: Path) -> None:
     network = {"ssl", "http.client", "urllib.request", "json"}
-    assert not (modules_after(code) - modules_after("")) & (network - ENCODER)
+    finished = run(imports.loaded_by_calls, "http://127.0.0.1:9", tmp_path)
+    loaded = set(finished.output.split())
+    assert "letterapp" in loaded and not loaded & (network - ENCODER), finished
 
 
 def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(letter_api: Any, tmp_path: Path) -> None:
     # A fork waits for `prepare`, and for nothing later: see docs/architecture.md, rule 9.
-    code = """
-    from letterapp._http import transport
-    transport.load()
-    errors = []
-    letter = Letter('k', API, on_error=errors.append, max_retries=1)
-    before = set(sys.modules)
-    for turn in range(6):
-        letter.track('u', 'e')
-        letter.flush()
-    late = Letter('k', 'https://localhost:9', on_error=errors.append, max_retries=0)
-    late.track('u', 'e')
-    late.flush()
-    print(sorted(set(sys.modules) - before), len(errors))
-    """
     from letterapp.testing import cut, reset, status
 
     date = {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
     letter_api.plan(status(400, b'{"error":{"code":"c"}}'), reset(), status(429, headers=date), cut(), status(302))
-    finished = run(code, letter_api.url, tmp_path)
+    finished = run(imports.loaded_after_the_first_request, letter_api.url, tmp_path)
     assert finished.output == "[] 4\n", finished
 
 
 @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="proxies are settings of the system there")
 def test_urllib_request_is_loaded_for_a_proxy_alone_and_a_proxy_may_come_late(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    direct = Letter('k', API)
-    work(direct, 1)
-    direct.flush()
-    print("urllib.request" in sys.modules)
-    os.environ["HTTP_PROXY"] = API  # from now on the way to an address that is nowhere (RFC 5737)
-    work(Letter('k', 'http://192.0.2.1', on_error=lambda error: None), 1, "by the proxy")
-    """
-    assert run(code, letter_api.url, tmp_path).output == "False\n"
+    assert run(imports.late_proxy, letter_api.url, tmp_path).output == "False\n"
     assert [item["userId"] for item in letter_api.events].count("by the proxy") == 1
 
 
