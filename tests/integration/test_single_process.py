@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -148,3 +149,18 @@ def test_a_try_that_the_end_brought_forward_does_not_count(letter_api: Any, tmp_
     finished = run(single.retry_brought_forward, letter_api.url, tmp_path)
     assert (finished.code, finished.output) == (0, ""), finished
     assert whose(letter_api) == {"program": list(range(10))}
+
+
+def test_statistics_balance_at_any_moment(make: Any, letter_api: Any) -> None:
+    letter = make(max_queue_events=50)
+    calls = 0
+    for turn in range(40):
+        for _ in range(turn):
+            letter.track("u", "e", {"bad": object()} if calls % 7 == 0 else None)
+            calls += 1
+        stats: dict[str, Any] = letter.stats()
+        assert stats["accepted"] == calls == stats["delivered"] + sum(stats["lost"].values()) + stats["waiting"]
+    assert letter.flush()
+    stats = letter.stats()
+    assert stats["waiting"] == stats["waiting_bytes"] == 0 and stats["pid"] == os.getpid() and stats["mode"] == "thread"
+    assert stats["accepted"] == calls == letter_api.distinct + sum(stats["lost"].values())

@@ -1,4 +1,4 @@
-"""Programs of test_house: which modules are loaded when."""
+"""Programs of test_package: which modules are loaded when."""
 
 from __future__ import annotations
 
