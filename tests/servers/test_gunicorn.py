@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import WebServer, environment, eventually, run, whose
+from harness import PROGRAMS, WebServer, environment, eventually, run, whose
+from programs.spooled import aborted
 from webapps import ASGI, WSGI, Gate, Visitor
 
 from letterapp.testing import stall
@@ -30,12 +31,11 @@ preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["prelo
 def serve(worker: str, preload: bool, api: Any, tmp_path: Path, *options: str, **env: str) -> WebServer:
     """Start gunicorn. An ASGI application closes its clients in its lifespan, unless ``TEST_ENDS`` says otherwise."""
     is_asgi = worker in (UVICORN, "asgi")
-    (tmp_path / "app.py").write_text(ASGI if is_asgi else WSGI)
+    app = ASGI if is_asgi else WSGI
     # The workers of ASGI say that they are ready in their lifespan: here it would be too early.
-    hook = "" if is_asgi else "def post_worker_init(worker):\n    import app\n    app.ready()\n"
-    (tmp_path / "conf.py").write_text(hook)
+    hook = [] if is_asgi else ["-c", str(PROGRAMS / "gunicorn_ready.py")]
     port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "app:app", "-c", "conf.py", "-b", f"127.0.0.1:{port}", "-k", worker]
+    command = [sys.executable, "-m", "gunicorn", f"{app}:app", *hook, "-b", f"127.0.0.1:{port}", "-k", worker]
     command += ["--timeout", "60", "--threads", "4", *(["--preload"] if preload else []), *options]
     env = {"XDG_RUNTIME_DIR": str(tmp_path), "TEST_ENDS": "lifespan" if worker == UVICORN else "", **env}
     return WebServer(command, environment(api.url, **env), tmp_path, port)
@@ -147,22 +147,14 @@ def test_what_a_spool_holds_is_sent_by_the_first_worker_with_an_event_and_the_ma
     letter_api: Any, tmp_path: Path
 ) -> None:
     spool = str(tmp_path / "spool")
-    leaves = "letter = Letter('k', API, spool=sys.argv[1], flush_interval=1000)\nwork(letter, 5, 'left')\nos.abort()"
-    assert run(leaves, letter_api.url, tmp_path, spool).code == -signal.SIGABRT
-    (tmp_path / "app.py").write_text(
-        "import os\nfrom letterapp import Letter\n"
-        f"letter = Letter('k', os.environ['TEST_API'], spool={spool!r})\n"
-        "def app(environ, start_response):\n"
-        "    if environ['PATH_INFO'] == '/track':\n"
-        "        letter.track('asked', 'Worked', {'serial': 0})\n"
-        "    start_response('200 OK', [('Content-Length', '2')])\n"
-        "    return [b'ok']\n"
-    )
+    finished = run(aborted, letter_api.url, tmp_path, spool)
+    assert finished.code == -signal.SIGABRT, finished
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "programs.spool_app:app", "-b", f"127.0.0.1:{port}", "--preload"]
+    command += ["--timeout", "60"]
     # Newer versions would have a thread of their own in the master.
     (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True")
-    port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--preload", "--timeout", "60"]
-    with WebServer(command, environment(letter_api.url), tmp_path, port) as server:
+    with WebServer(command, environment(letter_api.url, TEST_SPOOL=spool), tmp_path, port) as server:
         assert server.get("/") == "ok"
         assert psutil.Process(server.pid).num_threads() == 1 and letter_api.requests == []
         assert server.get("/track") == "ok"
