@@ -13,6 +13,7 @@ from certificates import ca, ca_file, tls_api, trusting  # noqa: F401  (fixtures
 from driven import Driven
 from harness import ROOT
 from spooled import Bench
+from uwsgi_server import threadless  # noqa: F401  (a fixture)
 
 import letterapp
 from letterapp import Letter, LetterError

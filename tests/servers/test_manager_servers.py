@@ -19,13 +19,13 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
+from celery_worker import Celery
 from harness import DEADLINE, Program, eventually, needs, suspend, whose
 from managed import Directory
 from senders import lent
-from test_celery import Celery
 from test_gunicorn import UVICORN
 from test_relay_servers import COMPLAINTS, Load, Service, gate, gone, serve  # noqa: F401  (two fixtures)
-from test_uwsgi import INLINE_WARNING, STARTS, Uwsgi, imports_of, threadless  # noqa: F401  (a fixture)
+from uwsgi_server import INLINE_WARNING, STARTS, Uwsgi, imports_of, threadless  # noqa: F401  (a fixture)
 from webapps import without_servers_own
 
 from letterapp.testing import Hold, stall, status

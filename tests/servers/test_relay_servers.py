@@ -25,7 +25,7 @@ import psutil
 import pytest
 from harness import DEADLINE, Finished, Program, WebServer, environment, eventually, get, needs, whose
 from relayed import Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
-from test_uwsgi import LAUNCHER, threadless  # noqa: F401  (a fixture)
+from uwsgi_server import LAUNCHER, threadless  # noqa: F401  (a fixture)
 from webapps import Gate, without_servers_own
 
 from letterapp.testing import Hold
