@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery import Celery
+from kombu.connection import Connection
 
 app = Celery("jobs", broker="filesystem://")
 app.conf.update(
@@ -15,3 +18,14 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_enable_remote_control=False,
 )
+
+# Celery notices a stop between two waits for messages, each of which takes 2 s when there are none.
+_connection: Any = Connection
+_drain_events = _connection.drain_events
+
+
+def _drain_events_shortly(self: Any, timeout: float | None = None, **options: Any) -> Any:
+    return _drain_events(self, timeout=None if timeout is None else min(timeout, 0.1), **options)
+
+
+_connection.drain_events = _drain_events_shortly

@@ -14,7 +14,7 @@ import pytest
 from celery_worker import Celery
 from harness import eventually, needs, whose
 
-pytestmark = needs("celery")
+pytestmark = [needs("celery"), pytest.mark.slow]
 
 
 @pytest.fixture
