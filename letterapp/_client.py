@@ -13,7 +13,8 @@ from ._delivery import shutdown
 from ._delivery.base import Delivery, NullDelivery
 from ._delivery.sender import Sender
 from ._email import post_mail
-from ._encoding import Encoder, Unencodable
+from ._encoding.events import Encoder
+from ._encoding.json_text import Unencodable
 from ._reporter import Reporter
 from ._runtime import servers
 from ._runtime.clock import monotonic

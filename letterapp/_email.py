@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 
-from ._delivery.retry import Again, Delivered, Effort, GiveUp, judge
-from ._encoding import copied_fields, to_json
+from ._delivery.retry import Again, Delivered, GiveUp, judge
+from ._encoding.events import copied_fields, to_json
 from ._http.transport import Transport, Unreachable
 from ._runtime.random_bytes import random_bytes
 from .errors import LetterError
@@ -50,21 +50,21 @@ def post_mail(settings: Settings, **fields: Any) -> dict[str, Any]:
 
 
 def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> dict[str, Any]:
-    effort = Effort()
+    attempt = 0
     while True:
         try:
             outcome: Any = transport.post("/v1/send", body, timeout)
         except Unreachable as problem:
             outcome = problem
         jitter = int.from_bytes(random_bytes(2), "big") / 65536
-        verdict = judge(outcome, effort, retries, 1, time.time(), jitter)
+        verdict = judge(outcome, attempt, retries, 1, time.time(), jitter)
         if isinstance(verdict, Delivered):
             return _answer(outcome.body)
         if isinstance(verdict, GiveUp):
             raise verdict.error
         assert isinstance(verdict, Again)
         time.sleep(verdict.seconds)
-        effort.note_failure()
+        attempt += 1
 
 
 def _answer(body: str) -> dict[str, Any]:

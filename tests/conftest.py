@@ -12,8 +12,8 @@ import pytest
 from certificates import ca, ca_file, tls_api, trusting  # noqa: F401  (fixtures)
 from driven import Driven
 from harness import ROOT
-from spooled import Bench
-from uwsgi_server import threadless  # noqa: F401  (a fixture)
+from spool_dir import SpoolDir
+from threadless_uwsgi import threadless  # noqa: F401  (a fixture)
 
 import letterapp
 from letterapp import Letter, LetterError
@@ -98,5 +98,5 @@ def driven(letter_api: Any, errors: list[LetterError]) -> Iterator[Callable[...,
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "spool")
+def spool_dir(tmp_path: Path) -> SpoolDir:
+    return SpoolDir(tmp_path / "spool")

@@ -3,15 +3,15 @@
     queue ---- take -----> send_once ---> transport.post ---> judge
       ^                 or handover.offer                       |
       +---- settle --------------+-------- delivered, lost -----+
-                                 +-------- again: `Effort.not_before`
+                                 +-------- again: `InFlight.wait`
                                  +-------- split: halve
 
 Responsible for: `BatchSender`, which batch is sent when and by which way, and what its outcome means for the queue.
 Not responsible for: threads (`worker`), who waits until something is settled (`sender`), what an answer means
 (`retry`), HTTP.
 
-Between two tries nothing is kept on a stack: the batch stays in the queue, and what was spent on it and the time of its
-next try are attributes. So consecutive tries may be made by different threads.
+Between two tries nothing is kept on a stack: the batch stays in the queue, and `InFlight` has its tries and the time of
+the next one. So consecutive tries may be made by different threads.
 
 Only the API's answer settles a batch, or the failure of its last try. Any other exception (no descriptor left, no
 memory, half an import, a mistake of ours) is a failed try.
@@ -27,12 +27,12 @@ from .._runtime.guards import FairLock
 from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
 from ..errors import LetterError
+from .in_flight import InFlight, InFlightState
 from .retry import (
     LONGEST_BACKOFF,
     LONGEST_WHILE_REFUSED,
     Again,
     Delivered,
-    Effort,
     Pending,
     Settled,
     Split,
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from .._http.transport import Answer
     from .._relay.handover import Handover
     from .._runtime.condition import Condition
-    from .._storage.queue import BoundedQueue, OverflowReport
+    from .._storage.accounting import OverflowReport
+    from .._storage.queue import BoundedQueue
     from .._storage.recovery import OrphanRecovery
 
     Outcome = Union[Answer, Unreachable, Surprise, Settled, Pending]
@@ -68,7 +69,7 @@ class BatchSender:
         self,
         settings: Settings,
         queue: BoundedQueue,
-        heir: OrphanRecovery,
+        recovery: OrphanRecovery,
         report: Callable[[LetterError], object],
         progress: Condition,
         clock: Callable[[], float],
@@ -77,7 +78,7 @@ class BatchSender:
         """``handover``: the way into a queue whose process sends, if there is one; otherwise this one posts."""
         self._settings = settings
         self._queue = queue
-        self._recovery = heir
+        self._recovery = recovery
         self._report = report
         self._progress = progress
         self._clock = clock
@@ -87,8 +88,7 @@ class BatchSender:
         # Held while something is sent, during the request too: the queue has one batch in flight and the transport one
         # connection.
         self.lock = FairLock()
-        self._effort = Effort()  # what was spent on the batch in flight, or on the last one
-        self._expedited = 0  # times that an end has brought the next try forward
+        self._in_flight = InFlight()
         self.takes_over = True  # False once the process is sure to end: it would take what it has just left to others
         self._refusal_is_reported = False
         self._surprise_is_reported = False
@@ -105,20 +105,17 @@ class BatchSender:
     def is_due(self) -> bool:
         """True when a batch should be sent now."""
         now = self._clock()
-        return self._queue.due(now, self.interval) <= 0 and self._effort.not_before <= now
+        return self._queue.due(now, self.interval) <= 0 and self._in_flight.not_before <= now
 
     def expedite(self) -> None:
         """Give a batch that waits for its next try that try now: there may be no later. So it does not count."""
         if self.handover is not None:
             self.handover.is_ending = True
-        self._expedited += 1  # first: who just sets the time sees this, or what it has set is seen below
-        if self._effort.not_before > self._clock():
-            self._effort.take_back_failure()
-        self._effort.not_before = 0.0
+        self._in_flight.expedite(self._clock())
 
-    def forget_wait(self) -> None:
-        """The batch for whose next try something waited has been given up."""
-        self._effort.not_before = 0.0
+    def give_up(self) -> None:
+        """The events that waited, those in flight included, have been given up."""
+        self._in_flight.give_up()
 
     def disconnect(self) -> None:
         """Close the connections, unless somebody uses them. A batch that comes nevertheless opens others."""
@@ -165,7 +162,7 @@ class BatchSender:
             if self._queue.is_lost() or self._queue.needs_slot():
                 self._recovery.relocate()
             until_overflow_report = self.report_drops(OVERFLOW_REPORT_DELAY)
-            wait = max(self._queue.due(now, self.interval), self._effort.not_before - now)
+            wait = max(self._queue.due(now, self.interval), self._in_flight.not_before - now)
             if wait > 0:
                 return min(wait, until_overflow_report)
             sends = True
@@ -179,12 +176,14 @@ class BatchSender:
         pause = backoff(0, 0.0)
         try:
             if sends and self._queue.is_sending():
+                if self._in_flight.state is not InFlightState.SENDING:  # it was interrupted before
+                    self._in_flight.begin(self._queue.batch_number)
                 self._apply_outcome(Surprise(surprise), [])
                 return 0.0
         except Exception as another:
             reraise_signal_error(another)
             surprise = another
-        self._effort.not_before = self._clock() + pause
+        self._in_flight.pause(self._clock() + pause)
         if not (sends or self._surprise_is_reported):
             self._surprise_is_reported = True
             said = f"nothing can be sent for now: {surprise!r}; it is tried again and again"
@@ -196,10 +195,8 @@ class BatchSender:
         batch = self._queue.take(MAX_ITEMS, self._settings.max_batch_bytes - ENVELOPE + 1)
         if not batch:
             return False
-        expedited = self._expedited
+        self._in_flight.begin(self._queue.batch_number)
         self._apply_outcome(self._hand_over_or_post(batch, timeout, linger), batch)
-        if self._expedited != expedited:  # an end has come during the request
-            self.expedite()
         return True
 
     def _hand_over_or_post(self, batch: list[bytes], timeout: float, linger: float) -> Outcome:
@@ -223,60 +220,58 @@ class BatchSender:
     # What becomes of a batch.
 
     def _apply_outcome(self, outcome: Outcome, batch: list[bytes]) -> None:
+        in_flight, now = self._in_flight, self._clock()
         if isinstance(outcome, Pending):
-            self._effort.not_before = self._clock() + outcome.seconds
+            in_flight.wait(now + outcome.seconds, now, failed=False)
             return
         if isinstance(outcome, Settled):
             self._settle_by_relay(outcome.errors, len(batch))
             return
-        effort = self._effort_of_batch()
-        jitter = int.from_bytes(random_bytes(2), "big") / 65536  # not `random`: forked workers would draw alike
-        lasts = self._queue.is_durable()
-        verdict = judge(outcome, effort, self._most_retries(), len(batch), time.time(), jitter, lasts)
+        verdict = judge(
+            outcome,
+            in_flight.attempt,
+            self._most_retries(),
+            len(batch),
+            time.time(),
+            int.from_bytes(random_bytes(2), "big") / 65536,  # not `random`: forked workers would draw alike
+            may_search=in_flight.may_search(),
+            durable=self._queue.is_durable(),
+        )
         if isinstance(verdict, Again):
             if self._queue.retry():
-                effort.note_failure()
-                effort.not_before = self._clock() + verdict.seconds
+                in_flight.wait(now + verdict.seconds, now, failed=True)
             if verdict.refusal is not None:
                 self._report_refusal(verdict.refusal)
-            return
-        if isinstance(verdict, Split):
-            effort.note_split(verdict.in_search)
+        elif isinstance(verdict, Split):
+            in_flight.split(verdict.in_search)
             self._queue.halve()
-            return
-        effort.note_end(accepted=isinstance(verdict, Delivered))
-        if isinstance(verdict, Delivered):
+        elif isinstance(verdict, Delivered):
+            in_flight.end(accepted=True)
             self._refusal_is_reported = False
             self._queue.settle()
             self._note_progress()
-            return
-        self._lose(verdict.cause, verdict.error)
-
-    def _effort_of_batch(self) -> Effort:
-        """What was spent on the batch in flight: nothing, if it is another one than before."""
-        if self._effort.batch != self._queue.batch_number:
-            self._effort = Effort(self._queue.batch_number)
-        return self._effort
+        else:
+            in_flight.end(accepted=False)
+            self._lose(verdict.cause, verdict.error)
 
     def _most_retries(self) -> float:
         most = self._settings.max_retries
         return FOREVER if most is None or self._queue.is_durable() else most
 
     def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
-        effort = self._effort_of_batch()
         kept = [error for error in errors if error.cause != "rejected" or is_refusal_of_all(error)]
         if self._queue.is_durable() and kept:
             # The manager has given up, and a spool never does: all of it goes again, under the same ids.
             refusals = [error for error in kept if is_refusal_of_all(error)]
             if self._queue.retry():
                 longest = LONGEST_WHILE_REFUSED if refusals else LONGEST_BACKOFF
-                effort.not_before = self._clock() + backoff(effort.attempt, 0.0, longest)
-                effort.note_failure()
+                in_flight, now = self._in_flight, self._clock()
+                in_flight.wait(now + backoff(in_flight.attempt, 0.0, longest), now, failed=True)
             if refusals:
                 self._report_refusal(refusals[0])
             return
         self._refusal_is_reported = False
-        effort.note_end(accepted=True)
+        self._in_flight.end(accepted=True)
         lost: dict[str, int] = {}
         for error in errors:
             count = min(error.lost, events - sum(lost.values()))

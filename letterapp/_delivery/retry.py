@@ -1,7 +1,7 @@
 """What the outcome of a request means: delivered, try again, split, or give up.
 
-Responsible for: the rules, and how many tries a batch has had. Pure: the time and the jitter are arguments; no clock,
-no sleep, no socket. Not responsible for: sending, queues.
+Responsible for: the rules. Pure: the time and the jitter are arguments; no clock, no sleep, no socket. Not responsible
+for: how many tries a batch has had (`in_flight`), sending, queues.
 """
 
 from __future__ import annotations
@@ -21,42 +21,7 @@ REFUSES_EVENTS = (400, 422)  # statuses that may be about a single event of the 
 # Statuses that any request would have: a wrong key, no payment, a wrong address. So are redirects.
 REFUSES_ALL = (401, 402, 403, 404, 405, 407)
 LONGEST_WHILE_REFUSED = 300.0  # seconds between two tries while an API refuses every request
-# Splits of one batch to find the events that are refused. Each costs two requests, and seven isolate one bad event of a
-# hundred. An API that answers 400 to everything, because base_url is wrong, accepts no part: it gets 17 requests a
-# batch at most. One that accepts some events gets 65 at most. These bounds find any four bad events of a hundred.
-SPLITS_IN_VAIN, MOST_SPLITS = 8, 32
 JITTER = 0.25  # of the wait, so that the workers of one server do not retry at the same time
-
-
-class Effort:
-    """The tries and splits of one batch. Each batch has its own, so that none inherits the tries of another."""
-
-    def __init__(self, batch: int = 0) -> None:
-        self.batch = batch  # its number in the queue
-        self.attempt = 0  # failed tries of what is being sent: the batch, or the current part of it
-        self.not_before = 0.0  # the time of its next try, by the sender's clock
-        self._splits = 0
-        self._has_accepted = False
-
-    def note_failure(self) -> None:
-        self.attempt += 1
-
-    def take_back_failure(self) -> None:
-        """The next try was brought forward, so the failure does not count."""
-        self.attempt = max(0, self.attempt - 1)
-
-    def note_split(self, in_search: bool) -> None:
-        self.attempt = 0
-        self._splits += in_search
-
-    def note_end(self, accepted: bool) -> None:
-        """A part is settled; the next one has all its tries."""
-        self.attempt = 0
-        self._has_accepted = self._has_accepted or accepted
-
-    def may_search(self) -> bool:
-        """True while the batch may be split to find events that the API refuses."""
-        return self._splits < (MOST_SPLITS if self._has_accepted else SPLITS_IN_VAIN)
 
 
 class Surprise:
@@ -117,25 +82,34 @@ if TYPE_CHECKING:
 
 
 def judge(
-    outcome: Outcome, effort: Effort, max_retries: float, items: int, now: float, jitter: float, lasts: bool = False
+    outcome: Outcome,
+    attempt: int,
+    max_retries: float,
+    items: int,
+    now: float,
+    jitter: float,
+    *,
+    may_search: bool = True,
+    durable: bool = False,
 ) -> Verdict:
     """The verdict on one request.
 
     Args:
-        effort: the tries of the batch so far.
+        attempt: failed tries before this one.
         max_retries: tries after the first; infinity for no bound.
         items: events in the request.
         now: seconds since the epoch, for a `Retry-After` that is a date.
         jitter: from 0 to 1.
-        lasts: the batch can wait for as long as it takes, in a spool.
+        may_search: the batch may be split to find the events that the API refuses.
+        durable: the batch can wait for as long as it takes, in a spool.
     """
-    wait = backoff(effort.attempt, jitter)
+    wait = backoff(attempt, jitter)
     if isinstance(outcome, Surprise):
         error = LetterError(f"it could not be sent: {outcome.problem!r}")
-        return _again_or_not(error, wait, effort, max_retries)
+        return _again_or_not(error, wait, attempt, max_retries)
     if isinstance(outcome, Unreachable):
         error = LetterError(f"the API could not be reached: {outcome}")
-        return _again_or_not(error, wait, effort, max_retries)
+        return _again_or_not(error, wait, attempt, max_retries)
     status = outcome.status
     if 200 <= status < 300:
         return Delivered()
@@ -143,15 +117,15 @@ def judge(
     if status == 429:
         # Never sooner than the back-off: "0", and a date that has passed by our clock, mean "not yet" as well.
         wait = max(wait, retry_after(outcome.retry_after, now) * (1 + JITTER * jitter))
-        return _again_or_not(error, wait, effort, max_retries)
+        return _again_or_not(error, wait, attempt, max_retries)
     if status >= 500 or status < 200 or status == REQUEST_TIMEOUT:
-        return _again_or_not(error, wait, effort, max_retries)
+        return _again_or_not(error, wait, attempt, max_retries)
     if status == 413 and items > 1:
         return Split(in_search=False)
-    if status in REFUSES_EVENTS and items > 1 and effort.may_search():
+    if status in REFUSES_EVENTS and items > 1 and may_search:
         return Split(in_search=True)
-    if lasts and is_refusal_of_all(error):
-        return Again(backoff(effort.attempt, jitter, LONGEST_WHILE_REFUSED), str(error), error)
+    if durable and is_refusal_of_all(error):
+        return Again(backoff(attempt, jitter, LONGEST_WHILE_REFUSED), str(error), error)
     return GiveUp("rejected", error)
 
 
@@ -188,8 +162,8 @@ def _seconds_until(date: str, now: float) -> float:
         return DEFAULT_RETRY_AFTER
 
 
-def _again_or_not(error: LetterError, wait: float, effort: Effort, max_retries: float) -> Verdict:
-    if effort.attempt < max_retries:
+def _again_or_not(error: LetterError, wait: float, attempt: int, max_retries: float) -> Verdict:
+    if attempt < max_retries:
         return Again(wait, str(error))
     return GiveUp("undeliverable", error)
 

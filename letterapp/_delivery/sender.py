@@ -26,7 +26,7 @@ from .._storage.backends import Backends
 from .._storage.queue import CLOSED, FULL, SLOT_LOST, WAKE, BoundedQueue
 from .._storage.recovery import OrphanRecovery, claim_ring
 from ..errors import LetterError
-from . import shutdown
+from . import risks, shutdown
 from .base import Delivery
 from .batches import BatchSender, closed_error, count_of
 from .stages import Stages
@@ -93,25 +93,11 @@ class Sender(Delivery):
         )
         self._worker = Worker(self.owner, self._queue, self.progress)
         self._recovery.report_losses()
-        self._report_risks()
-
-    def _report_risks(self) -> None:
-        settings = self._settings
-        if settings.exposed:
-            shutdown.report_once(
-                self._report,
-                "base_url begins with http://, and its host is not this machine: the API key and all events go over "
-                "the network in clear text, and answers are believed. Use https://",
-            )
+        risks.report_exposure(settings, self._report)
         if servers.is_never_ended():
-            self._batches.interval = 0.0  # what waits for company would be lost
-            if not settings.spool and (not settings.relay or self._make_handover is not None):
-                shutdown.report_once(
-                    self._report,
-                    "uWSGI ends an interpreter that is not its first without any exit code. So events are sent at once "
-                    "there, whatever flush_interval is; what is not delivered at a stop is lost untold. Start uWSGI "
-                    "with --single-interpreter, or give the client a spool or a relay",
-                )
+            self._batches.interval = 0.0  # what waits for more events would be lost
+            if not settings.spool and (not settings.relay or handover is not None):
+                risks.report_sub_interpreter(self._report)
 
     # Called by any thread.
 
@@ -325,7 +311,7 @@ class Sender(Delivery):
         if not was_unavailable:
             shutdown.keep_alive(self)
             if not self._stages.calls_settle and threading.main_thread().is_alive() and not servers.is_before_workers():
-                _warn_inline()  # else it is a matter of course
+                risks.warn_inline()
         return False
 
     def _send(self) -> float:
@@ -384,7 +370,7 @@ class Sender(Delivery):
     # Waiting for settlement. Runs in the caller.
 
     def may_wait(self) -> bool:
-        """False in a callback on the sender's own turn, in a handler that interrupted the outbox, in the very end."""
+        """False in a callback of the thread that sends, in a handler that interrupted the queue, in the very end."""
         return not (self._batches.lock.is_mine() or self._queue.is_held_by_this_thread() or shutdown.is_finalizing())
 
     def _await(self, target: int, deadline: float) -> bool:
@@ -473,7 +459,7 @@ class Sender(Delivery):
         elif self._recovery.has_more:
             self._recovery.recover(FOREVER)
         events = self._queue.abandon(cause)
-        self._batches.forget_wait()
+        self._batches.give_up()
         self._recovery.release_drained()
         self.progress.notify_all()
         if events:
@@ -496,17 +482,3 @@ def _runs_a_loop() -> bool:
     """True in a thread that runs an asyncio loop."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None
-
-
-def _warn_inline() -> None:
-    import warnings
-
-    try:
-        warnings.warn(
-            "letterapp: no thread can run in this process, so events are sent by the calls themselves. "
-            "Under uWSGI start it with --enable-threads.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    except RuntimeWarning:
-        pass  # `-W error` must not reach a request handler

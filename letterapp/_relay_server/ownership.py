@@ -14,9 +14,9 @@ from .._delivery import shutdown
 from .._delivery.batches import ENVELOPE
 from .._delivery.sender import Sender
 from .._relay import protocol
+from .._storage.accounting import OVERFLOW_SAMPLE as SAMPLE
 from .._storage.backends import Backends
 from .._storage.memory import PrivateMemory
-from .._storage.queue import OVERFLOW_SAMPLE as SAMPLE
 from .._storage.spool import Spool
 from ..errors import LetterError
 

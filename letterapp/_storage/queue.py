@@ -14,6 +14,7 @@ from collections import deque
 from enum import IntEnum
 
 from .._runtime.guards import ReentrancyGuard, ThreadClaim
+from .accounting import Bounds, Counters, OverflowReport, Progress, Unreported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,78 +35,9 @@ class PutResult(IntEnum):
 
 QUEUED, WAKE, FULL, CLOSED, SLOT_LOST = PutResult
 
-OVERFLOW_SAMPLE = 100  # dropped events that one report carries: as many as a request
-
 
 def _nobody_asks(events: list[bytes], cause: str | None) -> None:
     pass
-
-
-class OverflowReport:
-    """Events that were dropped at the bounds since the last report."""
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.lost = 0
-        self.sample: list[bytes] = []
-
-    def add(self, event: bytes) -> None:
-        self.lost += 1
-        if len(self.sample) < OVERFLOW_SAMPLE:
-            self.sample.append(event)
-
-
-class Bounds:
-    """What a queue takes, and what happens beyond that."""
-
-    def __init__(self, max_events: int, max_bytes: int, flush_at: int, drops_oldest: bool) -> None:
-        self.max_events = max_events
-        self.max_bytes = max_bytes
-        self.flush_at = flush_at
-        self.drops_oldest = drops_oldest
-
-    def allows(self, events: int, size: int) -> bool:
-        """True when ``events`` events of ``size`` bytes in all are within the bounds."""
-        return events <= self.max_events and size <= self.max_bytes
-
-
-class Counters:
-    """What became of events: accepted = delivered + lost + waiting."""
-
-    def __init__(self, recovered: int) -> None:
-        self.delivered = 0
-        self.retried = 0
-        self.recovered = recovered
-        self.lost: dict[str, int] = {}
-
-    def note_lost(self, cause: str, events: int) -> None:
-        if events:
-            self.lost[cause] = self.lost.get(cause, 0) + events
-
-    def of(self, waiting: int) -> dict[str, object]:
-        """The counters when ``waiting`` events are waiting."""
-        return {
-            "accepted": self.delivered + sum(self.lost.values()) + waiting,
-            "delivered": self.delivered,
-            "retried": self.retried,
-            "adopted": self.recovered,
-            "lost": dict(self.lost),
-        }
-
-
-class Progress:
-    """How far a queue has been settled, and how far it is to be settled without delay."""
-
-    def __init__(self) -> None:
-        # Events that have left the queue in any way, less those that were put at its head: what is queued now is
-        # settled when as many more have left.
-        self.settled = 0
-        self.flush_target = 0  # send without delay until `settled` is this: somebody waits
-        self.early_flush_target = 0  # the same, because `flush_at` events were queued
-
-    def is_behind(self) -> bool:
-        """True while events are to be sent without delay."""
-        return self.settled < max(self.flush_target, self.early_flush_target)
 
 
 class Orphans:
@@ -119,20 +51,12 @@ class Orphans:
         self.recovering = ReentrancyGuard()
 
 
-class InFlight:
-    """Whose batch is being sent, or waits for its next try."""
+class TakenBatch:
+    """The batch that was taken and is not settled: the ring that it is in."""
 
     def __init__(self) -> None:
         self.ring: Ring | None = None
         self.number = 0
-
-
-class Unreported:
-    """Losses that are still to be reported."""
-
-    def __init__(self) -> None:
-        self.overflow: OverflowReport | None = None
-        self.refused: list[bytes] = []  # of calls that interrupted another one, when the queue was closed by then
 
 
 class BoundedQueue:
@@ -162,7 +86,7 @@ class BoundedQueue:
         self._nested: deque[bytes] = deque()
         self._ring = ring
         self._orphans = Orphans()
-        self._in_flight = InFlight()
+        self._taken = TakenBatch()
         self._since = 0.0  # when the oldest event in `_ring` that is not in flight was queued
         self._unreported = Unreported()
         self._counters = Counters(recovered=len(ring))
@@ -188,7 +112,7 @@ class BoundedQueue:
     @property
     def batch_number(self) -> int:
         """Of the batch in flight, and of all parts that it is split into."""
-        return self._in_flight.number
+        return self._taken.number
 
     # Called by any thread.
 
@@ -228,8 +152,8 @@ class BoundedQueue:
         with self._lock:
             if self._ring.is_empty() or self._ring.is_lost():
                 self._progress.settled += len(self._ring)
-                if self._in_flight.ring is self._ring:
-                    self._in_flight.ring = None
+                if self._taken.ring is self._ring:
+                    self._taken.ring = None
                 self._ring = ring
                 ring.slot.mark_exiting(self._is_exiting)
                 self._join(ring)
@@ -339,7 +263,7 @@ class BoundedQueue:
         """Seconds until a batch should leave: 0 for now, infinity when nothing waits."""
         with self._lock:
             self._sweep()
-            if self._orphans.rings or self._in_flight.ring or (self._ring.waiting and self._is_urgent()):
+            if self._orphans.rings or self._taken.ring or (self._ring.waiting and self._is_urgent()):
                 return 0.0
             if not self._ring.waiting:
                 return float("inf")
@@ -369,42 +293,42 @@ class BoundedQueue:
             while self._orphans.rings and self._orphans.rings[0].is_lost():
                 lost = self._orphans.rings.pop(0)  # our lock on it was lost: somebody else sends what is there
                 self._progress.settled += len(lost)
-                if self._in_flight.ring is lost:
-                    self._in_flight.ring = None
-            if self._in_flight.ring is None:
-                self._in_flight.ring = self._orphans.rings[0] if self._orphans.rings else self._ring
-                self._in_flight.number += 1
-            batch = self._in_flight.ring.take(max_items, max_bytes)
+                if self._taken.ring is lost:
+                    self._taken.ring = None
+            if self._taken.ring is None:
+                self._taken.ring = self._orphans.rings[0] if self._orphans.rings else self._ring
+                self._taken.number += 1
+            batch = self._taken.ring.take(max_items, max_bytes)
             if not batch:
-                self._in_flight.ring = None
+                self._taken.ring = None
             return batch
 
     def halve(self) -> None:
         """Split the batch in flight in two."""
         with self._lock:
-            if self._in_flight.ring is not None:
-                self._in_flight.ring.halve()
+            if self._taken.ring is not None:
+                self._taken.ring.halve()
 
     def is_sending(self) -> bool:
         """True while a batch is in flight."""
-        return self._in_flight.ring is not None
+        return self._taken.ring is not None
 
     def is_durable(self) -> bool:
         """True when the batch in flight is in a spool, where it may wait for as long as it takes."""
-        return self._in_flight.ring is not None and self._in_flight.ring.slot.is_durable
+        return self._taken.ring is not None and self._taken.ring.slot.is_durable
 
     def retry(self) -> bool:
         """Count the batch in flight as tried again; False if it has been given up meanwhile."""
         with self._lock:
-            if self._in_flight.ring is None:
+            if self._taken.ring is None:
                 return False
-            self._counters.retried += len(self._in_flight.ring.batch)
+            self._counters.retried += len(self._taken.ring.batch)
             return True
 
     def settle(self, cause: str | None = None, lost: Mapping[str, int] | None = None) -> list[bytes]:
         """Remove and return the batch in flight: lost for ``cause``, or delivered except for ``lost``, by cause."""
         with self._lock:
-            ring = self._in_flight.ring
+            ring = self._taken.ring
             if ring is None:
                 return []
             batch = ring.settle()
@@ -417,7 +341,7 @@ class BoundedQueue:
                 self._counters.note_lost(cause, len(batch))
             self._progress.settled += len(batch)
             self.on_removed(batch, cause)
-            self._in_flight.ring = ring if ring.has_batches() else None
+            self._taken.ring = ring if ring.has_batches() else None
             self._let_go_if_empty(ring)
             return batch
 
@@ -430,8 +354,8 @@ class BoundedQueue:
             left = [ring for ring in left if ring.slot.has_successor()]
             for ring in left:
                 self._progress.settled += len(ring)
-                if ring is self._in_flight.ring:
-                    self._in_flight.ring = None
+                if ring is self._taken.ring:
+                    self._taken.ring = None
                 ring.detach()
                 ring.slot.release()
             self._orphans.rings = [ring for ring in self._orphans.rings if ring not in left]
@@ -447,8 +371,8 @@ class BoundedQueue:
                     continue
                 given_up += ring.clear()
                 self._let_go_if_empty(ring)
-                if ring is self._in_flight.ring:
-                    self._in_flight.ring = None
+                if ring is self._taken.ring:
+                    self._taken.ring = None
             self._counters.note_lost(cause, len(given_up))
             self._progress.settled += len(given_up)
             self.on_removed(given_up, cause)

@@ -111,6 +111,44 @@ def bytes_in(slot: Slot) -> int:
     return (end - start) % slot.room + held[1] - held[0]
 
 
+class _InFlightArea:
+    """The batch being sent, and what was split off from it, in the part of the memory that follows the ring."""
+
+    def __init__(self, base: int, size: int) -> None:
+        self.base = base
+        self.used = size  # bytes that were used since memory was last returned: all, by the previous process
+        self.clear()
+
+    def clear(self) -> None:
+        self.span = (0, 0)  # start and end of the records within the area
+        self.batch: list[bytes] = []  # being sent
+        self.later: list[list[bytes]] = []  # split off from it: the next one is last
+
+    def is_empty(self) -> bool:
+        return not (self.batch or self.later)
+
+    def events(self) -> list[bytes]:
+        """All events, in the order in which they were queued."""
+        return [event for part in (self.batch, *reversed(self.later)) for event in part]
+
+    def next_batch(self) -> list[bytes]:
+        """The batch being sent, or the next part of what was split off."""
+        if not self.batch and self.later:
+            self.batch, self.later = self.later[-1], self.later[:-1]
+        return self.batch
+
+    def halve(self) -> None:
+        keep = len(self.batch) // 2
+        self.later, self.batch = [*self.later, self.batch[keep:]], self.batch[:keep]
+
+    def settle(self) -> list[bytes]:
+        """Remove and return the batch being sent."""
+        batch, self.batch = self.batch, []
+        start, end = self.span
+        self.span = (start + sum(map(_record, batch)), end) if self.later else (0, 0)
+        return batch
+
+
 class Ring:
     """First in, first out. For one process; its caller ensures that one thread at a time uses it."""
 
@@ -125,21 +163,17 @@ class Ring:
         self._words = slot.words
         self._checked = slot.checked
         self._base = slot.base
-        self._room = slot.room
-        self._in_flight_base = slot.base + slot.room
         self.largest = slot.hand - UNIT  # bytes of an event that can be taken in hand
         self._token = slot.words[OWNER] = int.from_bytes(random_bytes(8), "big")
         self._used = slot.room  # bytes that were used since memory was last returned: all, by the previous process
-        self._in_flight_used = slot.hand
+        self._area = _InFlightArea(slot.base + slot.room, slot.hand)
         self.unreadable = 0  # events that the previous process left and that cannot be read, as far as can be counted
         self._forget()
 
     def _forget(self) -> None:
         self._head = self._tail = 0  # within the ring; equal when nothing waits
-        self._limit = self._room  # the next record must end here at the latest
-        self._in_flight = (0, 0)  # start and end within the in-flight area
-        self.batch: list[bytes] = []  # in flight, and being sent
-        self._next: list[list[bytes]] = []  # in flight, split off from the batch: the next one is last
+        self._limit = self.slot.room  # the next record must end here at the latest
+        self._area.clear()
         self.waiting = 0  # events that are not in flight
         self.held = 0  # events that are
         self.size = 0  # bytes of all events
@@ -155,11 +189,11 @@ class Ring:
         return self.waiting + self.held
 
     def is_empty(self) -> bool:
-        return self._head == self._tail and not self.batch and not self._next
+        return self._head == self._tail and self._area.is_empty()
 
     def has_batches(self) -> bool:
         """True while something is in flight."""
-        return bool(self.batch or self._next)
+        return not self._area.is_empty()
 
     def append(self, event: bytes) -> bool:
         """Add ``event``; False when there is no room, it is too large ever to be sent, or the memory is lost."""
@@ -184,10 +218,10 @@ class Ring:
         tail = self._tail
         if tail < self._head or length > self._head - UNIT:
             return False
-        if tail < self._room:
+        if tail < self.slot.room:
             self._memory[self._base + tail : self._base + tail + UNIT] = _pack(_WRAP, 0)
         self._limit = self._head - UNIT
-        self._used = self._room
+        self._used = self.slot.room
         return True
 
     def pop(self) -> bytes:
@@ -200,31 +234,30 @@ class Ring:
 
     def take(self, max_items: int, max_bytes: int) -> list[bytes]:
         """The batch in flight, or else the next one. ``max_bytes`` counts a comma after each event."""
-        if not self.batch:
-            if self._next:
-                self.batch, self._next = self._next[-1], self._next[:-1]
-            elif self._head != self._tail:
-                self._fill_in_flight(max_items, max_bytes)
-        return self.batch
+        if not self._area.next_batch() and self._head != self._tail:
+            self._fill_in_flight(max_items, max_bytes)
+        return self._area.batch
+
+    @property
+    def batch(self) -> list[bytes]:
+        """The events of the batch in flight."""
+        return self._area.batch
 
     def in_flight(self) -> list[bytes]:
         """The events of the batch in flight, and of what was split off from it."""
-        return self.batch + [event for part in self._next for event in part]
+        return self._area.events()
 
     def halve(self) -> None:
         """Split the batch in flight: its first half is the batch now, the rest the next one."""
-        keep = len(self.batch) // 2
-        self._next, self.batch = [*self._next, self.batch[keep:]], self.batch[:keep]
+        self._area.halve()
 
     def settle(self) -> list[bytes]:
         """Remove and return the batch in flight."""
-        batch, self.batch = self.batch, []
-        start, end = self._in_flight
-        self._in_flight = (start + sum(map(_record, batch)), end) if self._next else (0, 0)
+        batch = self._area.settle()
         if not self.is_lost():
-            self._words[IN_FLIGHT] = _word(*self._in_flight)
+            self._words[IN_FLIGHT] = _word(*self._area.span)
         self.size -= sum(map(len, batch))
-        self.held = sum(map(len, self._next))
+        self.held = sum(map(len, self._area.later))
         if self.is_empty():
             self.size = self.waiting = 0  # an exception from a signal handler may have come between a write and its sum
         return batch
@@ -236,7 +269,7 @@ class Ring:
         if self.is_lost():
             self._forget()
             return []
-        events = [event for part in (self.batch, *reversed(self._next)) for event in part]
+        events = self._area.events()
         while self._head != self._tail:
             events.append(self.pop())
         self._words[IN_FLIGHT] = self._words[STATE] = 0
@@ -254,14 +287,15 @@ class Ring:
         if self.is_empty() and not self.is_lost():
             if self._used > KEPT:
                 self.slot.trim(self._base + KEPT, self._base + self._used)
-            if self._in_flight_used > KEPT:
-                self.slot.trim(self._in_flight_base, self._in_flight_base + self._in_flight_used)
-            self._used = self._in_flight_used = 0
+            area = self._area
+            if area.used > KEPT:
+                self.slot.trim(area.base, area.base + area.used)
+            self._used = area.used = 0
 
     def _fill_in_flight(self, max_items: int, max_bytes: int) -> None:
         self._skip_wrap()
         start = position = self._head
-        end = self._tail if self._tail > start else self._room
+        end = self._tail if self._tail > start else self.slot.room
         base, memory = self._base, self._memory
         batch: list[bytes] = []
         while position < end and len(batch) < max_items:
@@ -277,11 +311,12 @@ class Ring:
             position = after
         length = position - start
         held = memory[base + start : base + position]
-        memory[self._in_flight_base : self._in_flight_base + length] = held
-        self._in_flight = (0, length)
-        self._in_flight_used = max(self._in_flight_used, length)
+        area = self._area
+        memory[area.base : area.base + length] = held
+        area.span = (0, length)
+        area.used = max(area.used, length)
         self._words[IN_FLIGHT] = _word(0, length)
-        self.batch = batch  # before it leaves the ring: an exception of a signal handler may come in between
+        area.batch = batch  # before it leaves the ring: an exception of a signal handler may come in between
         self.held = len(batch)
         self._advance(position, len(batch))
 
@@ -291,7 +326,7 @@ class Ring:
         self._used = max(self._used, tail)
         if head == tail:
             head = tail = 0  # start at the beginning again, so that a ring that is mostly empty uses few pages
-            self._limit = self._room
+            self._limit = self.slot.room
         elif tail < head:
             self._limit = head - UNIT
         self._words[STATE] = _word(head, tail)
@@ -299,9 +334,9 @@ class Ring:
         self.waiting -= events
 
     def _skip_wrap(self) -> None:
-        if self._head == self._room or self._is_wrap(self._head):
+        if self._head == self.slot.room or self._is_wrap(self._head):
             self._head = 0
-            self._limit = self._room
+            self._limit = self.slot.room
 
     def _is_wrap(self, position: int) -> bool:
         return bool(_header.unpack_from(self._memory, self._base + position)[0] == _WRAP)
@@ -324,33 +359,33 @@ class Ring:
         self._head = self._tail = ring[0]
         wrong = ""
         try:
-            for after, event in self._verified(self._base, self._room, *ring):
+            for after, event in self._verified(self._base, self.slot.room, *ring):
                 self._tail = after
                 self.waiting += 1
                 self.size += len(event)
         except ValueError as problem:
             wrong = str(problem)
-            self.unreadable += self._count(self._base, self._room, self._tail, ring[1])
+            self.unreadable += self._count(self._base, self.slot.room, self._tail, ring[1])
         if self._head == self._tail:
             self._head = self._tail = 0  # the word may have pointed anywhere
-        self._limit = self._head - UNIT if self._tail < self._head else self._room
+        self._limit = self._head - UNIT if self._tail < self._head else self.slot.room
         if not self._was_killed_in_take(*hand):
             held: list[bytes] = []
             position = hand[0]
             try:
-                for after, event in self._verified(self._in_flight_base, self.slot.hand, *hand):
+                for after, event in self._verified(self._area.base, self.slot.hand, *hand):
                     position = after
-                    self._in_flight = hand[0], after
+                    self._area.span = hand[0], after
                     held.append(event)
-                    self._next = [held]
+                    self._area.later = [held]
                     self.held += 1
                     self.size += len(event)
             except ValueError as problem:
                 wrong = wrong or str(problem)
-                self.unreadable += self._count(self._in_flight_base, self.slot.hand, position, hand[1])
+                self.unreadable += self._count(self._area.base, self.slot.hand, position, hand[1])
         # What is in both parts is in the ring only from now on, or `pop` would not reach it. What cannot be read is
         # forgotten, or each look would find it again.
-        self._words[IN_FLIGHT] = _word(*self._in_flight)
+        self._words[IN_FLIGHT] = _word(*self._area.span)
         self._words[STATE] = _word(self._head, self._tail)
         return wrong
 
@@ -375,7 +410,7 @@ class Ring:
     def _records(self, base: int, room: int, position: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Where the records between two positions begin and end, and their checksums."""
         goes_round = end < position
-        if max(position, end) > room or (goes_round and base == self._in_flight_base):
+        if max(position, end) > room or (goes_round and base == self._area.base):
             raise ValueError("it points outside of itself")
         while position != end:
             limit = room if goes_round else end
@@ -395,5 +430,5 @@ class Ring:
             return False
         self._skip_wrap()
         waits = self._base + self._head
-        held = self._memory[self._in_flight_base + start : self._in_flight_base + end]
+        held = self._memory[self._area.base + start : self._area.base + end]
         return bool(held and held == self._memory[waits : waits + len(held)])

@@ -475,7 +475,7 @@ class Lines:
 
     def _step(self) -> float:
         self._relay._turn(0)
-        self._relay._owned.sender._batches._effort.not_before = 0.0  # as if the wait before the next try were over
+        self._relay._owned.sender._batches._in_flight.not_before = 0.0  # as if the wait before the next try were over
         return self._relay._owned.sender._batches.send_once()
 
     def close(self) -> None:

@@ -53,7 +53,7 @@ def test_a_request_on_the_wire_at_the_fork_is_sent_once_and_by_the_parent(letter
         hold.release()
         assert running.finish().code == 0
     once(letter_api, {"parent": 10, "child": 200})
-    by_pid: dict[int, set] = {}
+    by_pid: dict[int, set[Any]] = {}
     for request in letter_api.requests:
         for item in request.json["batch"]:
             by_pid.setdefault(item["properties"]["pid"], set()).add(request.connection)

@@ -20,7 +20,7 @@ PROPER = status(200, stored=True)
 KEEP_ALIVE_200 = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
-# (A 400 or 422 for several may mean one of them: test_network.py.)
+# (A 400 or 422 for several may mean one of them: test_bad_events.py.)
 @pytest.mark.parametrize(
     "code, events", [(400, 1), (422, 1), (401, 2), (403, 2), (404, 2), (405, 2), (409, 2), (410, 2), (451, 2)]
 )
@@ -242,7 +242,7 @@ def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_told_onc
     waits = []
     for _ in range(14):
         assert one.sender._batches.send_once() == 0.0
-        waits.append(one.sender._batches._effort.not_before - one.now)
+        waits.append(one.sender._batches._in_flight.not_before - one.now)
         one.now += waits[-1]
     for wait, shortest in zip(waits, [min(300, 0.25 * 2**turn) for turn in range(14)]):
         assert shortest <= wait <= 1.25 * shortest, waits

@@ -9,27 +9,27 @@ import json
 import socket
 import sys
 
-from relayed import Door
+from relayed import FakeRelay
 
 from programs.common import main
 
 
 def serve(path: str, key: str, url: str) -> None:
     """For each line print the events that were settled: as many as the number in it says, of those that have come."""
-    door = Door(path, key, url)
+    relay = FakeRelay(path, key, url)
     print("serves", flush=True)
     for line in sys.stdin:
         events: list[str] = []
         if line == "leave\n":
-            door.hang_up()
+            relay.hang_up()
         else:
-            events = _settle(door, int(line))
+            events = _settle(relay, int(line))
         print(json.dumps(events), flush=True)
-    door.close()
+    relay.close()
 
 
-def _settle(door: Door, most: int) -> list[str]:
-    sock = door.last()
+def _settle(relay: FakeRelay, most: int) -> list[str]:
+    sock = relay.last()
     if sock is None:
         return []
     try:

@@ -118,7 +118,7 @@ def told_to_exit(where: str) -> None:
 def retry_brought_forward() -> None:
     letter: Any = make(max_retries=1, exit_timeout=30)
     work(letter, 10)
-    while not letter._delivery._batches._effort.not_before:
+    while not letter._delivery._batches._in_flight.not_before:
         threading.Event().wait(0.01)
 
 

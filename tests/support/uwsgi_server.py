@@ -1,6 +1,6 @@
 """A running uWSGI, what it says of itself, and what must be true of the events that its workers tracked.
 
-Responsible for: starting it, with a version that runs no threads too. Not responsible for: how a test stops it.
+Responsible for: starting it, sending it requests. Not responsible for: how a test stops it.
 """
 
 from __future__ import annotations
@@ -9,20 +9,15 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any, Sequence
 
-import pytest
 from harness import Program, environment, eventually, get, whose
 
 from letterapp.testing import Hold
 from stress.ports import free_port
-
-WITHOUT_THREADS = "2.0.26"  # the last version whose workers run no threads unless told to
 
 # How an application with threads is started. Each is one line of uWSGI's documentation.
 STARTS: dict[str, Sequence[str]] = {
@@ -210,37 +205,6 @@ def _is_idle(worker: dict[str, Any]) -> bool:
 
 
 INLINE_WARNING = "RuntimeWarning: letterapp: no thread can run in this process"
-
-
-@pytest.fixture(scope="session")
-def threadless(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The directory of a pyuwsgi whose workers run no threads, fetched once and kept in pytest's cache."""
-    cache = getattr(pytestconfig, "cache", None)  # absent when the cache is switched off
-    name = f"pyuwsgi-{WITHOUT_THREADS}-{sys.implementation.cache_tag}"
-    home = Path(cache.mkdir(name)) if cache is not None else tmp_path_factory.mktemp(name)
-    there = home / "installed"
-    if not there.exists():
-        with tempfile.TemporaryDirectory(dir=str(home)) as fresh:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-            try:
-                done = subprocess.run(
-                    [*pip, "--target", os.path.join(fresh, "it"), f"pyuwsgi=={WITHOUT_THREADS}"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    timeout=120,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                pytest.skip("pip took too long")
-            if done.returncode:
-                why = done.stdout.decode("utf-8", "replace").strip().splitlines()
-                pytest.skip(f"no pyuwsgi {WITHOUT_THREADS} for this Python: {why[-1] if why else 'pip failed'}")
-            try:
-                os.rename(os.path.join(fresh, "it"), str(there))
-            except OSError:
-                assert there.exists()  # another worker of pytest-xdist was faster
-    return str(there)
 
 
 def imports_of(start: str) -> int:

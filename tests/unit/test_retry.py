@@ -11,17 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letterapp import LetterError
+from letterapp._delivery.in_flight import MOST_SPLITS, SPLITS_IN_VAIN, InFlight
 from letterapp._delivery.retry import (
     BACKOFF,
     DEFAULT_RETRY_AFTER,
     JITTER,
     LONGEST_BACKOFF,
     LONGEST_RETRY_AFTER,
-    MOST_SPLITS,
-    SPLITS_IN_VAIN,
     Again,
     Delivered,
-    Effort,
     GiveUp,
     Split,
     Surprise,
@@ -37,15 +35,14 @@ same = settings(derandomize=True, deadline=None)
 NOW = 1_700_000_000.0  # 14 November 2023, 22:13:20 UTC
 
 
-def spent(attempt: int) -> Effort:
-    effort = Effort()
-    for _ in range(attempt):
-        effort.note_failure()
-    return effort
+def sending() -> InFlight:
+    in_flight = InFlight()
+    in_flight.begin(1)
+    return in_flight
 
 
 def verdict_on(outcome: Any, attempt: int = 0, max_retries: float = 3, items: int = 1, jitter: float = 0.0) -> Any:
-    return judge(outcome, spent(attempt), max_retries, items, NOW, jitter)
+    return judge(outcome, attempt, max_retries, items, NOW, jitter)
 
 
 @pytest.mark.parametrize("body", ["", "{}", "not JSON", "[1, 2", '{"error": {"code": "x"}}'])
@@ -112,34 +109,38 @@ def test_413_for_several_is_split_even_when_no_try_is_left(items: int) -> None:
 
 @pytest.mark.parametrize("status", [400, 422])
 def test_what_may_mean_one_event_of_several_is_split_a_bounded_number_of_times(status: int) -> None:
-    effort = Effort()
+    in_flight = sending()
     for accepted, most in ((False, SPLITS_IN_VAIN), (True, MOST_SPLITS - SPLITS_IN_VAIN)):
         if accepted:
-            effort.note_end(accepted=True)
+            in_flight.end(accepted=True)
+            in_flight.begin(1)
         for _ in range(most):
-            verdict = judge(Answer(status), effort, 0, 2, NOW, 0.0)
+            verdict = judge(Answer(status), 0, 0, 2, NOW, 0.0, may_search=in_flight.may_search())
             assert isinstance(verdict, Split) and verdict.in_search
-            effort.note_split(in_search=True)
-            effort.note_end(accepted=False)
-        verdict = judge(Answer(status), effort, 0, 100, NOW, 0.0)
+            in_flight.split(in_search=True)
+            in_flight.end(accepted=False)
+            in_flight.begin(1)
+        verdict = judge(Answer(status), 0, 0, 100, NOW, 0.0, may_search=in_flight.may_search())
         assert isinstance(verdict, GiveUp) and verdict.cause == "rejected" and verdict.error.status == status
-        too_large = judge(Answer(413), effort, 0, 100, NOW, 0.0)
+        too_large = judge(Answer(413), 0, 0, 100, NOW, 0.0, may_search=in_flight.may_search())
         assert isinstance(too_large, Split) and not too_large.in_search  # that one needs no bound
 
 
 def search(bad: set[int]) -> tuple[list[int], int]:
     """Play the search in a batch of a hundred: what is given up, and how many requests it took."""
-    effort, given_up, requests = Effort(), [], 0
+    in_flight, given_up, requests = sending(), [], 0
     parts = [list(range(100))]
     while parts:
         part = parts.pop()
         requests += 1
-        verdict = judge(Answer(400 if bad & set(part) else 200), effort, 0, len(part), NOW, 0.0)
+        answer = Answer(400 if bad & set(part) else 200)
+        verdict = judge(answer, 0, 0, len(part), NOW, 0.0, may_search=in_flight.may_search())
         if isinstance(verdict, Split):
-            effort.note_split(verdict.in_search)
+            in_flight.split(verdict.in_search)
             parts += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
-        effort.note_end(accepted=isinstance(verdict, Delivered))
+        in_flight.end(accepted=isinstance(verdict, Delivered))
+        in_flight.begin(1)
         if isinstance(verdict, GiveUp):
             given_up += part
     return given_up, requests
@@ -173,10 +174,10 @@ def test_what_is_said_of_the_request_as_a_whole_is_not_split(status: int) -> Non
 
 
 def test_splits_of_what_is_too_large_do_not_count() -> None:
-    effort = Effort()
+    in_flight = sending()
     for _ in range(100):
-        effort.note_split(in_search=False)
-    assert effort.may_search()
+        in_flight.split(in_search=False)
+    assert in_flight.may_search()
 
 
 def test_413_for_one_is_given_up() -> None:
@@ -332,7 +333,7 @@ ANSWERS = st.builds(
 @same
 @given(ANSWERS, st.integers(0, 10), st.integers(0, 10), st.integers(1, 100), st.floats(0, 1))
 def test_every_answer_has_a_verdict(outcome: Answer, attempt: int, max_retries: int, items: int, jitter: float) -> None:
-    verdict = judge(outcome, spent(attempt), max_retries, items, NOW, jitter)
+    verdict = judge(outcome, attempt, max_retries, items, NOW, jitter)
     assert isinstance(verdict, (Delivered, Again, Split, GiveUp))
     assert isinstance(verdict, Delivered) is (200 <= outcome.status < 300)
     if isinstance(verdict, Again):

@@ -1,0 +1,51 @@
+"""What a process is told, once, about settings or surroundings in which less is promised than usual.
+
+Responsible for: the texts of these reports and warnings. Not responsible for: noticing the situation (`sender`,
+`_runtime.servers`).
+"""
+
+from __future__ import annotations
+
+from . import shutdown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from .._config import Settings
+    from ..errors import LetterError
+
+
+def report_exposure(settings: Settings, report: Callable[[LetterError], object]) -> None:
+    """Report that the API key goes over a network in clear text, if it does."""
+    if settings.exposed:
+        shutdown.report_once(
+            report,
+            "base_url begins with http://, and its host is not this machine: the API key and all events go over the "
+            "network in clear text, and answers are believed. Use https://",
+        )
+
+
+def report_sub_interpreter(report: Callable[[LetterError], object]) -> None:
+    """Report that uWSGI will end this interpreter without running any of its code."""
+    shutdown.report_once(
+        report,
+        "uWSGI ends an interpreter that is not its first without any exit code. So events are sent at once there, "
+        "whatever flush_interval is, and what is not delivered at a stop is lost without a report. Start uWSGI with "
+        "--single-interpreter, or give the client a spool or a relay",
+    )
+
+
+def warn_inline() -> None:
+    """Warn that no thread can run in this process."""
+    import warnings
+
+    try:
+        warnings.warn(
+            "letterapp: no thread can run in this process, so events are sent by the calls themselves. "
+            "Under uWSGI start it with --enable-threads.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    except RuntimeWarning:
+        pass  # `-W error` must not reach a request handler

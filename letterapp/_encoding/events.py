@@ -1,0 +1,302 @@
+"""A call becomes one event: checked, stamped, encoded to the bytes that travel.
+
+Responsible for: the items of the wire format, the arguments of a call, time and identity. Not responsible for: which
+values JSON can carry (`plain`, `json_text`), queues, batches, what is done with an event that was refused.
+
+Encoding happens once, in the call (docs/architecture.md, rule 6), from a copy that holds values of Python's own types
+alone: no other thread can change it meanwhile, and the C encoder runs no foreign code. For flat properties, the usual
+case, that copy is a `dict.copy`. Anything nested or unusual is copied by `Copier`, which knows the path of each value
+for error messages, and stops when the event would be too large.
+
+Pure: no lock, no I/O, nothing per process, so any thread may call it and a fork cannot hurt it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .._runtime.random_bytes import random_bytes
+from .._runtime.signal_errors import reraise_signal_error
+from .._text import described, said, short
+from ..errors import LetterError
+from .json_text import Unencodable, encode, fault_of, quote
+from .plain import FLAT, Copier, copied, from_date, is_missing, loaded, within
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import date, datetime
+    from typing import Any, Callable, Mapping, Optional, Union
+    from uuid import UUID
+
+    Properties = Optional[Mapping[str, Any]]
+    Timestamp = Union[datetime, date, str, None]
+    MessageId = Union[str, UUID, None]
+
+_REQUIRED = ("type", "userId", "messageId")
+_FRAME = len(b'{"batch":[]}')  # what a request adds around a single event
+
+
+_FEW = 1000  # entries of flat properties, for which nothing but the length of texts needs counting
+
+
+class Encoder:
+    """Encodes the three kinds of event.
+
+    Each method returns the event's bytes, None when ``before_send`` dropped it, raises `LetterError` for a wrong
+    argument and `Unencodable` for a value that JSON cannot carry. ``default`` is `json.dumps`'s, for such values.
+    """
+
+    def __init__(
+        self,
+        max_batch_bytes: int,
+        before_send: Callable[[dict[str, Any]], dict[str, Any] | None] | None,
+        default: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._max_bytes = max_batch_bytes - _FRAME
+        self._before_send = before_send
+        self._default = default
+
+    def identify(
+        self,
+        user_id: str,
+        email: str | None,
+        traits: Properties,
+        timezone: str | None,
+        timestamp: Timestamp,
+        message_id: MessageId,
+    ) -> bytes | None:
+        text = f'{{"type":"identify",{_optional("email", email)}{_optional("timezone", timezone)}"traits":'
+        return self._finish(text, "traits", traits, user_id, timestamp, message_id)
+
+    def group(
+        self,
+        user_id: str,
+        account_id: str,
+        name: str | None,
+        traits: Properties,
+        timestamp: Timestamp,
+        message_id: MessageId,
+    ) -> bytes | None:
+        if type(account_id) is not str or not account_id:
+            account_id = _argument("account_id", account_id, _text)
+        text = f'{{"type":"group","accountId":{quote(account_id)},{_optional("name", name)}"traits":'
+        return self._finish(text, "traits", traits, user_id, timestamp, message_id)
+
+    def track(
+        self, user_id: str, event: str, properties: Properties, timestamp: Timestamp, message_id: MessageId
+    ) -> bytes | None:
+        if type(event) is not str or not event:
+            event = _argument("event", event, _text)
+        text = f'{{"type":"track","event":{quote(event)},"properties":'
+        return self._finish(text, "properties", properties, user_id, timestamp, message_id)
+
+    def _finish(
+        self,
+        head: str,
+        name: str,
+        properties: Properties,
+        user_id: str,
+        timestamp: Timestamp,
+        message_id: MessageId,
+    ) -> bytes | None:
+        if type(user_id) is not str or not user_id:
+            user_id = _argument("user_id", user_id, _text)
+        stamp = _now() if timestamp is None else quote(_argument("timestamp", timestamp, _wire_time))
+        identity = _new_id() if message_id is None else quote(_argument("message_id", message_id, _wire_id))
+        try:
+            copy = self._copy(name, properties) if properties is not None else None
+            try:
+                data = (
+                    f'{head}{encode(copy) if copy is not None else "{}"},"userId":{quote(user_id)},'
+                    f'"timestamp":{stamp},"messageId":{identity}}}'
+                ).encode()
+            except (ValueError, TypeError) as error:  # nan, a lone surrogate, a huge int: nobody has looked so far
+                reraise_signal_error(error)
+                if isinstance(error, TypeError):  # a key
+                    copied(name, properties, self._max_bytes, self._default)
+                raise fault_of(copy, name, error) from None
+            if self._before_send is None and len(data) <= self._max_bytes:
+                return data
+            return self._finish_unusual(data)
+        except LetterError:
+            raise
+        except Exception as error:
+            problem = within("", error)
+            problem.timestamp = _unquoted(stamp)
+            problem.message_id = _unquoted(identity)
+            raise problem from error.__cause__
+
+    def _copy(self, name: str, properties: Any) -> dict[str, Any]:
+        if type(properties) is dict and len(properties) <= _FEW:
+            copy = properties.copy()
+            size = 0
+            for value in copy.values():
+                kind = type(value)
+                if kind is str:
+                    size += len(value)
+                elif kind not in FLAT:
+                    break
+            else:
+                if size <= self._max_bytes:
+                    return copy
+        return copied(name, properties, self._max_bytes, self._default)
+
+    def _finish_unusual(self, data: bytes) -> bytes | None:
+        if self._before_send is not None:
+            changed = self._change(self._before_send, data)
+            if changed is None:
+                return None
+            data = changed
+        if len(data) > self._max_bytes:
+            raise Unencodable(
+                f"the event is {len(data):,} bytes, over the {self._max_bytes:,} that max_batch_bytes leaves"
+            )
+        return data
+
+    def _change(self, before_send: Callable[[dict[str, Any]], dict[str, Any] | None], data: bytes) -> bytes | None:
+        # The function gets what would travel, decoded again: a copy, so that nothing of the caller's can change.
+        from json import loads  # imported already, by the client's constructor
+
+        try:
+            item = before_send(loads(data))
+        except Exception as error:  # the function is the application's; its failure costs this event alone
+            reraise_signal_error(error)
+            raise Unencodable(f"before_send raised {said(error)}") from error
+        if item is None:
+            return None
+        try:
+            copy = Copier(self._max_bytes, self._default).copy(item)
+            if type(copy) is not dict or not all(copy.get(key) and type(copy[key]) is str for key in _REQUIRED):
+                raise Unencodable("before_send must return an event with its type, userId and messageId, or None")
+            return _as_bytes(copy)
+        except Unencodable as error:
+            error.path = error.path.lstrip(".")
+            raise
+
+
+def copied_fields(
+    name: str, fields: dict[str, Any], max_bytes: int, default: Callable[[Any], Any] | None
+) -> dict[str, Any]:
+    """Copy the fields of a request that is no event to plain values; `LetterError` with the path of what is none.
+
+    ``max_bytes`` bounds them all together, texts excepted.
+    """
+    texts = sum(len(value) for value in fields.values() if type(value) is str)
+    try:
+        copy: dict[str, Any] = Copier(max_bytes + texts, default).copy(fields)
+        _as_bytes(copy)
+    except Unencodable as problem:
+        raise LetterError(f"{name}: {str(problem).lstrip('.')}") from None
+    return copy
+
+
+def to_json(copy: dict[str, Any]) -> bytes:
+    """Encode what `copied_fields` returned."""
+    return encode(copy).encode()
+
+
+def _as_bytes(copy: Any) -> bytes:
+    try:
+        return encode(copy).encode()
+    except ValueError as error:
+        reraise_signal_error(error)
+        raise fault_of(copy, "", error) from None
+
+
+# Arguments.
+
+
+def _argument(name: str, value: Any, read: Callable[[str, Any], str]) -> str:
+    """What ``read`` makes of an argument, or a `LetterError`, whatever the argument's class raises meanwhile."""
+    try:
+        return read(name, value)
+    except LetterError:
+        raise
+    except Exception as error:
+        reraise_signal_error(error)
+        raise LetterError(f"{name} could not be read: {said(error)}") from error
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        if value is None:
+            raise LetterError(f"{name} is required")
+        raise LetterError(f"{name} must be a string, not {described(value)}")
+    text = str.__str__(value)  # of a subclass, too, what the C encoder would take
+    if not text:
+        raise LetterError(f"{name} is required")
+    return text
+
+
+def _optional(name: str, value: str | None) -> str:
+    if value is None:
+        return ""
+    if type(value) is not str:
+        value = _argument(name, value, _optional_text)
+    return f'"{name}":{quote(value)},'
+
+
+def _optional_text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise LetterError(f"{name} must be a string or None, not {described(value)}")
+    return str.__str__(value)
+
+
+def _unquoted(text: str) -> str:
+    if "\\" not in text:
+        return text[1:-1]
+    from json import loads  # of a text that somebody made up
+
+    plain: str = loads(text)
+    return plain
+
+
+# Time and identity.
+
+
+def _now() -> str:
+    """The moment of the call as a quoted ISO 8601 text in UTC, to the microsecond."""
+    global _second
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    known, text = _second  # one tuple, swapped whole: threads may race to write it, none can read half of it
+    if known != seconds:
+        text = time.strftime('"%Y-%m-%dT%H:%M:%S.', time.gmtime(seconds))
+        _second = (seconds, text)
+    return f'{text}{rest // 1000:06d}Z"'
+
+
+_second = (0, "")
+
+
+def _wire_time(name: str, timestamp: Any) -> str:
+    """A datetime in UTC (a naive one is local time), a date as a date, text as it is."""
+    if isinstance(timestamp, str):
+        return str.__str__(timestamp)
+    try:
+        text = None if is_missing(timestamp) else from_date(timestamp)
+    except Unencodable as error:
+        raise LetterError(f"{name}: {error.problem}") from None
+    if text is None:
+        raise LetterError(f"{name} must be a datetime, a date or a string, not {short(timestamp)}")
+    return text
+
+
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
+def _new_id() -> str:
+    """A random UUID, version 4 (RFC 9562, 5.4), quoted.
+
+    From the kernel at each call: a generator of one's own would repeat itself in forked children, and `uuid.uuid4`
+    costs four times as much.
+    """
+    digits = random_bytes(16).hex()
+    return f'"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"'
+
+
+def _wire_id(name: str, message_id: Any) -> str:
+    if isinstance(message_id, str) and str.__len__(message_id):
+        return str.__str__(message_id)
+    if isinstance(message_id, loaded("uuid", "UUID")):
+        return str.__str__(str(message_id))
+    raise LetterError(f"{name} must be a string that is not empty, or a UUID, not {short(message_id)}")
