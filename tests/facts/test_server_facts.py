@@ -133,6 +133,7 @@ def test_a_finalize_of_a_worker_of_a_pool(end: str, output: str, tmp_path: Path)
     assert tells(finalizers.worker_of_a_pool, tmp_path, end) == output
 
 
+@pytest.mark.slow
 def test_in_a_child_of_celery_no_finalize_runs_and_in_its_parent_all_do_when_it_is_dead(tmp_path: Path) -> None:
     with start_celery("programs.celery_finalizers", tmp_path) as worker:
         found(worker, 1)

@@ -116,6 +116,7 @@ def test_the_children_of_a_forking_server(letter_api: Any, tmp_path: Path) -> No
     assert sorted(whose(letter_api)["request"]) == list(range(40))
 
 
+@pytest.mark.slow
 @needs("pytest_forked")
 def test_pytest_forked(letter_api: Any, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("from programs.forked_tests import test_it\n")

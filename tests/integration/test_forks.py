@@ -107,6 +107,7 @@ def test_a_child_of_a_child_that_never_used_the_client(letter_api: Any, tmp_path
     once(letter_api, {"parent": 30, "grandchild": 30})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hooks", ["called", "not called"])
 def test_200_children_while_four_threads_track_without_rest(hooks: str, letter_api: Any, tmp_path: Path) -> None:
     finished = run(forks.many_children, letter_api.url, tmp_path, hooks)

@@ -172,12 +172,14 @@ def interrupted_while_sending(make: Callable[..., Letter], api: Any, at: set[int
     return handler.reached()
 
 
+@pytest.mark.slow
 @needs_instructions
 @every_gap
 def test_sending(later: int, make: Callable[..., Letter], letter_api: Any) -> None:
     assert next(at for at in count(1) if not interrupted_while_sending(make, letter_api, {at, at + later})) > 150
 
 
+@pytest.mark.slow
 @needs_instructions
 def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: Any) -> None:
     files = {
@@ -220,6 +222,7 @@ def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: A
         assert next(at for at in count(1, 3) if not interrupted({at})) > 150
 
 
+@pytest.mark.slow
 @needs_instructions
 def test_sending_with_a_spool(make: Callable[..., Letter], letter_api: Any, tmp_path: Path) -> None:
     spool = str(tmp_path / "spool")

@@ -21,10 +21,12 @@ from stress.ports import free_port
 pytest.importorskip("gunicorn")
 
 UVICORN = ("uvicorn_worker" if importlib.util.find_spec("uvicorn_worker") else "uvicorn.workers") + ".UvicornWorker"
-WORKERS = {"sync": "sync", "gthread": "gthread", "gevent": "gevent", "uvicorn worker": UVICORN}
+GEVENT = pytest.param("gevent", id="gevent", marks=pytest.mark.slow)
+UVICORN_WORKER = pytest.param(UVICORN, id="uvicorn worker")
+WORKERS = ["sync", "gthread", GEVENT, UVICORN_WORKER]
 OWN_ASGI = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []  # gunicorn's own, since 24
 
-each_worker = pytest.mark.parametrize("worker", WORKERS.values(), ids=WORKERS.keys())
+each_worker = pytest.mark.parametrize("worker", WORKERS)
 preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
 
 
@@ -58,7 +60,7 @@ def gone(pids: set[int]) -> bool:
     return bool(eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), bool))
 
 
-@pytest.mark.parametrize("worker", [*WORKERS.values(), *OWN_ASGI], ids=[*WORKERS, *OWN_ASGI])
+@pytest.mark.parametrize("worker", [*WORKERS, *OWN_ASGI])
 @preloaded_or_not
 def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
     with serve(worker, preload, letter_api, tmp_path, "-w", "2") as server:
@@ -70,7 +72,7 @@ def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: A
 
 # Not with threads: there each of the two signals takes the lock of the pool, and if the second comes while the first
 # has it, gunicorn's worker stands still until it is killed.
-@pytest.mark.parametrize("worker", ["sync", "gevent", UVICORN], ids=["sync", "gevent", "uvicorn worker"])
+@pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
 def test_ctrl_c_loses_nothing_though_it_reaches_a_worker_twice(worker: str, letter_api: Any, tmp_path: Path) -> None:
     # From the terminal and from the master, and gunicorn exits at each. The second comes in the middle of the end.
     with serve(worker, False, letter_api, tmp_path, "-w", "1", "--threads", "1") as server:
@@ -129,7 +131,7 @@ def test_requests_in_flight_when_the_server_stops_lose_nothing(worker: str, lett
         stop_and_check(server, visitor, letter_api, preload=True)
 
 
-@pytest.mark.parametrize("worker", ["sync", "gevent", UVICORN], ids=["sync", "gevent", "uvicorn worker"])
+@pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
 @preloaded_or_not
 def test_exit_signals_lose_nothing_at_a_graceful_stop(
     worker: str, preload: bool, letter_api: Any, tmp_path: Path

@@ -114,6 +114,7 @@ def test_an_end_after_a_number_of_requests_needs_nothing(letter_api: Any, tmp_pa
         check(server, visitor, letter_api)
 
 
+@pytest.mark.slow
 @each_end
 def test_a_reload_of_the_workers_loses_nothing_with(ends: str, letter_api: Any, tmp_path: Path) -> None:
     with serve(ASGI, 2, ends, letter_api, tmp_path) as server:

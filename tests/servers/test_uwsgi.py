@@ -66,6 +66,7 @@ def test_a_reload_loses_nothing(start: str, uwsgi: Any) -> None:
     server.all_arrived_once(2 * imports_of(start))
 
 
+@pytest.mark.slow
 @every_start
 def test_a_worker_that_leaves_by_max_requests_loses_nothing(start: str, uwsgi: Any) -> None:
     # The lifetime is 10 seconds at least unless told otherwise, whatever the count of requests.
@@ -252,6 +253,7 @@ def test_without_threads_a_reload_loses_nothing(threadless: str, uwsgi: Any) -> 
     server.all_arrived_once(imports=2)
 
 
+@pytest.mark.slow
 def test_without_threads_a_worker_that_leaves_by_max_requests_loses_nothing(threadless: str, uwsgi: Any) -> None:
     server = uwsgi("--max-requests", "3", "--min-worker-lifetime", "0", package=threadless)
     old = server.become_idle()
