@@ -116,7 +116,13 @@ def test_a_fault_that_raises_loses_no_request(
     letter.track("u", "E")
     assert letter.flush(DEADLINE) and errors == []
     assert [item["event"] for item in letter_api.events] == ["E"] and len(letter_api.requests) == 1
-    assert "mine" in eventually(lambda: capsys.readouterr().err, bool)
+    printed: list[str] = []  # in pieces, when the request has been answered
+
+    def look() -> str:
+        printed.append(capsys.readouterr().err)
+        return "".join(printed)
+
+    assert "mine" in eventually(look, lambda text: "mine" in text)
 
 
 @pytest.mark.parametrize("rule", [_raises, _fails_the_test])
