@@ -13,6 +13,7 @@ from certificates import ca, ca_file, tls_api, trusting  # noqa: F401  (fixtures
 from driven import Driven
 from harness import ROOT
 from spool_dir import SpoolDir
+from threadless_uwsgi import threadless  # noqa: F401  (a fixture)
 
 import letterapp
 from letterapp import Letter, LetterError
@@ -38,7 +39,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from xdist.scheduler import WorkStealingScheduling
+    from xdist.scheduler import WorkStealingScheduling  # type: ignore[import-untyped]
 
     return WorkStealingScheduling(config, log)  # else one worker is left with a chunk of the slow ones
 

@@ -1,6 +1,6 @@
 """What servers and multiprocessing really do with a lock file and a mapping made before their forks, and how they end.
 
-The facts about the kernel itself are in `test_kernel_facts`, whose programs' helpers are used here.
+The facts about the kernel itself are in test_kernel_facts.py.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import re
 import signal
 import sys
 from pathlib import Path
-from textwrap import dedent
 from typing import Any, Callable
 
 import psutil
 import pytest
-from harness import PRELUDE, Program, WebServer, environment, eventually, run, start
-from test_kernel_facts import LOCKS, NOWHERE
+from harness import PROGRAMS, Program, WebServer, environment, eventually, run, start
 
 from stress.ports import free_port
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="facts about Linux")
+if sys.platform != "linux":
+    pytest.skip("facts about Linux", allow_module_level=True)
+
+from programs import finalizers
+
+NOWHERE = "http://127.0.0.1:9"
+LOCKS = {"TEST_LOCKS": "memfd"}
 
 
 def found(program: Program, count: int) -> Any:
@@ -37,92 +41,30 @@ def found(program: Program, count: int) -> Any:
 
 # What is left of them in a worker.
 
-LOOK = """
-before = os.fstat(LOCKS)
-words = memoryview(mmap.mmap(-1, 4096)).cast("Q")
 
-def look():
-    "Take the one slot, and tell who had it last."
-    same, taken = os.path.samestat(os.fstat(LOCKS), before), take(1)
-    last, words[1] = words[1], os.getpid()
-    line = json.dumps({"pid": os.getpid(), "fd": LOCKS, "same": same, "taken": taken, "last": last})
-    os.write(1, f"found {line}\\n".encode())  # in one piece
-    return last
-"""
-
-WSGI = """
-def application(environ, start_response):
-    look()
-    start_response("200 OK", [("Content-Length", "0")])
-    return []
-"""
-
-# Celery and multiprocessing get two jobs, and the first stays until it is killed. A worker that is killed while it
-# waits for a job may take the queue's lock along.
-POOL = """
-import multiprocessing
-
-def job():
-    if not look():
-        stay()
-
-with multiprocessing.get_context("fork").Pool(1) as pool:
-    pool.apply_async(job)
-    pool.apply(job)
-    stay()
-"""
-
-CELERY = """
-from celery import Celery, signals
-
-app = Celery("app", broker="filesystem://")
-app.conf.update(
-    broker_transport_options={
-        "data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control",
-        "polling_interval": 0.02,
-    },
-    broker_connection_retry_on_startup=True,
-    worker_enable_remote_control=False,
-)
-"""
-
-TASKS = """
-@app.task
-def job():
-    if not look():
-        stay()
-
-@signals.worker_ready.connect
-def queue(**_):
-    job.delay(), job.delay()
-"""
-
-
-def start_celery(code: str, tmp_path: Path) -> Program:
+def start_celery(app: str, tmp_path: Path) -> Program:
     pytest.importorskip("celery")
     (tmp_path / "queue").mkdir()
-    (tmp_path / "app.py").write_text(PRELUDE + LOCKS + LOOK + CELERY + code)
-    command = [sys.executable, "-m", "celery", "-A", "app", "worker", "--loglevel", "WARNING", "--concurrency", "1"]
+    command = [sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel", "WARNING", "--concurrency", "1"]
     command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    return Program(command, environment(NOWHERE), tmp_path)
+    return Program(command, environment(NOWHERE, **LOCKS), tmp_path)
 
 
 def start_web(server: str, tmp_path: Path) -> WebServer:
     pytest.importorskip(server)
-    (tmp_path / "app.py").write_text(PRELUDE + LOCKS + LOOK + WSGI)
     (tmp_path / "launcher.py").write_text("import sys, pyuwsgi\nsys.exit(pyuwsgi.run())\n")
     port = free_port()
     command = {
-        "gunicorn": ["-m", "gunicorn", "app:application", "--preload", "-b"],
-        "pyuwsgi": ["launcher.py", "--master", "--wsgi-file", "app.py", "--http-socket"],
+        "gunicorn": ["-m", "gunicorn", "programs.look_wsgi:application", "--preload", "-b"],
+        "pyuwsgi": ["launcher.py", "--master", "--module", "programs.look_wsgi", "--http-socket"],
     }[server]
-    env = environment(NOWHERE, XDG_RUNTIME_DIR=str(tmp_path))
+    env = environment(NOWHERE, XDG_RUNTIME_DIR=str(tmp_path), **LOCKS)
     return WebServer([sys.executable, *command, f"127.0.0.1:{port}"], env, tmp_path, port)
 
 
 STARTS: dict[str, Callable[[Path], Program]] = {
-    "multiprocessing": lambda tmp_path: start(LOCKS + LOOK + POOL, NOWHERE, tmp_path),
-    "Celery": lambda tmp_path: start_celery(TASKS, tmp_path),
+    "multiprocessing": lambda tmp_path: start(PROGRAMS / "look_pool.py", NOWHERE, tmp_path, **LOCKS),
+    "Celery": lambda tmp_path: start_celery("programs.look_celery", tmp_path),
     "gunicorn": lambda tmp_path: start_web("gunicorn", tmp_path),
     "uWSGI": lambda tmp_path: start_web("pyuwsgi", tmp_path),
 }
@@ -150,154 +92,50 @@ def test_a_worker_has_both_and_the_next_has_its_slot_when_it_is_killed(server: s
 
 # When the children of multiprocessing are dead.
 
-# `tell` says at each moment of a process's end whether the owners of the slots in `mine` live.
-MOMENTS = """
-import atexit
-
-mine = []
-
-def tell(moment):
-    free = [take(slot) for slot in mine]
-    state = "dead" if all(free) else "alive" if not any(free) else "mixed"
-    os.write(1, f"{moment}: {state}\\n".encode())
-
-assert "multiprocessing" not in sys.modules
-atexit.register(tell, "atexit, registered first")
-import multiprocessing
-from multiprocessing import util
-atexit.register(tell, "atexit, registered last")
-
-def finalize():
-    util.Finalize(None, tell, ("Finalize 100",), exitpriority=100)
-    util.Finalize(None, tell, ("Finalize -100",), exitpriority=-100)
-
-finalize()
-context = multiprocessing.get_context("fork")
-barrier = context.Barrier(2)
-
-def own(_=None):
-    assert take(os.getpid())
-    barrier.wait()
-    return os.getpid()
-
-def own_and_stay():
-    own()
-    stay()
-
-def process(daemon):
-    started = context.Process(target=own_and_stay, daemon=daemon)
-    started.start()
-    barrier.wait()
-    mine.append(started.pid)
-    return started
-
-def pool():
-    opened = context.Pool(2)
-    mine.extend(opened.map(own, range(2), chunksize=1))
-    return opened
-"""
-
 CHILDREN = {
-    "a Pool that nobody closed": ("p = pool()", ["alive", "alive", "dead", "dead"]),
-    "a Pool in a with": ("with pool(): pass", ["dead", "dead", "dead", "dead"]),
-    "a daemon": ("process(True)", ["alive", "alive", "dead", "dead"]),
-    "an executor that nobody shut down": (
-        """
-        from concurrent.futures import ProcessPoolExecutor
-        executor = ProcessPoolExecutor(2, mp_context=context)
-        mine.extend(executor.map(own, range(2)))
-        """,
-        ["dead", "dead", "dead", "dead"],
-    ),
-    "a Process that ends when asked": (
-        "util.Finalize(None, process(False).terminate, exitpriority=50)",
-        ["alive", "alive", "dead", "dead"],
-    ),
+    "a Pool that nobody closed": ["alive", "alive", "dead", "dead"],
+    "a Pool in a with": ["dead", "dead", "dead", "dead"],
+    "a daemon": ["alive", "alive", "dead", "dead"],
+    "an executor that nobody shut down": ["dead", "dead", "dead", "dead"],
+    "a Process that ends when asked": ["alive", "alive", "dead", "dead"],
 }
 
 
-def tells(code: str, tmp_path: Path) -> str:
-    finished = run(LOCKS + MOMENTS + dedent(code), NOWHERE, tmp_path)
+def tells(program: Callable[..., None], tmp_path: Path, *arguments: str) -> str:
+    finished = run(program, NOWHERE, tmp_path, *arguments, **LOCKS)
     assert finished.code == 0, finished
     return finished.output
 
 
-@pytest.mark.parametrize("code, states", CHILDREN.values(), ids=CHILDREN.keys())
-def test_a_finalize_below_zero_runs_when_the_children_are_dead(code: str, states: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("what, states", CHILDREN.items(), ids=CHILDREN.keys())
+def test_a_finalize_below_zero_runs_when_the_children_are_dead(what: str, states: list[str], tmp_path: Path) -> None:
     moments = ["atexit, registered last", "Finalize 100", "Finalize -100", "atexit, registered first"]
-    assert tells(code, tmp_path) == "".join(f"{moment}: {state}\n" for moment, state in zip(moments, states))
+    expected = "".join(f"{moment}: {state}\n" for moment, state in zip(moments, states))
+    assert tells(finalizers.children, tmp_path, what) == expected
 
 
 def test_a_child_inherits_no_finalize_and_its_own_one_below_zero_runs_when_its_pool_is_dead(tmp_path: Path) -> None:
-    code = """
-    def has_a_pool():
-        global p
-        p = pool()
-        {finalize}
-    child = context.Process(target=has_a_pool)
-    child.start(), child.join()
-    os._exit(0)
-    """
-    assert tells(code.format(finalize="pass"), tmp_path) == ""
-    assert tells(code.format(finalize="finalize()"), tmp_path) == "Finalize 100: alive\nFinalize -100: dead\n"
+    assert tells(finalizers.child_with_a_pool, tmp_path, "none") == ""
+    told = tells(finalizers.child_with_a_pool, tmp_path, "its own")
+    assert told == "Finalize 100: alive\nFinalize -100: dead\n"
 
 
 # Terminated while it waits for a job, a worker may be told of the end before SIGTERM comes: then its finalizers begin,
 # and are cut short anywhere.
 ENDS_OF_A_POOL = {
-    "runs when the pool is closed": ("own", "close", "Finalize 100: dead\nFinalize -100: dead\n"),
-    "does not run when it is terminated at work": ("own_and_stay", "terminate", ""),
+    "runs when the pool is closed": ("close", "Finalize 100: dead\nFinalize -100: dead\n"),
+    "does not run when it is terminated at work": ("terminate", ""),
 }
 
 
-@pytest.mark.parametrize("job, end, output", ENDS_OF_A_POOL.values(), ids=ENDS_OF_A_POOL.keys())
-def test_a_finalize_of_a_worker_of_a_pool(job: str, end: str, output: str, tmp_path: Path) -> None:
-    code = f"""
-    with context.Pool(1, finalize) as p:
-        p.apply_async({job})
-        barrier.wait()
-        p.{end}()
-        p.join()
-    os._exit(0)
-    """
-    assert tells(code, tmp_path) == output
+@pytest.mark.parametrize("end, output", ENDS_OF_A_POOL.values(), ids=ENDS_OF_A_POOL.keys())
+def test_a_finalize_of_a_worker_of_a_pool(end: str, output: str, tmp_path: Path) -> None:
+    assert tells(finalizers.worker_of_a_pool, tmp_path, end) == output
 
 
-IN_CELERY = """
-import atexit
-from multiprocessing import util  # whose registry is billiard's too
-
-def tell(moment):
-    state = "dead" if take(1) else "alive"
-    os.write(1, f"at {moment}: {state}\\n".encode())
-
-def arm(who):
-    atexit.register(tell, f"atexit of the {who}")
-    for priority in 100, -100:
-        util.Finalize(None, tell, (f"Finalize {priority} of the {who}",), exitpriority=priority)
-
-arm("parent")
-
-@signals.worker_process_init.connect
-def begin(**_):
-    arm("child")
-
-@signals.worker_process_shutdown.connect
-def end(**_):
-    os.write(1, b"at worker_process_shutdown of the child\\n")
-
-@app.task
-def job():
-    look()
-
-@signals.worker_ready.connect
-def queue(**_):
-    job.delay()
-"""
-
-
+@pytest.mark.slow
 def test_in_a_child_of_celery_no_finalize_runs_and_in_its_parent_all_do_when_it_is_dead(tmp_path: Path) -> None:
-    with start_celery(IN_CELERY, tmp_path) as worker:
+    with start_celery("programs.celery_finalizers", tmp_path) as worker:
         found(worker, 1)
         worker.signal(signal.SIGTERM)
         finished = worker.finish()

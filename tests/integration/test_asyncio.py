@@ -14,6 +14,7 @@ from typing import Any, Iterator
 
 import pytest
 from harness import DEADLINE, eventually, run, start, whose
+from programs import loops
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold
@@ -234,41 +235,10 @@ def test_a_full_queue_never_blocks_the_loop_even_with_block(letter_api: Any) -> 
 
 # After a signal of `exit_signals` that the program's own loop survives.
 
-SURVIVES = """
-import asyncio
-from pathlib import Path
 
-async def main():
-    loop = asyncio.get_running_loop()
-    came = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, came.set)
-    options = {OPTIONS}
-    letter = Letter('k', API, flush_at=1, exit_signals=(signal.SIGTERM,), exit_timeout=60, **options)
-    work(letter, 3)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert letter.stats()['delivered'] == 3  # by the handler
-    await came.wait()
-    Path('held').touch()
-    while not os.path.exists('hold'):
-        await asyncio.sleep(0.01)
-    work(letter, 20, start=3)  # the API stands still from now on
-    Path('tracked').touch()
-    await asyncio.sleep(0)
-    if {THREAD}:
-        await loop.run_in_executor(None, work, letter, 1, 'program', 23)
-        assert letter.stats()['delivered'] == 24
-    print(letter.stats()['lost'], flush=True)
-    return letter
-
-letter = asyncio.run(main())
-{LAST}
-"""
-
-
-def survive(letter_api: Any, tmp_path: Path, last: str = "", options: str = "{}", thread: bool = False) -> None:
-    code = SURVIVES.replace("{OPTIONS}", options).replace("{LAST}", last).replace("{THREAD}", str(thread))
+def survive(letter_api: Any, tmp_path: Path, way: str = "loop", last: str = "end") -> None:
     hold = Hold()
-    with start(code, letter_api.url, tmp_path) as program:
+    with start(loops.survives, letter_api.url, tmp_path, way, last) as program:
         assert eventually((tmp_path / "held").exists, lambda there: there or program.process.poll() is not None)
         letter_api.rule = lambda request: hold
         (tmp_path / "hold").touch()
@@ -278,54 +248,28 @@ def survive(letter_api: Any, tmp_path: Path, last: str = "", options: str = "{}"
         finished = program.finish()
     assert (finished.code, finished.output) == (0, "{}\n"), finished
     assert tracked, "the loop stood still"
-    assert whose(letter_api) == {"program": list(range(23 + thread))}
+    assert whose(letter_api) == {"program": list(range(24 if way == "thread" else 23))}
 
 
-@pytest.mark.parametrize("last", ["", "letter.close()", "letter.flush()"], ids=["end", "close", "flush"])
+@pytest.mark.parametrize("last", ["end", "close", "flush"])
 def test_after_a_signal_that_the_loop_survives_no_call_waits_in_it_and_all_arrives(
     last: str, letter_api: Any, tmp_path: Path
 ) -> None:
-    survive(letter_api, tmp_path, last)
+    survive(letter_api, tmp_path, last=last)
 
 
 def test_a_thread_beside_the_loop_waits_for_its_event_then(letter_api: Any, tmp_path: Path) -> None:
-    survive(letter_api, tmp_path, thread=True)
+    survive(letter_api, tmp_path, "thread")
 
 
 def test_no_call_waits_in_the_loop_then_for_room_or_a_spool(letter_api: Any, tmp_path: Path) -> None:
-    survive(letter_api, tmp_path, options="{'spool': 'spool', 'overflow': 'block'}")
-
-
-RAISES_AGAIN = """
-import asyncio
-from pathlib import Path
-
-async def main():
-    came = asyncio.Event()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.set())
-    letter = Letter('k', API, flush_at=1, exit_signals=(signal.SIGTERM,), exit_timeout=TIME, on_error=on_error)
-    work(letter, 3)
-    os.kill(os.getpid(), signal.SIGTERM)
-    await came.wait()
-    Path('held').touch()
-    while not os.path.exists('hold'):
-        await asyncio.sleep(0.01)
-    work(letter, 20, start=3)
-    Path('tracked').touch()
-    signal.signal(signal.SIGTERM, before)
-    signal.raise_signal(signal.SIGTERM)
-
-def on_error(error):
-    print(error.cause, error.lost, flush=True)
-
-asyncio.run(main())
-"""
+    survive(letter_api, tmp_path, "spool")
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["delivers", "reports"])
 def test_a_program_that_raises_its_signal_again_as_uvicorn_does(answers: bool, letter_api: Any, tmp_path: Path) -> None:
     hold = Hold()
-    with start(RAISES_AGAIN.replace("TIME", "60" if answers else "0.3"), letter_api.url, tmp_path) as program:
+    with start(loops.raises_again, letter_api.url, tmp_path, 60 if answers else 0.3) as program:
         assert eventually((tmp_path / "held").exists, lambda there: there or program.process.poll() is not None)
         letter_api.rule = lambda request: hold
         (tmp_path / "hold").touch()
@@ -341,16 +285,6 @@ def test_a_program_that_raises_its_signal_again_as_uvicorn_does(answers: bool, l
 
 
 def test_what_a_loop_of_an_exit_callback_tracks_is_sent(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    import asyncio, atexit
-
-    async def last():
-        work(letter, 5, start=1)
-
-    atexit.register(lambda: asyncio.run(last()))  # after the client's own end
-    letter = Letter('k', API)
-    work(letter, 1)
-    """
-    finished = run(code, letter_api.url, tmp_path)
+    finished = run(loops.loop_of_an_exit_callback, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     assert whose(letter_api) == {"program": list(range(6))}

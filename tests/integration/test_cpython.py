@@ -14,6 +14,7 @@ from harness import ROOT, environment
 
 CHOSEN = ["test_signal:test_keyboard_interrupt*", "test_fork1"]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="tried on Linux"),
     pytest.mark.skipif(
         importlib.util.find_spec("test") is None or importlib.util.find_spec("test.test_fork1") is None,

@@ -53,7 +53,7 @@ def test_a_request_on_the_wire_at_the_fork_is_sent_once_and_by_the_parent(letter
         hold.release()
         assert running.finish().code == 0
     once(letter_api, {"parent": 10, "child": 200})
-    by_pid: dict[int, set] = {}
+    by_pid: dict[int, set[Any]] = {}
     for request in letter_api.requests:
         for item in request.json["batch"]:
             by_pid.setdefault(item["properties"]["pid"], set()).add(request.connection)
@@ -107,6 +107,7 @@ def test_a_child_of_a_child_that_never_used_the_client(letter_api: Any, tmp_path
     once(letter_api, {"parent": 30, "grandchild": 30})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hooks", ["called", "not called"])
 def test_200_children_while_four_threads_track_without_rest(hooks: str, letter_api: Any, tmp_path: Path) -> None:
     finished = run(forks.many_children, letter_api.url, tmp_path, hooks)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from driven import connections
 from harness import DEADLINE, eventually
 
 from letterapp import Letter, LetterError
-from letterapp.testing import Hold, IngestionServer, cut, endless, raw, reset, stall, status
+from letterapp.testing import Fault, Hold, IngestionServer, cut, endless, raw, reset, stall, status
 from stress.ports import free_port
 
 
@@ -31,7 +31,7 @@ def closing_503(stored: bool) -> Any:
     return answer
 
 
-PASSING = {
+PASSING: dict[str, Callable[[bool], Fault]] = {
     "500": lambda stored: status(500, stored=stored),
     "502 from a gateway": lambda stored: status(502, b"<html>Bad Gateway</html>", stored=stored),
     "503": lambda stored: status(503, stored=stored),

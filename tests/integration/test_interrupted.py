@@ -25,6 +25,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 from harness import DEADLINE, ROOT, environment
+from programs import far_relay
 from relayed import Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
 
 import letterapp
@@ -49,7 +50,7 @@ def places(code: Any) -> frozenset[int]:
     """The offsets of the instructions before which a signal is handled."""
     found = set()
     # From 3.11 on the exception belongs to the call: the next instruction may be behind the end of a `with` block.
-    table = dis._parse_exception_table(code) if hasattr(dis, "_parse_exception_table") else []  # type: ignore[attr-defined]
+    table = dis._parse_exception_table(code) if hasattr(dis, "_parse_exception_table") else []
     before = None
     for instruction in dis.get_instructions(code):
         if before is None or before.opname.startswith("CALL"):
@@ -171,12 +172,14 @@ def interrupted_while_sending(make: Callable[..., Letter], api: Any, at: set[int
     return handler.reached()
 
 
+@pytest.mark.slow
 @needs_instructions
 @every_gap
 def test_sending(later: int, make: Callable[..., Letter], letter_api: Any) -> None:
     assert next(at for at in count(1) if not interrupted_while_sending(make, letter_api, {at, at + later})) > 150
 
 
+@pytest.mark.slow
 @needs_instructions
 def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: Any) -> None:
     files = {
@@ -219,6 +222,7 @@ def test_sending_where_no_thread_runs(make: Callable[..., Letter], letter_api: A
         assert next(at for at in count(1, 3) if not interrupted({at})) > 150
 
 
+@pytest.mark.slow
 @needs_instructions
 def test_sending_with_a_spool(make: Callable[..., Letter], letter_api: Any, tmp_path: Path) -> None:
     spool = str(tmp_path / "spool")
@@ -228,40 +232,13 @@ def test_sending_with_a_spool(make: Callable[..., Letter], letter_api: Any, tmp_
 # One that hands its events to a relay.
 
 
-# Another process, because threads crash where this one counts its instructions (CPython 3.11).
-FAR = """
-import json, socket, sys
-from relayed import FakeRelay
-
-door = FakeRelay(*sys.argv[1:])
-print("serves", flush=True)
-for line in sys.stdin:
-    events = []
-    if line == "leave\\n":
-        door.hang_up()
-    else:
-        sock = door.last()
-        try:
-            heard = sock.recv(65_536, socket.MSG_DONTWAIT) if sock is not None else b""
-        except OSError:
-            heard = b""  # the process was interrupted before it had sent anything, or gave this connection up
-        events = [line for line in heard.decode().split("\\n") if line[:1] == "{" and "proof" not in line][: int(line)]
-        if events:
-            try:
-                sock.sendall(b"[%d]\\n" % len(events))
-            except OSError:
-                pass  # the same
-    print(json.dumps(events), flush=True)
-door.close()
-"""
-
-
 class Far:
     """The relay's end of one connection after the other. It reads what there is, and settles as much as it is told."""
 
     def __init__(self, path: str, url: str) -> None:
-        env = {**environment(url), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
-        command = [sys.executable, "-c", FAR, path, "test-key", url]
+        env = environment(url)
+        env["PYTHONPATH"] += os.pathsep + str(ROOT / "tests" / "support")
+        command = [sys.executable, "-m", far_relay.__name__, far_relay.serve.__name__, path, "test-key", url]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
         assert self._process.stdout is not None and self._process.stdout.readline() == b"serves\n"
 
@@ -359,6 +336,12 @@ class Slow(tzinfo):
         signal.raise_signal(signal.SIGUSR1)
         return None
 
+    def tzname(self, moment: Any) -> Any:
+        return None
+
+    def dst(self, moment: Any) -> Any:
+        return None
+
 
 def strike(given: Any) -> Any:
     signal.raise_signal(signal.SIGUSR1)
@@ -447,7 +430,7 @@ def test_what_a_handler_raised_is_passed_on_and_nothing_else(handler: Any) -> No
 
 def test_who_is_inside() -> None:
     inside = ReentrancyGuard()
-    seen = []
+    seen: list[Any] = []
 
     def look() -> None:
         with ThreadPoolExecutor(1) as other:

@@ -8,29 +8,14 @@ from typing import Any
 
 import pytest
 from harness import DEADLINE, eventually, run, start, whose
+from programs import reentrance
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold, status
 
 
 def test_a_signal_handler_that_tracks_while_the_program_tracks(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    letter = Letter('k', API, max_queue_events=10**6, max_queue_bytes=10**9, exit_timeout=40)
-    count = 0
-    def handler(number, frame):
-        global count
-        work(letter, 1, 'handler', start=count)
-        count += 1
-    signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-    serial = 0
-    while count < 500:
-        work(letter, 1, 'program', start=serial)
-        serial += 1
-    signal.setitimer(signal.ITIMER_REAL, 0, 0)
-    print(serial, count)
-    """
-    finished = run(code, letter_api.url, tmp_path)
+    finished = run(reentrance.handler_that_tracks, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     program, handler = map(int, finished.output.split())
     came = whose(letter_api)
@@ -41,31 +26,7 @@ def test_a_signal_handler_that_tracks_while_the_program_tracks(letter_api: Any, 
 
 
 def test_a_destructor_that_tracks_whenever_the_collector_runs(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    import gc
-    often = getattr(gc, "set_threshold", None)  # PyPy has no such thing
-    letter = Letter('k', API, max_queue_events=10**6, max_queue_bytes=10**9, exit_timeout=40)
-    made = 0
-    class Node:
-        def __init__(self):
-            self.me = self  # only the collector can take it, at any allocation of any thread
-        def __del__(self):
-            work(letter, 1, 'destructor')
-    if often:
-        often(5)
-    for serial in range(3000):
-        Node()
-        made += 1
-        work(letter, 1, 'program', start=serial)
-        if not often and serial % 50 == 0:
-            gc.collect()
-    if often:
-        often(700)
-    for turn in range(3):  # PyPy calls destructors some time after
-        gc.collect()
-    print(made)
-    """
-    finished = run(code, letter_api.url, tmp_path)
+    finished = run(reentrance.destructor_that_tracks, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     assert whose(letter_api)["program"] == list(range(3000))
     destructors = [item for item in letter_api.events if item["userId"] == "destructor"]
@@ -81,7 +42,7 @@ def test_on_error_may_track_flush_and_close_on_the_senders_thread(letter_api: An
         answers.append(letter.close(DEADLINE))
 
     letter_api.plan(status(400))
-    letter = Letter("k", letter_api.url, on_error=on_error, flush_at=1)
+    letter: Letter = Letter("k", letter_api.url, on_error=on_error, flush_at=1)
     letter.track("u", "refused")
     assert letter_api.wait_for(1)
     assert answers == [False, False]  # the sender's thread cannot wait for itself
@@ -91,7 +52,7 @@ def test_on_error_may_track_flush_and_close_on_the_senders_thread(letter_api: An
 
 def test_on_error_may_flush_in_the_caller_of_a_refused_event(make: Any, letter_api: Any) -> None:
     answers: list[bool] = []
-    letter = make(on_error=lambda error: answers.append(letter.flush()), flush_interval=30)
+    letter: Letter = make(on_error=lambda error: answers.append(letter.flush()), flush_interval=30)
     letter.track("u", "good")
     letter.track("u", "bad", {"x": object()})
     assert answers == [True] and letter_api.distinct == 1
@@ -126,13 +87,7 @@ def test_a_call_after_close_is_reported_and_counted_and_never_raises(make: Any, 
 
 def test_sigterm_without_exit_signals_loses_what_waits(letter_api: Any, tmp_path: Path) -> None:
     # What the option is for; should this fail one day, the option can go.
-    code = """
-    letter = Letter('k', API, flush_interval=1000, flush_at=1000)
-    work(letter, 100)
-    print('tracked', flush=True)
-    stay()
-    """
-    with start(code, letter_api.url, tmp_path) as program:
+    with start(reentrance.terminated, letter_api.url, tmp_path, "none") as program:
         assert eventually(lambda: program.output, lambda text: "tracked" in text)
         program.signal(signal.SIGTERM)
         assert program.finish().code == -signal.SIGTERM
@@ -142,13 +97,7 @@ def test_sigterm_without_exit_signals_loses_what_waits(letter_api: Any, tmp_path
 def test_with_exit_signals_what_waits_is_sent_and_the_signal_still_ends_the_process(
     letter_api: Any, tmp_path: Path
 ) -> None:
-    code = """
-    letter = Letter('k', API, flush_interval=1000, flush_at=1000, exit_signals=(signal.SIGTERM,))
-    work(letter, 100)
-    print('tracked', flush=True)
-    stay()
-    """
-    with start(code, letter_api.url, tmp_path) as program:
+    with start(reentrance.terminated, letter_api.url, tmp_path, "SIGTERM") as program:
         assert eventually(lambda: program.output, lambda text: "tracked" in text)
         program.signal(signal.SIGTERM)
         assert program.finish().code == -signal.SIGTERM
@@ -157,19 +106,8 @@ def test_with_exit_signals_what_waits_is_sent_and_the_signal_still_ends_the_proc
 
 @pytest.mark.parametrize("attempt", range(4))
 def test_the_signal_may_come_in_the_middle_of_any_call(attempt: int, letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    large = {'max_queue_events': 10**6, 'max_queue_bytes': 10**9}
-    letter = Letter('k', API, exit_signals=(signal.SIGTERM,), exit_timeout=40, **large)
-    book = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
-    serial = 0
-    print('tracking', flush=True)
-    while True:
-        work(letter, 1, start=serial)
-        os.pwrite(book, b'%d' % serial, 0)
-        serial += 1
-    """
     book = tmp_path / "book"
-    with start(code, letter_api.url, tmp_path, str(book)) as program:
+    with start(reentrance.terminated_in_a_call, letter_api.url, tmp_path, book) as program:
         assert eventually(lambda: program.output, lambda text: "tracking" in text)
         assert letter_api.wait_for(100 + 37 * attempt)
         program.signal(signal.SIGTERM)
@@ -183,72 +121,29 @@ def test_a_signal_inside_the_queues_own_lock_is_acted_upon_when_the_call_has_lef
     letter_api: Any, tmp_path: Path
 ) -> None:
     # The queue asks its clock under its lock, for the first event: there the signal comes.
-    code = """
-    letter = Letter('k', API, flush_interval=1000, flush_at=1000, exit_timeout=40, exit_signals=(signal.SIGTERM,))
-    box = letter._delivery._queue
-    def clock():
-        os.kill(os.getpid(), signal.SIGTERM)
-        for turn in range(100):  # instructions at which the handler may run
-            assert box.is_held_by_this_thread()
-        return time.monotonic()
-    box._clock = clock
-    work(letter, 1)
-    """
-    finished = run(code, letter_api.url, tmp_path)
+    finished = run(reentrance.terminated_inside_the_lock, letter_api.url, tmp_path)
     assert finished.code == -signal.SIGTERM and finished.seconds < 30, finished
     assert whose(letter_api) == {"program": [0]}
 
 
 def test_the_handler_before_is_called_after_and_the_program_may_go_on(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    before = lambda number, frame: print('before', letter.stats()['waiting'], flush=True)
-    signal.signal(signal.SIGTERM, before)
-    letter = Letter('k', API, flush_interval=1000, flush_at=1000, exit_signals=(signal.SIGTERM,))
-    other = Letter('k', API, exit_signals=(signal.SIGTERM,))
-    work(letter, 10)
-    os.kill(os.getpid(), signal.SIGTERM)
-    work(letter, 10, start=10)  # as uvicorn does until its last request is answered
-    print('after', letter.stats()['delivered'], flush=True)
-    os._exit(0)
-    """
-    finished = run(code, letter_api.url, tmp_path)
+    finished = run(reentrance.handler_before, letter_api.url, tmp_path)
     assert finished.output == "before 0\nafter 20\n", finished
     assert whose(letter_api) == {"program": list(range(20))}
 
 
 def test_an_ignored_signal_stays_ignored(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    letter = Letter('k', API, flush_interval=1000, exit_signals=(signal.SIGTERM,))
-    work(letter, 10)
-    os.kill(os.getpid(), signal.SIGTERM)
-    print('alive', letter.stats()['delivered'])
-    """
-    assert run(code, letter_api.url, tmp_path).output == "alive 10\n"
+    assert run(reentrance.ignored_signal, letter_api.url, tmp_path).output == "alive 10\n"
 
 
 def test_a_forked_child_keeps_its_exit_signals(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    letter = Letter('k', API, flush_interval=1000, flush_at=1000, exit_signals=(signal.SIGTERM,))
-    pid = os.fork()
-    if not pid:
-        work(letter, 10, 'child')
-        os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(9)
-    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGTERM
-    """
-    assert run(code, letter_api.url, tmp_path).code == 0
+    assert run(reentrance.child_terminated, letter_api.url, tmp_path).code == 0
     assert whose(letter_api) == {"child": list(range(10))}
 
 
 def test_an_exit_with_the_api_silent_is_bounded_and_told(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: Hold()
-    code = """
-    letter = Letter('k', API, exit_timeout=0.5, exit_signals=(signal.SIGTERM,))
-    work(letter, 10)
-    os.kill(os.getpid(), signal.SIGTERM)
-    """
-    finished = run(code, letter_api.url, tmp_path)
+    finished = run(reentrance.terminated_with_the_api_silent, letter_api.url, tmp_path)
     letter_api.rule = None
     assert finished.code == -signal.SIGTERM and "10 events given up" in finished.output, finished
 

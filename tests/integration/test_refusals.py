@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from driven import connections
 from harness import DEADLINE, run
+from programs import reports
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer, status
@@ -272,18 +273,9 @@ def test_what_is_about_an_event_is_refused_out_of_a_spool_too(
 def test_close_says_that_a_refused_key_left_events_and_the_next_start_sends_them(
     make: Any, letter_api: IngestionServer, errors: list[LetterError], tmp_path: Path
 ) -> None:
-    code = """
-    told, is_told = [], threading.Event()
-    def tell(error):
-        told.append(error.cause)
-        is_told.set()
-    letter = Letter('test-key', API, spool=sys.argv[1], exit_timeout=0.1, on_error=tell)
-    work(letter, 300)
-    assert is_told.wait(60)
-    print(letter.flush(0.2), letter.close(0.2), told, letter.stats()["lost"])
-    """
     letter_api.rule = lambda request: status(401)
-    assert run(code, letter_api.url, tmp_path, str(tmp_path / "spool")).output == "False False ['degraded'] {}\n"
+    finished = run(reports.refused_key, letter_api.url, tmp_path, tmp_path / "spool")
+    assert finished.output == "False False ['degraded'] {}\n", finished
     letter_api.rule = lambda request: None
     letter = make(spool=tmp_path / "spool")
     assert letter.flush(DEADLINE) and letter.stats()["delivered"] == 300 and errors == []

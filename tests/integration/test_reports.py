@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness import DEADLINE, Program, environment, start
+from programs import reports
 
 from letterapp import LetterError
 from letterapp._reporter import Reporter
@@ -229,18 +230,9 @@ def test_with_a_spool_a_later_close_is_true_when_what_was_left_is_delivered(
 
 
 def test_a_child_s_close_answers_for_the_child_alone(letter_api: IngestionServer, tmp_path: Path) -> None:
-    code = """
-    letter = Letter('k', API, flush_at=1, on_error=lambda error: None)
-    work(letter, 1)
-    while not os.path.exists('arrived'):
-        time.sleep(0.01)
-    assert letter.close(0) is False
-    pid = child(lambda: 0 if letter.close() else 1)
-    assert os.waitpid(pid, 0)[1] == 0
-    """
     hold = Hold()
     letter_api.rule = lambda request: hold
-    with start(code, letter_api.url, tmp_path) as program:
+    with start(reports.close_in_a_child, letter_api.url, tmp_path) as program:
         assert hold.arrived.wait(DEADLINE)
         (tmp_path / "arrived").touch()
         assert program.finish().code == 0
@@ -307,15 +299,8 @@ def test_what_on_error_tracks_and_loses_later_is_no_report_of_its_own_either(
 
 
 def test_an_on_error_that_tracks_keeps_no_program_from_ending(letter_api: IngestionServer, tmp_path: Path) -> None:
-    code = """
-    def on_error(error):
-        for _ in range(3):
-            letter.track('u', 'Lost', {'serial': error.lost})
-    letter = Letter('k', API, on_error=on_error, exit_timeout=30)
-    work(letter, 5)
-    """
     letter_api.rule = lambda request: status(401)
-    with start(code, letter_api.url, tmp_path) as program:
+    with start(reports.report_that_tracks, letter_api.url, tmp_path) as program:
         finished = program.finish()
     assert finished.code == 0
     assert len(letter_api.requests) <= 10, "and the API not from anything else"
@@ -372,23 +357,7 @@ def test_two_clients_that_report_to_each_other_come_to_an_end(letter_api: Ingest
 
 
 def test_a_child_that_is_forked_in_on_error_reports_its_own(letter_api: IngestionServer, tmp_path: Path) -> None:
-    code = """
-    def on_error(error):
-        print(os.getpid() == parent, error.events[0]['event'], flush=True)
-        if error.events[0]['event'] == 'First':
-            pid = os.fork()
-            if pid:
-                assert os.waitpid(pid, 0)[1] == 0
-            else:
-                letter.track('u', 'Of the child')
-                letter.track('u', 'Of the child', {'n': object()})
-                os._exit(0)
-    parent = os.getpid()
-    letter = Letter('k', API, on_error=on_error)
-    letter.track('u', 'First', {'n': object()})
-    letter.track('u', 'Second', {'n': object()})
-    """
-    with start(code, letter_api.url, tmp_path) as program:
+    with start(reports.fork_in_on_error, letter_api.url, tmp_path) as program:
         finished = program.finish()
     assert finished.code == 0, finished
     assert finished.output.splitlines() == ["True First", "False Of the child", "True Second"]

@@ -8,45 +8,16 @@ import socket
 import ssl
 import threading
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 import trustme
+from certificates import serving
 from harness import DEADLINE, eventually, start
+from programs import forks_tls
 
 from letterapp import LetterError
 from letterapp.testing import Hold, IngestionServer, reset, status
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-def serving(authority: trustme.CA, *names: str) -> IngestionServer:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(context)
-    return IngestionServer(ssl_context=context)
-
-
-@pytest.fixture
-def tls_api(ca: trustme.CA) -> Iterator[IngestionServer]:
-    with serving(ca, "localhost") as api:
-        yield api
-
-
-@pytest.fixture
-def ca_file(ca: trustme.CA, tmp_path: Path) -> str:
-    path = tmp_path / "ca.pem"
-    ca.cert_pem.write_to_path(str(path))
-    return str(path)
-
-
-@pytest.fixture
-def trusting(ca: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    ca.configure_trust(context)
-    return context
 
 
 def connections(api: IngestionServer) -> int:
@@ -215,55 +186,27 @@ def test_a_connection_that_the_server_closed_is_replaced_without_a_retry(
 
 # Forks.
 
-FORKS = """
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-letter = Letter('k', API, flush_at=1, max_retries=0, timeout=60, on_error=lambda error: print(error, flush=True))
-work(letter, 1, 'parent')
-assert letter.flush(60)
-work(letter, 1, 'parent', start=1)
-signal.sigwait({signal.SIGUSR1})  # now that request is on the wire
-
-def child(who):
-    work(letter, 3, who)
-    assert letter.flush(60)
-    assert letter.stats()['retried'] == 0, letter.stats()
-
-pid = os.fork()
-if not pid:
-    HOW
-    os._exit(0)
-status = os.waitpid(pid, 0)[1]
-assert status == 0, status
-print('waited', flush=True)
-assert letter.flush(60)
-work(letter, 1, 'parent', start=2)
-assert letter.flush(60)
-assert letter.stats()['retried'] == 0, letter.stats()
-"""
-
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize(
-    "how",
+    "how, expected",
     [
-        "child('child')",
-        "pass",  # and leaves with what it inherited
-        "import gc; del letter; gc.collect()",
-        "letter.close()",
-        "child('child'); pid = os.fork(); (pid or child('grandchild'), pid and os.waitpid(pid, 0))",
+        ("tracks", 3),
+        ("does nothing", 0),  # and leaves with what it inherited
+        ("drops the client", 0),
+        ("closes", 0),
+        ("tracks and forks again", 6),
     ],
-    ids=["tracks", "does nothing", "drops the client", "closes", "tracks and forks again"],
 )
 def test_a_child_never_touches_the_tls_connection_with_a_request_on_the_wire(
-    how: str, tls_api: IngestionServer, ca_file: str, tmp_path: Path
+    how: str, expected: int, tls_api: IngestionServer, ca_file: str, tmp_path: Path
 ) -> None:
     hold = Hold()
     tls_api.plan(status(200, stored=True), hold)
-    with start(FORKS.replace("HOW", how), tls_api.url, tmp_path, SSL_CERT_FILE=ca_file) as program:
+    with start(forks_tls.fork_with_a_request_on_the_wire, tls_api.url, tmp_path, how, SSL_CERT_FILE=ca_file) as program:
         assert hold.arrived.wait(DEADLINE), program.output
         program.signal(signal.SIGUSR1)
         # The child has come and gone before the parent's answer is sent.
-        expected = 3 * ("'child'" in how) + 3 * ("grandchild" in how)
         assert tls_api.wait_for(1 + expected, DEADLINE), program.output
         assert eventually(lambda: program.output, lambda text: bool(text) or program.process.poll() is not None)
         hold.release()
@@ -282,23 +225,6 @@ def test_a_child_never_touches_the_tls_connection_with_a_request_on_the_wire(
 
 def test_a_child_keeps_no_copy_of_a_connection_whose_handshake_was_under_way(ca_file: str, tmp_path: Path) -> None:
     # With a copy left open in a child the server would never see the parent close.
-    code = """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    def sockets():
-        return sum(os.readlink(f'/proc/self/fd/{name}').startswith('socket:') for name in os.listdir('/proc/self/fd')
-                   if os.path.lexists(f'/proc/self/fd/{name}'))
-    letter = Letter('k', API, flush_at=1, max_retries=0, timeout=60, exit_timeout=0, on_error=print,
-                    send_on_os_exit=False)
-    work(letter, 1)
-    signal.sigwait({signal.SIGUSR1})
-    inherited = sockets()
-    pid = os.fork()
-    if not pid:
-        print(inherited, sockets(), flush=True)
-        os._exit(0)
-    os.waitpid(pid, 0)
-    os._exit(0)
-    """
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("no /proc to look into")
     with socket.socket() as listener:
@@ -306,7 +232,7 @@ def test_a_child_keeps_no_copy_of_a_connection_whose_handshake_was_under_way(ca_
         listener.listen(8)
         listener.settimeout(DEADLINE)
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        with start(code, url, tmp_path, SSL_CERT_FILE=ca_file) as program:
+        with start(forks_tls.fork_during_a_handshake, url, tmp_path, SSL_CERT_FILE=ca_file) as program:
             sock, _ = listener.accept()
             with sock:
                 sock.settimeout(DEADLINE)

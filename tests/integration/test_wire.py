@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from datetime import date, datetime, timedelta, timezone
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 from harness import DEADLINE
@@ -284,7 +284,12 @@ def test_an_event_carries_the_moment_of_its_call_in_utc(letter_api: Any, make: A
     letter_api.plan(hold)
     letter = make(flush_at=1)
     calls = []
-    for call in (lambda: letter.track("u", "E"), lambda: letter.identify("u"), lambda: letter.group("u", "a")):
+    called: list[Callable[[], None]] = [
+        lambda: letter.track("u", "E"),
+        lambda: letter.identify("u"),
+        lambda: letter.group("u", "a"),
+    ]
+    for call in called:
         before = datetime.now(timezone.utc)
         call()
         calls.append((before, datetime.now(timezone.utc)))

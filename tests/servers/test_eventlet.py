@@ -9,30 +9,29 @@ from __future__ import annotations
 import importlib.util
 import signal
 import sys
-import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
+import harness
 import pytest
-from harness import DEADLINE, PRELUDE, Program, WebServer, environment, eventually, whose
-from patched import beginnings, end, tracked_before
+from harness import DEADLINE, Program, WebServer, environment, eventually, whose
+from patched import BEFORE, BEGINNINGS, end, tracked_before
+from programs import eventlet_programs
 
 from letterapp.testing import Hold
 from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("eventlet") is None, reason="eventlet is not installed")
 
-PATCH = "import eventlet; eventlet.monkey_patch()\n"
-MAKE = 'letter = Letter("k", API, flush_interval=600, flush_at=10_000, exit_timeout=30, timeout=30)\n'
-BEGINNINGS = {**beginnings(PATCH, MAKE), "never patched": PRELUDE + MAKE}
-each_beginning = pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS.keys())
+each_beginning = pytest.mark.parametrize("beginning", [*BEGINNINGS, "never patched"])
 
 
-def start(code: str, api: Any, tmp_path: Path, *arguments: str, **env: str) -> Program:
-    (tmp_path / "program.py").write_text(code)
+def start(
+    program: Callable[..., None], api: Any, tmp_path: Path, *arguments: str, beginning: str = BEFORE, **env: str
+) -> Program:
+    env = {"TEST_GREENLETS": "eventlet", "TEST_BEGINNING": beginning, **env}
     # It says at each import that it is not for new projects.
-    env = environment(api.url, PYTHONWARNINGS="ignore", **env)
-    return Program([sys.executable, "program.py", *arguments], env, tmp_path)
+    return harness.start(program, api.url, tmp_path, *arguments, PYTHONWARNINGS="ignore", **env)
 
 
 def has_module(package: str, *names: str) -> bool:
@@ -43,19 +42,7 @@ def has_module(package: str, *names: str) -> bool:
 
 @each_beginning
 def test_many_greenlets_track_at_once_and_all_arrives(beginning: str, letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    import eventlet
-    def many(number):
-        for serial in range(20):
-            work(letter, 1, f"greenlet {number}", start=serial)
-            eventlet.sleep(0)
-            if serial % 10 == number % 10:
-                assert letter.flush() is True
-    for greenlet in [eventlet.spawn(many, number) for number in range(30)]:
-        greenlet.wait()
-    work(letter, 3, "at the end")
-    """
-    with start(beginning + textwrap.dedent(code), letter_api, tmp_path) as program:
+    with start(eventlet_programs.many_greenlets, letter_api, tmp_path, beginning=beginning) as program:
         end(program)
     expected = {f"greenlet {number}": list(range(20)) for number in range(30)}
     assert whose(letter_api) == {**expected, **tracked_before(beginning), "at the end": [0, 1, 2]}
@@ -63,20 +50,9 @@ def test_many_greenlets_track_at_once_and_all_arrives(beginning: str, letter_api
 
 
 def test_the_hub_goes_on_while_the_client_sends(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    work(letter, 3)
-    def tick():
-        while True:
-            os.write(1, b"tick\\n")
-            eventlet.sleep(0.01)
-    ticking = eventlet.spawn(tick)
-    assert letter.flush(30) is True
-    print("settled", flush=True)
-    ticking.kill()
-    """
     hold = Hold()
     letter_api.plan(hold)
-    with start(BEGINNINGS["patched before"] + textwrap.dedent(code), letter_api, tmp_path) as program:
+    with start(eventlet_programs.ticks, letter_api, tmp_path) as program:
         assert hold.arrived.wait(DEADLINE), program.output
         ticks = program.output.count("tick\n")
         later = eventually(lambda: program.output.count("tick\n"), lambda count: count > ticks + 10)
@@ -88,35 +64,6 @@ def test_the_hub_goes_on_while_the_client_sends(letter_api: Any, tmp_path: Path)
 
 # Signals. The handler runs in the hub, which must not wait there; and the wait that it interrupts goes on after it.
 
-SIGNALLED = """
-from eventlet import event, hubs
-over = event.Event()
-
-def mine(number, frame):
-    print("mine", flush=True)
-    if sys.argv[1] == "exits":
-        sys.exit(7)
-    over.send()  # as a server does that ends when its greenlets have
-
-if sys.argv[1] != "default":
-    signal.signal(signal.SIGTERM, mine)
-letter = Letter("k", API, flush_interval=600, exit_timeout=30, timeout=30, exit_signals=[signal.SIGTERM])
-
-def wait():
-    work(letter, 3, "greenlet")
-    if sys.argv[2] == "a request":
-        letter.flush(0)
-        while not letter_api_has_it():
-            eventlet.sleep(0.01)
-    print("waits", flush=True)
-    over.wait()
-    work(letter, 3, "after the handler")
-
-def letter_api_has_it():
-    return os.path.exists("arrived")
-
-eventlet.spawn(wait).wait()
-"""
 HUBS = [None, "poll", "selects", "asyncio"]  # the first is the system's: epoll, kqueue
 
 
@@ -144,7 +91,7 @@ def _signalled(handler: str, waits_for: str, code: int, letter_api: Any, tmp_pat
     hold = Hold()
     if waits_for == "a request":
         letter_api.plan(hold)
-    with start(PATCH + PRELUDE + SIGNALLED, letter_api, tmp_path, handler, waits_for, **env) as program:
+    with start(eventlet_programs.signalled, letter_api, tmp_path, handler, waits_for, **env) as program:
         if waits_for == "a request":
             assert hold.arrived.wait(DEADLINE), program.output
             (tmp_path / "arrived").touch()
@@ -158,24 +105,7 @@ def _signalled(handler: str, waits_for: str, code: int, letter_api: Any, tmp_pat
 
 
 def test_forks_of_a_patched_program(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    from eventlet.green import os as green
-    work(letter, 5, "parent")
-    letter.flush(0)
-    def job(who):
-        work(letter, 5, who)
-        eventlet.sleep(0)
-        assert letter.flush() is True
-        work(letter, 5, who, start=5)
-    for name, leave in (("exit", sys.exit), ("_exit", os._exit)):
-        pid = os.fork()
-        if not pid:
-            eventlet.spawn(job, f"child by {name}").wait()
-            leave(0)
-        assert green.waitpid(pid, 0) == (pid, 0)
-    work(letter, 5, "parent", start=5)
-    """
-    with start(BEGINNINGS["patched before"] + textwrap.dedent(code), letter_api, tmp_path) as program:
+    with start(eventlet_programs.forks, letter_api, tmp_path) as program:
         end(program)
     whole = list(range(10))
     assert whose(letter_api) == {"parent": whole, "child by exit": whole, "child by _exit": whole}
@@ -184,17 +114,18 @@ def test_forks_of_a_patched_program(letter_api: Any, tmp_path: Path) -> None:
 def test_gunicorns_eventlet_worker(letter_api: Any, tmp_path: Path) -> None:
     if not has_module("gunicorn", "workers", "geventlet"):
         pytest.skip("no gunicorn with an eventlet worker (26 has none any more)")
-    app = """
-    work(letter, 5, "before the patch")
-    letter.flush(0)
-    def app(environ, start_response):
-        work(letter, 1, "request", start=int(environ["QUERY_STRING"]))
-        start_response("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
-    """
-    (tmp_path / "app.py").write_text(PRELUDE + MAKE + textwrap.dedent(app))
     port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "app:app", "-k", "eventlet", "--preload", "-b", f"127.0.0.1:{port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "programs.greenlet_app:app",
+        "-k",
+        "eventlet",
+        "--preload",
+        "-b",
+        f"127.0.0.1:{port}",
+    ]
     with WebServer(command, environment(letter_api.url, PYTHONWARNINGS="ignore"), tmp_path, port) as server:
         for serial in range(10):
             server.get(f"/?{serial}")

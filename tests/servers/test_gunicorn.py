@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import WebServer, environment, eventually, run, whose
+from harness import PROGRAMS, WebServer, environment, eventually, run, whose
+from programs.spooled import aborted
 from webapps import ASGI, WSGI, Gate, Visitor
 
 from letterapp.testing import stall
@@ -20,22 +21,23 @@ from stress.ports import free_port
 pytest.importorskip("gunicorn")
 
 UVICORN = ("uvicorn_worker" if importlib.util.find_spec("uvicorn_worker") else "uvicorn.workers") + ".UvicornWorker"
-WORKERS = {"sync": "sync", "gthread": "gthread", "gevent": "gevent", "uvicorn worker": UVICORN}
+GEVENT = pytest.param("gevent", id="gevent", marks=pytest.mark.slow)
+UVICORN_WORKER = pytest.param(UVICORN, id="uvicorn worker")
+WORKERS = ["sync", "gthread", GEVENT, UVICORN_WORKER]
 OWN_ASGI = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []  # gunicorn's own, since 24
 
-each_worker = pytest.mark.parametrize("worker", WORKERS.values(), ids=WORKERS.keys())
+each_worker = pytest.mark.parametrize("worker", WORKERS)
 preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
 
 
 def serve(worker: str, preload: bool, api: Any, tmp_path: Path, *options: str, **env: str) -> WebServer:
     """Start gunicorn. An ASGI application closes its clients in its lifespan, unless ``TEST_ENDS`` says otherwise."""
     is_asgi = worker in (UVICORN, "asgi")
-    (tmp_path / "app.py").write_text(ASGI if is_asgi else WSGI)
+    app = ASGI if is_asgi else WSGI
     # The workers of ASGI say that they are ready in their lifespan: here it would be too early.
-    hook = "" if is_asgi else "def post_worker_init(worker):\n    import app\n    app.ready()\n"
-    (tmp_path / "conf.py").write_text(hook)
+    hook = [] if is_asgi else ["-c", str(PROGRAMS / "gunicorn_ready.py")]
     port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "app:app", "-c", "conf.py", "-b", f"127.0.0.1:{port}", "-k", worker]
+    command = [sys.executable, "-m", "gunicorn", f"{app}:app", *hook, "-b", f"127.0.0.1:{port}", "-k", worker]
     command += ["--timeout", "60", "--threads", "4", *(["--preload"] if preload else []), *options]
     env = {"XDG_RUNTIME_DIR": str(tmp_path), "TEST_ENDS": "lifespan" if worker == UVICORN else "", **env}
     return WebServer(command, environment(api.url, **env), tmp_path, port)
@@ -58,7 +60,7 @@ def gone(pids: set[int]) -> bool:
     return bool(eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), bool))
 
 
-@pytest.mark.parametrize("worker", [*WORKERS.values(), *OWN_ASGI], ids=[*WORKERS, *OWN_ASGI])
+@pytest.mark.parametrize("worker", [*WORKERS, *OWN_ASGI])
 @preloaded_or_not
 def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
     with serve(worker, preload, letter_api, tmp_path, "-w", "2") as server:
@@ -70,7 +72,7 @@ def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: A
 
 # Not with threads: there each of the two signals takes the lock of the pool, and if the second comes while the first
 # has it, gunicorn's worker stands still until it is killed.
-@pytest.mark.parametrize("worker", ["sync", "gevent", UVICORN], ids=["sync", "gevent", "uvicorn worker"])
+@pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
 def test_ctrl_c_loses_nothing_though_it_reaches_a_worker_twice(worker: str, letter_api: Any, tmp_path: Path) -> None:
     # From the terminal and from the master, and gunicorn exits at each. The second comes in the middle of the end.
     with serve(worker, False, letter_api, tmp_path, "-w", "1", "--threads", "1") as server:
@@ -129,7 +131,7 @@ def test_requests_in_flight_when_the_server_stops_lose_nothing(worker: str, lett
         stop_and_check(server, visitor, letter_api, preload=True)
 
 
-@pytest.mark.parametrize("worker", ["sync", "gevent", UVICORN], ids=["sync", "gevent", "uvicorn worker"])
+@pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
 @preloaded_or_not
 def test_exit_signals_lose_nothing_at_a_graceful_stop(
     worker: str, preload: bool, letter_api: Any, tmp_path: Path
@@ -147,22 +149,14 @@ def test_what_a_spool_holds_is_sent_by_the_first_worker_with_an_event_and_the_ma
     letter_api: Any, tmp_path: Path
 ) -> None:
     spool = str(tmp_path / "spool")
-    leaves = "letter = Letter('k', API, spool=sys.argv[1], flush_interval=1000)\nwork(letter, 5, 'left')\nos.abort()"
-    assert run(leaves, letter_api.url, tmp_path, spool).code == -signal.SIGABRT
-    (tmp_path / "app.py").write_text(
-        "import os\nfrom letterapp import Letter\n"
-        f"letter = Letter('k', os.environ['TEST_API'], spool={spool!r})\n"
-        "def app(environ, start_response):\n"
-        "    if environ['PATH_INFO'] == '/track':\n"
-        "        letter.track('asked', 'Worked', {'serial': 0})\n"
-        "    start_response('200 OK', [('Content-Length', '2')])\n"
-        "    return [b'ok']\n"
-    )
+    finished = run(aborted, letter_api.url, tmp_path, spool)
+    assert finished.code == -signal.SIGABRT, finished
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "programs.spool_app:app", "-b", f"127.0.0.1:{port}", "--preload"]
+    command += ["--timeout", "60"]
     # Newer versions would have a thread of their own in the master.
     (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True")
-    port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "app:app", "-b", f"127.0.0.1:{port}", "--preload", "--timeout", "60"]
-    with WebServer(command, environment(letter_api.url), tmp_path, port) as server:
+    with WebServer(command, environment(letter_api.url, TEST_SPOOL=spool), tmp_path, port) as server:
         assert server.get("/") == "ok"
         assert psutil.Process(server.pid).num_threads() == 1 and letter_api.requests == []
         assert server.get("/track") == "ok"

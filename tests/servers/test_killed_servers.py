@@ -114,7 +114,7 @@ def all_of_uwsgi_arrived(server: Any) -> None:
 
 def test_uwsgi_a_new_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
     pytest.importorskip("pyuwsgi")
-    from test_uwsgi import Uwsgi
+    from uwsgi_server import Uwsgi
 
     with Uwsgi(letter_api, tmp_path, processes=1) as server:
         server.track(20)
@@ -129,7 +129,7 @@ def test_uwsgi_a_new_worker_delivers_with_its_first_request(letter_api: Any, tmp
 
 def test_uwsgi_a_sibling_delivers_at_its_end(letter_api: Any, tmp_path: Path) -> None:
     pytest.importorskip("pyuwsgi")
-    from test_uwsgi import Uwsgi
+    from uwsgi_server import Uwsgi
 
     with Uwsgi(letter_api, tmp_path) as server:
         server.track_in_every_worker()
@@ -143,7 +143,7 @@ def test_uwsgi_a_sibling_delivers_at_its_end(letter_api: Any, tmp_path: Path) ->
 def test_celery_a_new_child_delivers_with_its_first_task(killed: int, letter_api: Any, tmp_path: Path) -> None:
     # They are killed in the middle of a task. A Celery whose idle child is killed may hang, with or without a client.
     pytest.importorskip("celery")
-    from test_celery import Celery
+    from celery_worker import Celery
 
     with Celery(letter_api, tmp_path) as worker:
         assert letter_api.wait_until(lambda: len(worker.workers()) == 2), worker.output

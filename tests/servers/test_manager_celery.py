@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+from celery_worker import Celery
 from harness import eventually, needs, whose
 from managed_servers import FIRST, Managers, managers_directory, started  # noqa: F401  (a fixture for all tests)
-from test_celery import Celery
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix"), pytest.mark.slow]
 

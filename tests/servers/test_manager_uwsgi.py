@@ -22,7 +22,7 @@ import pytest
 from harness import DEADLINE, eventually, needs, whose
 from managed_servers import FIRST, UNUSABLE, Managers, complaints, managers_directory  # noqa: F401  (a fixture)
 from services import Service
-from test_uwsgi import STARTS, Uwsgi, imports_of, threadless  # noqa: F401  (a fixture)
+from uwsgi_server import STARTS, Uwsgi, imports_of
 
 from letterapp.testing import Hold, status
 

@@ -22,7 +22,7 @@ import pytest
 from harness import DEADLINE, eventually, needs
 from relayed import own_runtime  # noqa: F401  (a fixture that is there for all)
 from services import Load, Service, closed_gate, gone, start_programs  # noqa: F401  (two fixtures)
-from test_uwsgi import LAUNCHER, threadless  # noqa: F401  (a fixture)
+from uwsgi_server import LAUNCHER
 from webapps import Gate
 
 from letterapp.testing import Hold

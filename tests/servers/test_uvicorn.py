@@ -28,18 +28,17 @@ PATIENCE = ["--timeout-worker-healthcheck", "60"] if PATIENT else []
 
 ENDS = {"the lifespan": "lifespan", "exit_signals": "exit_signals SIGTERM"}
 
-each_app = pytest.mark.parametrize("source", [ASGI, FASTAPI], ids=["plain", "FastAPI"])
+each_app = pytest.mark.parametrize("app", [ASGI, FASTAPI], ids=["plain", "FastAPI"])
 alone_and_with_workers = pytest.mark.parametrize("workers", [0, 2], ids=["alone", "two workers"])
 each_end = pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS.keys())
 
 
-def serve(source: str, workers: int, ends: str, api: Any, tmp_path: Path, *options: str, **env: str) -> WebServer:
+def serve(app: str, workers: int, ends: str, api: Any, tmp_path: Path, *options: str, **env: str) -> WebServer:
     """Start uvicorn; 0 ``workers`` is uvicorn alone, in one process."""
-    if source is FASTAPI:
+    if app == FASTAPI:
         pytest.importorskip("fastapi")
-    (tmp_path / "app.py").write_text(source)
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--no-access-log", *options]
+    command = [sys.executable, "-m", "uvicorn", f"{app}:app", "--port", str(port), "--no-access-log", *options]
     command += ["--workers", str(workers), *PATIENCE] if workers else []
     return WebServer(command, environment(api.url, TEST_ENDS=ends, **env), tmp_path, port)
 
@@ -58,8 +57,8 @@ def late_requests(api: Any) -> list[int]:
 @each_app
 @alone_and_with_workers
 @each_end
-def test_sigterm_loses_nothing_with(ends: str, workers: int, source: str, letter_api: Any, tmp_path: Path) -> None:
-    with serve(source, workers, ends, letter_api, tmp_path) as server:
+def test_sigterm_loses_nothing_with(ends: str, workers: int, app: str, letter_api: Any, tmp_path: Path) -> None:
+    with serve(app, workers, ends, letter_api, tmp_path) as server:
         visitor = Visitor(server, workers=workers or 1)
         visitor.ask_many(24)
         assert late_requests(letter_api) == []  # they all wait for the end
@@ -69,15 +68,15 @@ def test_sigterm_loses_nothing_with(ends: str, workers: int, source: str, letter
 
 
 @pytest.mark.parametrize(
-    ("source", "workers"),
+    ("app", "workers"),
     [(ASGI, 0), (ASGI, 2), (FASTAPI, 0)],
     ids=["plain, alone", "plain, two workers", "FastAPI, alone"],
 )
 @each_end
 def test_requests_in_flight_at_sigterm_lose_nothing_with(
-    ends: str, workers: int, source: str, letter_api: Any, tmp_path: Path
+    ends: str, workers: int, app: str, letter_api: Any, tmp_path: Path
 ) -> None:
-    with Gate() as gate, serve(source, workers, ends, letter_api, tmp_path, **gate.environment) as server:
+    with Gate() as gate, serve(app, workers, ends, letter_api, tmp_path, **gate.environment) as server:
         visitor = Visitor(server, workers=workers or 1)
         with ThreadPoolExecutor(4) as visitors:
             answers = [visitors.submit(visitor.ask, "/gate") for _ in range(4)]
@@ -115,6 +114,7 @@ def test_an_end_after_a_number_of_requests_needs_nothing(letter_api: Any, tmp_pa
         check(server, visitor, letter_api)
 
 
+@pytest.mark.slow
 @each_end
 def test_a_reload_of_the_workers_loses_nothing_with(ends: str, letter_api: Any, tmp_path: Path) -> None:
     with serve(ASGI, 2, ends, letter_api, tmp_path) as server:

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "tests" / "programs"
 DEADLINE = 60.0  # seconds: far above what anything here takes, so that a busy machine does not turn a test red
 
 # From 3.12 on `os.fork` warns wherever a thread lives, and the tests fork with living threads on purpose.
@@ -201,19 +202,21 @@ def has_ended(process: dict[str, Any]) -> bool:
 
     A process looks like that as soon as its first thread has ended, though the others may still have all files open.
     """
-    return process["status"] == psutil.STATUS_ZOMBIE and process["num_threads"] == 1
+    return bool(process["status"] == psutil.STATUS_ZOMBIE and process["num_threads"] == 1)
 
 
 def start(
-    program: Callable[..., object] | str,
+    program: Callable[..., object] | Path | str,
     api_url: str,
     tmp_path: Path,
     *arguments: object,
     python: str = sys.executable,
     **env: str,
 ) -> Program:
-    """Start a program: a function of a module in ``tests/programs``, or code that is run after `PRELUDE`."""
-    if callable(program):
+    """Start a program: a function of a module in ``tests/programs``, a file, or code that is run after `PRELUDE`."""
+    if isinstance(program, Path):
+        command = [str(program)]
+    elif callable(program):
         command = ["-m", program.__module__, program.__name__]
     else:
         script = tmp_path / "program.py"
@@ -222,7 +225,9 @@ def start(
     return Program([python, *command, *map(str, arguments)], environment(api_url, **env), tmp_path)
 
 
-def run(program: Callable[..., object] | str, api_url: str, tmp_path: Path, *arguments: object, **env: str) -> Finished:
+def run(
+    program: Callable[..., object] | Path | str, api_url: str, tmp_path: Path, *arguments: object, **env: str
+) -> Finished:
     """Run a program (see `start`) to its end, and see that it left no process behind."""
     with start(program, api_url, tmp_path, *arguments, **env) as running:
         finished = running.finish()

@@ -16,7 +16,7 @@ from harness import Program, eventually
 from managed import Directory
 from senders import lent
 from services import COMPLAINTS, zombies
-from test_uwsgi import INLINE_WARNING
+from uwsgi_server import INLINE_WARNING
 from webapps import without_servers_own
 
 SOON = 8.0  # seconds: less than a manager serves clients that stay connected when its starter has gone

@@ -1,7 +1,6 @@
-"""Applications for the tests of web servers, and the visitor that knows what was answered.
+"""Visiting the applications for web servers, which are in tests/programs/web_*.py.
 
-Lives here: the source of one WSGI, one ASGI and one FastAPI application that all do the same, and the ledger that every
-server has to balance. Never here: how a server is started or stopped.
+Responsible for: the ledger that every server has to balance. Not responsible for: how a server is started or stopped.
 """
 
 from __future__ import annotations
@@ -15,109 +14,8 @@ from typing import Any, Iterable
 
 from harness import DEADLINE, Finished, WebServer, eventually, whose
 
-IMPORTED = 3  # events that each process tracks while it imports the application, with each client
-
-# Two clients, because a server can go wrong in two ways. `late` keeps its events until the process ends, so they show
-# what that end does; `prompt` sends each at once, so the parent's sender was alive at a fork, with a connection open.
-_SHARED = f"""
-import asyncio, os, signal, socket
-from letterapp import Letter
-
-ends = os.environ.get("TEST_ENDS", "")
-options = {{"exit_timeout": 30, "timeout": 30}}
-if ends.startswith("exit_signals"):
-    options["exit_signals"] = [getattr(signal, name) for name in ends.split()[1:]]
-late = Letter("k", os.environ["TEST_API"], flush_interval=600, flush_at=10_000, **options)
-prompt = Letter("k", os.environ["TEST_API"], flush_interval=0, **options)
-
-def note(who, serial):
-    late.track(who + ", late", "Worked", {{"serial": serial}})
-    prompt.track(who + ", prompt", "Worked", {{"serial": serial}})
-
-def ready():
-    os.write(1, f"ready {{os.getpid()}}\\n".encode())  # in one piece, whatever the other workers write
-
-def gate():
-    return "127.0.0.1", int(os.environ["TEST_GATE"])
-
-for serial in range({IMPORTED}):
-    note(f"import {{os.getpid()}}", serial)
-"""
-
-WSGI = (
-    _SHARED
-    + """
-def app(environ, start_response):
-    serial = int(environ["QUERY_STRING"])
-    note("request", serial)
-    if environ["PATH_INFO"] == "/gate":
-        with socket.create_connection(gate()) as waiting:
-            waiting.recv(1)
-        note("after the gate", serial)
-    body = str(os.getpid()).encode()
-    start_response("200 OK", [("Content-Length", str(len(body)))])
-    return [body]
-"""
-)
-
-ASGI = (
-    _SHARED
-    + """
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        await receive()
-        ready()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        if ends == "lifespan":
-            await late.aclose()
-            await prompt.aclose()
-        await send({"type": "lifespan.shutdown.complete"})
-        return
-    serial = int(scope["query_string"])
-    note("request", serial)
-    if scope["path"] == "/gate":
-        reader, writer = await asyncio.open_connection(*gate())
-        await reader.read(1)
-        writer.close()
-        note("after the gate", serial)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
-"""
-)
-
-# Its handlers are plain functions, which FastAPI runs on threads.
-FASTAPI = (
-    _SHARED
-    + """
-from contextlib import asynccontextmanager
-from fastapi import FastAPI, Request
-
-@asynccontextmanager
-async def lifespan(app):
-    ready()
-    if ends == "lifespan":
-        async with late, prompt:
-            yield
-    else:
-        yield
-
-app = FastAPI(lifespan=lifespan)
-
-@app.get("/")
-def root(request: Request):
-    note("request", int(request.url.query))
-    return os.getpid()
-
-@app.get("/gate")
-def wait(request: Request):
-    note("request", int(request.url.query))
-    with socket.create_connection(gate()) as waiting:
-        waiting.recv(1)
-    note("after the gate", int(request.url.query))
-    return os.getpid()
-"""
-)
+IMPORTED = 3  # events that each process tracks while it imports the application; see programs/web_clients.py
+WSGI, ASGI, FASTAPI = "programs.web_wsgi", "programs.web_asgi", "programs.web_fastapi"
 
 
 class Gate:

@@ -99,7 +99,7 @@ class Hostile:
         raise RuntimeError("no repr")
 
 
-class HostileDict(UserDict):
+class HostileDict(UserDict):  # type: ignore[type-arg]  # it has none on Python 3.8
     def __iter__(self) -> Any:
         raise RuntimeError("no iteration")
 
@@ -366,6 +366,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.one_of(st.dictionaries(st.text(st.characters()), anything, max_size=4), anything), st.data())
 def test_whatever_is_handed_in_is_either_valid_json_or_refused(properties: Any, data: Any) -> None:

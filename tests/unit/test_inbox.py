@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -13,7 +15,7 @@ from typing import Any, Callable
 import pytest
 from harness import DEADLINE, Program, environment, eventually
 
-from letterapp import LetterError
+from letterapp import Letter, LetterError
 from letterapp._cli.inbox import _Printer
 from letterapp.testing import IngestionServer, status
 
@@ -114,7 +116,13 @@ def test_a_fault_that_raises_loses_no_request(
     letter.track("u", "E")
     assert letter.flush(DEADLINE) and errors == []
     assert [item["event"] for item in letter_api.events] == ["E"] and len(letter_api.requests) == 1
-    assert "mine" in eventually(lambda: capsys.readouterr().err, bool)
+    printed: list[str] = []  # in pieces, when the request has been answered
+
+    def look() -> str:
+        printed.append(capsys.readouterr().err)
+        return "".join(printed)
+
+    assert "mine" in eventually(look, lambda text: "mine" in text)
 
 
 @pytest.mark.parametrize("rule", [_raises, _fails_the_test])
@@ -244,3 +252,26 @@ def test_a_printer_whose_reader_has_gone_says_so_once(
     for _ in range(3):
         show({"timestamp": "\ud800", "type": "track", "userId": "u", "event": "E"})
     assert capsys.readouterr().err.count("its reader has gone") == 1
+
+
+def test_the_inbox_prints_what_arrives(tmp_path: Path) -> None:
+    inbox = subprocess.Popen(
+        [sys.executable, "-m", "letterapp", "inbox"],
+        env=environment(""),
+        cwd=str(tmp_path),
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+    )
+    try:
+        assert inbox.stdout is not None
+        url = re.search(r"http://\S+", inbox.stdout.readline())
+        assert url is not None
+        with Letter("k", url.group()) as letter:
+            letter.track("user_42", "Order Completed", {"amount": 5})
+        line = inbox.stdout.readline()
+        assert "user_42" in line and "Order Completed" in line and '{"amount": 5}' in line
+    finally:
+        inbox.terminate()
+        inbox.wait(30)
+        assert inbox.stdout is not None
+        inbox.stdout.close()

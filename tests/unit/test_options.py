@@ -419,7 +419,8 @@ def test_an_option_cannot_be_set_afterwards(name: str, make: Any) -> None:
 
 
 def test_nor_can_those_of_a_manager_and_a_listener() -> None:
-    for sends in (SenderManager("k"), QueueListener(multiprocessing.Queue(), "k")):
+    senders: list[Any] = [SenderManager("k"), QueueListener(multiprocessing.Queue(), "k")]
+    for sends in senders:
         for name in (*LISTENING, *SENDING, "api_key", "base_url"):
             with pytest.raises(AttributeError):
                 setattr(sends, name, 3)

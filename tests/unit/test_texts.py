@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterator
 import pytest
 from driven import Driven
 from harness import DEADLINE, Program, environment, eventually, run
+from programs import clear_text
 
 from letterapp import Letter, LetterError, _text
 from letterapp._http import proxy
@@ -429,20 +430,6 @@ def test_a_relay_without_stderr_writes_into_none_of_its_files(closed: str, lette
 
 # Clear text.
 
-CLEAR = """
-said = []
-def on_error(error):
-    said.append((error.cause, 'clear text' in str(error)))
-for url in sys.argv[1].split():
-    letter = Letter('test-key', url, on_error=on_error)
-    Letter('test-key', url, on_error=on_error, enabled=False)
-if os.fork() == 0:
-    letter.stats()
-    Letter('test-key', url, on_error=on_error)
-    os._exit(len(said))
-print(said, os.waitstatus_to_exitcode(os.wait()[1]) if hasattr(os, 'waitstatus_to_exitcode') else len(said))
-"""
-
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="its child is forked")
 @pytest.mark.parametrize(
@@ -457,5 +444,5 @@ print(said, os.waitstatus_to_exitcode(os.wait()[1]) if hasattr(os, 'waitstatus_t
     ],
 )
 def test_clear_text_to_another_host_is_reported_once_in_a_process(urls: str, reports: int, tmp_path: Path) -> None:
-    finished = run(CLEAR, "", tmp_path, urls)
+    finished = run(clear_text.clients, "http://unused", tmp_path, urls)
     assert finished.output == f"{[('degraded', True)] * reports} {reports}\n", finished

@@ -1,11 +1,9 @@
-"""The house itself: what importing costs, who may import whom, what the documents claim, and the demo."""
+"""The package: what importing it costs, what its annotations and docstrings say, and what the documents claim."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import json
-import os
 import re
 import ssl
 import subprocess
@@ -16,6 +14,7 @@ from typing import Any, Iterator
 
 import pytest
 from harness import ROOT, environment, run
+from programs import imports
 
 import letterapp
 from letterapp import Letter, pytest_plugin, relay, testing
@@ -66,52 +65,26 @@ def test_importing_loads_nothing_expensive() -> None:
     assert not (modules_after("import letterapp") - bare) & (expensive - ENCODER)
 
 
-def test_the_network_s_modules_are_loaded_by_the_first_request_and_not_by_calls() -> None:
-    code = (
-        "import letterapp\n"
-        "letter = letterapp.Letter('k', 'http://127.0.0.1:9', flush_interval=1000)\n"
-        "letter.track('u', 'e', {'a': {'b': [1]}})"
-    )
-    code += "\nimport os, sys; sys.stdout.write(' '.join(sys.modules)); sys.stdout.flush(); os._exit(0)"
+def test_the_network_s_modules_are_loaded_by_the_first_request_and_not_by_calls(tmp_path: Path) -> None:
     network = {"ssl", "http.client", "urllib.request", "json"}
-    assert not (modules_after(code) - modules_after("")) & (network - ENCODER)
+    finished = run(imports.loaded_by_calls, "http://127.0.0.1:9", tmp_path)
+    loaded = set(finished.output.split())
+    assert "letterapp" in loaded and not loaded & (network - ENCODER), finished
 
 
 def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(letter_api: Any, tmp_path: Path) -> None:
     # A fork waits for `prepare`, and for nothing later: see docs/architecture.md, rule 9.
-    code = """
-    from letterapp._http import transport
-    transport.load()
-    errors = []
-    letter = Letter('k', API, on_error=errors.append, max_retries=1)
-    before = set(sys.modules)
-    for turn in range(6):
-        letter.track('u', 'e')
-        letter.flush()
-    late = Letter('k', 'https://localhost:9', on_error=errors.append, max_retries=0)
-    late.track('u', 'e')
-    late.flush()
-    print(sorted(set(sys.modules) - before), len(errors))
-    """
     from letterapp.testing import cut, reset, status
 
     date = {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
     letter_api.plan(status(400, b'{"error":{"code":"c"}}'), reset(), status(429, headers=date), cut(), status(302))
-    finished = run(code, letter_api.url, tmp_path)
+    finished = run(imports.loaded_after_the_first_request, letter_api.url, tmp_path)
     assert finished.output == "[] 4\n", finished
 
 
 @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="proxies are settings of the system there")
 def test_urllib_request_is_loaded_for_a_proxy_alone_and_a_proxy_may_come_late(letter_api: Any, tmp_path: Path) -> None:
-    code = """
-    direct = Letter('k', API)
-    work(direct, 1)
-    direct.flush()
-    print("urllib.request" in sys.modules)
-    os.environ["HTTP_PROXY"] = API  # from now on the way to an address that is nowhere (RFC 5737)
-    work(Letter('k', 'http://192.0.2.1', on_error=lambda error: None), 1, "by the proxy")
-    """
-    assert run(code, letter_api.url, tmp_path).output == "False\n"
+    assert run(imports.late_proxy, letter_api.url, tmp_path).output == "False\n"
     assert [item["userId"] for item in letter_api.events].count("by the proxy") == 1
 
 
@@ -179,96 +152,3 @@ def test_the_version_stands_once() -> None:
     assert [path.name for path in found] == ["_version.py"]
     assert 'version = "0' not in (ROOT / "pyproject.toml").read_text()
     assert "## 0.3.0" in (ROOT / "CHANGELOG.md").read_text()
-
-
-# The demo: what it prints is a promise too.
-
-
-def demo(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "letterapp", "demo", *arguments],
-        env=environment("", **env),
-        cwd=str(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_the_demo_s_ledger_balances(tmp_path: Path) -> None:
-    done = demo(tmp_path, "--workers", "2", "--events", "120")
-    assert done.returncode == 0, done.stdout
-    assert "the ledger balances" in done.stdout
-    for who in ("parent", "worker 2", "grandchild of worker 1", "Pool worker", "ProcessPoolExecutor worker", "spawned"):
-        assert who in done.stdout
-    for who in ("worker 2", "grandchild of worker 1", "Pool worker", "spawned", "parent"):
-        assert f"{who}, through a manager" in done.stdout
-    total = re.search(r"total +([\d,]+) +([\d,]+) +(\d+) +(\d+)", done.stdout)
-    assert total is not None and total.groups() == ("2,280", "2,280", "0", "0")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_the_demo_against_a_real_api_sends_one_event_a_job(letter_api: Any, tmp_path: Path) -> None:
-    done = demo(tmp_path, "--workers", "2", "--base-url", letter_api.url, LETTER_API_KEY="k")
-    assert done.returncode == 0, done.stdout
-    assert letter_api.distinct == 19 and "the ledger balances" in done.stdout
-
-
-def test_the_demo_fails_when_events_are_lost(letter_api: Any, tmp_path: Path) -> None:
-    from letterapp.testing import status
-
-    letter_api.rule = lambda request: status(400, json.dumps({"error": {"message": "never"}}).encode())
-    done = demo(tmp_path, "--workers", "1", "--base-url", letter_api.url, LETTER_API_KEY="k")
-    assert done.returncode == 1, done.stdout
-    assert "THE LEDGER DOES NOT BALANCE" in done.stdout and "never" in done.stdout
-
-
-@pytest.mark.parametrize("arguments", [("--workers", "0"), ("--events", "x"), ("--unknown",)])
-def test_the_demo_says_what_is_wrong_with_its_arguments(arguments: list[str], tmp_path: Path) -> None:
-    done = demo(tmp_path, *arguments)
-    assert done.returncode == 2 and "usage:" in done.stdout
-
-
-def test_the_demo_against_a_real_api_needs_a_key(tmp_path: Path) -> None:
-    done = demo(tmp_path, "--base-url", "http://127.0.0.1:9")
-    assert done.returncode == 2 and "api_key is required" in done.stdout
-
-
-def test_the_inbox_prints_what_arrives(tmp_path: Path) -> None:
-    inbox = subprocess.Popen(
-        [sys.executable, "-m", "letterapp", "inbox"],
-        env=environment(""),
-        cwd=str(tmp_path),
-        stdout=subprocess.PIPE,
-        universal_newlines=True,
-    )
-    try:
-        assert inbox.stdout is not None
-        url = re.search(r"http://\S+", inbox.stdout.readline())
-        assert url is not None
-        with Letter("k", url.group()) as letter:
-            letter.track("user_42", "Order Completed", {"amount": 5})
-        line = inbox.stdout.readline()
-        assert "user_42" in line and "Order Completed" in line and '{"amount": 5}' in line
-    finally:
-        inbox.terminate()
-        inbox.wait(30)
-        assert inbox.stdout is not None
-        inbox.stdout.close()
-
-
-def test_statistics_balance_at_any_moment(make: Any, letter_api: Any) -> None:
-    letter = make(max_queue_events=50)
-    calls = 0
-    for turn in range(40):
-        for _ in range(turn):
-            letter.track("u", "e", {"bad": object()} if calls % 7 == 0 else None)
-            calls += 1
-        stats: dict[str, Any] = letter.stats()
-        assert stats["accepted"] == calls == stats["delivered"] + sum(stats["lost"].values()) + stats["waiting"]
-    assert letter.flush()
-    stats = letter.stats()
-    assert stats["waiting"] == stats["waiting_bytes"] == 0 and stats["pid"] == os.getpid() and stats["mode"] == "thread"
-    assert stats["accepted"] == calls == letter_api.distinct + sum(stats["lost"].values())

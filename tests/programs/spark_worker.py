@@ -1,0 +1,16 @@
+"""What a task of PySpark is, in the place of `pyspark.worker`."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+from pyspark.serializers import read_int, write_int
+
+from programs.jobs import job
+
+
+def main(infile: BinaryIO, outfile: BinaryIO) -> None:
+    job(read_int(infile))
+    write_int(os.getpid(), outfile)
+    outfile.flush()
