@@ -19,7 +19,8 @@ from letterapp._storage.memory import PrivateMemory
 from letterapp._storage.queue import BoundedQueue
 from letterapp._storage.recovery import OrphanRecovery, claim_ring
 from letterapp._storage.ring import UNIT
-from letterapp._storage.spool import _MAGIC, HEADER, WORDS_AT, Spool, _checksum, _head
+from letterapp._storage.spool import _MAGIC, Spool, _checksum, _head
+from letterapp._storage.spool_slot import HEADER, WORDS_AT
 
 from ..values import Source
 from .common import KEY, Run, expect
