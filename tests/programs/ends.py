@@ -1,15 +1,15 @@
-"""Programs of test_ends: processes that end in ways that nobody announces."""
+"""Programs of test_ends: processes that end in ways that nobody announces.
+
+What a request needs is imported by no program beforehand: the first one may come at the end, and so its imports.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
 import signal
-import socketserver
-import subprocess
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import Any, Callable
 
@@ -44,6 +44,8 @@ def leaves_by_os_exit() -> None:
 
 
 def unused_in_children() -> None:
+    import subprocess
+
     letter = make(flush_interval=0, exit_timeout=50)
     work(letter, 3, "parent")
     began = time.monotonic()
@@ -100,6 +102,9 @@ def os_exit_left_alone() -> None:
 
 
 def forking_server(port: str) -> None:
+    import socketserver
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
     letter = make(flush_interval=10)
 
     class Handler(BaseHTTPRequestHandler):

@@ -5,19 +5,24 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import ssl
-import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from letterapp import Letter, LetterError
 from programs.common import API, main, make, work
 
+if TYPE_CHECKING:
+    import ssl
+
 
 def fork_in_ssl_context() -> None:
+    import subprocess
+
     def context() -> ssl.SSLContext:
+        import ssl
+
         subprocess.run([sys.executable, "-c", ""], preexec_fn=lambda: None)
         if not os.fork():
             assert sys.__stdout__ is not None
@@ -34,6 +39,8 @@ def fork_in_ssl_context() -> None:
 
 
 def fork_while_the_context_is_made(ca_file: str) -> None:
+    import ssl
+
     inside = threading.Event()
     finished = False
 
@@ -96,6 +103,8 @@ def fork_while_the_thread_ends(ends: str) -> None:
 
 
 def fork_right_after_flush(ca_file: str) -> None:
+    import ssl
+
     context = ssl.create_default_context(cafile=ca_file)
     children = []
     for turn in range(20):

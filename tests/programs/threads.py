@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from letterapp import Letter, LetterError
 from programs.common import API, main, make, work
+
+if TYPE_CHECKING:
+    import ssl
 
 
 def idle(letter: Letter) -> None:
@@ -49,6 +51,8 @@ def masks_of_callbacks() -> None:
         note()
 
     def context() -> ssl.SSLContext:
+        import ssl
+
         note()
         return ssl.create_default_context()
 
