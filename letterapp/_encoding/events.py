@@ -149,7 +149,7 @@ class Encoder:
             data = changed
         if len(data) > self._max_bytes:
             raise Unencodable(
-                f"the event is {len(data):,} bytes, over the {self._max_bytes:,} that max_batch_bytes leaves"
+                f"the event has {len(data):,} bytes, over the {self._max_bytes:,} that max_batch_bytes allows"
             )
         return data
 
@@ -299,4 +299,4 @@ def _wire_id(name: str, message_id: Any) -> str:
         return str.__str__(message_id)
     if isinstance(message_id, loaded("uuid", "UUID")):
         return str.__str__(str(message_id))
-    raise LetterError(f"{name} must be a string that is not empty, or a UUID, not {short(message_id)}")
+    raise LetterError(f"{name} must be a non-empty string or a UUID, not {short(message_id)}")

@@ -131,4 +131,4 @@ def key_text(key: Any) -> str:
 
 def _surrogate(error: UnicodeEncodeError) -> Unencodable:
     around = error.object[max(0, error.start - 20) : error.start + 10]
-    return Unencodable(f"a lone surrogate is not text: {around!r}")
+    return Unencodable(f"a lone surrogate cannot be encoded: {around!r}")

@@ -76,7 +76,7 @@ class Copier:
                 self._spend(value.bit_length() >> 2)
             return value
         if depth == 0:
-            raise Unencodable(f"nested deeper than {MAX_DEPTH} levels, or inside itself")
+            raise Unencodable(f"nested deeper than {MAX_DEPTH} levels, or contains itself")
         if kind is dict:
             return self._fields(value.copy(), depth)
         if kind is list:
@@ -219,7 +219,7 @@ class _TooLarge(Unencodable):
     """Of no single value: it has no path."""
 
     def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"its size is over the {max_bytes:,} that max_batch_bytes leaves")
+        super().__init__(f"its size is over the {max_bytes:,} that max_batch_bytes allows")
 
     def within(self, step: str) -> Unencodable:
         return self
@@ -259,7 +259,7 @@ def from_date(value: Any) -> str | None:
             moment = value.astimezone(sys.modules["datetime"].timezone.utc)
         except (OverflowError, ValueError, OSError) as error:
             reraise_signal_error(error)
-            raise Unencodable("a datetime outside the years 1 to 9999 in UTC") from None
+            raise Unencodable("the datetime is outside of the years 1 to 9999 in UTC") from None
         return f"{moment.replace(tzinfo=None).isoformat()}Z"
     if not isinstance(value, loaded("datetime", "date")):
         return None

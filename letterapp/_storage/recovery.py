@@ -93,7 +93,7 @@ class OrphanRecovery:
             self._next_look = self._clock() + LOOK_AFTER_FAULT
             if not self._is_told:
                 self._is_told = True
-                said = f"what ended processes left cannot be looked for: {surprise!r}"
+                said = f"events of ended processes cannot be searched for: {surprise!r}"
                 self._report(LetterError(said, cause="degraded"))
         finally:
             self._progress.notify_all()

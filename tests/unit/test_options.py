@@ -306,7 +306,7 @@ def test_an_event_larger_than_the_queue_is_dropped_at_once(make: Any, errors: li
         letter.track("u", "large", {"blob": "x" * 2000})
         assert letter.stats()["lost"] == {"overflow": 1} and letter.stats()["waiting"] == 2
         error = errors.pop()
-        assert re.fullmatch(r"1 event dropped: it has 2,\d+ bytes, and the queue takes 1,000 .*", str(error)), error
+        assert re.fullmatch(r"1 event dropped: it has 2,\d+ bytes, and the maximum is 1,000 .*", str(error)), error
         assert (error.cause, error.lost) == ("overflow", 1) and error.events[0]["event"] == "large" and errors == []
 
 

@@ -66,7 +66,7 @@ def spool() -> Iterator[Run]:
         expect(all(event in content for event in taken[:-1]), "nothing is sent that was not in the file", taken)
         for report in reports:
             expect(report.cause in ("damaged", "degraded"), "a report names its cause", report)
-            expect("cannot be looked for" not in str(report), "no search for orphaned events fails", report)
+            expect("cannot be searched for" not in str(report), "no search for orphaned events fails", report)
         queue.release_empty_slot()
         remaining = os.listdir(directory)
         if path.name + ".damaged" in remaining or path.name in remaining:
