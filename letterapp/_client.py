@@ -14,7 +14,7 @@ from ._delivery.base import Delivery, NullDelivery
 from ._delivery.sender import Sender
 from ._email import post_mail
 from ._encoding.events import Encoder
-from ._encoding.json_text import Unencodable
+from ._encoding.json_text import Unencodable, encode, fastest_encoder
 from ._reporter import Reporter
 from ._runtime import servers
 from ._runtime.clock import monotonic
@@ -171,7 +171,12 @@ class Letter(FixedOptions):
         if settings.enabled and settings.before_send is not None:
             # Now, rather than in a call, where a fork in another thread could tear the import.
             import json  # noqa: F401
-        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
+        self._encoder = Encoder(
+            settings.max_batch_bytes,
+            settings.before_send,
+            settings.default,
+            fastest_encoder() if settings.enabled else encode,
+        )
         # All state of a process. In a forked child `_here` replaces it whole.
         self._delivery: Delivery = _carrier(settings)
         if settings.enabled:
