@@ -435,7 +435,7 @@ class BoundedQueue:
             self._since = self._clock()
         if not ring.append(event):
             return SLOT_LOST if ring.is_lost() else FULL
-        if wake or ring.waiting == 1 or ring.waiting == bounds.flush_at:
+        if wake or ring.waiting in (1, bounds.flush_at):
             return WAKE
         claim = self.claim
         return QUEUED if claim.started or claim.is_active() else WAKE
