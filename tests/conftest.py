@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+from certificates import ca, ca_file, tls_api, trusting  # noqa: F401  (fixtures)
 from driven import Driven
 from harness import ROOT
-from spooled import Bench
+from spool_dir import SpoolDir
 
 import letterapp
 from letterapp import Letter, LetterError
@@ -96,5 +97,5 @@ def driven(letter_api: Any, errors: list[LetterError]) -> Iterator[Callable[...,
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "spool")
+def spool_dir(tmp_path: Path) -> SpoolDir:
+    return SpoolDir(tmp_path / "spool")

@@ -59,6 +59,7 @@ class OrphanRecovery:
         """Give this process another slot, if its last one is no longer its own."""
         self._backends = self._backends.for_child()
         self._queue.relocate(claim_ring(self._backends))
+        self._progress.notify_all()  # what another process sends now is nothing that anybody here waits for
         self.report_losses()
 
     def report_losses(self) -> None:

@@ -1,4 +1,4 @@
-"""Connections as they really go: kept, closed by the other side at each moment, replaced, and their odd answers."""
+"""Connections that are kept, closed by the other side at any moment, and replaced."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from driven import connections
 from harness import DEADLINE, eventually, run
+from programs.connections import descriptor_is_reused
+from responses import KEEP_ALIVE_200, PROPER
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer, raw, reset, status
 from stress.ports import free_port
-
-PROPER = status(200, stored=True)
-KEEP_ALIVE_200 = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def test_one_connection_serves_many_batches(letter_api: IngestionServer, make: Any) -> None:
@@ -30,16 +29,16 @@ def test_one_connection_serves_many_batches(letter_api: IngestionServer, make: A
     assert connections(letter_api) == 1
 
 
-def test_a_request_leaves_in_one_piece(make: Any) -> None:
+def test_a_request_is_sent_in_one_piece(make: Any) -> None:
     # `http.client` writes head and body apart, which is two packets and wakes the server twice.
-    pieces = []
+    pieces: list[bytes] = []
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
             for _ in range(20):
                 pieces.append(connection.recv(65536))
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                connection.sendall(KEEP_ALIVE_200)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(DEADLINE)
@@ -85,10 +84,10 @@ def test_a_connection_that_the_server_closes_under_a_request_is_replaced_without
     assert list(letter_api.repeated().values()) == ([2] if stored else [])
 
 
-def test_what_a_server_says_unasked_on_an_idle_connection_is_not_taken_for_an_answer(
+def test_an_unrequested_response_on_an_idle_connection_is_not_taken_for_the_next(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
-    # A 408, with which some servers and balancers say goodbye to an idle client.
+    # A 408, which some servers and load balancers send before they close an idle connection.
     handlers: list[Any] = []
 
     def answer(handler: Any) -> None:
@@ -146,7 +145,7 @@ def test_a_server_that_restarts_on_its_port_is_found_again(make: Any, errors: li
     ],
     ids=["Connection: close", "HTTP/1.0", "no length", "chunked"],
 )
-def test_an_answer_that_ends_the_connection_costs_nothing(
+def test_a_response_that_ends_the_connection_costs_nothing(
     answer: Any, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(answer, answer)
@@ -158,34 +157,8 @@ def test_an_answer_that_ends_the_connection_costs_nothing(
     assert errors == [] and letter_api.repeated() == {}
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"HTTP/1.1 100 Continue\r\n\r\n" + KEEP_ALIVE_200,
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1;x=y\r\n}\r\n0\r\nTrailer: t\r\n\r\n",
-        b"HTTP/1.1 204 No Content\r\n\r\n",
-        b"HTTP/1.1 200 \r\nX: " + b"y" * 60_000 + b"\r\ncontent-length: 0\r\n\r\n",
-    ],
-    ids=["100 first", "chunked", "204", "long header"],
-)
-def test_an_unusual_but_proper_answer_is_read_and_the_connection_kept(
-    data: bytes, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
-) -> None:
-    def answer(handler: Any) -> None:
-        handler.keep()
-        handler.wfile.write(data)
-
-    letter_api.plan(answer, answer)
-    one = driven(max_retries=0)
-    for _ in range(3):
-        one.track()
-        assert one.settle() == []
-    assert (len(letter_api.requests), connections(letter_api)) == (3, 1)
-    assert errors == []
-
-
-def test_a_reset_with_nothing_lingering_is_what_the_server_sends(letter_api: IngestionServer) -> None:
-    # The test of a fault: `reset` must be a reset, or the tests above would prove less than they say.
+def test_the_test_servers_reset_is_a_reset(letter_api: IngestionServer) -> None:
+    # If it were not, the tests above would prove less than they say.
     letter_api.plan(reset())
     with socket.create_connection(("127.0.0.1", letter_api.port), DEADLINE) as sock:
         sock.sendall(b"POST /v1/batch HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
@@ -194,28 +167,11 @@ def test_a_reset_with_nothing_lingering_is_what_the_server_sends(letter_api: Ing
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its sockets are no descriptors")
-@pytest.mark.parametrize("after", ["", "if os.fork(): sys.exit(os.wait()[1])"], ids=["", "forked"])
-def test_a_kept_connection_whose_descriptor_is_a_strangers_by_now_is_left_alone(
-    after: str, letter_api: IngestionServer, tmp_path: Path
+@pytest.mark.parametrize("by", ["itself", "a child"])
+def test_a_connection_whose_descriptor_was_reused_is_left_alone(
+    by: str, letter_api: IngestionServer, tmp_path: Path
 ) -> None:
-    # What a daemon library closes, the next file gets. It is to hear nothing of ours, the key least of all.
-    code = f"""
-    import socket
-    letter = Letter("k", API)
-    work(letter, 1)
-    assert letter.flush(30)
-    os.closerange(3, 256)
-    strangers = [socket.socketpair() for _ in range(10)]
-    {after}
-    work(letter, 1, start=1)
-    assert letter.flush(30), letter.stats()
-    for one in sum(strangers, ()):
-        one.setblocking(False)
-        try:
-            print("a stranger got", one.recv(1000))
-        except BlockingIOError:
-            pass
-    """
-    finished = run(code, letter_api.url, tmp_path)
+    # The numbers that a daemon library closes are those of the next files, which must not get any of our bytes.
+    finished = run(descriptor_is_reused, letter_api.url, tmp_path, by)
     assert (finished.code, finished.output) == (0, ""), finished
     assert letter_api.distinct == 2

@@ -231,9 +231,9 @@ def test_sending_with_a_spool(make: Callable[..., Letter], letter_api: Any, tmp_
 # Another process, because threads crash where this one counts its instructions (CPython 3.11).
 FAR = """
 import json, socket, sys
-from relayed import Door
+from relayed import FakeRelay
 
-door = Door(*sys.argv[1:])
+door = FakeRelay(*sys.argv[1:])
 print("serves", flush=True)
 for line in sys.stdin:
     events = []

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from harness import DEADLINE, ROOT, run
+from programs import lost_at_exit
 
 from letterapp import LetterError
 from letterapp.testing import Hold, IngestionServer, status
@@ -117,19 +118,9 @@ def test_what_is_lost_later_can_be_sent_again(
 def test_what_the_end_of_the_process_gave_up_can_be_sent_by_the_next_one(
     letter_api: IngestionServer, make: Any, tmp_path: Path
 ) -> None:
-    code = """
-    import json
-    def keep(error):
-        with open('lost', 'a') as file:
-            for event in error.events:
-                file.write(json.dumps([error.cause, event]) + '\\n')
-    letter = Letter('k', API, on_error=keep, exit_timeout=0.2)
-    work(letter, 2)
-    letter.identify('u', 'a@b')
-    """
     hold = Hold()
     letter_api.rule = lambda request: hold
-    assert run(code, letter_api.url, tmp_path).code == 0
+    assert run(lost_at_exit.two_kinds, letter_api.url, tmp_path).code == 0
     letter_api.rule = None
     hold.release()
     lost = [json.loads(line) for line in (tmp_path / "lost").read_text().splitlines()]

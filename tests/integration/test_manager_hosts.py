@@ -1,7 +1,7 @@
-"""A manager over TCP, and applications on other hosts: network namespaces, which this test makes and removes.
+"""A manager over TCP, and applications on other hosts, which are network namespaces that a test makes and removes.
 
-Responsible for: two applications on two hosts, one sender process on a third, and a link that goes away for a while.
-Not responsible for: what holds on one host as well (test_manager.py).
+Responsible for: two applications on two hosts, one sender process on a third, and a link that is down for a while.
+Not responsible for: what can be tested on one host (test_manager.py).
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
-from harness import PRELUDE, Program, environment, eventually, whose
-from managed import KEY, Directory, own_directory  # noqa: F401  (a fixture that is there for all)
+from harness import Program, environment, eventually, whose
+from managed import KEY, Directory, command_of, own_directory  # noqa: F401  (a fixture for all tests)
+from programs import managers
 
 from stress.ports import free_port
 
@@ -45,14 +44,14 @@ pytestmark = pytest.mark.skipif(not _can_make_hosts(), reason="needs root, iprou
 
 
 class Host:
-    """A namespace with one link to this one, over which nothing else can be reached, the API least of all."""
+    """A network namespace with one link, to the test's. Nothing else can be reached over it, so not the API either."""
 
     def __init__(self) -> None:
         self.name = f"letter{os.getpid()}x{next(_numbers)}"
         number = (os.getpid() * 8 + next(_numbers)) % (250 * 250)
         net = f"10.{64 + number // (250 * 4) % 64}.{number // 4 % 250}"
         last = number % 4 * 4
-        self.gateway = f"{net}.{last + 1}"  # this side
+        self.gateway = f"{net}.{last + 1}"  # the test's side
         self._ours, theirs = f"la{os.getpid() % 100_000}{next(_numbers)}", f"lb{os.getpid() % 100_000}{next(_numbers)}"
         ip("netns", "add", self.name)
         ip("link", "add", self._ours, "type", "veth", "peer", "name", theirs)
@@ -66,16 +65,15 @@ class Host:
     def _inside(self, *arguments: str) -> None:
         ip("-n", self.name, *arguments)
 
-    def run(self, code: str, api: Any, tmp_path: Path, *arguments: str) -> Program:
-        script = tmp_path / f"{self.name}.py"
-        script.write_text(PRELUDE + textwrap.dedent(code))
-        command = ["ip", "netns", "exec", self.name, sys.executable, str(script), *arguments]
+    def run(self, program: Callable[..., object], api: Any, tmp_path: Path, port: int, who: str) -> Program:
+        """Start a program that connects to a manager at ``port`` on the test's side."""
+        command = ["ip", "netns", "exec", self.name, *command_of(program, self.gateway, port, who)]
         return Program(command, environment(api.url, LETTER_API_KEY=KEY), tmp_path)
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         ip("link", "set", self._ours, "down")
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         ip("link", "set", self._ours, "up")
 
     def remove(self) -> None:
@@ -90,29 +88,12 @@ def hosts() -> Iterator[list[Host]]:
         host.remove()
 
 
-APPLICATION = """
-from letterapp.relay import SenderManager
-host, port, who = sys.argv[1:]
-manager = SenderManager(base_url=API, address=(host, int(port)), authkey=b"a secret of the tests")
-manager.connect()
-letter = Letter(relay=manager.queue, max_retries=10**6, exit_timeout=50)
-for serial in range(0, 300, 10):
-    work(letter, 10, who, serial)
-    pid = child(lambda: (work(letter, 10, f"{who}'s child {serial}"), letter.close())[0])
-    if os.waitpid(pid, 0)[1] != 0:
-        sys.exit("a child failed")
-print("tracked")
-sys.stdout.flush()
-sys.exit(0 if letter.close() else 3)
-"""
-
-
 def test_applications_on_two_hosts_send_through_a_manager_on_a_third(
     hosts: list[Host], directory: Directory, letter_api: Any, tmp_path: Path
 ) -> None:
     port = free_port()
     with directory.keep(address=f"0.0.0.0:{port}") as kept:
-        programs = [host.run(APPLICATION, letter_api, tmp_path, host.gateway, str(port), host.name) for host in hosts]
+        programs = [host.run(managers.forks_30_children, letter_api, tmp_path, port, host.name) for host in hosts]
         for program in programs:
             with program:
                 finished = program.finish()
@@ -128,44 +109,21 @@ def test_applications_on_two_hosts_send_through_a_manager_on_a_third(
     assert len({request.connection for request in letter_api.requests}) == 1
 
 
-PATIENT = """
-from letterapp.relay import SenderManager
-host, port, who = sys.argv[1:]
-manager = SenderManager(base_url=API, address=(host, int(port)), authkey=b"a secret of the tests")
-manager.connect()
-letter = Letter(relay=manager.queue, max_retries=10**6, exit_timeout=50, flush_interval=0)
-work(letter, 10, who)
-assert letter.flush(50)
-print("connected")
-sys.stdout.flush()
-sys.stdin.readline()
-longest = 0.0
-for serial in range(10, 500):
-    began = time.monotonic()
-    letter.track(who, "Worked", {"serial": serial})
-    longest = max(longest, time.monotonic() - began)
-assert longest < 0.5, longest
-print("tracked")
-sys.stdout.flush()
-sys.exit(0 if letter.close() else 3)
-"""
-
-
-def test_a_link_that_is_cut_for_a_while_loses_nothing(
+@pytest.mark.slow
+def test_nothing_is_lost_while_a_link_is_down(
     hosts: list[Host], directory: Directory, letter_api: Any, tmp_path: Path
 ) -> None:
     port = free_port()
     host = hosts[0]
     with directory.keep(address=f"0.0.0.0:{port}"):
-        code = PATIENT.replace("sys.stdin.readline()", "while not os.path.exists('go'): time.sleep(0.01)")
-        with host.run(code, letter_api, tmp_path, host.gateway, str(port), "patient") as program:
+        with host.run(managers.never_waits_in_a_call, letter_api, tmp_path, port, "patient") as program:
             assert eventually(lambda: program.output, lambda text: "connected" in text) == "connected\n"
-            host.cut()
+            host.disconnect()
             (tmp_path / "go").touch()
             output = eventually(lambda: program.output, lambda text: "tracked" in text and "cannot be used" in text)
             assert "tracked" in output and output.count("cannot be used") == 1, output
             assert len(letter_api.events) == 10
-            host.mend()
+            host.reconnect()
             finished = program.finish()
             assert finished.code == 0 and "Traceback" not in finished.output, finished
         assert whose(letter_api) == {"patient": list(range(500))}

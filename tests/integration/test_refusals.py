@@ -19,7 +19,7 @@ PROPER = status(200, stored=True)
 KEEP_ALIVE_200 = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
-# (A 400 or 422 for several may mean one of them: test_network.py.)
+# (A 400 or 422 for several may mean one of them: test_bad_events.py.)
 @pytest.mark.parametrize(
     "code, events", [(400, 1), (422, 1), (401, 2), (403, 2), (404, 2), (405, 2), (409, 2), (410, 2), (451, 2)]
 )

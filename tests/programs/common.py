@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 from letterapp import Letter
 
@@ -25,6 +25,16 @@ def make(api_key: str = "k", base_url: str = API, **options: Any) -> Letter:
     """A client that lives until the interpreter ends, as one in a module's global does."""
     made.append(Letter(api_key, base_url, **options))
     return made[-1]
+
+
+Kept = TypeVar("Kept")
+_kept: list[object] = []  # by `keep`
+
+
+def keep(thing: Kept) -> Kept:
+    """Have something else live as long: a queue or a manager that nobody refers to any more has an end of its own."""
+    _kept.append(thing)
+    return thing
 
 
 def work(letter: Letter, count: int, who: str = "program", start: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Killed workers of gunicorn, uWSGI and Celery: what they leave is delivered by a newborn one, or at the end."""
+"""Killed workers of gunicorn, uWSGI and Celery: what they leave is delivered by a new one, or at an end."""
 
 from __future__ import annotations
 
@@ -9,32 +9,14 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import WebServer, environment, eventually, whose
+from harness import ROOT, WebServer, environment, eventually, whose
 
 from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere less is promised")
 
-GUNICORN = """
-import json, os
-from letterapp import Letter
-
-letter = Letter("k", os.environ["TEST_API"], flush_interval=3600, flush_at=10_000)
-
-def app(environ, start_response):
-    letter.track("request", "Worked", {"serial": int(environ["QUERY_STRING"]), "pid": os.getpid()})
-    body = str(os.getpid()).encode()
-    start_response("200 OK", [("Content-Length", str(len(body)))])
-    return [body]
-"""
-CONF = """
-import os
-
-control_socket_disable = True  # newer versions would have a thread of their own in the master
-
-def post_worker_init(worker):
-    os.write(1, f"ready {os.getpid()} ".encode())
-"""
+APPLICATION = "programs.killed_gunicorn:app"
+CONFIGURATION = ROOT / "tests" / "programs" / "killed_gunicorn_conf.py"
 
 
 class Gunicorn(WebServer):
@@ -42,11 +24,10 @@ class Gunicorn(WebServer):
 
     def __init__(self, api: Any, cwd: Path, workers: int) -> None:
         pytest.importorskip("gunicorn")
-        (cwd / "app.py").write_text(GUNICORN)
-        (cwd / "conf.py").write_text(CONF)
         port = free_port()
-        command = [sys.executable, "-m", "gunicorn", "app:app", "--preload", "-c", "conf.py", "-b", f"127.0.0.1:{port}"]
-        super().__init__([*command, "-w", str(workers)], environment(api.url, XDG_RUNTIME_DIR=str(cwd)), cwd, port)
+        command = [sys.executable, "-m", "gunicorn", APPLICATION, "--preload", "-c", str(CONFIGURATION)]
+        command += ["-b", f"127.0.0.1:{port}", "-w", str(workers)]
+        super().__init__(command, environment(api.url, XDG_RUNTIME_DIR=str(cwd)), cwd, port)
         self._workers = 0
         self.have_begun(workers)
 
@@ -81,7 +62,7 @@ def requests_came(api: Any, count: int) -> None:
     assert api.repeated() == {}
 
 
-def test_gunicorn_a_newborn_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
+def test_gunicorn_a_new_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
     with Gunicorn(letter_api, tmp_path, 1) as server:
         before = server.ask(20)
         assert server.kill_workers() == before
@@ -131,7 +112,7 @@ def all_of_uwsgi_arrived(server: Any) -> None:
     assert again <= {"quick"}, server.output
 
 
-def test_uwsgi_a_newborn_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
+def test_uwsgi_a_new_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
     pytest.importorskip("pyuwsgi")
     from test_uwsgi import Uwsgi
 
@@ -159,7 +140,7 @@ def test_uwsgi_a_sibling_delivers_at_its_end(letter_api: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("killed", [1, 2], ids=["one of two", "both"])
-def test_celery_a_newborn_child_delivers_with_its_first_task(killed: int, letter_api: Any, tmp_path: Path) -> None:
+def test_celery_a_new_child_delivers_with_its_first_task(killed: int, letter_api: Any, tmp_path: Path) -> None:
     # They are killed in the middle of a task. A Celery whose idle child is killed may hang, with or without a client.
     pytest.importorskip("celery")
     from test_celery import Celery

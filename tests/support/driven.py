@@ -1,6 +1,6 @@
-"""A client whose turns a test takes itself, with a clock of its own: nothing is slept through. And a ring's memory.
+"""A client whose turns a test takes itself, with a clock of its own: nothing is slept through.
 
-Lives here: that client, which the fixture `driven` of conftest.py hands out; `Slot`. Never here: what is right.
+Responsible for: that client, which the fixture `driven` of conftest.py hands out. Not responsible for: what is right.
 """
 
 from __future__ import annotations
@@ -9,54 +9,9 @@ from typing import Any
 
 from letterapp import Letter, LetterError
 from letterapp._delivery.sender import Sender
-from letterapp._storage.ring import WORDS
 from letterapp.testing import IngestionServer
 
 DONE = float("inf")  # what a turn answers when nothing waits
-
-
-class Slot:
-    """A piece of memory for a ring, which a test can look into, and spoil."""
-
-    kind = "private"
-    is_durable = False
-    checked = True
-
-    def __init__(self, room: int, hand: int) -> None:
-        self.memory = bytearray(room + hand)
-        self.words = [0] * WORDS
-        self.base = 0
-        self.room = room
-        self.hand = hand
-        self.released = False
-        self.spoilt = False
-
-    def copy(self) -> Slot:
-        other = Slot(self.room, self.hand)
-        other.memory[:] = self.memory
-        other.words[:] = self.words
-        return other
-
-    def is_own(self) -> bool:
-        return True
-
-    def has_successor(self) -> bool:
-        return False
-
-    def mark_exiting(self, leaves: bool) -> None:
-        pass
-
-    def release(self) -> None:
-        self.released = True
-
-    def mark_corrupt(self) -> None:
-        self.spoilt = True
-
-    def trim(self, start: int, end: int) -> None:
-        self.memory[start:end] = bytes(end - start)
-
-    def sync(self) -> None:
-        pass
 
 
 class Driven:
@@ -67,7 +22,9 @@ class Driven:
         options = {"api_key": "test-key", "flush_interval": 0, **options}
         self.letter = Letter(base_url=api_url, on_error=errors.append, **options)
         self.sender = Sender(self.letter._settings, lambda: self.now)
-        self.sender._queue.claim_worker().started = True  # as the thread does: so no other is started
+        claim = self.sender._queue.claim_worker()
+        assert claim is not None
+        claim.started = True  # as the thread does, so that no other is started
         self.letter._delivery = self.sender
 
     def track(self, count: int = 1) -> None:
@@ -76,7 +33,7 @@ class Driven:
 
     def settle(self) -> list[float]:
         """Take turns until nothing waits. Returns the waits between two tries, which the clock jumped over."""
-        waits = []
+        waits: list[float] = []
         while True:
             wait = self.sender._batches.send_once()
             if wait == DONE:

@@ -1,119 +1,52 @@
-"""Families of processes of which some are killed: real programs, and the gates at which they wait for the test.
+"""Families of processes of which some are killed: what came of them, and the gates at which they wait for the test.
 
-Lives here: what such a program begins with, starting it, and what came of it. Never here: what is right.
-
-A process is killed where the test wants it: by itself, or by the test when its request has reached the server. Nothing
-is slept through; a wait that has no end is ended by an alarm.
+Responsible for: running such a program (`programs.family`, `programs.orphans`) and reading what it sent. Not
+responsible for: what is right.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from textwrap import dedent
-from typing import Any
+from typing import Any, Callable
 
-from harness import DEADLINE, Program, eventually, run, start, whose
+from harness import DEADLINE, ROOT, Program, eventually, start, whose
 
 from letterapp.testing import Fault, Hold
-
-# `make` gives a client from which nothing leaves by itself, `fork` a child that ends by nothing but what its job does.
-FAMILY = """
-import ctypes, json, resource, urllib.request
-
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-signal.alarm(50)
-from letterapp._delivery import shutdown
-shutdown._next_look = float('inf')  # a parent that forks does not look, or who is the heir would be a matter of luck
-
-def make(**options):
-    return Letter('k', API, **{'flush_interval': 3600, 'flush_at': 10**6, 'exit_timeout': 40, **options})
-
-def has_looked(sender):
-    "Wait until a thread that was just started has looked for what others left. It does so again after a second."
-    if sender.owner.pid == os.getpid():
-        def is_looking():
-            is_between = sender._batches.lock.is_taken() and sender._queue._taken.ring is None
-            return not sender._recovery._next_look or is_between
-        while sender._queue.has_worker and is_looking():
-            time.sleep(0.001)
-
-def fork(job, *arguments):
-    if 'letter' in globals():
-        has_looked(letter._delivery)  # else it may look, and be the heir, when the test does not expect it
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        signal.alarm(50)
-        job(*arguments)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(99)
-
-def die(number=signal.SIGKILL):
-    os.kill(os.getpid(), number)
-    stay()
-
-def reap(pid):
-    "The code with which a child left, or the signal that killed it, negative."
-    status = os.waitpid(pid, 0)[1]
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-
-def leave(letter, count, who='dead', end=die):
-    "A child that tracks, and is killed."
-    def job():
-        work(letter, count, who)
-        end()
-    return reap(fork(job))
-
-def leave_all(letter, count, *names):
-    "Children that are stopped before the first is killed, so that none looks when another is dead."
-    def job(name):
-        work(letter, count, name)
-        os.kill(os.getpid(), signal.SIGSTOP)
-    pids = []
-    for name in names:
-        pids.append(fork(job, name))
-        assert os.WIFSTOPPED(os.waitpid(pids[-1], os.WUNTRACED)[1])
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-        assert reap(pid) == -signal.SIGKILL
-
-def say(*words):
-    os.write(1, (' '.join(map(str, words)) + '\\n').encode())  # in one piece, whatever the others write
-
-def gate(name):
-    "Stay until the test opens it."
-    urllib.request.urlopen(f'{API}/gate/{name}', b'{}', timeout=50).read()
-
-def counts(letter):
-    found = letter.stats()
-    assert found['accepted'] == found['delivered'] + sum(found['lost'].values()) + found['waiting'], found
-    return [found[name] for name in ('accepted', 'delivered', 'adopted', 'waiting')]
-
-def adopts(letter, count, own=0):
-    "This process has delivered what others left, and what it tracked itself."
-    assert counts(letter) == [count + own, count + own, count, 0], letter.stats()
-    assert not letter.stats()['lost'], letter.stats()
-"""
 
 NUMBERED = list(range(10_000))
 
 
-def family(body: str, api: Any, tmp_path: Path, *arguments: str) -> str:
-    """Run a program to its good end; return what it printed."""
-    finished = run(FAMILY + dedent(body), api.url, tmp_path, *arguments)
-    assert finished.code == 0 and "Traceback" not in finished.output, finished
-    return finished.output
+def output_of(
+    program: Callable[..., object],
+    api: Any,
+    tmp_path: Path,
+    *arguments: object,
+    longest: float = DEADLINE,
+    system: Callable[[], None] | None = None,
+) -> str:
+    """Run a program to its good end; return what it printed.
+
+    ``system``: a function of `programs.systems`, which its Python calls before all imports of the program's.
+    """
+    env = {}
+    if system is not None:
+        name = system.__name__
+        (tmp_path / "sitecustomize.py").write_text(f"from programs.systems import {name}\n{name}()\n")
+        env["PYTHONPATH"] = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
+    with start(program, api.url, tmp_path, *arguments, **env) as running:
+        ends_well(running, longest)
+        return running.output
 
 
-def running(body: str, api: Any, tmp_path: Path) -> Program:
-    return start(FAMILY + dedent(body), api.url, tmp_path)
+def runs_quietly(program: Callable[..., object], api: Any, tmp_path: Path, *arguments: object, **options: Any) -> None:
+    """Run a program (see `output_of`) that prints nothing."""
+    assert output_of(program, api, tmp_path, *arguments, **options) == ""
 
 
-def ends(program: Program) -> None:
-    finished = program.finish()
+def ends_well(program: Program, longest: float = DEADLINE) -> None:
+    """Wait until a program has ended as it should, and has left no process behind."""
+    finished = program.finish(longest)
     assert finished.code == 0 and "Traceback" not in finished.output, finished
     assert not program.left_behind(), program.left_behind()
 
@@ -124,6 +57,7 @@ def arrived(api: Any, **counts: int) -> None:
 
 
 def once(api: Any, **counts: int) -> None:
+    """All that was tracked has come, in order, and nothing came twice."""
     arrived(api, **counts)
     assert api.repeated() == {}
 

@@ -1,6 +1,7 @@
-"""Relays of the tests: a runtime directory for each test, who serves in it, and that nobody is left.
+"""Relays of the tests: a runtime directory for each test, who serves there, and that nobody is left.
 
-Lives here: where the relays of one test are, starting one by hand, asking one how it is. Never here: what is right.
+Responsible for: where the relays of one test are, starting one, asking for its status, a fake one, and what tests of
+relays count alike. Not responsible for: what is right.
 
 A relay that was started for clients is in nobody's process group. It is found by its command line, which holds the path
 of its socket, and so the directory of its test.
@@ -10,10 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import tempfile
 import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -22,44 +26,94 @@ import pytest
 from harness import DEADLINE, Program, environment, eventually
 from senders import lent, run_to_end, serving
 
+from letterapp import Letter
 from letterapp._relay import protocol
+from letterapp._text import Secret
+from letterapp.testing import Hold
 
 KEY = "test-key"  # what `make` and the programs' clients have
+STRANGER = 65534  # nobody
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
 
-# For programs: how the relays are that their processes started, in JSON.
-STATUSES = """
-import json, subprocess
+NOWHERE = "http://127.0.0.1:9"  # an API where nobody listens
 
-PYTHON = sys.executable
 
-def statuses():
-    command = [PYTHON, '-m', 'letterapp', 'relay', '--base-url', API, '--status']
-    env = {**os.environ, 'LETTER_API_KEY': 'test-key'}
-    said = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=60).stdout
-    return [json.loads(line) for line in said.splitlines()]
-"""
+def caller(key: str, url: str, wants: str = protocol.EVENTS) -> protocol.Caller:
+    """The process's side of the authentication."""
+    return protocol.Caller(Secret(key), url, wants)
+
+
+def callee(key: str, url: str) -> protocol.Callee:
+    """The relay's side of it."""
+    return protocol.Callee(Secret(key), url)
 
 
 def greet(sock: socket.socket, key: str, url: str, wants: str = protocol.EVENTS) -> socket.socket:
-    """Get to know a relay, as a process does; `_protocol.Refused` if it does not want us."""
-    caller = protocol.Caller(key, url, wants)
-    sock.sendall(caller.hello)
+    """Authenticate to a relay, as a process does; `protocol.Refused` if it refuses."""
+    process = caller(key, url, wants)
+    sock.sendall(process.hello)
     with sock.makefile("rb") as lines:  # while it is open, closing the socket does not close the connection
         challenge = lines.readline()
-    sock.sendall(caller.answer(challenge))
+    sock.sendall(process.answer(challenge))
     return sock
 
 
-class Door:
-    """The relay's end of a socket, in the hands of a test: who comes is challenged at once, for which it waits.
+def greeted(path: str, key: str, url: str, wants: str = protocol.EVENTS) -> socket.socket:
+    """A new connection to the relay at ``path``, authenticated."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(DEADLINE)
+    sock.connect(path)
+    return greet(sock, key, url, wants)
 
-    What a process says after that, its proof first, is left in its connection.
+
+def raw_event(message_id: object) -> bytes:
+    """The line of one event as a client writes it. The API recognises repeated ones by ``message_id``."""
+    fields = '"type":"track","userId":"raw","event":"E","properties":{},"messageId":"%s","timestamp":"2026-01-01"'
+    return b"{%s}\n" % (fields % message_id).encode()
+
+
+def line_from(sock: socket.socket) -> bytes:
+    """The next line, and nothing of what follows it."""
+    line = b""
+    while not line.endswith(protocol.END):
+        more = sock.recv(1)
+        assert more, line
+        line += more
+    return line
+
+
+def read_exactly(sock: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        more = sock.recv(length - len(data))
+        assert more, data
+        data += more
+    return data
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    """All that comes until the peer closes the connection or resets it."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while True:
+            more = sock.recv(65_536)
+            if not more:
+                break
+            data += more
+    return data
+
+
+class FakeRelay:
+    """A relay's socket in the hands of a test. Each process that connects is challenged at once, as it waits for that.
+
+    What the process says after that, its proof first, is left in its connection.
     """
 
     def __init__(self, path: str, key: str, url: str) -> None:
-        self._new = lambda: protocol.Callee(key, url)
+        self._key = key
+        self._url = url
         self._changed = threading.Condition()
-        self._known: list[tuple[socket.socket, Any]] = []  # challenged, the last to come last
+        self._challenged: list[tuple[socket.socket, protocol.Callee]] = []  # the latest comes last
         self._all: list[socket.socket] = []
         self._taken = 0
         self.listener = socket.socket(socket.AF_UNIX)
@@ -75,7 +129,7 @@ class Door:
             except OSError:
                 return  # it is closed
             self._all.append(sock)
-            callee = self._new()
+            relay = callee(self._key, self._url)
             hello = b""
             while not hello.endswith(protocol.END):
                 try:
@@ -87,40 +141,41 @@ class Door:
                 hello += more
             else:
                 with self._changed:
-                    self._known.append((sock, callee))
+                    self._challenged.append((sock, relay))
                     self._changed.notify_all()
                     try:
-                        sock.sendall(callee.hear(hello)[0])
+                        sock.sendall(relay.hear(hello)[0])
                     except OSError:
                         pass  # it has gone
 
     def accept(self, timeout: float = DEADLINE) -> socket.socket:
-        """The next one who was challenged, and has proved to have the key."""
+        """The next process that was challenged and has proved that it has the key."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self._known) > self._taken, timeout)
-            sock, callee = self._known[self._taken]
+            assert self._changed.wait_for(lambda: len(self._challenged) > self._taken, timeout)
+            sock, relay = self._challenged[self._taken]
             self._taken += 1
         sock.settimeout(DEADLINE)
-        assert callee.hear(line_from(sock)) == (b"", protocol.EVENTS)
+        assert relay.hear(line_from(sock)) == (b"", protocol.EVENTS)
         return sock
 
     def last(self) -> socket.socket | None:
-        """The last one who was challenged. What it said may not have come."""
+        """The last process that was challenged. What it said may not have come."""
         with self._changed:
-            return self._known[-1][0] if self._known else None
+            return self._challenged[-1][0] if self._challenged else None
 
     def has_another(self) -> bool:
+        """True when a process was challenged that is not accepted yet."""
         with self._changed:
-            return len(self._known) > self._taken
+            return len(self._challenged) > self._taken
 
     def hang_up(self) -> None:
         with self._changed:
             for sock in self._all:
                 with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)  # the thread may wait for what it says
+                    sock.shutdown(socket.SHUT_RDWR)  # the thread may be reading from it
                 sock.close()
             self._all.clear()
-            self._known.clear()
+            self._challenged.clear()
             self._taken = 0
 
     def close(self) -> None:
@@ -131,16 +186,6 @@ class Door:
         self.hang_up()
 
 
-def line_from(sock: socket.socket) -> bytes:
-    """The next line, and nothing of what follows it."""
-    heard = b""
-    while not heard.endswith(protocol.END):
-        more = sock.recv(1)
-        assert more, heard
-        heard += more
-    return heard
-
-
 class Runtime:
     """The directory of one test. Short, because the path of a socket is."""
 
@@ -148,6 +193,7 @@ class Runtime:
         self.api = api
         self.path = Path(tempfile.mkdtemp(prefix="la-", dir="/tmp"))
         self.socket = str(self.path / "own" / "r.sock")  # for a relay that a test keeps itself
+        self.fake = str(self.path / "fake.sock")  # for a `FakeRelay`
 
     def relays(self) -> list[psutil.Process]:
         """Who serves here, or is about to. A stopped one counts; one that is dead has no command line any more."""
@@ -169,6 +215,18 @@ class Runtime:
         found: list[psutil.Process] = eventually(self.relays, lambda found: not found, timeout)
         return found
 
+    def stop_all(self) -> None:
+        """Send SIGTERM to who serves here until nobody does."""
+
+        def stop() -> list[psutil.Process]:
+            left = self.relays()
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+                    process.terminate()
+            return left
+
+        assert eventually(stop, lambda left: not left) == []
+
     def statuses(self, *options: str, key: str = KEY) -> list[dict[str, Any]]:
         """What ``python -m letterapp relay --status`` prints."""
         said = self.command("--status", *options, key=key)
@@ -186,8 +244,10 @@ class Runtime:
         return [sys.executable, "-m", "letterapp", "relay", "--base-url", self.api.url, *options]
 
     def own_status(self) -> dict[str, Any]:
-        """How the relay is that the test keeps itself."""
-        return self.status("--socket", self.socket)
+        """The status of the relay that the test keeps itself, without starting a process for it."""
+        with greeted(self.socket, KEY, self.api.url, protocol.STATUS) as sock:
+            status: dict[str, Any] = protocol.parse(line_from(sock))["welcome"]
+        return status
 
     def keep(self, *options: str, socket: str = "", key: str | None = KEY, **env: str) -> Program:
         """A relay of the test's own, which serves at ``socket`` when this returns."""
@@ -201,3 +261,83 @@ class Runtime:
 @pytest.fixture(name="runtime", autouse=True)
 def own_runtime(letter_api: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     yield from lent(Runtime(letter_api), monkeypatch)
+
+
+@pytest.fixture(name="kept")
+def kept_relay(runtime: Runtime) -> Iterator[Program]:
+    """A relay that the test keeps itself, at ``runtime.socket``."""
+    with runtime.keep() as relay:
+        yield relay
+
+
+@pytest.fixture(name="hold")
+def held_request(letter_api: Any) -> Iterator[Hold]:
+    """Holds the next request on the wire."""
+    hold = Hold()
+    letter_api.plan(hold)
+    yield hold
+    hold.release()
+
+
+@pytest.fixture(name="fake")
+def fake_relay(runtime: Runtime) -> Iterator[FakeRelay]:
+    fake = FakeRelay(runtime.fake, KEY, NOWHERE)
+    yield fake
+    fake.close()
+
+
+def client_of(path: str, max_events: int = 10_000) -> Any:
+    """A `RelayClient` of the `FakeRelay` at ``path``."""
+    from letterapp._relay.client import RelayClient
+
+    return RelayClient(lambda: path, partial(caller, KEY, NOWHERE), max_events, 4_000_000)
+
+
+def take_back(client: Any) -> list[bytes]:
+    """The events that the client got back because its relay went without acknowledging them."""
+    taken = []
+    while client.next_returned() is not None:
+        taken.append(client.next_returned())
+        client.confirm_returned()
+    return taken
+
+
+def told(client: Any) -> tuple[int, int, int]:
+    """How many events were relayed, are waiting and were delivered, after all answers have been read."""
+    client.read_acks()
+    counts = client.counts()
+    assert counts.relayed == counts.delivered + counts.waiting + sum(counts.lost.values())
+    return counts.relayed, counts.waiting, counts.delivered
+
+
+@pytest.fixture(name="client")
+def relay_client(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of the `FakeRelay` at ``runtime.fake``."""
+    monkeypatch.setattr("letterapp._relay.client.GREETING", DEADLINE)  # the thread that challenges may be held up
+    client = client_of(runtime.fake)
+    yield client
+    client.close()
+
+
+def track(letter: Letter, count: int, who: str = "test", start: int = 0) -> None:
+    for serial in range(start, start + count):
+        letter.track(who, "Worked", {"serial": serial})
+
+
+def balanced(stats: dict[str, Any]) -> dict[str, Any]:
+    """``stats``, of a client or a relay, in which each accepted event is counted once."""
+    assert stats["accepted"] == stats["delivered"] + sum(stats["lost"].values()) + stats["waiting"], stats
+    return stats
+
+
+def until_relayed(letter: Letter, start: int) -> int:
+    """Track, which starts a relay again if need be, until a relay takes an event; return how many were tracked.
+
+    0 if no relay took one.
+    """
+    for count in range(1, 100_000):
+        track(letter, 1, start=start + count - 1)
+        if balanced(letter.stats())["mode"] == "relay":
+            return count
+        time.sleep(0.01)  # a pace: the attempts are seconds apart
+    return 0

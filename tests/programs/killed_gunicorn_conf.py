@@ -1,0 +1,11 @@
+"""gunicorn's configuration for killed_gunicorn.py."""
+
+from __future__ import annotations
+
+import os
+
+control_socket_disable = True  # newer versions would have a thread of their own in the master
+
+
+def post_worker_init(worker: object) -> None:
+    os.write(1, f"ready {os.getpid()} ".encode())
