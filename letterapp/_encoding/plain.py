@@ -14,13 +14,12 @@ from collections.abc import Mapping as _Mapping
 from .._runtime.signal_errors import reraise_signal_error
 from .._text import described, said, shown
 from ..errors import LetterError
-from .json_text import Unencodable, key_text
+from .json_text import MAX_DEPTH, Unencodable, key_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterable
 
-MAX_DEPTH = 100  # levels of nesting; far above any event, far below the interpreter's own limit at any call depth
 FLAT = frozenset((str, int, float, bool, type(None)))
 _TEXTS = frozenset((str,))
 _LARGE = 1 << 256  # an int from which on its digits are counted

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from letterapp import LetterError
 from letterapp._encoding.events import Encoder
 from letterapp._encoding.json_text import Unencodable
-from letterapp._encoding.plain import MAX_DEPTH
+from letterapp._encoding.json_text import MAX_DEPTH
 
 ENCODER = Encoder(500_000, None)
 
@@ -116,7 +116,7 @@ BAD = {
     "key": ({"cart": {(7,): 1}}, "properties.cart: a tuple cannot be a key in JSON"),
     "key on top": ({b"k": 1}, "properties: b'k' (bytes) cannot be a key in JSON"),
     "key that is no number": ({"cart": [{math.nan: 1}]}, "properties.cart[0]: the key nan is not JSON"),
-    "key on top that is no number": ({math.inf: 1}, "properties: inf is not JSON"),
+    "key on top that is no number": ({math.inf: 1}, "properties: the key inf is not JSON"),
     "cycle": ({"c": cycle()}, f"nested deeper than {MAX_DEPTH} levels"),
     "depth 10,000": ({"d": deep(10_000)}, f"nested deeper than {MAX_DEPTH} levels"),
     "decimal nan": ({"price": decimal.Decimal("nan")}, "properties.price: nan is not JSON"),
