@@ -37,6 +37,7 @@ _FRAME = len(b'{"batch":[]}')  # what a request adds around a single event
 
 
 _FEW = 1000  # entries of flat properties, for which nothing but the length of texts needs counting
+_NUMBERS = FLAT - {str}
 
 
 class Encoder:
@@ -145,7 +146,9 @@ class Encoder:
             kind = type(value)
             if kind is str:
                 size += len(value)
-            elif kind not in FLAT:
+            elif kind in FLAT or (kind is list and len(value) <= _FEW and _NUMBERS.issuperset(map(type, value))):
+                continue
+            else:
                 return is_plain(properties, self._max_bytes)
         return size <= self._max_bytes
 
