@@ -5,8 +5,8 @@
     letter = Letter("your-key")
     letter.track("user_42", "Order Completed", {"amount": 99})
 
-A call queues its event and returns; a background sender delivers batches. The client stays right over forks: see
-docs/guarantees.md for what is promised and docs/processes.md for each server.
+A call queues its event and returns; a background thread delivers batches. The client can be used across forks:
+docs/guarantees.md describes what is guaranteed, and docs/processes.md how to use it with each server.
 """
 
 from ._client import Letter

@@ -1,7 +1,7 @@
-"""`Letter`: names, arguments, defaults.
+"""`Letter`, the public API: names, arguments, defaults.
 
-Responsible for: the public face and the one attribute that holds all state of a process. Not responsible for: encoding,
-queueing, sending, forks; each has its room.
+Responsible for: the methods of `Letter`, and the one attribute that holds all state of a process. Not responsible for:
+encoding (`_encoding`), queueing, sending and forks (`_delivery`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from ._delivery.base import Delivery, NullDelivery
 from ._delivery.sender import Sender
 from ._email import post_mail
 from ._encoding.events import Encoder
-from ._encoding.json_text import Unencodable
+from ._encoding.json_text import Unencodable, encode, fastest_encoder
 from ._reporter import Reporter
-from ._runtime import servers
-from ._runtime.clock import monotonic
+from ._runtime.asyncio_thread import in_thread
 from ._runtime.lazy_module import LazyModule
 from ._runtime.signal_errors import reraise_signal_error
 from ._text import concealed
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     MessageId = typing.Union[str, uuid.UUID, None]
     Path = typing.Union[str, os.PathLike[str]]
 else:
-    # What the annotations name, for `typing.get_type_hints`. In the form that it understands in Python 3.8, too.
+    # Names that the annotations use, for `typing.get_type_hints`, in a form that Python 3.8 can evaluate too.
     datetime, ssl, types, typing, uuid = map(LazyModule, ("datetime", "ssl", "types", "typing", "uuid"))
     Timestamp = "typing.Union[datetime.datetime, datetime.date, str, None]"
     MessageId = "typing.Union[str, uuid.UUID, None]"
@@ -45,64 +44,69 @@ else:
 class Letter(FixedOptions):
     """A client of letter.app's ingestion API.
 
-    `identify`, `group` and `track` queue an event and return in microseconds; a background thread of this process,
-    started at the first event, delivers batches. All methods may be called from any thread, from signal handlers and
-    from `on_error`. After a fork the parent's waiting events stay the parent's, and the child's client starts empty.
-    What a process leaves that is killed is delivered by another one that was forked since the client was made.
-    A client can be pickled: the other side gets one with the same options, the key included. Options cannot be changed
-    afterwards: to set one as an attribute is an `AttributeError`.
+    `identify`, `group` and `track` queue an event and return within microseconds. A background thread of this process,
+    which the first event starts, delivers the events in batches.
+
+    Thread safety: any thread, signal handler and `on_error` callback may call any method. Fork safety: a client may be
+    used in a forked child; events that wait in the parent are delivered by the parent, and the child starts with an
+    empty queue. If a process is killed, the events that it leaves are delivered by another process of its family, that
+    is, of those that were forked since the client was created. Pickling: a client can be pickled and carries all of
+    its options, including the API key. Options are fixed: setting one as an attribute raises `AttributeError`.
 
     Args:
-        api_key: The API key. None reads the variable ``LETTER_API_KEY``.
-        base_url: Where the API is. When not given, the variable ``LETTER_BASE_URL``, else letter.app.
-        flush_at: When so many events wait, all that wait leave at once, in requests of at most 100 events and
-            `max_batch_bytes`.
-        flush_interval: Seconds that an event waits for company.
-        max_retries: Tries after the first, for requests that met a 429, a 408, a 5xx or no answer. None tries as long
-            as the queue has room: an API that is away costs nothing until `overflow` sets in.
-        timeout: Seconds that one request may take as a whole.
-        on_error: Called with a `LetterError` for each event or batch that is lost, on whichever thread found out,
-            outside of all locks; mostly the one that sends, which sends nothing until it returns, so leave what takes
-            long to another thread. May call the client; what it tracks is not reported to it if that is lost in its
-            turn, but printed. The default prints one line to stderr.
-        max_queue_bytes: Bound of the queue in bytes of encoded events.
-        max_queue_events: Bound of the queue in events.
-        overflow: What gives way at a bound: ``"drop_newest"``, ``"drop_oldest"``, or ``"block"``, which makes the
-            call wait up to `timeout` seconds (never in a thread that runs an asyncio loop) and then drops the newest.
-        max_batch_bytes: Bound of one request's body, and so of one event.
+        api_key: The API key. None reads the environment variable ``LETTER_API_KEY``.
+        base_url: The URL of the API. Default: the environment variable ``LETTER_BASE_URL``, else letter.app.
+        flush_at: Number of waiting events at which all of them are sent without further delay, in requests of at most
+            100 events and `max_batch_bytes`.
+        flush_interval: Maximum batching delay, in seconds.
+        max_retries: Retries after the first attempt, for a request that got a 429, a 408, a 5xx or no response. None
+            retries as long as the queue has room: no event is lost during an outage until `overflow` applies.
+        timeout: Seconds that one request may take in total.
+        on_error: Called with a `LetterError` for each event or batch that is lost, while no lock is held, in the thread
+            that noticed the loss. That is usually the thread that sends, and nothing is sent until the callback
+            returns, so slow work belongs in another thread. It may use the client: if an event that it tracks is lost,
+            that is printed, and not reported to it. None prints one line to stderr.
+        max_queue_bytes: Maximum size of the queue, in bytes of encoded events.
+        max_queue_events: Maximum number of events in the queue.
+        overflow: What happens when the queue is full: ``"drop_newest"``, ``"drop_oldest"``, or ``"block"``, which makes
+            the call wait up to `timeout` seconds (never in a thread that runs an asyncio loop) and then drops the
+            newest event.
+        max_batch_bytes: Maximum size of a request's body, and therefore of one event, in bytes.
         exit_timeout: Seconds that one `flush`, one `close` or the end of the process may take.
-        before_send: Gets each event as a dict in the wire's form; returns it, changed or not, or None to drop it.
-            Runs in the call.
-        default: As in `json.dumps`: gets each value that JSON cannot carry, and that no rule of docs/configuration.md
-            covers, and returns one to write in its place; ``str``, for instance. Runs in the call, in `send` too. If
-            it raises, that event is lost, as with a value that is refused.
-        enabled: False makes every call do nothing, without a key too. Such a client costs some kilobytes.
-        ssl_context: An `ssl.SSLContext`, or a function that makes one in the process that uses it (needed for a client
-            that is pickled, and under gevent). The default verifies against the system's certificates.
-        exit_signals: Signals on which to send what waits before doing what the signal did before. Installed by the
-            main thread: where the client is made on another one, at the main thread's first event.
-        send_on_os_exit: Send what waits when this process, having used its client, calls `os._exit`, as forked
-            children do in RQ or `socketserver.ForkingMixIn`. For that `os._exit` is replaced at the first event.
-            False leaves it alone.
-        spool: A directory, made if missing, in whose files events wait instead of in memory. What is there when all
-            processes are killed is sent by the next one of this user that makes a client with it and this key, on a
-            thread that starts at once. In gunicorn, and in uWSGI's master, the first event of a worker starts it.
-        spool_sync: True makes a call return when its event would survive a loss of power too. Milliseconds a call.
-        spool_max_bytes: Bound of this key's files in `spool`. A process that finds no room there uses memory; with
-            ``overflow="drop_oldest"`` the oldest file of an ended process gives way.
-        relay: True has all processes of this user with this key and these options hand their events to one sender
-            process, which the first of them starts (constructing then takes a fraction of a second) and which ends
-            after the last. A path is the socket of a relay that somebody else keeps (``python -m letterapp relay``).
-            What the relay does not take within a millisecond goes the process's own way.
-            A queue (`letterapp.relay.SenderManager`'s ``queue``, ``multiprocessing.Manager().Queue()``,
-            ``multiprocessing.Queue()``) gets batches from the background sender; a call never touches it. `api_key`
-            and `base_url` may be left out with a `SenderManager`, which has them. See docs/relay.md.
-        relay_user: A user's name or number: the relay at the path in `relay` may be that user's too. Else it must be
-            this user's or root's, and so must every directory on the way to its socket.
+        before_send: Called with each event as a dict, with the names that the API uses. Returns the event, changed or
+            not, or None to drop it. Runs in the call.
+        default: As in `json.dumps`: called with each value that JSON cannot represent and that no rule of
+            docs/configuration.md covers; returns the value to encode instead, for example ``default=str``. Runs in the
+            call, and in `send`. If it raises, that event is lost and reported.
+        enabled: False makes every call do nothing; no API key is needed. Such a client takes a few kilobytes.
+        ssl_context: An `ssl.SSLContext`, or a function that creates one in the process that uses it (needed for a
+            client that is pickled, and under gevent). The default verifies against the system's certificates.
+        exit_signals: Signals on which to send what waits before the signal's previous action. Only the main thread can
+            install handlers: if another thread creates the client, they are installed at the main thread's first event.
+        send_on_os_exit: Send what waits when this process has used its client and calls `os._exit`, as forked children
+            do in RQ or `socketserver.ForkingMixIn`. To notice that, `os._exit` is replaced at the first event. False
+            leaves it unchanged.
+        spool: A directory for files in which events wait, instead of in memory. It is created if it does not exist.
+            If all processes are killed, the events are sent by the next process of this user that creates a client
+            with the same directory and API key, on a thread that starts at once. In gunicorn, and in uWSGI's master,
+            the first event of a worker starts that thread.
+        spool_sync: True makes each call return when its event would survive a power failure. Takes milliseconds.
+        spool_max_bytes: Maximum size of all files of this API key in `spool`, in bytes. A process for whose file there
+            is no room keeps its events in memory; with ``overflow="drop_oldest"`` it replaces the oldest file that an
+            ended process has left.
+        relay: True: all processes of this user with the same API key and options send their events to one sender
+            process. The first of them starts it, which takes the constructor a fraction of a second, and it ends after
+            the last of them. A path: the socket of a relay that is run separately (``python -m letterapp relay``).
+            Events that the relay does not accept within a millisecond are sent by the process itself.
+            A queue (``queue`` of a `letterapp.relay.SenderManager`, ``multiprocessing.Manager().Queue()``,
+            ``multiprocessing.Queue()``): the background thread puts batches into it, and calls never touch it. With a
+            `SenderManager`, which has them, `api_key` and `base_url` may be left out. See docs/relay.md.
+        relay_user: A user name or a user ID that may run the relay at the path in `relay`, and own the directories
+            that lead to its socket. This user and root always may.
 
     Raises:
-        LetterError: An option is missing or wrong, or the relay refuses. That one cannot be started
-            is told to `on_error`.
+        LetterError: An option is missing or invalid, or the relay refuses this client. If a relay cannot be started,
+            that is reported to `on_error`.
     """
 
     def __init__(
@@ -169,10 +173,11 @@ class Letter(FixedOptions):
     def _open(self, settings: Settings) -> None:
         self._settings = settings
         if settings.enabled and settings.before_send is not None:
-            # Now, rather than in a call, where a fork in another thread could tear the import.
+            # Not in a call: if another thread forked during the import, the child would keep half a module.
             import json  # noqa: F401
-        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
-        # All state of a process. In a forked child `_here` replaces it whole.
+        plain = fastest_encoder() if settings.enabled else encode
+        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default, plain)
+        # All state of a process. In a forked child `_here` replaces it in one assignment.
         self._delivery: Delivery = _carrier(settings)
         if settings.enabled:
             shutdown.register(self._delivery)
@@ -181,7 +186,7 @@ class Letter(FixedOptions):
             self._delivery.start_recovery()
 
     def _here(self) -> Delivery:
-        """The delivery of this process, which a fork may just have made. Takes no lock."""
+        """The delivery of this process; a forked child gets its own here. Takes no lock."""
         delivery = self._delivery
         if delivery.owner.pid != os.getpid():
             delivery = self._delivery = delivery.for_child()
@@ -189,7 +194,7 @@ class Letter(FixedOptions):
                 shutdown.register(delivery)
         return delivery
 
-    # Events. They return in microseconds and raise only for arguments that can never be right.
+    # Events. These methods return within microseconds and raise only if an argument is invalid.
 
     def identify(
         self,
@@ -200,7 +205,12 @@ class Letter(FixedOptions):
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
-        """Queue what is known of a user. See `track` for what is the same: time, identity, errors, blocking."""
+        """Queue what is known about a user. See `track` for the other arguments, errors, and when it may block.
+
+        Args:
+            traits: Attributes of the user; values as in `track`.
+            timezone: The user's time zone, for example ``"Europe/Berlin"``.
+        """
         if self._settings.enabled:
             try:
                 event = self._encoder.identify(user_id, email, traits, timezone, timestamp, message_id)
@@ -218,7 +228,11 @@ class Letter(FixedOptions):
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
-        """Queue that a user belongs to an account. See `track` for what is the same."""
+        """Queue that a user belongs to an account. See `track` for the other arguments, errors, and when it may block.
+
+        Args:
+            traits: Attributes of the account; values as in `track`.
+        """
         if self._settings.enabled:
             try:
                 event = self._encoder.group(user_id, account_id, name, traits, timestamp, message_id)
@@ -237,21 +251,22 @@ class Letter(FixedOptions):
     ) -> None:
         """Queue something that a user did.
 
-        The event is encoded in the call, so later changes to ``properties`` do not matter. A value in it that JSON
-        cannot carry costs this event alone: it is reported to `on_error` with the path of the value, and the call
-        returns.
+        The event is encoded in the call, so later changes to ``properties`` have no effect. If JSON cannot represent a
+        value in it, only this event is lost: the loss is reported to `on_error` with the path of the value, and the
+        call returns.
 
         Args:
-            timestamp: When it happened; the moment of the call if None. A naive datetime is local time.
-            message_id: What the API tells repeated deliveries by; a random UUID if None.
+            properties: Attributes of the event; docs/configuration.md lists the types that are converted.
+            timestamp: When it happened; None is the time of the call. A naive datetime is local time.
+            message_id: The ID by which the API recognises repeated deliveries; None is a random UUID (version 4).
 
         Raises:
             LetterError: ``user_id`` or ``event`` is missing, or an argument has a wrong type.
 
-        Does no I/O and takes one short lock. It waits only with ``overflow="block"`` at a full queue, while the
-        process is ending, and where no thread can run (uWSGI without threads). In a thread that runs an asyncio loop it
-        does not wait for the first of these, nor after `exit_signals` have sent what waited. With `spool_sync` each
-        call waits for the disk, there too.
+        A call does no I/O and holds one lock for microseconds. It blocks only when the queue is full and
+        ``overflow="block"``, while the process is ending, and where no thread can run (uWSGI without threads). In a
+        thread that runs an asyncio loop it does not block on a full queue, nor after `exit_signals` have sent what
+        waited. With `spool_sync` every call waits for the disk, in such a thread too.
         """
         if self._settings.enabled:
             try:
@@ -294,14 +309,20 @@ class Letter(FixedOptions):
         metadata: typing.Optional[typing.Mapping[str, typing.Any]] = None,
         idempotency_key: typing.Optional[str] = None,
     ) -> typing.Dict[str, typing.Any]:
-        """Send one transactional email now; return the API's answer (``id``, ``messageId``, ``status``, ``replayed``).
+        """Send one transactional email now, without queueing it.
 
-        Not queued: it blocks for up to `timeout` seconds a try, and for the waits between tries. Only a call with an
-        ``idempotency_key`` is tried again: `max_retries` times, 3 times if that is None. After `close` it still works.
-        With ``enabled=False`` it returns ``{}``.
+        Blocks for up to `timeout` seconds per attempt, and for the waits between attempts. Only a call with an
+        ``idempotency_key`` is retried: `max_retries` times, or 3 times if that is None. Works after `close` too.
+
+        Args:
+            idempotency_key: The key by which the API recognises a repeated request, so that it sends one email.
+
+        Returns:
+            The API's response (``id``, ``messageId``, ``status``, ``replayed``); ``{}`` with ``enabled=False``.
 
         Raises:
-            LetterError: An argument is missing or not JSON, the API refused (``status``, ``code``), or no answer came.
+            LetterError: An argument is missing, JSON cannot represent it, the API refused the request (see ``status``
+                and ``code``), or there was no response.
         """
         if not self._settings.enabled:
             return {}
@@ -325,51 +346,69 @@ class Letter(FixedOptions):
     # Settling.
 
     def flush(self, timeout: typing.Optional[float] = None) -> bool:
-        """Send what this process has queued, and wait for it: at most ``timeout`` seconds, `exit_timeout` if None.
+        """Send what this process has queued, and wait until it is settled.
 
-        Returns True when nothing of what was queued before the call waits any longer: each event was delivered, or
-        reported as lost (`on_error` and ``stats()["lost"]`` say which). False when time ran out (what is left goes on
-        waiting), and in `on_error` on the sender's own thread, which cannot wait for itself.
-        After it an idle client has no thread, so a fork that follows finds the process single-threaded.
+        Blocks for at most ``timeout`` seconds; None is `exit_timeout`. Afterwards an idle client has no thread, so a
+        fork that follows finds a single-threaded process.
+
+        Returns:
+            True if each event that was queued before the call has been delivered or reported as lost (`on_error` and
+            ``stats()["lost"]`` tell which). False if time ran out, in which case the rest stays in the queue, and in
+            an `on_error` that runs on the sending thread, which cannot wait for itself.
+
+        Raises:
+            LetterError: ``timeout`` is not a number of seconds.
         """
         return self._here().flush(self._seconds(timeout))
 
     def close(self, timeout: typing.Optional[float] = None) -> bool:
-        """Refuse further events in this process, settle what waits, end the thread. May be called again.
+        """Refuse further events in this process, send what waits, and end the thread. May be called more than once.
 
-        Blocks for at most ``timeout`` seconds, `exit_timeout` if None. What is not delivered by then is given up and
-        reported; with a `spool` it stays there, and goes on being tried.
+        Blocks for at most ``timeout`` seconds; None is `exit_timeout`. What has not been delivered by then is given up
+        and reported; with a `spool` it stays there, and sending continues.
 
-        Returns True when all that this process had queued was settled in time, as `flush` means it: an event that the
-        API refused was reported, and is settled. False when time ran out, and so each later `close` of a client that
-        has given events up. In `on_error` on the sender's own thread it is False at once; what waits is still
-        sent then.
+        Returns:
+            True if every event of this process was settled in time: delivered, or reported as lost, for example because
+            the API refused it. False if time ran out; if events were given up, every later `close` returns False too.
+            In an `on_error` that runs on the sending thread it returns False at once, and what waits is sent later.
+
+        Raises:
+            LetterError: ``timeout`` is not a number of seconds.
         """
         return self._here().close(self._seconds(timeout))
 
     async def aflush(self, timeout: typing.Optional[float] = None) -> bool:
-        """`flush` for asyncio: waits on a thread of its own, so neither the loop nor its executor has to.
+        """`flush` for asyncio: waits on a separate thread, and so blocks neither the event loop nor its executor.
 
-        ``timeout`` counts from this call. Cancelled, it returns at once, and the flush goes on without it.
+        ``timeout`` counts from this call. If the task is cancelled, it returns at once, and the flush continues.
         """
-        return await _in_thread(self.flush, self._seconds(timeout))
+        return await in_thread(self.flush, self._seconds(timeout))
 
     async def aclose(self, timeout: typing.Optional[float] = None) -> bool:
-        """`close` for asyncio: waits on a thread of its own, so neither the loop nor its executor has to.
+        """`close` for asyncio: waits on a separate thread, and so blocks neither the event loop nor its executor.
 
-        ``timeout`` counts from this call. Cancelled, it returns at once, and the client is closed without it.
+        ``timeout`` counts from this call. If the task is cancelled, it returns at once, and the client is still closed.
         """
-        return await _in_thread(self.close, self._seconds(timeout))
+        return await in_thread(self.close, self._seconds(timeout))
 
     def stats(self) -> typing.Dict[str, typing.Any]:
-        """Counters of this process's client: a dict that balances, accepted = delivered + lost + waiting.
+        """The counters of this client in this process. Always accepted = delivered + lost + waiting.
 
-        ``accepted``: events whose call returned here, and those that were taken over; ``adopted``: the latter, which
-        an ended process had left; ``delivered``; ``retried``: events in repeated requests; ``lost``: a dict by cause
-        (docs/guarantees.md names them); ``waiting`` and ``waiting_bytes``: in the queue or on the wire; ``pid``;
-        ``mode``: ``"thread"``, ``"inline"`` where the calls send, or ``"relay"`` while a relay takes events;
-        ``relayed``: events that one took; ``memory``, where events lie: ``"shared"`` with
-        the family, ``"spool"``, or ``"private"``: they go with this process. A forked child counts from zero.
+        A forked child counts from zero. Does not block.
+
+        Returns:
+            A dict with these keys:
+
+            - ``accepted``: events whose call has returned in this process, plus ``adopted``
+            - ``adopted``: events that were recovered from processes that have ended
+            - ``delivered``: events that the API has accepted
+            - ``retried``: events in repeated requests
+            - ``lost``: a dict of the number of lost events by cause (docs/guarantees.md lists the causes)
+            - ``waiting``, ``waiting_bytes``: events in the queue or in flight, and their size
+            - ``relayed``: events that a relay or a queue has accepted
+            - ``mode``: ``"thread"``, ``"inline"`` if the calls themselves send, ``"relay"`` while a relay takes events
+            - ``memory``: where events wait: ``"shared"`` with the family, ``"spool"``, or ``"private"`` to this process
+            - ``pid``: this process's ID
         """
         return self._here().stats()
 
@@ -378,7 +417,7 @@ class Letter(FixedOptions):
             return self._settings.exit_timeout
         return seconds("timeout", timeout)
 
-    # Python's own.
+    # Special methods.
 
     def __enter__(self) -> Letter:
         return self
@@ -403,10 +442,10 @@ class Letter(FixedOptions):
         await self.aclose()
 
     def __repr__(self) -> str:
-        # Loggers, debuggers and crash reporters ask anywhere: while it is made, in the middle of a call, after a fork.
+        # Loggers, debuggers and crash reporters call this at any moment: during `__init__`, in a call, after a fork.
         delivery: Delivery | None = self.__dict__.get("_delivery")
         if delivery is None:
-            return "<Letter that has not been made>"
+            return "<Letter, not initialised>"
         if delivery.owner.pid != os.getpid():
             return f"<Letter not used so far, pid={os.getpid()}>"
         waiting, delivered, lost = delivery.quick_counts()
@@ -415,7 +454,9 @@ class Letter(FixedOptions):
     def __reduce__(self) -> typing.Tuple[typing.Any, ...]:
         context = self._settings.ssl_context
         if context is not None and not callable(context):
-            raise LetterError("ssl_context=SSLContext cannot be pickled: give a function of a module that makes one")
+            raise LetterError(
+                "an ssl.SSLContext cannot be pickled: set ssl_context to a module-level function that returns one"
+            )
         return (_unpickled, (self._settings,))
 
 
@@ -425,15 +466,14 @@ def _carrier(settings: Settings) -> Delivery:
     relay = settings.relay
     if not relay:
         return Sender(settings)
-    # With modules that nobody else needs.
+    # These modules are imported only if they are needed.
     if relay is True or isinstance(relay, str):
         try:
             from ._relay.delivery import RelayDelivery
-        except OSError as problem:  # no descriptor to read a module by
+        except OSError as problem:  # no file descriptor left to open a module's file with
             reraise_signal_error(problem)
-            said = (
-                f"relay: its modules cannot be loaded: {problem.strerror or problem}. This process sends its own events"
-            )
+            why = problem.strerror or problem
+            said = f"relay: its modules cannot be imported: {why}; this process sends its events itself"
             Reporter(settings.on_error)(LetterError(said, cause="degraded"))
             return Sender(settings)
         return RelayDelivery.start(settings)
@@ -446,7 +486,7 @@ def _carrier(settings: Settings) -> Delivery:
 
 
 def settings_of(**given: typing.Any) -> Settings:
-    """The options of a client as settings; the signature of `Letter` has the defaults. For what sends for clients."""
+    """``given`` and the defaults of `Letter`, as `Settings`. For the processes that send for others."""
     import inspect
 
     given = {name: concealed(value) if name == "api_key" else value for name, value in given.items()}
@@ -458,36 +498,3 @@ def _unpickled(settings: Settings) -> Letter:
     letter = Letter.__new__(Letter)
     letter._open(settings)
     return letter
-
-
-async def _in_thread(wait: typing.Callable[[float], bool], timeout: float) -> bool:
-    # Not on the executor's threads: there are a few, which the application needs too, and the end of `asyncio.run`
-    # waits for them, those of cancelled tasks included.
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[bool] = loop.create_future()
-    deadline = monotonic() + timeout
-
-    def settle(result: bool, problem: BaseException | None) -> None:
-        if answer.done():
-            return  # cancelled
-        if problem is None:
-            answer.set_result(result)
-        else:
-            answer.set_exception(problem)
-
-    def run() -> None:
-        result, problem = False, None
-        try:
-            result = wait(max(0.0, round(deadline - monotonic(), 2)))  # rounded for the report of what is given up
-        except BaseException as raised:
-            problem = raised
-        try:
-            loop.call_soon_threadsafe(settle, result, problem)
-        except RuntimeError:
-            pass  # the loop has been closed meanwhile
-
-    if not servers.start_thread(run):
-        return wait(timeout)  # as all else here, where no thread can run
-    return await answer

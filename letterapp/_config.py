@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Event = Dict[str, Any]
 
 MAX_ITEMS = 100  # items in one request: the API's limit
-_FOREVER = 1e9  # seconds; a lock cannot wait much longer, and nan compares false
+_FOREVER = 1e9  # seconds; a lock cannot wait much longer, and a comparison with NaN is false
 _NETLOC = r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[^\[\]:@%\\]+)(:[0-9]+)?"
 OVERFLOW = ("drop_newest", "drop_oldest", "block")
 
@@ -64,7 +64,7 @@ class Settings:
     spool_sync: bool  # a call returns when its event would survive a power loss
     spool_max_bytes: int  # of all files of one key in the directory
     relay: Any  # False, True for a relay that is started, the path of one's socket, or a `targets.Target`
-    relay_user: int | None  # whose the relay at that path may be too, besides this user's and root's
+    relay_user: int | None  # a user who may run the relay at that path, besides this user and root
 
     def __init__(
         self,
@@ -134,7 +134,9 @@ def _key(api_key: Any, required: bool) -> Secret:
     if not isinstance(api_key, Secret) or not api_key:
         raise LetterError("api_key is required: pass it, or set LETTER_API_KEY")
     if not all("!" <= sign <= "~" for sign in api_key.reveal()):
-        raise LetterError("api_key holds a line break, a space or another character that no HTTP header can carry")
+        raise LetterError(
+            "api_key must be printable ASCII characters, without a space or a line break: check where it is read"
+        )
     return api_key
 
 
@@ -143,7 +145,7 @@ def _readers() -> tuple[Any, Any]:
         from re import fullmatch  # not at import, to keep that cheap
         from urllib.parse import urlsplit
     except OSError as problem:
-        raise LetterError(f"base_url cannot be looked at: {problem.strerror or problem}") from None
+        raise LetterError(f"base_url cannot be checked: {problem.strerror or problem}") from None
     return fullmatch, urlsplit
 
 
@@ -161,30 +163,30 @@ def _address(base_url: str) -> dict[str, Any]:
     if not isinstance(base_url, str):
         raise wrong(f"is a {type(base_url).__name__}")
     if not base_url.isprintable() or " " in base_url:
-        raise wrong("has a space, a line break or the like in it")
+        raise wrong("contains a space, a line break or another unprintable character")
     try:
         parts = urlsplit(base_url)
         port = parts.port
     except ValueError:
-        raise wrong("has a host or a port that cannot be read") from None
+        raise wrong("has an invalid host or port") from None
     if parts.scheme not in ("http", "https"):
         raise wrong("does not begin with http:// or https://")
     if "@" in parts.netloc:
-        raise wrong("has a user or a password in it, which the API does not take")
+        raise wrong("contains a user name or a password, which the API does not accept")
     # (`urlsplit` drops what it cannot parse, for instance a port.)
     if not parts.hostname or not fullmatch(_NETLOC, parts.netloc) or port == 0:
-        raise wrong("has a host or a port that cannot be read")
+        raise wrong("has an invalid host or port")
     if parts.query or parts.fragment:
-        raise wrong("has something after the path: a ? or a #")
+        raise wrong("has a query or a fragment (? or #) after the path")
     secure = parts.scheme == "https"
     path = parts.path.rstrip("/")
     if not path.isascii():
-        raise wrong("has a path that is not ASCII")
+        raise wrong("has a path that is not ASCII and has to be percent-encoded")
     port = port or (443 if secure else 80)
     try:
         host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
     except UnicodeError:
-        raise wrong("has a host that cannot be read") from None
+        raise wrong("has an invalid host name") from None
     name = f"[{host}]" if ":" in host else host
     return {
         "base_url": f"{parts.scheme}://{parts.netloc}{path}",
@@ -228,7 +230,7 @@ def _callable(name: str, value: Any) -> Any:
 def _context(value: Any) -> Any:
     if value is None or callable(value) or hasattr(value, "wrap_socket"):
         return value
-    raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that makes one, not {short(value)}")
+    raise LetterError(f"ssl_context must be an ssl.SSLContext or a function that returns one, not {short(value)}")
 
 
 def _signals(value: Iterable[int]) -> tuple[int, ...]:
@@ -237,7 +239,9 @@ def _signals(value: Iterable[int]) -> tuple[int, ...]:
     try:
         signals = tuple(signal.Signals(number) for number in value)
     except (TypeError, ValueError):
-        raise LetterError(f"exit_signals must be signals, like (signal.SIGTERM,), not {short(value)}") from None
+        raise LetterError(
+            f"exit_signals must be a collection of signals, like (signal.SIGTERM,), not {short(value)}"
+        ) from None
     for number in signals:
         if number.name in ("SIGKILL", "SIGSTOP"):
             raise LetterError(f"exit_signals: no process can handle {number.name}; leave it out")
@@ -261,8 +265,8 @@ def _relay(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, (str, bytes, os.PathLike)):
-        return _path("relay", "True, a socket's path or a queue", value)
-    from ._queues.targets import adapt  # with modules that nobody else needs
+        return _path("relay", "True, the path of a socket or a queue", value)
+    from ._queues.targets import adapt  # not at import time: most programs do not need it
 
     return adapt(value)
 
@@ -271,7 +275,9 @@ def _user(value: Any, relay: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(relay, str):
-        raise LetterError("relay_user goes with relay=PATH: only there a relay may be another user's")
+        raise LetterError(
+            "relay_user needs relay=PATH, the socket of that user's relay: give the path, or leave relay_user out"
+        )
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str):
@@ -281,7 +287,7 @@ def _user(value: Any, relay: Any) -> int | None:
             return pwd.getpwnam(value).pw_uid
         except (KeyError, ValueError, UnicodeError):
             raise LetterError(f"relay_user: there is no user {value!r}") from None
-    raise LetterError(f"relay_user must be a user's name or number, not {value!r}")
+    raise LetterError(f"relay_user must be a user name or a user ID, not {short(value)}")
 
 
 def _as_its_relay(relay: Any, api_key: Any, base_url: str) -> tuple[Any, str]:
@@ -290,9 +296,9 @@ def _as_its_relay(relay: Any, api_key: Any, base_url: str) -> tuple[Any, str]:
     if key is None or url is None:
         return api_key, base_url
     if api_key not in (None, key):
-        raise LetterError("api_key is not the one that the SenderManager sends with: leave it out, or give the same")
+        raise LetterError("api_key differs from the SenderManager's: leave it out, or give the same key")
     if not isinstance(base_url, _Default) and base_url and _address(base_url)["base_url"] != url:
-        raise LetterError(f"base_url is not the one that the SenderManager sends to ({url}): leave it out")
+        raise LetterError(f"base_url differs from the SenderManager's ({url}): leave it out, or give the same URL")
     return key, url
 
 
@@ -318,13 +324,13 @@ def _retries(name: str, value: Any) -> int | None:
 def seconds(name: str, value: Any) -> float:
     """Check a duration given by a caller."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _FOREVER:
-        raise LetterError(f"{name} must be seconds, 0 or more, not {short(value)}")
+        raise LetterError(f"{name} must be a number of seconds, 0 or more, not {short(value)}")
     return float(value)
 
 
 def _some_seconds(name: str, value: Any) -> float:
     if not seconds(name, value):
-        raise LetterError(f"{name} must be more than 0 seconds: a request needs time")
+        raise LetterError(f"{name} must be more than 0 seconds, not {short(value)}: a request takes time")
     return float(value)
 
 
@@ -346,9 +352,9 @@ OPTIONS = frozenset(Settings.__init__.__annotations__) - {"numbers", "return"} |
 
 
 class FixedOptions:
-    """A base class of what takes options. Setting one later is an error, because it would have no effect."""
+    """A base class of classes with options. Setting one later is an error, because it would have no effect."""
 
-    if not TYPE_CHECKING:  # where it would have every attribute look as if it could be set
+    if not TYPE_CHECKING:  # type checkers would believe that any attribute can be set
 
         def __setattr__(self, name: str, value: object) -> None:
             if name in OPTIONS and not hasattr(type(self), name):  # otherwise a subclass has defined it

@@ -1,4 +1,4 @@
-"""One transactional email: posted at once, on the caller's thread.
+"""One transactional email, posted at once, on the caller's thread.
 
 Responsible for: the request of `Letter.send`, its checks and its retries. Not responsible for: anything queued.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ._config import Settings
 
-RETRIES = 3  # where `max_retries` is None: somebody waits for this call, so it cannot try for as long as it takes
+RETRIES = 3  # if `max_retries` is None: the caller waits, so retries have to end
 _NAMES = {
     "from_email": "from",
     "from_name": "fromName",
@@ -29,9 +29,9 @@ _NAMES = {
 
 
 def post_mail(settings: Settings, **fields: Any) -> dict[str, Any]:
-    """Send the email that ``fields`` (arguments of `Letter.send`) describe; return the API's answer.
+    """Send the email that ``fields`` (arguments of `Letter.send`) describe; return the API's response.
 
-    Only a mail with an idempotency key is tried again: without one, a second try could send a second mail.
+    Only an email with an idempotency key is retried: without one, a retry could send the email twice.
     """
     given = {_NAMES.get(name, name): value for name, value in fields.items() if value is not None}
     mail = copied_fields("send", given, settings.max_batch_bytes, settings.default)
@@ -42,7 +42,7 @@ def post_mail(settings: Settings, **fields: Any) -> dict[str, Any]:
         raise LetterError("html or text is required")
     body = to_json(mail)
     retries = RETRIES if settings.max_retries is None else settings.max_retries
-    transport = Transport(settings)  # of its own: a kept connection may need a second try, which is not always allowed
+    transport = Transport(settings)  # not a kept connection: that may need a retry, which is not always allowed
     try:
         return _post(transport, settings.timeout, body, retries if mail.get("idempotencyKey") else 0)
     finally:

@@ -1,7 +1,7 @@
-"""Directories, and peers, that are to be believed.
+"""Which directories, and which users at the other end of a socket, are trusted.
 
-Responsible for: which directory and which user at the other end of a socket is trusted. Not responsible for: what is
-laid there, what is said (`spool`, `launcher`, `_relay.client`).
+Responsible for: checking them. Not responsible for: the files in a directory (`spool`, `launcher`), and what is sent
+over a socket (`_relay.client`).
 """
 
 from __future__ import annotations
@@ -20,35 +20,37 @@ if TYPE_CHECKING:
     from typing import Any
 
 ROOT = 0
-_MOST_LINKS = 40  # on the way to a directory, as the kernel has it
+_MOST_LINKS = 40  # symbolic links in a path: the kernel's limit
 _UCRED = struct.Struct("iII")  # Linux: pid, uid, gid
 _XUCRED = struct.Struct("II")  # the BSDs and macOS: a version, the uid, and more
 
 
 def must_be_ours(directory: str) -> None:
-    """`OSError` for a directory in which others could act, or that a link leads to."""
+    """Raise `OSError` unless ``directory`` belongs to this user, is closed to all others, and is not a link."""
     status = _status(directory)
     if status.st_uid != os.geteuid():
-        said = f"it belongs to user {status.st_uid}: name a directory of this user's own"
+        said = f"it belongs to user {status.st_uid}, not to this user ({os.geteuid()}): choose another directory"
         raise OSError(errno.EPERM, said, directory)
     if status.st_mode & 0o077:
-        said = "others may use it: chmod it to 700, or name a directory that is not there yet"
+        said = f"its permissions are too open ({_mode(status)}), expected 0700: chmod it, or choose another directory"
         raise OSError(errno.EPERM, said, directory)
 
 
 def must_be_guarded(directory: str, also: int | None = None) -> None:
-    """`OSError` for a directory where others could lay something or put another one in its place, or for a link to one.
+    """Raise `OSError` if an untrusted user could create files in ``directory`` or replace it, or if it is a link.
 
-    Believed are this user, root and the user ``also``: each directory on the way must be theirs, and closed to the
-    writing of others, but for those where nobody can remove what is another's (the sticky bit).
+    This user, root and the user ``also`` are trusted. Each directory on the path must belong to one of them, and must
+    not be writable by all users unless it has the sticky bit, with which users cannot remove each other's files.
     """
-    if _status(directory).st_mode & 0o022:
-        raise OSError(errno.EPERM, "others may write in it: chmod it to 750 or less", directory)
+    status = _status(directory)
+    if status.st_mode & 0o022:
+        said = f"its permissions are too open ({_mode(status)}), expected 0750 or stricter: chmod it"
+        raise OSError(errno.EPERM, said, directory)
     must_be_reached_safely(directory, also)
 
 
 def must_be_reached_safely(directory: str, also: int | None = None) -> None:
-    """`OSError` if others could have ``directory`` be another one. It must be an absolute path."""
+    """Raise `OSError` if an untrusted user could replace ``directory``, which must be an absolute path."""
     at, links = os.sep, 0
     _check_step(at, os.lstat(at), also)
     todo = directory.split(os.sep)[::-1]
@@ -75,18 +77,18 @@ def must_be_reached_safely(directory: str, also: int | None = None) -> None:
 
 def _check_step(path: str, status: os.stat_result, also: int | None) -> None:
     if not is_trusted(status.st_uid, also):
-        raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}, who could put another one in its place", path)
+        raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}, who is not trusted and could replace it", path)
     if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX:
-        raise OSError(errno.EPERM, "everybody may write in it, and it has no sticky bit", path)
+        raise OSError(errno.EPERM, "every user may write to it, and it has no sticky bit: chmod it to 755", path)
 
 
 def is_trusted(user: int | None, also: int | None = None) -> bool:
-    """True for this user, root and ``also``; and where the system does not say who somebody is."""
+    """True for this user, root and ``also``; also for None, which is the user where the system does not tell it."""
     return user is None or user in (os.geteuid(), ROOT) or user == also
 
 
 def peer_of(sock: Any) -> tuple[int | None, int | None]:
-    """The process and the user who listen, or have connected, at the other end of a Unix socket, where that is told."""
+    """The process and the user at the other end of a Unix socket; None for what the system does not tell."""
     try:
         if hasattr(_socket, "SO_PEERCRED"):
             process, user, _ = _UCRED.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))
@@ -99,16 +101,20 @@ def peer_of(sock: Any) -> tuple[int | None, int | None]:
 
 
 def must_be_trusted(sock: Any, also: int | None = None) -> None:
-    """`OSError` unless the other end of ``sock`` is a user who is believed."""
+    """Raise `OSError` unless the user at the other end of ``sock`` is trusted."""
     _, user = peer_of(sock)
     if not is_trusted(user, also):
         raise OSError(
-            errno.EPERM, f"user {user} serves there, who is neither this user nor root: name him as relay_user"
+            errno.EPERM, f"it is run by user {user}, who is neither this user nor root: set relay_user to trust it"
         )
 
 
 def _status(directory: str) -> os.stat_result:
     status = os.lstat(directory)
     if not stat.S_ISDIR(status.st_mode):
-        raise OSError(errno.ENOTDIR, "it must be a directory, and not a link to one", directory)
+        raise OSError(errno.ENOTDIR, "it must be a directory, and not a symbolic link", directory)
     return status
+
+
+def _mode(status: os.stat_result) -> str:
+    return f"{stat.S_IMODE(status.st_mode):04o}"

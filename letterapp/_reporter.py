@@ -1,7 +1,7 @@
-"""How the application learns what becomes of its events: `on_error`, or a line on stderr.
+"""How the application is told of lost events and other problems: by `on_error`, or a line on stderr.
 
-Responsible for: calling `on_error` safely, what `on_error` itself tracks, reports whose text several modules share.
-Not responsible for: when something is reported, what an error may contain (`_text`).
+Responsible for: calling `on_error` safely, events that `on_error` itself tracks, reports that several modules make.
+Not responsible for: when something is reported, and what an error may contain (`_text`).
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-_LONGEST_LINE = 1_000  # characters: an error's text, and what is said around it
-QUIET = 60.0  # seconds during which the same trouble is not reported again
-_MOST_OWN = 10_000  # events that `on_error` tracked, and that are remembered to be its own
+_LONGEST_LINE = 1_000  # characters: the text of an error, and the words around it
+QUIET = 60.0  # seconds during which the same problem is not reported again
+_MOST_OWN = 10_000  # events that `on_error` tracked and that are remembered
 
 
 class Reporter:
-    """Hands errors to the application's ``on_error``, or prints a line to stderr. It cannot fail, and takes no lock.
+    """Passes errors to the application's ``on_error``, or prints a line to stderr. Never raises, and takes no lock.
 
-    What ``on_error`` itself tracks is an event like any other, but its loss is not reported to ``on_error``, neither
-    at once, which would not end where every event is refused, nor later, which would not either. It is printed.
+    An event that ``on_error`` itself tracks is an event like any other, but if it is lost, that is printed instead of
+    reported to ``on_error``: where every event is refused, each report would cause another one.
     """
 
     def __init__(self, on_error: Callable[[LetterError], object] | None) -> None:
         self._on_error = on_error
         self._calling = ReentrancyGuard()  # the threads that are in `on_error`
-        self.has_called = False  # before that there is nothing to `note`
-        # Hashes of the events that were tracked there: the latest, and those before them. More cannot be waiting in a
-        # queue, unless it has been made very large.
+        self.has_called = False  # `on_error` was called; before that no event needs to be passed to `note`
+        # Hashes of the events that were tracked there, in two generations. A queue does not contain more of them,
+        # unless it was made very large.
         self._own: set[int] = set()
         self._own_before: set[int] = set()
 
@@ -44,7 +44,7 @@ class Reporter:
             if self._on_error is None:
                 _print(f"letterapp: {error}")
             elif self._is_of_on_error(error):
-                _print(f"letterapp: {error} (on_error had tracked it)")
+                _print(f"letterapp: {error} (tracked by on_error itself)")
             else:
                 self.has_called = True
                 self._calling.run(lambda: with_starters_signal_mask(self._call, error))
@@ -53,7 +53,7 @@ class Reporter:
             _print(f"letterapp: on_error raised {said(failure)} for: {error}")
 
     def note(self, event: bytes) -> None:
-        """Tell it of an event before that is queued."""
+        """Remember ``event`` if it is tracked by `on_error`. To be called before it is queued."""
         if self._calling.is_here():
             if len(self._own) >= _MOST_OWN:
                 self._own, self._own_before = set(), self._own
@@ -64,13 +64,13 @@ class Reporter:
         self._on_error(error)
 
     def _is_of_on_error(self, error: LetterError) -> bool:
-        """True when all that ``error`` tells of was tracked by `on_error`."""
+        """True if all events of ``error`` were tracked by `on_error`."""
         events = encoded_events(error)
         return 0 < error.lost <= len(events) and all(map(self._is_own, events))
 
     def _is_own(self, event: bytes | dict[str, Any]) -> bool:
         if not isinstance(event, bytes):
-            return self._calling.is_here()  # it could not be encoded, which is reported in the call
+            return self._calling.is_here()  # it could not be encoded, and that is reported during the call
         mark = hash(event)
         return mark in self._own or mark in self._own_before
 
@@ -79,15 +79,13 @@ def _print(line: str) -> None:
     try:
         sys.stderr.write(clean(line, _LONGEST_LINE) + "\n")
     except Exception as failure:
-        reraise_signal_error(
-            failure
-        )  # else stderr is closed, or None, or cannot write this text: there is nowhere left to say so
+        reraise_signal_error(failure)  # otherwise stderr is closed or None, or cannot encode this text
 
 
 class TroubleReporter:
-    """Reports what is no loss, but may become one: the same text at most once in `QUIET` seconds.
+    """Reports problems that may lead to a loss: each text at most once in `QUIET` seconds.
 
-    For one thread at a time, as whoever sends.
+    Used by one thread at a time, the one that sends.
     """
 
     def __init__(self, report: Callable[[LetterError], object], clock: Callable[[], float]) -> None:
@@ -102,11 +100,11 @@ class TroubleReporter:
             self._report(LetterError(trouble, cause="degraded"))
 
     def forget(self) -> None:
-        """Report the next trouble in any case."""
+        """Report the next problem even if it was reported a moment ago."""
         self._last.clear()
 
 
 def unreadable(events: int, why: str) -> LetterError:
-    """The report of events that an ended process left and nobody can read: ``events`` of them, or more."""
-    said = f"at least {events:,} of the events that an ended process left cannot be read: {why}"
+    """The report of at least ``events`` events that were left by an ended process and cannot be read."""
+    said = f"at least {events:,} events left by an ended process cannot be read: {why}"
     return LetterError(said, cause="damaged", lost=events)

@@ -1,11 +1,12 @@
-"""Text that leaves the library: printable, of bounded length, without keys and passwords.
+"""Text in errors and logs: printable, of bounded length, without API keys and passwords.
 
-Responsible for: `Secret`, the keys that this process knows; `clean`, which every error's text goes through; how a
-foreign value or exception is shown in one. Not responsible for: what an error says, where it goes, what travels.
+Responsible for: `Secret`, the API keys of this process; `clean`, which the text of every error passes through; how
+values and exceptions of other code are shown. Not responsible for: what an error says, and where it is reported.
 
-A server or a proxy may have said anything: control characters, a page of HTML, the key that it was sent. So nothing is
-trusted for where it comes from, and there is one place that no text gets around, `LetterError`. A foreign `repr` may
-raise, or take for ever, as that of thirty lists does that hold the next one twice: no code of a value's class is run.
+A server or a proxy may send anything: control characters, a page of HTML, the key that it received. So no text is
+trusted, whatever its source, and all of them pass through one place, `LetterError`. The `repr` of a foreign value may
+raise or take forever (for example that of thirty nested lists, each of which contains the next one twice), so no code
+of a value's class is run.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 
 LONGEST = 300  # characters of an error's text
 MASK = "***"
-_SHORTEST = 8  # characters of a secret that is looked for in texts; "key" would be found in half of them
+_SHORTEST = 8  # characters of a secret that is searched for in texts; "key" would be found in half of them
 _GAP = " [...] "
 _TAIL = 80  # characters that are kept of the end of a text that is cut
 
-# By `id`: a set would take two of the same text for one, and lose it with the first.
+# By `id`: in a set, two secrets with the same text would be one, and removed with the first of them.
 _known: dict[int, ref[Secret]] = {}
 
 
 class Secret:
-    """A text that shows in no `repr`, `str` or format, and that `clean` removes from texts while this object lives.
+    """A string that no `repr`, `str` or format shows, and that `clean` removes from texts while this object exists.
 
-    It can be pickled, and carries the text then. Immutable.
+    Immutable. Can be pickled; the pickle contains the string.
     """
 
     __slots__ = ("__weakref__", "_text")
@@ -39,9 +40,9 @@ class Secret:
 
     def __init__(self, text: str) -> None:
         try:
-            import re  # noqa: F401  # what `clean` needs, which may run in a call, where nothing is to be imported
+            import re  # noqa: F401  # `clean` needs it, and may run in a call, where nothing may be imported
         except OSError as problem:
-            reraise_signal_error(problem)  # no descriptor left: `clean` tries again
+            reraise_signal_error(problem)  # no file descriptor left: `clean` tries again
 
         object.__setattr__(self, "_text", text)
         if len(text) >= _SHORTEST:
@@ -52,11 +53,11 @@ class Secret:
         raise AttributeError("a secret cannot be changed")
 
     def reveal(self) -> str:
-        """The text. Not to be kept in a variable: crash reporters show those."""
+        """The string. Do not keep it in a variable: crash reporters show variables."""
         return self._text
 
     def encode(self) -> bytes:
-        """The text's bytes; the same holds."""
+        """The string, encoded. Do not keep it in a variable either."""
         return self._text.encode()
 
     def __bool__(self) -> bool:
@@ -79,7 +80,7 @@ class Secret:
 
 
 class SecretBytes(bytes):
-    """Bytes that show in no `repr`, for functions that take nothing but bytes. Can be pickled."""
+    """Bytes that no `repr` shows, for functions that accept only bytes. Can be pickled."""
 
     __slots__ = ()
 
@@ -90,19 +91,19 @@ class SecretBytes(bytes):
 
 
 def revealed(value: Any) -> str:
-    """For `json.dumps(default=)`: secrets as they are."""
+    """For `json.dumps(default=)`: encodes secrets as strings."""
     if isinstance(value, Secret):
         return value.reveal()
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def concealed(value: Any) -> Any:
-    """``value`` as a `Secret` if it is a text; else as it is."""
+    """``value`` as a `Secret` if it is a string; anything else unchanged."""
     return Secret(value) if isinstance(value, str) else value
 
 
 def clean(text: str, longest: int = LONGEST) -> str:
-    """``text`` as an error may say it: see the module."""
+    """``text`` without secrets and control characters, and of at most ``longest`` characters."""
     return excerpt(_without_users(without_keys(text)), longest)
 
 
@@ -116,9 +117,9 @@ def without_keys(text: str) -> str:
 
 
 def excerpt(text: str, longest: int = LONGEST) -> str:
-    """``text`` in one line of at most ``longest`` characters, with nothing in it that steers a terminal.
+    """``text`` as one line of at most ``longest`` printable characters.
 
-    The beginning and the end are kept: what is said around a foreign text stands there.
+    If it is too long, the middle is left out: the library's own words are at the beginning and at the end.
     """
     cut = len(text) > longest
     if cut:
@@ -133,15 +134,15 @@ def _without_users(text: str) -> str:
     try:
         import re
     except OSError as problem:
-        reraise_signal_error(problem)  # no descriptor left: what may be secret goes, with what stands beside it
+        reraise_signal_error(problem)  # no file descriptor left: remove every word that may contain a secret
         return " ".join("***" if "@" in word else word for word in text.split(" "))
 
-    # From the beginning of a word to its last @; begun nowhere else, or a long word would take quadratic time.
+    # From the beginning of a word to its last @. Starting anywhere else would take quadratic time for a long word.
     return re.sub(r"(?<![^\s'\"<>])[^\s'\"<>]*@", _without_user, text)
 
 
 def _without_user(match: Any) -> str:
-    """``scheme://user:password@``, ``user:password@`` and ``scheme://token@`` without what is secret of it."""
+    """``scheme://user:password@``, ``user:password@`` or ``scheme://token@`` without its secret part."""
     word: str = match[0]
     before, slashes, rest = word.partition("://")
     if not slashes:
@@ -152,46 +153,46 @@ def _without_user(match: Any) -> str:
         return f"{before}://{MASK}@{rest[len(user) + 1 :]}"
     port = host.rpartition(":")[2]
     if ":" in authority and not port.isdigit():
-        return f"{before}://{MASK}@"  # a password with a slash in it that nobody has escaped
-    return word  # the @ is one of the path
+        return f"{before}://{MASK}@"  # a password that contains an unescaped slash
+    return word  # the @ is part of the path
 
 
-# Values and exceptions of somebody else's: what is Python's own and has no parts is shown, of all else the class named.
+# Values and exceptions of other code: simple values of built-in types are shown, for all others only the class name.
 
 _SHOWN = frozenset((str, bytes, int, float, complex, bool, type(None)))
 _LONGEST_VALUE = 80
-_name_of: Any = type.__dict__["__name__"].__get__  # a metaclass may have another idea of `__name__`
+_name_of: Any = type.__dict__["__name__"].__get__  # a metaclass may override `__name__`
 _args_of: Any = BaseException.__dict__["args"].__get__
 
 
 def kind_of(value: object) -> str:
-    """The name of its class."""
+    """The name of ``value``'s class."""
     name: str = _name_of(type(value))
     return name
 
 
 def short(value: Any) -> str:
-    """``42``, or ``a list``."""
+    """For example ``42`` or ``a list``."""
     if type(value) not in _SHOWN:
         name = kind_of(value)
         return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
     try:
         text = repr(value[:_LONGEST_VALUE] if isinstance(value, (str, bytes)) else value)
-    except ValueError:  # CPython's limit on digits
+    except ValueError:  # CPython limits the number of digits
         return "a very long int"
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
 def described(value: object) -> str:
-    """``int: 42``, or ``list``."""
+    """For example ``int: 42`` or ``list``."""
     return f"{kind_of(value)}: {short(value)}" if type(value) in _SHOWN else kind_of(value)
 
 
 def shown(value: object) -> str:
-    """``b'x' (bytes)``, or ``a list``."""
+    """For example ``b'x' (bytes)`` or ``a list``."""
     return f"{short(value)} ({kind_of(value)})" if type(value) in _SHOWN else short(value)
 
 
 def said(error: BaseException) -> str:
-    """``KeyError('name')``: its class, and those of its first arguments that can be shown."""
+    """For example ``KeyError('name')``: the class, and up to three arguments."""
     return f"{kind_of(error)}({', '.join(map(short, _args_of(error)[:3]))})"

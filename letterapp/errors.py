@@ -1,7 +1,7 @@
-"""The one error a caller may see.
+"""The one exception of this package.
 
-Responsible for: `LetterError`, what it carries, how it is pickled. Not responsible for: when it is raised (the rooms
-decide), text of a particular failure, what no text may hold (`_text`).
+Responsible for: `LetterError`, its attributes, how it is pickled. Not responsible for: when it is raised and what it
+says (the other modules), removing secrets from texts (`_text`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ else:
 
 
 class LetterError(Exception):
-    """A call was wrong, a request failed, or events were given up.
+    """An argument is invalid, a request failed, or events were lost.
 
-    Raised by constructors, by calls with a wrong argument and by `Letter.send`; handed to ``on_error`` for everything
-    that happens to an event after its call returned. It can be pickled and sent to another process.
+    Raised by constructors, by calls with an invalid argument and by `Letter.send`. Passed to ``on_error`` for whatever
+    happens to an event after its call has returned. It can be pickled and sent to another process.
 
-    Its text is one printable line of at most 300 characters, whatever a server, a proxy or a value had to say. It holds
-    no ``user:password@`` and, as its attributes, none of the API keys that this process has.
+    Its text is one line of at most 300 printable characters, whatever a server, a proxy or a value contained. The text
+    contains no ``user:password@``, and neither the text nor the attributes contain an API key of this process.
 
     Attributes:
-        status: HTTP status of the API's answer, or None when there was none.
-        body: text of the answer (at most 64 KiB), or None.
-        code: ``error.code`` of the API's answer, or None.
-        reason: ``error.reason`` of the API's answer, or None.
-        cause: of what ``on_error`` gets: why events were given up, one of the keys of ``Letter.stats()["lost"]``, or
-            ``"degraded"`` for what is no loss, but trouble that may become one. None for what is raised.
-        lost: how many lost events this report stands for.
+        status: The HTTP status of the API's response, or None if there was none.
+        body: The text of the response, at most 64 KiB, or None.
+        code: ``error.code`` of the response, or None.
+        reason: ``error.reason`` of the response, or None.
+        cause: In ``on_error``, why events were lost: one of the keys of ``Letter.stats()["lost"]``, or ``"degraded"``
+            for a problem that may lead to a loss. None if the error was raised.
+        lost: The number of events that are lost, according to this report.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class LetterError(Exception):
 
     @property
     def events(self) -> typing.List[typing.Dict[str, typing.Any]]:
-        """The events that were given up, as dicts in the wire's form, so that an application can keep them.
+        """The lost events as dicts, with the names that the API uses, so that an application can store them.
 
         Each has its ``messageId`` and ``timestamp``, so it can be sent again as the same event: docs/guarantees.md
-        shows how. A report of a full queue carries the first 100 of its burst. An event that could not be encoded
-        (``cause`` is ``"invalid"``) holds the very values that it was called with, under the wire's names. With the
-        cause ``degraded`` they are what a relay still has when their process ends, and may give up.
-        What a relay's client or a spool's file had in the place of an event, and is none, is left out.
-        Decoded anew at each access; safe from any thread.
+        shows how. The report of a full queue has only the first 100 events that were dropped. An event that could not
+        be encoded (the ``cause`` is ``"invalid"``) has the values that were passed to the call. If the ``cause`` is
+        ``"degraded"``, they are not lost: a relay still has them at the end of their process, and may lose them.
+        Data from a relay's client or a spool file that is not an event is left out.
+        Decoded at each access. Safe in any thread.
         """
         events = (_decoded(event) if isinstance(event, bytes) else event for event in self._events)
         return [event for event in events if isinstance(event, dict)]
@@ -75,12 +75,12 @@ class LetterError(Exception):
 
 
 def encoded_events(error: LetterError) -> typing.Sequence[typing.Union[bytes, typing.Dict[str, typing.Any]]]:
-    """``error.events`` as they are kept: each encoded, or as it was called where that failed."""
+    """``error.events`` as they are stored: encoded, or the arguments of the call if encoding failed."""
     return error._events
 
 
 def _decoded(event: bytes) -> typing.Any:
-    from json import loads  # not at import: it costs more than the whole package
+    from json import loads  # not at import time: it takes longer than the whole package
 
     try:
         return loads(event)
@@ -95,8 +95,8 @@ def _rebuild(message: str, state: dict[str, typing.Any]) -> LetterError:
 
 
 def _is_picklable(event: bytes | dict[str, typing.Any]) -> bool:
-    # An event that was refused may hold anything the application put there, a lock or a socket too. The report of it
-    # must cross to another process all the same; what cannot cross stays behind.
+    # An event that could not be encoded may contain anything, such as a lock or a socket. The report must be picklable
+    # all the same, so such an event is left out.
     if isinstance(event, bytes):
         return True
     from pickle import dumps

@@ -1,6 +1,6 @@
-"""The pytest fixture `letter_api`: a started ingestion server, closed after the test.
+"""The pytest fixture `letter_api`: a running ingestion server, closed after the test.
 
-Loaded by pytest itself where letterapp is installed. Imports nothing of the client.
+pytest loads this module if letterapp is installed. It imports nothing from the client.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from .testing import IngestionServer
 
 @pytest.fixture
 def letter_api() -> Iterator[IngestionServer]:
-    """An `IngestionServer` on a free loopback port. Point a client at ``letter_api.url``."""
+    """A running `letterapp.testing.IngestionServer` on a free loopback port; ``letter_api.url`` is its base URL.
+
+    One per test, closed after it. Use it in the process of the test; other processes connect to its URL.
+    """
     with IngestionServer() as api:
         yield api

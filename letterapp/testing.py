@@ -1,4 +1,4 @@
-"""An ingestion server for tests: it speaks the wire, keeps what came, and misbehaves when told.
+"""An ingestion server for tests: it implements the API's protocol, stores what it receives, and fails on request.
 
     from letterapp.testing import IngestionServer
 
@@ -8,11 +8,11 @@
         letter.close()
         assert [item["event"] for item in api.events] == ["Order Completed"]
 
-Responsible for: the server's side of the protocol, its checks, its faults. Imports nothing of the client, so the two
-cannot share a bug. With pytest the fixture `letter_api` hands out a started server.
+Responsible for: the server's side of the protocol, its checks, its faults. Not responsible for: the client. It imports
+nothing from the client, so that the two cannot share a bug. In pytest the fixture `letter_api` is a running server.
 
-What it calls of yours (`on_event`, `rule`, a fault) costs no request when it raises: the traceback goes to stderr, and
-the request is treated as if it had not been called.
+If a callback (`on_event`, `rule`, a fault) raises, the traceback is printed to stderr, and the request is handled as if
+the callback had not been called.
 """
 
 from __future__ import annotations
@@ -35,31 +35,41 @@ _KINDS = {"traits": dict, "properties": dict}
 
 
 class Request:
-    """One request as it came. ``connection`` is the client's address, so equal for requests over one connection."""
+    """One request as it was received.
+
+    Attributes:
+        method: ``"POST"``.
+        path: The path, with the prefix of the client's ``base_url``.
+        headers: The headers, with names in lower case.
+        body: The body, as bytes.
+        connection: The client's host and port: the same for all requests over one connection.
+        at: When it was received, in seconds of `time.monotonic`.
+    """
 
     def __init__(
         self, method: str, path: str, headers: Dict[str, str], body: bytes, connection: Tuple[str, int]
     ) -> None:
         self.method = method
         self.path = path
-        self.headers = headers  # names in lower case
+        self.headers = headers
         self.body = body
         self.connection = connection
         self.at = time.monotonic()
 
     @property
     def json(self) -> Any:
+        """The body, decoded. Raises `ValueError` if it is not JSON."""
         return json.loads(self.body)
 
 
-# A fault answers in the API's place. It gets the connection's handler, of which it may use `keep`, `answer`, `hang_up`
-# and `wfile`. The request's events are kept if it calls `keep`. That comes before the answer, as with the API: a client
-# that has an answer can rely on it.
+# A fault responds instead of the API. It is called with the connection's handler, of which it may use `keep`, `answer`,
+# `hang_up` and `wfile`. If it calls `keep`, the request's events are stored. That has to come before the response, as
+# it does in the API: a client that has a response can rely on it.
 Fault = Callable[["_Handler"], object]
 
 
 def status(code: int, body: bytes = b"{}", headers: Optional[Dict[str, str]] = None, stored: bool = False) -> Fault:
-    """Answer with this status."""
+    """Respond with the HTTP status ``code``, ``body`` and ``headers``; ``stored`` stores the request's events first."""
 
     def answer(handler: _Handler) -> None:
         if stored:
@@ -70,7 +80,7 @@ def status(code: int, body: bytes = b"{}", headers: Optional[Dict[str, str]] = N
 
 
 def reset(stored: bool = False) -> Fault:
-    """Reset the connection (RST) without an answer."""
+    """Reset the connection (RST) without a response; ``stored`` stores the request's events first."""
 
     def answer(handler: _Handler) -> None:
         if stored:
@@ -82,7 +92,7 @@ def reset(stored: bool = False) -> Fault:
 
 
 def raw(data: bytes, stored: bool = False) -> Fault:
-    """Write ``data`` in the answer's place, and close: nothing, garbage, half an answer."""
+    """Send ``data`` instead of a response, and close the connection; ``stored`` stores the request's events first."""
 
     def answer(handler: _Handler) -> None:
         if stored:
@@ -94,7 +104,7 @@ def raw(data: bytes, stored: bool = False) -> Fault:
 
 
 def cut(stored: bool = False) -> Fault:
-    """Close in the middle of an answer."""
+    """Close the connection in the middle of a response; ``stored`` stores the request's events first."""
     return raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{", stored)
 
 
@@ -104,7 +114,10 @@ def endless(
     head: bytes = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n",
     every: float = 0.0,
 ) -> Fault:
-    """Answer ``head`` and then ``piece`` without an end, until the client leaves; one each ``every`` seconds."""
+    """Send ``head``, and then ``piece`` every ``every`` seconds until the client disconnects.
+
+    ``stored`` stores the request's events first.
+    """
 
     def answer(handler: _Handler) -> None:
         if stored:
@@ -121,7 +134,7 @@ def endless(
 
 
 def stall(seconds: float, then: Optional[Fault] = None) -> Fault:
-    """Answer only after ``seconds``, properly or by ``then``."""
+    """Respond after ``seconds``: as the API does, or with the fault ``then``."""
 
     def answer(handler: _Handler) -> None:
         handler.server.api.closing.wait(seconds)
@@ -131,7 +144,10 @@ def stall(seconds: float, then: Optional[Fault] = None) -> Fault:
 
 
 class Hold:
-    """A fault that holds a request on the wire: ``arrived`` says that it is there, and `release` lets it go on."""
+    """A fault that keeps a request waiting: ``arrived`` is set when it has been received, `release` lets it continue.
+
+    It waits for at most ``longest`` seconds, then responds as the API does, or with the fault ``then``.
+    """
 
     def __init__(self, then: Optional[Fault] = None, longest: float = 60.0) -> None:
         self.arrived = threading.Event()
@@ -140,6 +156,7 @@ class Hold:
         self._longest = longest
 
     def release(self) -> None:
+        """Let this request, and later ones that meet this fault, continue."""
         self._released.set()
 
     def __call__(self, handler: _Handler) -> None:
@@ -154,15 +171,27 @@ def _properly(handler: _Handler) -> None:
 
 
 class IngestionServer:
-    """The API on a loopback port. Started means listening. All methods and attributes may be used from any thread.
+    """The API on a loopback port. It listens when the constructor returns. Any thread may use methods and attributes.
+
+    Use it as a context manager, or call `close`. It belongs to the process that created it; others connect to `url`.
+
+    Args:
+        port: The port to listen on; 0 is any free port.
+        api_key: The API key to accept; None accepts any.
+        max_body: Maximum size of a request's body, in bytes; a larger one gets a 413. None accepts any.
+        ssl_context: Serves HTTPS with this context.
+        on_event: Called with each item that was stored, before the response to its request.
 
     Attributes:
-        events: every item of every batch that was kept, in the order of arrival, repeated deliveries too.
-        mails: bodies of ``/v1/send``.
-        requests: every request, refused ones too.
-        rule: called with each `Request`; returns a fault, or None to treat it properly.
+        url: The server's base URL.
+        port: The port that it listens on.
+        events: The items of all batches that were stored, in order of arrival, including repeated deliveries.
+        mails: The bodies of requests to ``/v1/send``.
+        requests: All requests, including refused ones.
+        rule: A function that is called with each `Request`, and returns a fault, or None to respond as the API does.
 
-    ``on_event`` is called with each item that was kept, before its request is answered.
+    Raises:
+        OSError: The port cannot be used.
     """
 
     def __init__(
@@ -183,7 +212,7 @@ class IngestionServer:
         self.max_body = max_body
         self._on_event = on_event
         self._planned: deque[Fault] = deque()
-        self._changed = threading.Condition()  # guards the lists and `_ids`; notified whenever something came
+        self._changed = threading.Condition()  # guards the lists and `_ids`; notified whenever something is received
         self._ids: set[str] = set()
         self._server = _Server(port, ssl_context, self)
         scheme = "https" if ssl_context else "http"
@@ -193,33 +222,33 @@ class IngestionServer:
         self._thread.start()
 
     def plan(self, *faults: Fault) -> None:
-        """Meet the next requests with ``faults``, one each, in order."""
+        """Use ``faults`` for the next requests, one each, in order."""
         self._planned.extend(faults)
 
     def wait_for(self, count: int, timeout: float = 60.0) -> bool:
-        """Wait until ``count`` different events have been kept; False when ``timeout`` seconds passed before."""
+        """Wait until ``count`` different events have been stored; False after ``timeout`` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self._ids) >= count, timeout)
 
     def wait_until(self, true: Callable[[], bool], timeout: float = 60.0) -> bool:
-        """Wait until ``true()``, which is asked again whenever a request has come."""
+        """Wait until ``true()``, which is called again after each request; False after ``timeout`` seconds."""
         with self._changed:
             return self._changed.wait_for(true, timeout)
 
     @property
     def distinct(self) -> int:
-        """How many events the API would count: one for each messageId."""
+        """The number of events that the API would count: one for each messageId."""
         with self._changed:
             return len(self._ids)
 
     def repeated(self) -> Dict[str, int]:
-        """messageIds that came more than once, and how often."""
+        """The messageIds that were received more than once, and how often."""
         with self._changed:
             counts = Counter(item["messageId"] for item in self.events)
         return {identity: count for identity, count in counts.items() if count > 1}
 
     def close(self) -> None:
-        """Stop listening and drop every connection."""
+        """Stop listening and close every connection."""
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
@@ -227,7 +256,7 @@ class IngestionServer:
         self._thread.join(10)
 
     def drop_connections(self) -> None:
-        """Close every connection from this side, as a server does with idle ones."""
+        """Close every connection, as a server does with idle ones."""
         self._server.drop_connections()
 
     def __enter__(self) -> IngestionServer:
@@ -260,9 +289,9 @@ class IngestionServer:
         else:
             return 404, f"no such path: {request.path}"
         if not request.headers.get("authorization", "").startswith("Bearer "):
-            return 401, "no key"
+            return 401, "no API key"
         if self.api_key is not None and request.headers["authorization"] != f"Bearer {self.api_key}":
-            return 401, "wrong key"
+            return 401, "wrong API key"
         if self.max_body is not None and len(request.body) > self.max_body:
             return 413, f"more than {self.max_body} bytes"
         try:
@@ -324,7 +353,7 @@ class _Server(ThreadingHTTPServer):
                 pass
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that was killed in the middle is what this server is for
+        pass  # clients that are killed during a request are expected in tests
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -332,14 +361,14 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Server
     received: Request
-    is_kept = False  # its events are
-    is_answered = False  # or the connection is closed
+    is_kept = False  # the request's events are stored
+    is_answered = False  # the response was sent, or the connection closed
 
     def do_GET(self) -> None:
-        # Not of the API: how another process asks what came. A web page may not: it would come from elsewhere, or by a
-        # name of its own that it has made lead to this machine (DNS rebinding).
+        # Not part of the API: other processes use it to see what was received. Web pages may not: such a request has an
+        # Origin header, or a host name that its owner has pointed to this machine (DNS rebinding).
         if not _is_of_this_machine(self.headers.get("Host")) or "Origin" in self.headers:
-            self.answer(403, b'{"error":{"code":"forbidden","message":"ask by a name of loopback, from no web page"}}')
+            self.answer(403, b'{"error":{"code":"forbidden","message":"use a loopback host name, and no web page"}}')
             return
         api = self.server.api
         with api._changed:
@@ -355,7 +384,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         body = self.rfile.read(length)
         if len(body) < length:
-            self.close_connection = True  # cut short by the client: no request
+            self.close_connection = True  # the client has disconnected: this is no complete request
             return
         request = Request("POST", self.path, headers, body, self.client_address)
         api = self.server.api
@@ -377,18 +406,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200)
 
     def _meet(self, fault: Fault) -> bool:
-        """Have ``fault`` answer; False when it has raised, and there is no answer yet."""
+        """Let ``fault`` respond; False if it has raised and there is no response yet."""
         try:
             fault(self)
         except (ConnectionError, socket.timeout, ssl.SSLError):
-            raise  # the client is gone, which ends the connection
+            raise  # the client has gone, which ends the connection
         except BaseException:
             _complain()
             return self.is_answered
         return True
 
     def keep(self) -> None:
-        """Accept the request's events."""
+        """Store the request's events."""
         if not self.is_kept:
             self.is_kept = True
             self.server.api._keep(self.received)
@@ -397,7 +426,7 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [f"HTTP/1.1 {code} Status", "Content-Type: application/json", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         self.is_answered = True
-        # One write: two small ones make the client wait for the network's delayed acknowledgement, 40 ms a request.
+        # One write: after two small ones the client would wait for a delayed TCP acknowledgement, 40 ms per request.
         self.wfile.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
 
     def hang_up(self) -> None:
@@ -413,7 +442,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_of_this_machine(host: str | None) -> bool:
-    """True for a Host header that names loopback, with or without a port."""
+    """True for a Host header that is a loopback name, with or without a port."""
     text = (host or "").strip().lower()
     name, _, port = text.rpartition(":")
     names = ("127.0.0.1", "localhost", "[::1]")
@@ -421,7 +450,7 @@ def _is_of_this_machine(host: str | None) -> bool:
 
 
 def _complain() -> None:
-    """Print the exception that is handled. Never raises: stderr may be closed."""
+    """Print the traceback of the current exception. Never raises: stderr may be closed."""
     try:
         traceback.print_exc()
     except Exception:

@@ -1,4 +1,5 @@
-"""What arrives and what it costs, beside other clients: ``python -m stress`` from a checkout, never part of the wheel.
+"""Tests what arrives and measures what it costs, in comparison with other clients: ``python -m stress`` in a checkout.
 
-`run` and `all` play scenarios and balance a ledger; `bench` measures; `report` shows both. See docs/stress.md.
+Not part of the wheel. `run` and `all` run scenarios and print a ledger; `bench` measures; `report` shows the results of
+both. See docs/stress.md.
 """

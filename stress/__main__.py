@@ -1,4 +1,4 @@
-"""``python -m stress``: the commands. Lives here: their arguments. Never here: what they do."""
+"""``python -m stress``: the command line. Responsible for: arguments. Not responsible for: what the commands do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CACHE = Path.home() / ".cache" / "letterapp-stress"
 def main() -> int:
     parser = _parser()
     options = parser.parse_args()
-    # Both end what has been started. A shell gives programs in the background an ignored Ctrl-C.
+    # Either signal ends all started programs. A shell starts background programs with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
@@ -22,7 +22,7 @@ def main() -> int:
     except ImportError as missing:
         if missing.name is None or missing.name.startswith(("stress", "letterapp")):
             raise
-        parser.exit(2, f"{missing}: pip install -e '.[stress]' first\n")
+        parser.exit(2, f"{missing}; run pip install -e '.[stress]' first\n")
     except ValueError as wrong:
         parser.error(str(wrong))
     except KeyboardInterrupt:
@@ -30,108 +30,152 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m stress", description="letterapp under load, beside other clients.")
+    parser = argparse.ArgumentParser(
+        prog="python -m stress", description="Test letterapp under load, and compare it with other clients."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("list", help="the scenarios and what they do")
+    commands.add_parser("list", help="list the scenarios and what they do")
 
     run = commands.add_parser(
         "run",
-        help="play scenarios: real servers, forks, faults and kills, and a ledger",
-        description="Play scenarios and balance what the calls returned for against what came. "
-        "Exit 1 unless this client balances in all of them.",
+        help="run scenarios: real servers, forks, faults and kills, and print a ledger",
+        description="Run scenarios and compare the calls that returned with the events that arrived. "
+        "The exit status is 1 unless this client balances in all of them.",
     )
-    run.add_argument("scenarios", nargs="+", metavar="SCENARIO", help="a name, or a pattern: 'gunicorn-*'")
-    _playing(run)
-    _playing(commands.add_parser("all", help="play every scenario"))
+    run.add_argument("scenarios", nargs="+", metavar="SCENARIO", help="a name or a pattern, such as 'gunicorn-*'")
+    _add_run_options(run)
+    _add_run_options(commands.add_parser("all", help="run every scenario"))
 
     bench = commands.add_parser(
         "bench",
-        help="what a call, a batch, an import, a fork cost, as ratios",
-        description="Measure this checkout beside other clients and a floor. Exit 1 when a limit is missed.",
+        help="measure what a call, a batch, an import and a fork cost",
+        description="Measure this checkout, other clients, and a floor. The exit status is 1 if a limit is missed.",
     )
     bench.add_argument(
-        "peers", nargs="*", metavar="PEER", help="letterapp, posthog, segment, rudder; NAME==VERSION too (all)"
+        "peers",
+        nargs="*",
+        metavar="PEER",
+        help="letterapp, posthog, segment or rudder; NAME==VERSION is possible (default: all)",
     )
-    bench.add_argument("--rounds", type=_positive, default=5, metavar="N", help="times that everything is measured (5)")
-    bench.add_argument("--rows", default="", metavar="KEY,KEY", help="only these measures (stress/rows.py names them)")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write every raw figure")
+    bench.add_argument("--rounds", type=_positive, default=5, metavar="N", help="number of rounds (default: 5)")
+    bench.add_argument("--rows", default="", metavar="KEY,KEY", help="only these measures, from stress/metrics.py")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all raw figures")
     bench.add_argument("--markdown", type=Path, metavar="FILE", help="write the table for docs/benchmarks.md")
-    _environments(bench)
+    _add_environment_options(bench)
 
     cpython = commands.add_parser(
         "cpython",
-        help="CPython's own tests with a used client in every process",
-        description="Run modules of CPython's own tests without anything, with an idle thread and with a used client "
-        "in every process, and print what differs. Exit 1 when the client makes a test fail, for no known reason.",
+        help="run CPython's own tests with a used client in every process",
+        description="Run modules of CPython's own tests unchanged, with an idle thread and with a used client in every "
+        "process, and print the differences. The exit status is 1 if only the client makes a test fail, for no known "
+        "reason.",
     )
-    cpython.add_argument("tests", nargs="*", metavar="TEST", help="a module, or MODULE:PATTERN (all that fork or end)")
     cpython.add_argument(
-        "--python", default=sys.executable, metavar="PATH", help="whose tests, which must be installed (this one)"
+        "tests",
+        nargs="*",
+        metavar="TEST",
+        help="a module, or MODULE:PATTERN (default: those about forks, threads and exits)",
     )
-    cpython.add_argument("--children", action="store_true", help="a fourth time: each forked child uses it at once")
-    cpython.add_argument("--again", type=int, default=3, metavar="N", help="times that what differs is repeated (3)")
-    cpython.add_argument("--seconds", type=float, default=900.0, metavar="N", help="that one module may take (900)")
-    cpython.add_argument("--keep", type=Path, metavar="DIR", help="write there what each run printed")
+    cpython.add_argument(
+        "--python",
+        default=sys.executable,
+        metavar="PATH",
+        help="the interpreter, with its tests installed (default: this one)",
+    )
+    cpython.add_argument(
+        "--children", action="store_true", help="add a mode in which each forked child uses the client at once"
+    )
+    cpython.add_argument(
+        "--again",
+        type=int,
+        default=3,
+        metavar="N",
+        help="number of times that a differing test is repeated (default: 3)",
+    )
+    cpython.add_argument(
+        "--seconds", type=float, default=900.0, metavar="N", help="time limit for one module (default: 900)"
+    )
+    cpython.add_argument("--keep", type=Path, metavar="DIR", help="write the output of each run there")
 
     fuzz = commands.add_parser(
         "fuzz",
-        help="odd input into one way in, guided by coverage",
-        description="Try odd input for as long as it is given, and keep what reaches something new in a corpus. Exit 1 "
-        "when something was found.",
+        help="feed unusual input to one interface, guided by coverage",
+        description="Try unusual input for the given time, and keep in a corpus what reaches new code. The exit status "
+        "is 1 if there are findings.",
     )
     fuzz.add_argument(
         "target",
         metavar="TARGET",
-        help="call (any Python value), spool (a file's bytes), api (an answer of the API), answer (of a relay), "
-        "relay (a client's lines to one)",
+        help="call (any Python value), spool (a spool file), api (a response of the API), answer (a response of a "
+        "relay), relay (requests to a relay)",
     )
-    fuzz.add_argument("--seconds", type=float, default=600.0, metavar="N", help="how long (600)")
-    fuzz.add_argument("--seed", type=_positive, metavar="S", help="of the fuzzer's own choices (a new one)")
-    fuzz.add_argument("--corpus", type=Path, metavar="DIR", help="what it begins with and adds to (of CACHE)")
-    fuzz.add_argument("--engine", choices=("atheris", "hypothesis"), help="what makes the inputs (atheris)")
-    fuzz.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"where the corpora are ({CACHE})")
+    fuzz.add_argument("--seconds", type=float, default=600.0, metavar="N", help="duration (default: 600)")
+    fuzz.add_argument("--seed", type=_positive, metavar="S", help="seed of the fuzzer (default: random)")
+    fuzz.add_argument("--corpus", type=Path, metavar="DIR", help="corpus to start from and add to (default: in CACHE)")
+    fuzz.add_argument(
+        "--engine",
+        choices=("atheris", "hypothesis"),
+        help="what makes the inputs (default: atheris if it is installed)",
+    )
+    fuzz.add_argument(
+        "--cache", type=Path, default=CACHE, metavar="DIR", help=f"directory of the corpora (default: {CACHE})"
+    )
 
     report = commands.add_parser(
         "report",
-        help="one page and one picture of what run, all and bench found",
-        description="Make a report of JSON files that run, all and bench wrote; without FILE, of the newest of each.",
+        help="make a page and a picture of the results of run, all and bench",
+        description="Make a report from JSON files of run, all and bench; without FILE, from the newest of each.",
     )
-    report.add_argument("files", nargs="*", type=Path, metavar="FILE", help="what --json wrote")
-    report.add_argument("--html", type=Path, metavar="FILE", help="one self-contained page (letterapp-stress.html)")
-    report.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
-    report.add_argument("--picture", type=Path, metavar="FILE", help="the picture, SVG")
+    report.add_argument("files", nargs="*", type=Path, metavar="FILE", help="a file written by --json")
+    report.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a self-contained page (default: letterapp-stress.html)"
+    )
+    report.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    report.add_argument("--picture", type=Path, metavar="FILE", help="write the picture (SVG)")
     report.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=argparse.SUPPRESS)
     return parser
 
 
-def _playing(command: argparse.ArgumentParser) -> None:
+def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--client",
         action="append",
         dest="clients",
         metavar="NAME",
-        help="this, relay (this one with relay=True), manager (this one with the queue of a SenderManager), letterapp, "
-        "posthog, segment, rudder; NAME==VERSION too; may be given again (all but relay and manager)",
+        help="this, relay (this client with relay=True), manager (this client with the queue of a SenderManager), "
+        "letterapp, posthog, segment or rudder; NAME==VERSION is possible; repeatable (all but relay, manager)",
     )
     command.add_argument(
-        "--seconds", type=float, default=20.0, metavar="N", help="length of those without an end: soak, chaos (20)"
+        "--seconds",
+        type=float,
+        default=20.0,
+        metavar="N",
+        help="duration of the scenarios soak and chaos (default: 20)",
     )
-    command.add_argument("--seed", type=int, metavar="S", help="play the same choices again (a new one)")
+    command.add_argument(
+        "--seed", type=int, metavar="S", help="repeat the random choices of an earlier run (default: random)"
+    )
     command.add_argument(
         "--repeat",
         type=_positive,
         default=1,
         metavar="N",
-        help="play each N times, with N seeds from --seed on; the ledger keeps the worst (1)",
+        help="run each N times, with N seeds from --seed on; the ledger keeps the worst (default: 1)",
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write the ledger")
-    _environments(command)
+    _add_environment_options(command)
 
 
-def _environments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--python", default=sys.executable, metavar="PATH", help="what all clients run on (this one)")
+def _add_environment_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--cache", type=Path, default=CACHE, metavar="DIR", help=f"where the clients are installed, once ({CACHE})"
+        "--python", default=sys.executable, metavar="PATH", help="the interpreter of all clients (default: this one)"
+    )
+    command.add_argument(
+        "--cache",
+        type=Path,
+        default=CACHE,
+        metavar="DIR",
+        help=f"directory where the clients are installed (default: {CACHE})",
     )
 
 
@@ -164,7 +208,7 @@ def _command(options: argparse.Namespace) -> int:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+        raise argparse.ArgumentTypeError("must be at least 1")
     return number
 
 

@@ -1,8 +1,9 @@
-"""The rounds: who is measured when, and which figures come of it.
+"""The benchmark's rounds: the order of the measurements, and the figures that result.
 
-Lives here: the order of measurements and what each needs around it, a sink, a proxy, a look from outside. Everything is
-taken once a round, client after client, so that all share the machine's moods. Never here: limits, tables, clocks
-around a client's calls (those run in its own interpreter: `inside/measure.py`), figures at several sizes (`curves.py`).
+Responsible for: what each measurement needs around it (a server, a proxy, samples from outside). Every figure is taken
+once a round, client after client, so that the varying load of the machine affects all of them. Not responsible for:
+limits, tables, timing a client's calls (in its own interpreter: `inside/measure.py`), figures at several sizes
+(`scaling.py`).
 """
 
 from __future__ import annotations
@@ -27,32 +28,33 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
-from .curves import Curves
+from .metrics import CURVES, MEASURES, METRICS, WORKERS, Samples, check_limits
 from .peers import FLOOR, KNOWN, SELF, Environments, Peer
 from .programs import Failure, Program
 from .report import results
-from .rows import CURVES, MEASURES, ROWS, WORKERS, Samples, findings
+from .scaling import Scaling
 
 HERE = Path(__file__).resolve().parent
 CALLS = 20_000
 STREAM = 40_000
-NEAR = 20_000  # over TLS
-FAR = 4_000
+TLS_STREAM = 20_000  # over TLS, without delay
+DELAYED_STREAM = 4_000  # over TLS, with `ONE_WAY_DELAY`
 WAITING = 40_000
 BURST = 200
-RELAYED, RELAYED_BY = 200_000, 8  # events, processes
+RELAYED, RELAYING_PROCESSES = 200_000, 8  # events, processes
 FLOOD = 384_000  # a whole number of batches on each of the connections
-WARMING = 100  # as in inside/measure.py
-ONE_WAY = 0.010  # seconds
-IMPORTS = 10  # pairs in a round
+WARM_UP = 100  # events, as in inside/measure.py
+ONE_WAY_DELAY = 0.010  # seconds
+IMPORTS = 10  # pairs a round
 FORK_STEPS = 10
-SETTLING, WATCHED, LEAVING = 1.0, 3.0, 4.0  # seconds after a burst: unwatched, watched, before threads are counted
+# Seconds after a burst: before the wake-ups are counted, while they are, and before the threads are.
+SETTLING, WATCHED, ENDING = 1.0, 3.0, 4.0
 
 Figures = Dict[str, float]
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Measure, print the table, write the files. Returns the exit status: 1 when a limit is missed."""
+    """Measure, print the tables, write the files. Returns the exit status: 1 if a limit is missed."""
     console = Console()
     wanted = [name for name in options.rows.split(",") if name] or list(MEASURES)
     for name in wanted:
@@ -71,21 +73,21 @@ def bench(options: argparse.Namespace) -> int:
 
             for number in range(options.rounds):
                 for measure in wanted:
-                    if not console.is_terminal:  # no bar is drawn there
+                    if not console.is_terminal:  # which draws no progress bar
                         console.print(f"round {number + 1} of {options.rounds}, {measure}")
                     rounds.take(measure, partial(step, f"round {number + 1}, {measure}"))
         try:
-            sink_speed: float | None = rounds.sink_speed(1)
-            rounds.curves.compare_sink(rounds.sink_speed(max(WORKERS)), max(WORKERS))
+            server_rate: float | None = rounds.server_rate(1)
+            rounds.curves.compare_server(rounds.server_rate(max(WORKERS)), max(WORKERS))
         except Failure as failure:
-            console.print(f"the sink alone: {failure}")
-            sink_speed = None
+            console.print(f"the counting server alone: {failure}")
+            server_rate = None
     result = report.Result(
         columns,
         rounds.samples,
         rounds.failures,
         rounds.event_sizes,
-        sink_speed,
+        server_rate,
         options.rounds,
         environments.python_version,
         rounds.curves.samples,
@@ -95,7 +97,7 @@ def bench(options: argparse.Namespace) -> int:
     results.keep(report.as_json(result), "bench", options)
     if options.markdown:
         options.markdown.write_text(report.as_markdown(result))
-    return 1 if any(finding.verdict == "MISSED" for finding in findings(result.samples)) else 0
+    return 1 if any(finding.verdict == "MISSED" for finding in check_limits(result.samples)) else 0
 
 
 def _progress(console: Console) -> Progress:
@@ -106,43 +108,43 @@ def _progress(console: Console) -> Progress:
 
 class _Certificate(NamedTuple):
     server: Path  # certificate and key
-    bundle: Path  # what the clients trust
+    bundle: Path  # the authorities that the clients trust
 
     @classmethod
     def make(cls, folder: Path) -> _Certificate:
         authority = trustme.CA()
         server, bundle = folder / "server.pem", folder / "bundle.pem"
         authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(server))
-        # Beside the system's own, because loading those is part of what a client does that makes a new TLS context
-        # for each connection.
+        # In addition to the system's, because loading those is part of the cost of a client that makes a new TLS
+        # context for each connection.
         system = ssl.get_default_verify_paths().cafile
         bundle.write_bytes((Path(system).read_bytes() if system else b"") + authority.cert_pem.bytes())
         return cls(server, bundle)
 
 
 class _Rounds:
-    """Takes one measurement after the other and keeps what came of them."""
+    """Takes one measurement after the other and keeps the results."""
 
     def __init__(self, columns: list[Peer], certificate: _Certificate, folder: Path) -> None:
         self._columns = columns
         self._certificate = certificate
         self._folder = folder
         self.samples: Samples = {}
-        self.failures: dict[str, dict[str, str]] = {}  # measure, column: the first failure
-        self.event_sizes: dict[str, float] = {}  # bytes of one event on the wire
-        self.curves = Curves(columns, self._measured, self.failures)
+        self.failures: dict[str, dict[str, str]] = {}  # by measure and column: the first failure
+        self.event_sizes: dict[str, float] = {}  # bytes of one event in a request
+        self.curves = Scaling(columns, self._measured, self.failures)
 
     def steps(self, measure: str) -> int:
-        """How many steps `take` will tell of."""
+        """How often `take` will call ``step``."""
         return len(self._columns) * next((len(curve.xs) for curve in CURVES if curve.measure == measure), 1)
 
     def take(self, measure: str, step: Callable[[str], None]) -> None:
         if any(curve.measure == measure for curve in CURVES):
             self.curves.take(measure, step)
         else:
-            self._take_rows(measure, step)
+            self._take_metrics(measure, step)
 
-    def _take_rows(self, measure: str, step: Callable[[str], None]) -> None:
+    def _take_metrics(self, measure: str, step: Callable[[str], None]) -> None:
         method: Callable[[Peer], Figures | None] = getattr(self, f"_{measure}")
         watches = self._start_idling() if measure == "idle" else {}
         for peer in self._columns:
@@ -152,60 +154,60 @@ class _Rounds:
             if peer.column != SELF and measure in ("relay", "manager"):
                 continue
             if peer.column in self.failures.get(measure, {}):
-                figures: Figures | None = None  # once is enough: a hang costs minutes
+                figures: Figures | None = None  # not tried again: a hang costs minutes
             else:
                 try:
                     figures = watches[peer.column]() if watches else method(peer)
                 except Failure as failure:
                     self.failures.setdefault(measure, {})[peer.column] = str(failure)
                     figures = None
-            for row in ROWS:
-                if row.measure == measure and (figures is None or row.key in figures):
-                    kept = self.samples.setdefault(row.key, {}).setdefault(peer.column, [])
-                    kept.append(figures[row.key] if figures else None)
+            for metric in METRICS:
+                if metric.measure == measure and (figures is None or metric.key in figures):
+                    kept = self.samples.setdefault(metric.key, {}).setdefault(peer.column, [])
+                    kept.append(figures[metric.key] if figures else None)
 
     def _calls(self, peer: Peer) -> Figures:
-        with self._measured(peer, "calls", CALLS, expect=WARMING) as (program, sink):
-            program.hear()
+        with self._measured(peer, "calls", CALLS, expect=WARM_UP) as (program, server):
+            program.receive()
             if peer.column != FLOOR:
-                sink.hear()
-            program.go_on()
-            heard = program.hear()
-        return {"call": heard["median_us"], "tail": heard["p999_us"] / heard["median_us"]}
+                server.receive()
+            program.resume()
+            result = program.receive()
+        return {"call": result["median_us"], "tail": result["p999_us"] / result["median_us"]}
 
     def _stream(self, peer: Peer) -> Figures:
         return self._streamed(peer, STREAM, "stream")
 
     def _loopback_tls(self, peer: Peer) -> Figures:
-        return {"loopback_tls": self._streamed(peer, NEAR, "loopback_tls", tls=True)["loopback_tls"]}
+        return {"loopback_tls": self._streamed(peer, TLS_STREAM, "loopback_tls", tls=True)["loopback_tls"]}
 
     def _tls(self, peer: Peer) -> Figures:
-        return {"tls": self._streamed(peer, FAR, "tls", tls=True, far=True)["tls"]}
+        return {"tls": self._streamed(peer, DELAYED_STREAM, "tls", tls=True, delayed=True)["tls"]}
 
-    def _streamed(self, peer: Peer, events: int, row: str, tls: bool = False, far: bool = False) -> Figures:
-        with self._measured(peer, "stream", events, tls=tls, far=far) as (program, sink):
-            heard = program.hear()
+    def _streamed(self, peer: Peer, events: int, metric: str, tls: bool = False, delayed: bool = False) -> Figures:
+        with self._measured(peer, "stream", events, tls=tls, delayed=delayed) as (program, server):
+            result = program.receive()
             if peer.column == FLOOR:
-                return {"cpu": heard["cpu_us"]}
-            tally = sink.end()
-        if tally is None or tally["events"] != events:
-            raise Failure(f"{tally['events'] if tally else 'none'} of {events:,} events arrived")
-        self.event_sizes[peer.column] = tally["bytes"] / events
-        return {row: events / (tally["last"] - heard["began"]), "cpu": heard["cpu_us"]}
+                return {"cpu": result["cpu_us"]}
+            counts = server.close_and_receive()
+        if counts is None or counts["events"] != events:
+            raise Failure(f"{counts['events'] if counts else 'none'} of {events:,} events arrived")
+        self.event_sizes[peer.column] = counts["bytes"] / events
+        return {metric: events / (counts["last"] - result["began"]), "cpu": result["cpu_us"]}
 
     def _memory(self, peer: Peer) -> Figures:
         size = self.event_sizes.get(peer.column)
         if size is None:
-            raise Failure("its events' size is not known: the row stream has to be measured too")
-        with self._measured(peer, "memory", WAITING, expect=1, mute=True) as (program, sink):
-            program.hear()
-            sink.hear()
-            time.sleep(0.2)  # the client's thread goes to sleep over the answer that never comes
+            raise Failure("the size of its events is unknown: measure stream as well")
+        with self._measured(peer, "memory", WAITING, expect=1, no_response=True) as (program, server):
+            program.receive()
+            server.receive()
+            time.sleep(0.2)  # until the client's thread waits for the response that never comes
             before = psutil.Process(program.pid).memory_info().rss
-            program.go_on()
-            program.hear()
+            program.resume()
+            program.receive()
             after = psutil.Process(program.pid).memory_info().rss
-            program.go_on()
+            program.resume()
         return {"memory": (after - before) / WAITING / size}
 
     def _fork(self, peer: Peer) -> Figures:
@@ -215,26 +217,26 @@ class _Rounds:
         used: list[float] = []
         with ExitStack() as running:
             plain, _ = running.enter_context(self._measured(peer, "forks", 0, 0))
-            program, sink = running.enter_context(self._measured(peer, "forks", BURST, 1))
-            plain.hear()
-            program.hear()
-            sink.hear()
-            for _ in range(FORK_STEPS):  # in turns, so that the machine's moods meet both
+            program, server = running.enter_context(self._measured(peer, "forks", BURST, 1))
+            plain.receive()
+            program.receive()
+            server.receive()
+            for _ in range(FORK_STEPS):  # in turns, so that the load of the machine affects both
                 for kept, forking in ((without, plain), (used, program)):
-                    forking.go_on()
-                    kept.extend(forking.hear()["us"])
+                    forking.resume()
+                    kept.extend(forking.receive()["us"])
         return {"fork": median(used) / median(without)}
 
     def _import(self, peer: Peer) -> Figures:
         bare: list[float] = []
         imported: list[float] = []
-        elsewhere = Path(peer.python).parent
+        folder = Path(peer.python).parent
         for _ in range(IMPORTS):
             for times, code in ((bare, "pass"), (imported, f"import {peer.module}")):
                 before = _cpu_of_children()
-                # Not here: `-c` looks into the current folder first, and the checkout would pass for letterapp 0.2.0.
+                # Not in the current folder, which `-c` puts first on the path: there, the checkout would be imported.
                 done = subprocess.run(
-                    [peer.python, "-c", code], env=peer.env, cwd=elsewhere, stderr=subprocess.PIPE, check=False
+                    [peer.python, "-c", code], env=peer.env, cwd=folder, stderr=subprocess.PIPE, check=False
                 )
                 if done.returncode:
                     raise Failure(done.stderr.decode(errors="replace").strip().splitlines()[-1])
@@ -242,42 +244,43 @@ class _Rounds:
         return {"import": (median(imported) - median(bare)) * 1e3}
 
     def _relay(self, peer: Peer) -> Figures:
-        return self._handed_over(peer, "relay")
+        return self._through_sender(peer, "relay")
 
     def _manager(self, peer: Peer) -> Figures:
-        return self._handed_over(peer, "manager")
+        return self._through_sender(peer, "manager")
 
-    def _handed_over(self, peer: Peer, mode: str) -> Figures:
-        """What it costs and what gets through where one process sends for all."""
+    def _through_sender(self, peer: Peer, mode: str) -> Figures:
+        """Cost and throughput if one process sends for all."""
         through = peer._replace(client=f"letterapp_{mode}")
         without, call = self._calls(peer)["call"], self._calls(through)["call"]
-        with self._measured(through, "scale", RELAYED, RELAYED_BY, 1) as (program, sink):
-            heard = program.hear()
-            tally = sink.hear()
-        if heard["hung"] or heard["raised"]:
-            raise Failure(f"{heard['hung']} of {RELAYED_BY} processes hung, {heard['raised']} raised")
-        rate = RELAYED / (tally["last"] - heard["began"])
-        own = 100 * (1 - heard["relayed"] / RELAYED)
-        return {f"{mode}_call": call / without, f"{mode}_rate": rate, f"{mode}_own": own}
+        with self._measured(through, "scale", RELAYED, RELAYING_PROCESSES, 1) as (program, server):
+            result = program.receive()
+            counts = server.receive()
+        if result["hung"] or result["raised"]:
+            raise Failure(f"{result['hung']} of {RELAYING_PROCESSES} processes hung, {result['raised']} raised")
+        rate = RELAYED / (counts["last"] - result["began"])
+        bypassed = 100 * (1 - result["relayed"] / RELAYED)
+        return {f"{mode}_call": call / without, f"{mode}_rate": rate, f"{mode}_own": bypassed}
 
     def _idle(self, peer: Peer) -> Figures:
-        raise AssertionError("all idle at once: see _start_idling")
+        raise AssertionError("all clients idle at the same time: see _start_idling")
 
     def _start_idling(self) -> dict[str, Callable[[], Figures]]:
-        """Watch all clients over the same seconds; return for each what gives its figures, or raises its failure."""
+        """Watch all clients at the same time; return for each a function with its figures or its failure."""
         watches: dict[str, Callable[[], Figures]] = {}
         with ExitStack() as running:
             started: dict[str, tuple[Program, Program]] = {}
             for peer in self._columns:
                 if peer.column != FLOOR:
-                    program, sink = running.enter_context(self._measured(peer, "idle", BURST))
-                    started[peer.column] = program, sink
+                    program, server = running.enter_context(self._measured(peer, "idle", BURST))
+                    started[peer.column] = program, server
             programs: dict[str, Program] = {}
-            for step in (_ready, _burst, _arrived):  # all burst at once, so none has left before it is watched
-                for column, (program, sink) in started.items():
+            # Step by step for all clients: their bursts are simultaneous, so no thread ends before it is watched.
+            for step in (_ready, _burst, _arrived):
+                for column, (program, server) in started.items():
                     try:
                         if column not in watches:
-                            step(program, sink)
+                            step(program, server)
                             programs[column] = program
                     except Failure as failure:
                         watches[column] = _raising(failure)
@@ -287,20 +290,20 @@ class _Rounds:
             before = {column: _wake_ups(program.pid) for column, program in programs.items()}
             time.sleep(WATCHED)
             after = {column: _wake_ups(program.pid) for column, program in programs.items()}
-            time.sleep(LEAVING)
+            time.sleep(ENDING)
             for column, program in programs.items():
-                left = psutil.Process(program.pid).num_threads() - 1
+                remaining = psutil.Process(program.pid).num_threads() - 1
                 wakes = _between(before[column], after[column]) / WATCHED
-                watches[column] = _giving({"wakes": wakes, "threads": left})
-                program.go_on()
+                watches[column] = _returning({"wakes": wakes, "threads": remaining})
+                program.resume()
         return watches
 
-    def sink_speed(self, connections: int) -> float:
-        """Events a second that the sink takes from a program that does nothing but send."""
-        with self._measured(self._columns[0], "flood", FLOOD, connections) as (program, sink):
-            began = program.hear()["began"]
-            tally = sink.hear()
-        return float(tally["events"] / (tally["last"] - began))
+    def server_rate(self, connections: int) -> float:
+        """Events a second that the server receives from a program that does nothing but send."""
+        with self._measured(self._columns[0], "flood", FLOOD, connections) as (program, server):
+            began = program.receive()["began"]
+            counts = server.receive()
+        return float(counts["events"] / (counts["last"] - began))
 
     @contextmanager
     def _measured(
@@ -309,32 +312,36 @@ class _Rounds:
         measure: str,
         *numbers: int,
         expect: int | None = None,
-        mute: bool = False,
+        no_response: bool = False,
         tls: bool = False,
-        far: bool = False,
+        delayed: bool = False,
     ) -> Iterator[Any]:
-        """Run ``measure`` on the peer's client with a sink of its own; gives the program and the sink."""
+        """Run ``measure`` with the peer's client and a server of its own; yields both programs."""
         expect = max(1, numbers[0]) if expect is None else expect
-        sink_options = ["--certificate", str(self._certificate.server)] if tls else []
-        sink_options += ["--mute"] if mute else []
+        server_options = ["--certificate", str(self._certificate.server)] if tls else []
+        server_options += ["--no-response"] if no_response else []
         trust = {"SSL_CERT_FILE": str(self._certificate.bundle), "REQUESTS_CA_BUNDLE": str(self._certificate.bundle)}
         with ExitStack() as stack:
-            sink = stack.enter_context(_own("sink.py", peer.marker or "-", expect, *sink_options))
-            port = sink.hear()["port"]
-            if far:
-                proxy = stack.enter_context(_own("delay.py", port, ONE_WAY))
-                port = proxy.hear()["port"]
+            server = stack.enter_context(_start("counting_server.py", peer.marker or "-", expect, *server_options))
+            port = server.receive()["port"]
+            if delayed:
+                proxy = stack.enter_context(_start("delay_proxy.py", port, ONE_WAY_DELAY))
+                port = proxy.receive()["port"]
             url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
             script = HERE / "inside" / "measure.py"
-            env = {**peer.env, **trust, "XDG_RUNTIME_DIR": str(self._folder)}  # the latter is where a relay is
-            yield stack.enter_context(Program(peer.python, script, measure, peer.client, url, *numbers, env=env)), sink
+            env = {**peer.env, **trust, "STRESS_MODULE": peer.module}
+            env["XDG_RUNTIME_DIR"] = str(self._folder)  # where a relay listens
+            yield (
+                stack.enter_context(Program(peer.python, script, measure, peer.client, url, *numbers, env=env)),
+                server,
+            )
 
 
-def _own(script: str, *arguments: object) -> Program:
+def _start(script: str, *arguments: object) -> Program:
     return Program(sys.executable, HERE / script, *arguments)
 
 
-def _giving(figures: Figures) -> Callable[[], Figures]:
+def _returning(figures: Figures) -> Callable[[], Figures]:
     return lambda: figures
 
 
@@ -346,39 +353,39 @@ def _raising(failure: Failure) -> Callable[[], Figures]:
 
 
 def _cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # `os.times` counts in hundredths of a second
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # `os.times` has a resolution of 10 ms only
     return used.ru_utime + used.ru_stime
 
 
 def _ready(program: Program, _: Program) -> None:
-    program.hear()
+    program.receive()
 
 
 def _burst(program: Program, _: Program) -> None:
-    program.go_on()
+    program.resume()
 
 
-def _arrived(program: Program, sink: Program) -> None:
-    program.hear()
-    sink.hear()
+def _arrived(program: Program, server: Program) -> None:
+    program.receive()
+    server.receive()
 
 
 def _wake_ups(pid: int) -> dict[str, int]:
-    """Times that each thread of a process went to sleep of its own accord, so far."""
+    """The number of voluntary context switches of each thread of a process, so far."""
     tasks = Path(f"/proc/{pid}/task")
     if not tasks.is_dir():
-        raise Failure("wake-ups are read from /proc")
+        raise Failure("wake-ups can be read from /proc only")
     counts = {}
     for task in tasks.iterdir():
         try:
             status = (task / "status").read_text()
         except OSError:
-            continue  # it left while we looked
+            continue  # it has just ended
         named = dict(line.split(":", 1) for line in status.splitlines())
         counts[task.name] = int(named["voluntary_ctxt_switches"])
     return counts
 
 
 def _between(before: dict[str, int], after: dict[str, int]) -> int:
-    """Wake-ups from one look to the next. A thread that came or left meanwhile woke at least once."""
+    """Wake-ups between two counts. A thread that started or ended in between woke up at least once."""
     return sum(abs(after[task] - before[task]) if task in before and task in after else 1 for task in {*before, *after})

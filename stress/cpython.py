@@ -1,11 +1,11 @@
 """``python -m stress cpython``: CPython's own tests, with a used client in every process that they start.
 
-Lives here: the environments, one run of a test's module after the other, and what differs. Never here: what is in the
-processes, see `inside/every_process.py`.
+Responsible for: the environments, running the test modules, and the differences. Not responsible for: what runs in the
+processes (`inside/every_process.py`).
 
-Each module runs three times: without anything, with a thread that does nothing, which shows what any thread changes,
-and with the client. What does not pass in one and does in the first is run again, in all three, before it is called
-different. A test that is skipped where it ran before counts as one that does not pass.
+Each module runs three times: unchanged, with an idle thread, which shows what any thread changes, and with the client.
+A test that passes unchanged but not in another mode is run again in all modes before it is reported. A test that is
+skipped where it otherwise runs counts as one that does not pass.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from letterapp.testing import IngestionServer
 
 from .peers import CHECKOUT, clean_environment
 
-TOP = "LETTERAPP_STRESS_TOP"  # an environment variable: this is the process that runs the tests
+TOP = "LETTERAPP_STRESS_TOP"  # an environment variable of the process that runs the tests
 BARE, THREAD, CLIENT, CHILDREN = "bare", "thread", "client", "children"
 NAMES = {BARE: "without", THREAD: "idle thread", CLIENT: "client", CHILDREN: "client, children use it"}
 MODULES = (
@@ -49,61 +49,61 @@ MODULES = (
 GOOD = ("pass", "skip")
 WHOLE, ABSENT = "(the module)", "(absent)"
 
-# What cannot be otherwise where a client lives, by the last two parts of the test's name.
-_HOLE = "skipped: a client that is made while `site` has a `.pth` file open leaves a gap in the numbers of descriptors"
+# Failures that any client causes by its presence, by the last two parts of the test's name.
+_GAP = "skipped: a client that is created while `site` has a `.pth` file open leaves a gap in the descriptor numbers"
 KNOWN = {
-    "FileTests.test_closerange": _HOLE,
-    "TestInvalidFD.test_closerange": _HOLE,
+    "FileTests.test_closerange": _GAP,
+    "TestInvalidFD.test_closerange": _GAP,
     "POSIXProcessTestCase.test_pass_fds_redirected": "the child that lists its descriptors has a client of its own",
 }
 
 
-class Found(NamedTuple):
+class Difference(NamedTuple):
     module: str
     test: str
-    bad: dict[str, int]  # in how many runs it did not pass, by what was in the processes
+    bad: dict[str, int]  # the number of runs in which it did not pass, by mode
     runs: int
-    words: str  # what it said with the client
+    message: str  # of a failure, with the client if there is one
 
     @property
     def reason(self) -> str:
-        """Why it is no fault of the client; empty if it is one."""
+        """Why the client is not at fault; empty if it is."""
         with_client = max(count for mode, count in self.bad.items() if mode in (CLIENT, CHILDREN))
         if with_client <= max(self.bad[BARE], self.bad[THREAD]):
-            return "any thread does it"
+            return "any thread causes it"
         if 2 * with_client <= self.runs:
-            return "not in most of the runs"
+            return "fails in a minority of the runs"
         return KNOWN.get(".".join(self.test.split(".")[-2:]), "")
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Run them, print what differs. Returns 1 when the client alone makes a test fail, and nobody knows why."""
+    """Run them, print the differences. Returns 1 if only the client makes a test fail, for no known reason."""
     modes = [BARE, THREAD, CLIENT, *([CHILDREN] if options.children else [])]
     with tempfile.TemporaryDirectory(prefix="lc-") as folder, IngestionServer() as server:
         runner = _Runner(options, Path(folder), server.url)
         version = runner.make(modes)
-        found: list[Found] = []
+        found: list[Difference] = []
         for chosen in options.tests or MODULES:
             module, _, pattern = chosen.partition(":")
             found += _one_module(runner, module, pattern, modes, options.again)
-        print(f"\nPython {version}: {len(found)} differ", flush=True)
+        print(f"\nPython {version}: {len(found)} tests differ", flush=True)
         for each in found:
             counts = ", ".join(f"{NAMES[mode]} {each.bad[mode]}" for mode in modes)
-            print(f"{each.test}: {each.reason or 'THE CLIENT DOES IT'}")
-            print(f"    of {each.runs} runs did not pass: {counts}\n    {each.words}")
+            print(f"{each.test}: {each.reason or 'CAUSED BY THE CLIENT'}")
+            print(f"    did not pass in so many of {each.runs} runs: {counts}\n    {each.message}")
         arrived = {item["messageId"] for item in server.events}
-        told = runner.tracked()
-        print(f"{len(told):,} processes used a client; the events of {len(told - arrived)} did not arrive")
+        tracked = runner.tracked()
+        print(f"{len(tracked):,} processes used a client; the events of {len(tracked - arrived)} did not arrive")
     return 1 if any(not each.reason for each in found) else 0
 
 
-def _one_module(runner: _Runner, module: str, pattern: str, modes: list[str], again: int) -> list[Found]:
+def _one_module(runner: _Runner, module: str, pattern: str, modes: list[str], again: int) -> list[Difference]:
     results = {mode: [runner.run(mode, module, [pattern] if pattern else [])] for mode in modes}
     first = {mode: results[mode][0] for mode in modes}
     line = "  ".join(f"{NAMES[mode]}: {_summary(first[mode])}" for mode in modes)
     print(f"{module:36} {line}", flush=True)
     if WHOLE in first[BARE]:
-        print(f"    could not be run: {first[BARE][WHOLE]}")
+        print(f"    could not run: {first[BARE][WHOLE]}")
     base = first[BARE]
     suspects = {
         test
@@ -122,10 +122,10 @@ def _one_module(runner: _Runner, module: str, pattern: str, modes: list[str], ag
             mode: sum(_is_worse(each.get(test, ABSENT), base.get(test, ABSENT)) for each in results[mode])
             for mode in modes
         }
-        said = [each[test] for mode in reversed(modes) for each in results[mode] if test in each]
-        words = next((text for text in said if text != "pass"), "")
+        messages = [each[test] for mode in reversed(modes) for each in results[mode] if test in each]
+        message = next((text for text in messages if text != "pass"), "")
         if max(bad.values()) > bad[BARE]:
-            found.append(Found(module, test, bad, again + 1, words))
+            found.append(Difference(module, test, bad, again + 1, message))
             print(f"    {test}: {bad} of {again + 1}", flush=True)
     return found
 
@@ -149,16 +149,16 @@ class _Runner:
         self._runs = 0
 
     def make(self, modes: Iterable[str]) -> str:
-        """An environment for each mode; returns the version of Python."""
+        """Make an environment for each mode; return the version of Python."""
         for mode in modes:
-            place = self._folder / mode
-            subprocess.run([self._options.python, "-m", "venv", "--without-pip", str(place)], check=True)
-            packages = next(place.glob("lib/python*/site-packages"))
+            environment = self._folder / mode
+            subprocess.run([self._options.python, "-m", "venv", "--without-pip", str(environment)], check=True)
+            packages = next(environment.glob("lib/python*/site-packages"))
             (packages / "letterapp").symlink_to(CHECKOUT / "letterapp")
             shutil.copy(CHECKOUT / "stress/inside/every_process.py", packages / "letterapp_everywhere.py")
-            told = {"what": mode, "url": self._url, "journal": str(self._folder / "journal")}
-            (packages / "letterapp_everywhere.json").write_text(json.dumps(told))
-            # A line in a `.pth` file, since children that ignore the environment (-E, -I) read it too.
+            config = {"what": mode, "url": self._url, "journal": str(self._folder / "journal")}
+            (packages / "letterapp_everywhere.json").write_text(json.dumps(config))
+            # A `.pth` file, because it is read even by children that ignore the environment (-E, -I).
             (packages / "letterapp_everywhere.pth").write_text("import letterapp_everywhere\n")
         (self._folder / "journal").touch()
         code = "import platform, test.libregrtest; print(platform.python_version())"
@@ -167,21 +167,21 @@ class _Runner:
         ).stdout.strip()
 
     def run(self, mode: str, module: str, tests: Sequence[str]) -> dict[str, str]:
-        """What became of each test of ``module``: "pass", "skip", or the last line of what it said.
+        """The result of each test of ``module``: "pass", "skip", or the last line of its output.
 
-        One that ends the interpreter costs a run: the others are run again without it.
+        After a test that ends the interpreter, the others are run again without it.
         """
         ended: dict[str, str] = {}
         chosen = list(tests)
         while True:
-            results, words = self._run_once(mode, module, chosen)
+            results, output = self._run_once(mode, module, chosen)
             if results is not None:
                 return {**results, **ended}
-            culprit = _last_begun(words)
-            last = (words.strip().splitlines() or [""])[-1][:300]
+            culprit = _last_started(output)
+            last = (output.strip().splitlines() or [""])[-1][:300]
             if culprit is None or culprit in ended:
                 return {WHOLE: last, **ended}
-            ended[culprit] = f"the interpreter ended: {_fatal(words) or last}"
+            ended[culprit] = f"the interpreter ended: {_fatal(output) or last}"
             chosen = [test for test in chosen or self._list(mode, module) if test not in ended]
             if not chosen:
                 return ended
@@ -192,7 +192,7 @@ class _Runner:
         return [line for line in listed.stdout.split() if line.startswith("test.")]
 
     def _run_once(self, mode: str, module: str, tests: list[str]) -> tuple[dict[str, str] | None, str]:
-        """The results, None when there is no report, and what was printed."""
+        """The results, None if there is no report, and the output."""
         self._runs += 1
         report, listed, work = self._folder / "report.xml", self._folder / "listed", self._folder / "t"
         report.unlink(missing_ok=True)
@@ -201,11 +201,11 @@ class _Runner:
         if tests:
             listed.write_text("".join(f"{test}\n" for test in tests))
             command += ["--matchfile", str(listed)]
-        with tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile() as file:
             process = subprocess.Popen(
                 [*command, module],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**clean_environment(), "TMPDIR": str(work), TOP: "1"},
                 cwd=work,
@@ -214,19 +214,19 @@ class _Runner:
             try:
                 process.wait(self._options.seconds)
             except subprocess.TimeoutExpired:
-                pass  # it has written no report
+                pass  # so there is no report
             finally:
                 try:
                     os.killpg(process.pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
                 process.wait()
-            words = os.pread(output.fileno(), 100_000_000, 0).decode(errors="replace")
+            output = os.pread(file.fileno(), 100_000_000, 0).decode(errors="replace")
         shutil.rmtree(work, ignore_errors=True)
         if self._options.keep is not None:
             self._options.keep.mkdir(parents=True, exist_ok=True)
-            (self._options.keep / f"{self._runs:03}-{module}-{mode}.txt").write_text(words)
-        return dict(_results(report)) if report.exists() else None, words
+            (self._options.keep / f"{self._runs:03}-{module}-{mode}.txt").write_text(output)
+        return dict(_results(report)) if report.exists() else None, output
 
     def tracked(self) -> set[str]:
         return set((self._folder / "journal").read_text().split())
@@ -235,22 +235,23 @@ class _Runner:
         return str(self._folder / mode / "bin/python")
 
 
-def _last_begun(words: str) -> str | None:
-    """The test that was begun last: unittest prints its name, its class and three points."""
-    begun = re.findall(r"^(test\w*) \((\S+?)\)", words, re.MULTILINE)
-    if not begun:
+def _last_started(output: str) -> str | None:
+    """The test that was started last: unittest prints its name, its class and three dots."""
+    started = re.findall(r"^(test\w*) \((\S+?)\)", output, re.MULTILINE)
+    if not started:
         return None
-    name, place = begun[-1]
-    return place if place.endswith(f".{name}") else f"{place}.{name}"  # from 3.11 on the class comes with the name
+    name, qualified = started[-1]
+    # Since Python 3.11 the class is followed by the name.
+    return qualified if qualified.endswith(f".{name}") else f"{qualified}.{name}"
 
 
-def _fatal(words: str) -> str | None:
-    found = re.search(r"^Fatal Python error.*", words, re.MULTILINE)
+def _fatal(output: str) -> str | None:
+    found = re.search(r"^Fatal Python error.*", output, re.MULTILINE)
     return found and found.group()
 
 
-def _what_was_wrong(text: str) -> str:
-    """The line of a traceback that says it, or the last one."""
+def _error_line(text: str) -> str:
+    """The line of a traceback with the error, or the last line."""
     lines = [line for line in text.splitlines() if line.strip("- ")]
     return next((line for line in lines[::-1] if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])[:300]
 
@@ -262,6 +263,6 @@ def _results(report: Path) -> Iterable[tuple[str, str]]:
             if child.tag == "skipped":
                 result = "skip"
             elif child.tag in ("failure", "error"):
-                result = _what_was_wrong("".join(child.itertext())) or child.tag
+                result = _error_line("".join(child.itertext())) or child.tag
                 break
         yield str(case.get("name")), result

@@ -1,71 +1,71 @@
-"""The sums: what the calls returned for, what came, and what does not balance.
+"""The ledger's arithmetic: calls that returned against events that arrived, and what does not balance.
 
-Lives here: `balance`, the columns and the verdict. Pure: it is given what the programs and the API wrote down. Never
-here: processes, clocks, tables.
+Responsible for: `balance`, the columns and the verdict. Pure: the input is what the programs and the API logged. Not
+responsible for: processes, clocks, tables.
 
-An event is known by (who, serial): who is a thread of a process and numbers its own calls. Both travel as properties,
-so the count relies on nothing that a client makes up.
+An event is identified by (who, serial): "who" is one thread of one process, which numbers its own calls. Both travel as
+properties, so the count does not depend on anything that a client generates.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Iterable, NamedTuple, Tuple
+from typing import Iterable, Mapping, NamedTuple, Tuple
 
 Key = Tuple[str, int]  # who, serial
 
-# Any of them makes a cell red. In the order in which a reader asks.
+# Any of them makes a cell red. The most severe comes first.
 FAULTS = ("lost", "twice", "collided", "disordered", "hung", "orphans", "leaked")
 
 
-class Books(NamedTuple):
-    """What was written down outside the client."""
+class Records(NamedTuple):
+    """What was logged outside the client."""
 
-    returned: dict[Key, int]  # calls that returned, and the microseconds that they took
-    told: dict[Key, str]  # events that the client named to its error callback, or refused by the call's answer
-    arrivals: list[tuple[str, Key]]  # what the API stored, in that order: the client's id of the event, and the event
-    unnamed: int = 0  # events that the client reported as given up by their number alone
+    returned: dict[Key, int]  # calls that returned, and their duration in microseconds
+    told: dict[Key, str]  # events that the client reported to its error callback or refused by what it returned
+    arrivals: list[tuple[str, Key]]  # what the API stored, in order: the client's id of the event, and the event
+    unnamed: int = 0  # events that the client reported only as a number
 
 
-class Sums(NamedTuple):
-    """The columns that come from counting events."""
+class Counts(NamedTuple):
+    """The columns that are counts of events."""
 
     calls: int
     delivered: int  # of the calls that returned
-    told: int  # not delivered, but the program knows
-    lost: int  # neither
-    twice: int  # events that came under two ids: the API counts them twice
+    told: int  # not delivered, but reported to the program
+    lost: int  # neither delivered nor reported
+    twice: int  # events that arrived under two ids: the API counts them twice
     collided: int  # ids that two events share: the API drops one
-    disordered: int  # events that came after a later one of the same thread
-    cut: int  # came though their call never returned, because a kill cut it short: no fault
+    disordered: int  # events that arrived after a later one of the same thread
+    cut: int  # arrived although a kill interrupted the call before it returned: no fault
     longest_call_ms: float
 
 
-def balance(books: Books) -> Sums:
+def balance(records: Records) -> Counts:
     ids: dict[Key, set[str]] = {}
     keys: dict[str, set[Key]] = {}
-    for identity, key in books.arrivals:
+    for identity, key in records.arrivals:
         ids.setdefault(key, set()).add(identity)
         keys.setdefault(identity, set()).add(key)
-    missing = books.returned.keys() - ids.keys()
-    # Told by number is told: the program knows that they are gone and how many. A client that counted too many could
-    # hide a loss, but by no more than it overstated it.
-    told = min(len(missing), len(missing & books.told.keys()) + books.unnamed)
-    return Sums(
-        calls=len(books.returned),
-        delivered=len(books.returned) - len(missing),
+    missing = records.returned.keys() - ids.keys()
+    # A number alone counts as a report too: the program knows how many events are gone. A client that overstates the
+    # number could hide a loss, but no more than it overstated.
+    told = min(len(missing), len(missing & records.told.keys()) + records.unnamed)
+    return Counts(
+        calls=len(records.returned),
+        delivered=len(records.returned) - len(missing),
         told=told,
         lost=len(missing) - told,
         twice=sum(len(each) > 1 for each in ids.values()),
         collided=sum(len(each) > 1 for each in keys.values()),
-        disordered=_disordered(key for _, key in books.arrivals),
-        cut=len(ids.keys() - books.returned.keys()),
-        longest_call_ms=max(books.returned.values(), default=0) / 1e3,
+        disordered=_disordered(key for _, key in records.arrivals),
+        cut=len(ids.keys() - records.returned.keys()),
+        longest_call_ms=max(records.returned.values(), default=0) / 1e3,
     )
 
 
 def _disordered(arrivals: Iterable[Key]) -> int:
-    """Count first arrivals that came late. A second delivery of the same event is no disorder: the API drops it."""
+    """Count first arrivals that came late. A second delivery of an event does not count: the API drops it."""
     latest: Counter[str] = Counter()
     seen: set[Key] = set()
     late = 0
@@ -78,8 +78,8 @@ def _disordered(arrivals: Iterable[Key]) -> int:
     return late
 
 
-def verdict(entry: dict[str, object]) -> str:
-    """``balances``, ``told`` (all is accounted for), ``red``, or ``failed`` where nothing could be counted."""
+def verdict(entry: Mapping[str, object]) -> str:
+    """``balances``, ``told`` (all lost events were reported), ``red``, or ``failed`` if nothing could be counted."""
     if entry["failure"]:
         return "failed"
     if any(entry[fault] for fault in FAULTS):

@@ -1,7 +1,7 @@
-"""The clients that are measured, each with a virtual environment of its own, all with one Python.
+"""The clients that are compared, each in a virtual environment of its own, all with the same Python.
 
-Lives here: their names, requirements and environments. How each is called stands in `inside/clients.py`. Never here:
-figures.
+Responsible for: their names, requirements and environments. Not responsible for: how each is called
+(`inside/measured_clients.py`), figures.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple
 
-from .inside.clients import MODULES
-
 CHECKOUT = Path(__file__).resolve().parent.parent
 SELF, RELAY, MANAGER, FLOOR = "this client", "relay=True", "relay=queue", "floor"
-OWN = (SELF, RELAY, MANAGER)  # columns of this checkout
+OWN = (SELF, RELAY, MANAGER)  # the columns of this checkout
 _CLEARED = ("PYTHON", "LETTER_", "POSTHOG_", "SEGMENT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "VIRTUAL_ENV")
 
 
 class _Known(NamedTuple):
     requirement: str
-    version: str  # the default; "" for the newest
-    marker: str  # stands once in the JSON of each event
+    version: str  # the default; "" means the newest
+    marker: str  # occurs exactly once in the JSON of each event
+    module: str  # what its users import
 
 
 KNOWN = {
-    "letterapp": _Known("letterapp", "0.2.0", '"messageId"'),
-    "posthog": _Known("posthog", "", '"distinct_id"'),
-    "segment": _Known("segment-analytics-python", "", '"messageId"'),
-    "rudder": _Known("rudder-sdk-python", "", '"messageId"'),
+    "letterapp": _Known("letterapp", "0.2.0", '"messageId"', "letterapp"),
+    "posthog": _Known("posthog", "", '"distinct_id"', "posthog"),
+    "segment": _Known("segment-analytics-python", "", '"messageId"', "segment.analytics"),
+    "rudder": _Known("rudder-sdk-python", "", '"messageId"', "rudderstack.analytics"),
 }
 
 
@@ -39,22 +38,22 @@ class Peer(NamedTuple):
     """A column: one client, ready to be run."""
 
     column: str
-    client: str  # its function in inside/clients.py
+    client: str  # its function in inside/measured_clients.py and inside/default_clients.py
     module: str  # what its users import; "" for the floor
     marker: str
     python: str
     version: str
     env: dict[str, str]
-    options: Mapping[str, Any] = {}  # read only: what it is made with in scenarios
+    options: Mapping[str, Any] = {}  # read only: its arguments in scenarios
 
 
 class Environments:
-    """Makes the virtual environments, in ``cache``, each once; delete a folder there to have it made anew."""
+    """Makes each virtual environment once, in ``cache``; delete a folder there to have it made again."""
 
-    def __init__(self, python: str, cache: Path, progress: Callable[[str], None], beside: tuple[str, ...] = ()) -> None:
-        """``beside`` are requirements that each environment has besides its client."""
+    def __init__(self, python: str, cache: Path, progress: Callable[[str], None], extras: tuple[str, ...] = ()) -> None:
+        """``extras`` are requirements that are installed in each environment, in addition to its client."""
         self._python = python
-        self._beside = beside
+        self._extras = extras
         self._cache = cache
         self._progress = progress
         self.python_version = _output(python, "import platform; print(platform.python_version())")
@@ -63,14 +62,15 @@ class Environments:
         python = self._environment(None)
         env = {**clean_environment(), "PYTHONPATH": str(CHECKOUT)}
         version = _output(python, "import letterapp; print(letterapp.__version__)", env)
-        return Peer(SELF, "letterapp", MODULES["letterapp"], KNOWN["letterapp"].marker, python, version, env)
+        known = KNOWN["letterapp"]
+        return Peer(SELF, "letterapp", known.module, known.marker, python, version, env)
 
     def relay(self) -> Peer:
-        """This client, all of whose processes hand their events to one."""
+        """This client, with a relay to which all processes send their events."""
         return self.this_client()._replace(column=RELAY, options={"relay": True})
 
     def manager(self) -> Peer:
-        """This client, all of whose processes have the queue of one `letterapp.relay.SenderManager`."""
+        """This client, with the queue of one `letterapp.relay.SenderManager` in all processes."""
         return self.this_client()._replace(column=MANAGER, options={"manager": {}})  # see inside/managers.py
 
     def floor(self) -> Peer:
@@ -86,10 +86,10 @@ class Environments:
         python = self._environment(f"{known.requirement}=={version}" if version else known.requirement)
         found = _output(python, f"from importlib.metadata import version; print(version({known.requirement!r}))")
         column = f"letterapp {found}" if plain == "letterapp" else plain
-        return Peer(column, plain, MODULES[plain], known.marker, python, found, clean_environment())
+        return Peer(column, plain, known.module, known.marker, python, found, clean_environment())
 
     def package(self, requirement: str) -> Path:
-        """A folder with nothing but this package, for PYTHONPATH: what must not lie in any environment."""
+        """A folder for PYTHONPATH with this package only, for a version that no environment may contain."""
         folder = self._cache / f"py{self.python_version}-only-{requirement}"
         done = folder / "done"
         if not done.exists():
@@ -99,13 +99,13 @@ class Environments:
         return folder
 
     def _environment(self, requirement: str | None) -> str:
-        wanted = [*filter(None, [requirement]), *self._beside]
+        wanted = [*filter(None, [requirement]), *self._extras]
         name = f"py{self.python_version}-{requirement or 'bare'}"
-        if self._beside:  # the name says what is in it, so that other requirements make another environment
-            name += f"-and-{zlib.crc32(' '.join(self._beside).encode()):08x}"
+        if self._extras:  # the name identifies the contents, so that other requirements lead to another environment
+            name += f"-and-{zlib.crc32(' '.join(self._extras).encode()):08x}"
         folder = self._cache / name
         python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-        done = folder / "done"  # written last, so an installation that was broken off is begun again
+        done = folder / "done"  # written last, so that an interrupted installation is started again
         if not done.exists():
             what = ", ".join(wanted) or "a bare environment"
             self._progress(f"installing {what} for Python {self.python_version}")
@@ -120,11 +120,11 @@ class Environments:
         try:
             _run(command)
         except ValueError:
-            _run(command)  # a registry may be out of order for a moment
+            _run(command)  # a registry may be temporarily unavailable
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would steer a client or an interpreter."""
+    """The environment without variables that configure a client or an interpreter."""
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_CLEARED)}
     return {**kept, "NO_PROXY": "*", "no_proxy": "*"}
 

@@ -1,7 +1,8 @@
 """A port for a server that is started later, or restarted.
 
-A port from the range that the kernel gives to port 0 and to outgoing connections may be given away between the moment
-it was found free and the moment the server binds it, or while the server is down. So one is taken from beside it.
+The kernel may assign any port of the range that it uses for port 0 and for outgoing connections, between the moment
+when the port was found to be free and the moment when the server binds it, or while the server is down. So the ports
+here come from outside that range.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Sequence
 
 _LOWEST, _ENOUGH = 10_000, 1_000
-_MARKS = 100  # ports whose servers may not listen yet
-_marks: deque[socket.socket] = deque()  # of the latest that this process was given
+_MAX_RESERVED = 100  # ports whose servers may not listen yet
+_reservations: deque[socket.socket] = deque()  # for the last ports that this process took
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now, and that nobody gets without asking for it by number."""
-    ports = _beside_the_kernels()
+    """A TCP port of 127.0.0.1 that is free now, and that the kernel does not assign by itself."""
+    ports = _outside_kernel_range()
     while True:
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -29,33 +30,33 @@ def free_port() -> int:
             except OSError:
                 continue
             port: int = sock.getsockname()[1]
-        if _is_ours_alone(port):
+        if _reserve(port):
             return port
 
 
-def _is_ours_alone(port: int) -> bool:
-    """False when it was given away before, here or to another process of the tests, whose server may not listen yet.
+def _reserve(port: int) -> bool:
+    """Reserve a port; False if another caller, here or in another test process, has it and may not listen yet.
 
-    One process at a time can have a name in Linux's abstract space (unix(7)), and the name goes with it.
+    Only one process at a time can bind a name in Linux's abstract namespace (unix(7)), until it ends.
     """
     if sys.platform != "linux":
         return True
-    mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        mark.bind(f"\0letterapp-port-{port}")
+        reservation.bind(f"\0letterapp-port-{port}")
     except OSError:
-        mark.close()
+        reservation.close()
         return False
-    _marks.append(mark)
-    if len(_marks) > _MARKS:
-        _marks.popleft().close()
+    _reservations.append(reservation)
+    if len(_reservations) > _MAX_RESERVED:
+        _reservations.popleft().close()
     return True
 
 
-def _beside_the_kernels() -> Sequence[int]:
+def _outside_kernel_range() -> Sequence[int]:
     try:
         first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     except (OSError, ValueError):
-        return [0]  # no Linux: what the kernel gives
+        return [0]  # not Linux: the kernel chooses
     below, above = range(_LOWEST, first), range(last + 1, 65_536)
     return next((ports for ports in (below, above) if len(ports) >= _ENOUGH), [0])

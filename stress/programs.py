@@ -1,6 +1,7 @@
-"""Child processes that speak JSON, one object a line, on stdout, and are told to go on by a line on stdin.
+"""Child processes that send JSON on stdout, one object a line, and wait for a line on stdin before they go on.
 
-Lives here: starting, hearing, ending them, and what their failure is called. Never here: what they measure.
+Responsible for: starting, reading and ending them, and describing how they failed. Not responsible for: what they
+measure.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any, Mapping
 
 
 class Failure(Exception):
-    """A measurement did not come about. The text says why in one line."""
+    """A measurement or a scenario failed. The message says why, in one line."""
 
 
 class Program:
-    """A running child. Killed after ``patience`` seconds, so that a client that hangs costs a row and not the run."""
+    """A running child process. It is killed after ``timeout`` seconds, so a client that hangs costs one result only."""
 
     def __init__(
         self,
@@ -30,27 +31,27 @@ class Program:
         *arguments: object,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        talks: bool = True,
-        patience: float = 120.0,
+        json_output: bool = True,
+        timeout: float = 120.0,
     ) -> None:
-        """Start it in a session of its own. One that does not talk may print what it likes on stdout."""
+        """Start it in a session of its own. Without ``json_output`` it may print anything on stdout."""
         self._name = next(Path(str(each)).stem for each in arguments if not str(each).startswith("-"))
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # read after the child's end
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # read after the child has ended
         self._process = subprocess.Popen(
             [python, *map(str, arguments)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if talks else self._errors,
-            stderr=self._errors,
+            stdout=subprocess.PIPE if json_output else self._stderr,
+            stderr=self._stderr,
             env=env,
             cwd=cwd,
             start_new_session=True,
             text=True,
             bufsize=1,
         )
-        self._patience = patience
-        self.hung = False  # it had to be killed because it did not end
-        self._listening = False
-        self._watchdog = threading.Timer(patience, self._lose_patience)
+        self._timeout = timeout
+        self.hung = False  # it did not end in time and was killed
+        self._is_reading = False
+        self._watchdog = threading.Timer(timeout, self._on_timeout)
         self._watchdog.daemon = True
         self._watchdog.start()
 
@@ -58,26 +59,27 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
-    def hear(self) -> dict[str, Any]:
-        """Wait for the next object."""
+    def receive(self) -> dict[str, Any]:
+        """Wait for the next object. Raises `Failure` if the program ends first, or prints something else."""
         assert self._process.stdout is not None
-        self._listening = True
+        self._is_reading = True
         line = self._process.stdout.readline()
-        self._listening = False
+        self._is_reading = False
         if not line:
-            raise Failure(self.last_words())
+            raise Failure(self.failure_text())
         try:
-            heard: dict[str, Any] = json.loads(line)
+            message: dict[str, Any] = json.loads(line)
         except ValueError:
-            raise Failure(f"{self._name} printed {line.strip()[:80]!r}") from None
-        return heard
+            raise Failure(f"{self._name} printed {line.strip()[:80]!r} instead of JSON") from None
+        return message
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
+        """Let a program continue that waits for a line on stdin."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("\n")
         except OSError:
-            raise Failure(self.last_words()) from None
+            raise Failure(self.failure_text()) from None
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -90,7 +92,7 @@ class Program:
         return self._process.poll() is None
 
     def wait(self, seconds: float) -> int | None:
-        """Wait for its end and return its status; None when it has not come, and the program had to be killed."""
+        """Wait until it ends and return its exit status; None if it did not end in time and was killed."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -100,16 +102,16 @@ class Program:
 
     @property
     def output(self) -> str:
-        """What it printed, for people: stderr, and stdout when it does not talk."""
-        return os.pread(self._errors.fileno(), 10_000_000, 0).decode(errors="replace")
+        """What it printed on stderr, and without ``json_output`` on stdout."""
+        return os.pread(self._stderr.fileno(), 10_000_000, 0).decode(errors="replace")
 
-    def end(self) -> dict[str, Any] | None:
-        """Close its stdin, and return the last object that it says then, if it says one."""
+    def close_and_receive(self) -> dict[str, Any] | None:
+        """Close its stdin, wait until it ends, and return the last object that it sent since, if any."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.close()
         except OSError:
-            pass  # it is gone already
+            pass  # it has already ended
         last = None
         for line in self._process.stdout:
             last = line
@@ -132,7 +134,7 @@ class Program:
         self.dispose()
 
     def dispose(self) -> None:
-        """See it to its end, and let go of all that it held here."""
+        """Wait until it ends, killing it if necessary, and release its pipes and files."""
         self._watchdog.cancel()
         self.close_stdin()
         try:
@@ -142,23 +144,23 @@ class Program:
             self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        self._errors.close()
+        self._stderr.close()
 
     def _kill(self) -> None:
         self.hung = True
         self._process.kill()
 
-    def _lose_patience(self) -> None:
-        """End it and its children: they hold the pipe too on which somebody may be listening."""
-        if self._listening or self._process.poll() is None:
+    def _on_timeout(self) -> None:
+        """Kill it and its children, which also hold the write end of the pipe that `receive` may be reading."""
+        if self._is_reading or self._process.poll() is None:
             self._kill()
-            with contextlib.suppress(OSError, AttributeError):  # no such group, no such function
+            with contextlib.suppress(OSError, AttributeError):  # no such group; no such function on this system
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def last_words(self) -> str:
-        """Wait for its end, and say in one line what became of it."""
+    def failure_text(self) -> str:
+        """Wait until it ends, and describe its failure in one line."""
         status = self._process.wait()
         lines = self.output.strip().splitlines()
         if self.hung:
-            return f"no answer within {self._patience:g} s"
+            return f"no response within {self._timeout:g} s"
         return lines[-1][:200] if lines else f"{self._name} ended with status {status}"

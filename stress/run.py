@@ -1,6 +1,7 @@
-"""``run`` and ``all``: every chosen scenario with every chosen client, one after the other, and the ledger of it.
+"""The commands ``run`` and ``all``: every chosen scenario with every chosen client, one after the other, and a ledger.
 
-Lives here: the order, the progress, the files, the exit status. Never here: what a scenario does, how a table looks.
+Responsible for: the order, the progress, the files, the exit status. Not responsible for: what a scenario does, how a
+table looks.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .peers import KNOWN, OWN, Environments, Peer
 from .report import results, tables
+from .scenario_run import Scenario, run_scenario
 from .scenarios import SCENARIOS, chosen
-from .stage import Scenario, perform
 
-THIS, THROUGH_RELAY, THROUGH_MANAGER = "this", "relay", "manager"  # what this client is called on the command line
-BADNESS = ("balances", "told", "failed", "red")
+THIS, THROUGH_RELAY, THROUGH_MANAGER = "this", "relay", "manager"  # names of this client on the command line
+SEVERITY = ("balances", "told", "failed", "red")
 SERVERS = (
     *("gunicorn", "packaging", "gevent", "uvicorn", "celery", "pyuwsgi>=2.0.27; sys_platform != 'win32'"),
     *("rq>=2", "twisted", "python-daemon>=3"),
-    *("pytest<9", "pytest-forked"),  # which says of each test under pytest 9 that it failed
+    *("pytest<9", "pytest-forked"),  # which reports every test as failed under pytest 9
 )
 
 
@@ -33,11 +34,11 @@ def list_scenarios() -> int:
 
 
 def run(patterns: list[str], options: argparse.Namespace) -> int:
-    """Play them, show the ledger, write the files. Returns 1 unless this client's ledger balances everywhere."""
+    """Run them, show the ledger, write the files. Returns 1 unless this client balances in every scenario."""
     scenarios = chosen(patterns)
     console = Console()
     environments = Environments(
-        options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"), beside=SERVERS
+        options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"), extras=SERVERS
     )
     names = options.clients or [THIS, *KNOWN]
     own = {THIS: environments.this_client, THROUGH_RELAY: environments.relay, THROUGH_MANAGER: environments.manager}
@@ -56,17 +57,17 @@ def run(patterns: list[str], options: argparse.Namespace) -> int:
         "entries": [],
     }
     try:
-        _play(console, scenarios, peers, environments, options, data["entries"])
+        _run_all(console, scenarios, peers, environments, options, data["entries"])
     except KeyboardInterrupt:
-        console.print("stopped; this is what there is so far")
+        console.print("stopped; these are the results so far")
     if not data["entries"]:
-        return 130  # stopped at once: nothing to show, and no reason to forget the ledger before
+        return 130  # stopped at once: nothing to show, so the previous ledger is kept
     tables.show_ledger(console, data)
     results.keep(json.dumps(data, indent=1) + "\n", "ledger", options)
     return _status(console, data, len(scenarios))
 
 
-def _play(
+def _run_all(
     console: Console,
     scenarios: list[Scenario],
     peers: list[Peer],
@@ -80,23 +81,23 @@ def _play(
         task = progress.add_task("", total=len(scenarios) * len(peers) * options.repeat)
         for scenario in scenarios:
             for peer in peers:
-                played = []
+                repeated = []
                 for number in range(options.repeat):
                     progress.update(task, description=f"{scenario.name}: {peer.column}")
-                    played.append(perform(scenario, peer, environments, options.seconds, options.seed + number))
+                    repeated.append(run_scenario(scenario, peer, environments, options.seconds, options.seed + number))
                     progress.advance(task)
-                    progress.console.print(tables.ledger_line(played[-1]))
-                entries.append(worst(played))
+                    progress.console.print(tables.ledger_line(repeated[-1]))
+                entries.append(worst(repeated))
 
 
-def worst(played: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one of several performances that a ledger keeps, with a note of how many were bad."""
-    found = max(played, key=lambda entry: (BADNESS.index(entry["verdict"]), entry["lost"]))
-    if len(played) == 1:
+def worst(repeated: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of a repeated scenario that the ledger keeps, with a note on how many runs did not balance."""
+    found = max(repeated, key=lambda entry: (SEVERITY.index(entry["verdict"]), entry["lost"]))
+    if len(repeated) == 1:
         return found
-    bad = sum(entry["verdict"] in ("red", "failed") for entry in played)
-    lost = sum(entry["lost"] for entry in played)
-    note = f"the worst of {len(played)} times: {bad} did not balance, {lost:,} events lost in all"
+    bad = sum(entry["verdict"] in ("red", "failed") for entry in repeated)
+    lost = sum(entry["lost"] for entry in repeated)
+    note = f"the worst of {len(repeated)} runs: {bad} did not balance, {lost:,} events lost in all"
     return {**found, "notes": [*found["notes"], note]}
 
 
@@ -104,7 +105,7 @@ def _status(console: Console, data: dict[str, Any], scenarios: int) -> int:
     balances = True
     for column in filter(OWN.__contains__, data["columns"]):
         own = [entry for entry in data["entries"] if entry["column"] == column]
-        bad = [each["scenario"] for each in own if each["verdict"] in ("red", "failed") and not each["elsewhere"]]
+        bad = [each["scenario"] for each in own if each["verdict"] in ("red", "failed") and not each["not_applicable"]]
         if bad:
             console.print(f"{column} does not balance: {', '.join(bad)}", style="red")
         balances = balances and not bad and len(own) == scenarios

@@ -1,7 +1,7 @@
-"""``python -m letterapp demo``: one client, made before any fork, used in every kind of process that a server has.
+"""``python -m letterapp demo``: one client, created before any fork, and used in processes of every kind.
 
-Responsible for: those processes, their own book of what they tracked, and the ledger that holds it against what the
-server kept. It uses the client as any program would. Not responsible for: anything that the client or the server needs.
+Responsible for: those processes, their own record of the events that they tracked, and the ledger that compares it with
+what the server has received. It uses only the client's public API. Not responsible for: the client and the server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Key = Tuple[str, int]  # who, pid
 
 
 class Book:
-    """What happened, written down outside the client: a file that every process appends to, a line at once."""
+    """The record of what happened, independent of the client: a file to which every process appends whole lines."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -52,7 +52,7 @@ class Book:
 
 
 class Program:
-    """What each process works with. ``settles``: nobody else counts, so each asks its client what it delivered."""
+    """What each process needs. ``settles``: each process records what its client delivered: the API does not."""
 
     def __init__(self, letter: Letter, book: Book, events: int, settles: bool) -> None:
         self.letter = letter
@@ -62,7 +62,7 @@ class Program:
 
     def work(self, who: str) -> None:
         pid = os.getpid()
-        start = _tracked.get(pid, 0)  # a pool may give one worker two jobs
+        start = _tracked.get(pid, 0)  # a pool may give two jobs to one worker
         _tracked[pid] = start + self.events
         for serial in range(start, start + self.events):
             self.letter.track(f"user_{serial % 7}", "Demo Event", {"who": who, "pid": pid, "serial": serial})
@@ -74,7 +74,7 @@ class Program:
 
 
 _tracked: dict[int, int] = {}  # events that a process has tracked so far, by its pid
-_program: Program | None = None  # what forked children inherit, like a preloaded application
+_program: Program | None = None  # forked children inherit it, like a preloaded application
 
 
 def _work(who: str) -> None:
@@ -83,7 +83,7 @@ def _work(who: str) -> None:
 
 
 def demo(workers: int, events: int, base_url: str | None) -> int:
-    """Run it all; 0 when the ledger balances."""
+    """Run everything; return 0 if the ledger balances, otherwise 1, or 2 if an option is invalid."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         book = Book(os.path.join(folder, "book"))
@@ -113,7 +113,7 @@ def demo(workers: int, events: int, base_url: str | None) -> int:
 
 @contextmanager
 def _server() -> Iterator[str]:
-    # A process of its own: the demo's forks must not inherit its threads.
+    # A separate process, so that the demo's forks do not inherit its threads.
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(package)}
     command = [sys.executable, "-m", "letterapp", "inbox", "--quiet", "--troubled"]
@@ -132,7 +132,7 @@ def _ask(url: str, what: str) -> Any:
         return json.load(answer)
 
 
-# The processes, each kind in the way that servers make it.
+# The processes, each created as servers do it.
 
 
 def _run(program: Program, workers: int) -> None:
@@ -158,7 +158,7 @@ def _run(program: Program, workers: int) -> None:
 
 
 def _run_through_a_manager(program: Program, workers: int) -> None:
-    """The same kinds of processes, whose batches go to one sender process."""
+    """The same kinds of processes, all of which send through one manager process."""
     global _program
     _program = program
     if CAN_FORK:
@@ -190,7 +190,7 @@ def _forked(job: Any, argument: Any) -> int:
     child = os.fork()
     if child:
         return child
-    # The child leaves as a program does that comes to its end, but keeps out of what the parent's frames still hold.
+    # The child closes its client, and then exits without running the `finally` blocks of the parent's frames.
     try:
         job(argument)
         assert _program is not None
@@ -201,7 +201,7 @@ def _forked(job: Any, argument: Any) -> int:
 
 
 class Progress:
-    """A line on the terminal, renewed while the processes work; elsewhere a line every other second."""
+    """A line on the terminal that is updated while the processes work; elsewhere a new line every 2 seconds."""
 
     def __init__(self, book: Book, url: str | None) -> None:
         self._book = book
@@ -257,7 +257,7 @@ def _rows(lines: list[dict[str, Any]], kept: list[dict[str, Any]] | None) -> lis
             tracked[line["who"], line["pid"]] += line["tracked"]
         elif "delivered" in line:
             delivered[line["who"], line["pid"]] += line["delivered"]
-    # The API keeps one event for each messageId; one call that came under two of them would be counted twice.
+    # The API keeps one event per messageId. An event that was sent with two of them would be counted twice.
     by_id = {item["messageId"]: item["properties"] for item in kept or ()}
     copies = Counter((made["who"], made["pid"], made["serial"]) for made in by_id.values())
     for (who, pid, _), count in copies.items():
@@ -281,7 +281,7 @@ def _close_the_books(lines: list[dict[str, Any]], kept: list[dict[str, Any]] | N
         print(f"{row.who:{width}} {pid:>8} {row.tracked:>9,} {row.delivered:>9,} {row.lost:>6,} {row.twice:>6,}")
     if kept is not None:
         again = len(kept) - len({item["messageId"] for item in kept})
-        print(f"{again:,} events travelled again under the same id, after faults of the server; it kept each once")
+        print(f"{again:,} events were sent again under the same id, after faults of the server; it kept each once")
     balances = total.tracked > 0 and all(row.lost == 0 and row.twice == 0 for row in rows)
     print(f"{'the ledger balances' if balances else 'THE LEDGER DOES NOT BALANCE'}  ({seconds:.1f} s)")
     return 0 if balances else 1

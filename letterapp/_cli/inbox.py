@@ -1,6 +1,6 @@
-"""``python -m letterapp inbox``: an ingestion server to look at.
+"""``python -m letterapp inbox``: an ingestion server that prints events.
 
-Responsible for: what it prints, and the trouble it makes when asked. Not responsible for: the wire (`testing`).
+Responsible for: what it prints, and the faults of ``--troubled``. Not responsible for: the API's protocol (`testing`).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 from ..testing import Fault, IngestionServer, Request, reset, stall, status
 
-# Every so manieth request meets a fault. Primes, so that faults seldom meet on one request.
+# Every Nth request gets a fault. The numbers are primes, so that two faults seldom coincide.
 _TROUBLE = {
     11: status(503, b'{"error":{"code":"unavailable","message":"try later"}}'),
     13: reset(),
     17: status(429, headers={"Retry-After": "0.2"}),
     19: stall(0.3),
-    23: reset(stored=True),  # it was kept, and the client cannot know: it must send it again under the same id
+    23: reset(stored=True),  # stored, which the client cannot know: it has to send the request again
 }
 
 
 def inbox(port: int, troubled: bool, quiet: bool) -> int:
-    """Serve until Ctrl-C, or until stdin closes when ``quiet``."""
+    """Serve until Ctrl-C or, if ``quiet``, until stdin closes."""
     show = _Printer()
     try:
         api = IngestionServer(port, on_event=None if quiet else show)
@@ -34,7 +34,7 @@ def inbox(port: int, troubled: bool, quiet: bool) -> int:
     if troubled:
         api.rule = _Trouble()
     with api:
-        show.line(api.url if quiet else f"listening on {api.url}  (Ctrl-C ends it)")
+        show.line(api.url if quiet else f"listening on {api.url}  (Ctrl-C to stop)")
         try:
             if quiet:
                 sys.stdin.read()
@@ -55,7 +55,7 @@ class _Trouble:
 
 
 class _Printer:
-    """Prints events, one a line. Whatever one holds, and whatever has become of stdout, none costs the server."""
+    """Prints events, one per line. Never raises, whatever an event contains and even if stdout is closed."""
 
     def __init__(self) -> None:
         self._is_broken = False
@@ -66,13 +66,13 @@ class _Printer:
         self.line(f"{item['timestamp']}  {item['type']:8}  {item['userId']}  {what}  {more}")
 
     def line(self, text: str) -> None:
-        """Print ``text``, and say so once if that cannot be done any more."""
+        """Print ``text``; the first failure is reported on stderr."""
         try:
             print(_escaped(text).encode(_encoding(), "backslashreplace").decode(_encoding()), flush=True)
-        except (OSError, ValueError) as problem:  # its reader has gone, the disk is full, it was closed
+        except (OSError, ValueError) as problem:  # the reader has gone, the disk is full, or stdout was closed
             if not self._is_broken:
                 self._is_broken = True
-                _complain(f"what arrives cannot be printed any more, and is kept all the same: {problem}")
+                _complain(f"events can no longer be printed, but are still kept: {problem}")
 
 
 def _encoding() -> str:
@@ -80,7 +80,7 @@ def _encoding() -> str:
 
 
 def _escaped(text: str) -> str:
-    """``text`` on one line, without what steers a terminal or turns its direction: escaped as JSON has it."""
+    """``text`` on one line, with control characters and changes of direction escaped as in JSON."""
     return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
 
 

@@ -1,7 +1,7 @@
-"""The contract between the client and what carries its events.
+"""The interface between the client and what delivers its events.
 
-Responsible for: the methods and what each guarantees. Not responsible for: any way of carrying, reports
-(`_reporter`). The client knows no more of a carrier than this, so no flag tells two carriers apart.
+Responsible for: the methods and what each guarantees. Not responsible for: how events are delivered (`sender`,
+`_relay.delivery`), reports (`_reporter`). The client uses a delivery only through this interface.
 """
 
 from __future__ import annotations
@@ -20,84 +20,87 @@ if TYPE_CHECKING:
 
 
 class Delivery(ABC):
-    """Carries the events of one client in one process.
+    """Delivers the events of one client in one process.
 
-    Making one starts nothing. It belongs to the process ``owner``; in a forked child only `for_child` may be called.
+    Creating one starts nothing. It belongs to the process ``owner``; in a forked child only `for_child` may be called.
     """
 
     owner: Process
-    reporter: Reporter  # tells the application what becomes of its events
-    exit_timeout: float  # seconds that the end of the process may take for it
-    ends_last = False  # it ends after those that hand events to it
+    reporter: Reporter  # tells the application of losses and other problems
+    exit_timeout: float  # seconds that it may take at the end of the process
+    ends_last = False  # it ends after the deliveries that may still give it events
 
     @abstractmethod
     def put(self, event: bytes) -> None:
-        """Queue an encoded event, or count and report it as lost. Microseconds; a full queue raises nothing."""
+        """Queue an encoded event, or count and report it as lost. Takes microseconds. A full queue does not raise."""
 
     @abstractmethod
     def refuse(self, cause: str, error: LetterError | None = None) -> None:
-        """Count an event that was not queued as lost for ``cause``; report ``error`` if there is one."""
+        """Count an event that was not queued as lost, by ``cause``; report ``error`` if there is one."""
 
     @abstractmethod
     def flush(self, timeout: float) -> bool:
-        """Send what was queued before this call; True when it is settled, False after ``timeout`` seconds."""
+        """Send what was queued before this call. True if it was settled within ``timeout`` seconds."""
 
     @abstractmethod
     def close(self, timeout: float) -> bool:
-        """Refuse further events, settle what waits, give up the rest after ``timeout``. True when all was settled."""
+        """Refuse further events and send what waits; give up the rest after ``timeout`` seconds.
+
+        True if everything was settled.
+        """
 
     @abstractmethod
     def begin_shutdown(self) -> None:
-        """The process is ending: begin to send what waits. Returns at once, so that many clients share a deadline."""
+        """The process is ending: start to send what waits. Returns at once, so that all clients share one deadline."""
 
     @abstractmethod
     def end(self, deadline: float, final: bool) -> None:
-        """Wait until all is settled, until the monotonic ``deadline`` at the latest.
+        """Wait until everything is settled, or until the monotonic ``deadline``.
 
-        After that each `put` returns when its event is settled, because no thread can be relied on any more. Not in a
-        thread that runs an asyncio loop, unless this is ``final``: those events wait for the next end.
-        ``final``: the process is certain to end, so what is not settled in time is reported as lost.
+        After that each `put` returns when its event is settled, because threads may not run any more. Unless this is
+        ``final``, that does not apply in a thread that runs an asyncio loop: those events wait for the next `end`.
+        ``final``: the process will certainly end, so what is not settled in time is reported as lost.
         """
 
     @abstractmethod
     def cancel_shutdown(self) -> None:
-        """The process goes on after all: undo `end`."""
+        """The process continues after all: undo `end`."""
 
     @abstractmethod
     def start_recovery(self) -> None:
-        """Begin to send what ended processes left in a spool, which nobody else may find. Returns at once."""
+        """Start to send what ended processes have left in a spool: no other process may do so. Returns at once."""
 
     @property
     def sends_on_os_exit(self) -> bool:
-        """Whether `os._exit` sends what waits first."""
+        """True if `os._exit` first sends what waits."""
         return True
 
     @abstractmethod
     def recover_from_children(self) -> None:
-        """This process has forked: begin to send what a killed child left, if it left something. Microseconds."""
+        """This process has forked: start to send what a killed child may have left. Takes microseconds."""
 
     @abstractmethod
     def defer_signal(self, act: Callable[[], object]) -> bool:
-        """For a signal handler. True if it interrupted this very object, which then cannot send anything.
+        """For a signal handler. True if it has interrupted a method of this object, which then cannot send anything.
 
-        In that case ``act`` is called from another thread when the interrupted call has released its lock.
+        In that case ``act`` is called in another thread when the interrupted method has released its lock.
         """
 
     @abstractmethod
     def stats(self) -> dict[str, Any]:
-        """Counters, of one moment: accepted = delivered + lost + waiting."""
+        """A snapshot of the counters: accepted = delivered + lost + waiting."""
 
     @abstractmethod
     def quick_counts(self) -> tuple[int, int, int]:
-        """Events that wait, were delivered and were lost, not all of one moment. For `repr`: takes no lock."""
+        """How many events wait, were delivered and were lost. For `repr`: takes no lock, and may not add up."""
 
     @abstractmethod
     def for_child(self) -> Delivery:
-        """The delivery of this process, a descendant of ``owner``: empty, and the same for all threads that ask."""
+        """The delivery for this process, a descendant of ``owner``: empty, and the same one for all threads."""
 
 
 class NullDelivery(Delivery):
-    """For a client with ``enabled=False``: carries nothing, and allocates nothing for that."""
+    """For a client with ``enabled=False``: does nothing, and allocates nothing."""
 
     def __init__(self, reporter: Reporter, exit_timeout: float) -> None:
         self.owner = this_process()

@@ -186,7 +186,7 @@ class BatchSender:
         self._in_flight.pause(self._clock() + pause)
         if not (sends or self._surprise_is_reported):
             self._surprise_is_reported = True
-            said = f"nothing can be sent for now: {surprise!r}; it is tried again and again"
+            said = f"nothing can be sent at present: {surprise!r}; retrying"
             self._report(LetterError(said, cause="degraded"))
         return pause
 
@@ -287,7 +287,7 @@ class BatchSender:
         """Say that the API refuses whatever it is sent, and the spool keeps it: once, until something is accepted."""
         if not self._refusal_is_reported:
             self._refusal_is_reported = True
-            said = f"{error}. What waits stays in the spool and is tried again, at longer and longer intervals"
+            said = f"{error}; waiting events stay in the spool and are retried at growing intervals"
             self._report(LetterError(said, error.status, error.body, error.code, error.reason, cause="degraded"))
 
     def _lose(self, cause: str, error: LetterError) -> None:

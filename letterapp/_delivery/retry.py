@@ -105,7 +105,7 @@ def judge(
     """
     wait = backoff(attempt, jitter)
     if isinstance(outcome, Surprise):
-        error = LetterError(f"it could not be sent: {outcome.problem!r}")
+        error = LetterError(f"the request could not be sent: {outcome.problem!r}")
         return _again_or_not(error, wait, attempt, max_retries)
     if isinstance(outcome, Unreachable):
         error = LetterError(f"the API could not be reached: {outcome}")
@@ -172,7 +172,7 @@ def _error(answer: Answer) -> LetterError:
     if 300 <= answer.status < 400:
         return LetterError(
             f"the API answered {answer.status}, a redirect to {answer.location or 'nowhere'}: "
-            "it is not followed with the key; set base_url to the final address",
+            "it is not followed, to protect the API key; set base_url to the final URL",
             answer.status,
             answer.body,
         )

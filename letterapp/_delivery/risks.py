@@ -22,7 +22,7 @@ def report_exposure(settings: Settings, report: Callable[[LetterError], object])
         shutdown.report_once(
             report,
             "base_url begins with http://, and its host is not this machine: the API key and all events go over the "
-            "network in clear text, and answers are believed. Use https://",
+            "network in clear text, and anybody there can forge responses: use https://",
         )
 
 
@@ -30,7 +30,7 @@ def report_sub_interpreter(report: Callable[[LetterError], object]) -> None:
     """Report that uWSGI will end this interpreter without running any of its code."""
     shutdown.report_once(
         report,
-        "uWSGI ends an interpreter that is not its first without any exit code. So events are sent at once there, "
+        "uWSGI ends interpreters other than its first without running exit handlers. So events are sent at once there, "
         "whatever flush_interval is, and what is not delivered at a stop is lost without a report. Start uWSGI with "
         "--single-interpreter, or give the client a spool or a relay",
     )

@@ -185,7 +185,9 @@ class Sender(Delivery):
         self._queue.close()
         settled = self.drain(deadline)
         if self.may_wait() and not settled:
-            self._stages.give_up(self._give_up("closed", f"not delivered within the {timeout:g} s of close()"))
+            self._stages.give_up(
+                self._give_up("closed", f"not delivered within the {timeout:g} s that close() may take")
+            )
             self._stop_idle_worker(deadline)
         if self.may_wait():
             self._disconnect()
@@ -249,7 +251,7 @@ class Sender(Delivery):
                 self._queue.release_empty_slot()
         elif final and not self._queue.is_held_by_this_thread():
             # A signal has come while this very thread was sending, which it will not go on with.
-            self._give_up("exit", "the process was ended while it sent them")
+            self._give_up("exit", "the process was ended while they were being sent")
         self._stages.leave_to_calls(deadline - self._clock())
 
     def cancel_shutdown(self) -> None:
@@ -333,7 +335,7 @@ class Sender(Delivery):
             self._give_up(
                 "undeliverable",
                 f"not delivered within {self.exit_timeout:g} s while uWSGI imported the application, "
-                "and its master can send nothing later",
+                "and its master cannot send anything later",
             )
 
     def _overflow(self, event: bytes) -> None:
@@ -343,7 +345,7 @@ class Sender(Delivery):
             return
         if not may_fit:
             bound = "max_queue_bytes" if most == self._settings.max_queue_bytes else "max_batch_bytes"
-            said = f"1 event dropped: it has {len(event):,} bytes, and the queue takes {most:,} ({bound})"
+            said = f"1 event dropped: it has {len(event):,} bytes, and the maximum is {most:,} ({bound})"
             self.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
         elif self._queue.drop(event):
             self.wake()  # it reports the burst when it is over
@@ -429,7 +431,7 @@ class Sender(Delivery):
             self._stop_idle_worker(deadline)
         stages.leave_to_calls(stages.budget - (self._clock() - started))
         if stages.is_final and not settled:
-            self._give_up("exit", "the time that the end of the process may take was spent")
+            self._give_up("exit", "the time that the end of the process may take (exit_timeout) was over")
 
     def _stop_idle_worker(self, deadline: float) -> None:
         """Have an idle thread leave, so that a fork that follows finds none."""

@@ -1,9 +1,9 @@
-"""The end of this process: how it is noticed, and which deliveries are told.
+"""The end of this process: how it is detected, and which deliveries are told.
 
 Responsible for: the exit paths of plain processes, multiprocessing, Celery, Twisted and signals.
-Not responsible for: sending; a delivery is asked to end, and how it does that is its own affair.
+Not responsible for: sending. A delivery is asked to end, and decides how.
 
-Nothing is imported for this: a server is recognised by the modules that it has loaded itself.
+Nothing is imported for this: a framework is recognised by the modules that the application has imported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
+from _weakref import ref  # not `weakref`, which takes half a millisecond to import
 
 from .._runtime import atfork, greenlets
 from .._runtime.clock import monotonic
@@ -24,53 +24,52 @@ if TYPE_CHECKING:
 
     from .base import Delivery
 
-# The deliveries of this process and of its ancestors. Weak: a client that is deleted lives only as long as its thread
-# has something to send. Without a lock: each use is one atomic operation on a set.
+# The deliveries of this process and of its ancestors. Weak references: the delivery of a deleted client exists only as
+# long as its thread has something to send. No lock is needed: each use is one atomic operation on a set.
 _deliveries: set[ref[Delivery]] = set()
-_kept: set[Delivery] = set()  # those with waiting events and no thread, which nothing else may keep alive
+_kept: set[Delivery] = set()  # deliveries with waiting events and no thread, which nothing else may keep alive
 
-# Process ids rather than flags: a flag that a parent has set would be wrong in its children.
+# Process IDs instead of flags: a flag that was set in the parent would be wrong in its children.
 _registered_pid = 0
 _exiting_pid = 0
 _past_multiprocessing_pid = 0
-_exit_seconds_pid, _exit_seconds = (
-    0,
-    0.0,
-)  # seconds that the ends of this process have taken so far: they share one budget
-_knows_forks = False  # multiprocessing calls us in its children; forked ones inherit that
+# Seconds that the exit handlers of this process have taken so far: they share one budget.
+_exit_seconds_pid, _exit_seconds = 0, 0.0
+_knows_forks = False  # multiprocessing calls us in its children; forked children inherit that
 
 
 def register(delivery: Delivery) -> None:
-    """Tell ``delivery`` of this process's forks and of its end from now on. Cheap; starts nothing."""
+    """From now on, tell ``delivery`` of forks and of the end of this process. Cheap; starts nothing."""
     _deliveries.add(ref(delivery, _deliveries.discard))
     atfork.install_hooks(_after_fork_in_parent)
     _register_exit_hooks()
-    # It may be made by an exit callback that runs after ours, or when ours is never called, as callbacks already run.
+    # It may be created by an exit handler that runs after ours, or when exit handlers already run and no new one is
+    # called.
     if _exiting_pid == delivery.owner.pid or is_shutting_down():
         delivery.end(monotonic() + delivery.exit_timeout, final=True)
 
 
 def unregister(delivery: Delivery) -> None:
-    """Do not tell ``delivery`` of the end: whoever made it does."""
+    """Do not tell ``delivery`` of the end: the code that created it does so."""
     _deliveries.discard(ref(delivery))
 
 
 def keep_alive(delivery: Delivery) -> None:
-    """Keep a delivery that has no thread alive until the process ends."""
+    """Keep a delivery without a thread alive until the process ends."""
     _kept.add(delivery)
 
 
 def release(delivery: Delivery) -> None:
-    """Undo `keep` for a delivery of the parent."""
+    """Undo `keep_alive`, for a delivery of the parent."""
     _kept.discard(delivery)
 
 
-_LOOK = 1.0  # seconds between two looks of a process that forks
+_LOOK = 1.0  # seconds between two searches of a process that forks
 _next_look = 0.0
 
 
 def _after_fork_in_parent() -> None:
-    """Have what a killed child left sent: its parent may never use its client, and would not look otherwise."""
+    """Send what a killed child has left. A parent that never uses its client would not search for it otherwise."""
     global _next_look
     now = monotonic()
     if now >= _next_look and not is_shutting_down():
@@ -80,7 +79,7 @@ def _after_fork_in_parent() -> None:
 
 
 def own_deliveries() -> list[Delivery]:
-    """The deliveries of this process that are in use."""
+    """The deliveries of this process that still exist."""
     pid = os.getpid()
     alive = [known() for known in list(_deliveries)]
     return [delivery for delivery in alive if delivery is not None and delivery.owner.pid == pid]
@@ -90,7 +89,7 @@ def own_deliveries() -> list[Delivery]:
 
 
 def _register_exit_hooks() -> None:
-    """Register with whatever will announce this process's end. Once per process."""
+    """Register with everything that announces the end of this process. Once per process."""
     global _registered_pid
     pid = os.getpid()
     if _registered_pid == pid:
@@ -110,14 +109,15 @@ def _register_with_multiprocessing() -> None:
     process = sys.modules.get("multiprocessing.process")
     if util is None or process is None:
         return
-    # A spawned child that is unpickling its job has no parent yet; from 3.11 on it keeps what it registers then.
+    # A spawned child that is still unpickling its job has no parent process yet; since Python 3.11 it keeps what is
+    # registered then.
     if process.parent_process() is not None or getattr(process.current_process(), "_inheriting", False):
         # A multiprocessing child: `atexit` does not run there before 3.13.
         util.Finalize(None, shut_down_process, exitpriority=100)
-    # And again after its own children have been terminated and joined, to deliver what they left.
+    # And again after its own children have been terminated and joined, to deliver what they have left.
     util.Finalize(None, _shut_down_after_multiprocessing, exitpriority=-100)
-    # What a spawned child registered while it imported the main module is cleared before its job begins
-    # (`BaseProcess._bootstrap`, up to 3.10). This is called right after that.
+    # What a spawned child registers while it imports the main module is cleared before its job begins
+    # (`BaseProcess._bootstrap`, up to Python 3.10). This hook is called right after that.
     global _knows_forks
     if not _knows_forks:
         _knows_forks = True
@@ -137,28 +137,28 @@ def _shut_down_after_multiprocessing() -> None:
 
 
 def is_past_multiprocessing() -> bool:
-    """True when multiprocessing has stopped its feeder threads: what is put into a queue now is never written."""
+    """True if multiprocessing has stopped its feeder threads: what is put into a queue now would never be written."""
     return _past_multiprocessing_pid == os.getpid()
 
 
 def is_shutting_down() -> bool:
-    """True while the interpreter runs its exit callbacks: one that is registered now is never called."""
+    """True while the interpreter runs exit handlers: one that is registered now would never be called."""
     threading = sys.modules.get("threading")
     if threading is None:
         return False
     return bool(getattr(threading, "_SHUTTING_DOWN", False)) or not threading.main_thread().is_alive()
 
 
-TORN_DOWN = "Python is removing its modules, and nothing can be sent any more"
+TORN_DOWN = "the interpreter is shutting down, and nothing can be sent any more"
 
 
 def is_finalizing() -> bool:
-    """True while Python clears its modules, after all exit callbacks: no other thread runs, nothing can be imported."""
+    """True while Python clears its modules, after all exit handlers: no thread can be started, nothing imported."""
     return sys.is_finalizing()
 
 
 def shut_down_process(*_: object, **__: object) -> None:
-    """Settle what this process's clients still hold. Whatever announces the end calls it; all calls share a budget."""
+    """Settle what waits in this process's clients. Everything that announces the end calls it, within one budget."""
     _shut_down_within_budget(lambda delivery: True)
 
 
@@ -182,17 +182,17 @@ def _shut_down_despite_signals(started: float, chosen: Callable[[Delivery], bool
             _end(started, True, chosen)
             return
         except SystemExit:
-            pass  # the handler of a second signal, or a greenlet of gunicorn's, asks for what is already happening
+            pass  # a second signal's handler, or a greenlet of gunicorn, asks for what is already happening
         except KeyboardInterrupt:
-            _end(float("-inf"), True, chosen)  # somebody is in a hurry: report at once what is not delivered
+            _end(float("-inf"), True, chosen)  # the user does not want to wait: report what is not delivered
             raise
 
 
 def _restore_exit_status() -> None:
-    """Make a program that Ctrl-C ended die of SIGINT, as Python does, so that a shell loop around it ends too.
+    """Make a program that Ctrl-C has ended die of SIGINT, as Python does, so that a shell loop around it ends too.
 
-    CPython keeps a flag for that. Any `eval` resets it, and an import may call `eval` (`namedtuple` does). Code that is
-    run by `exec` and raises sets it again (`Modules/main.c`, `Python/pythonrun.c`: `unhandled_keyboard_interrupt`).
+    CPython has a flag for that (`unhandled_keyboard_interrupt` in ``Modules/main.c`` and ``Python/pythonrun.c``). Any
+    `eval` resets it, and an import may call `eval`, as `namedtuple` does. An exception in `exec` sets it again.
     """
     kind = getattr(sys, "last_type", None)
     if isinstance(kind, type) and issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
@@ -210,7 +210,7 @@ def _end(started: float, final: bool, chosen: Callable[[Delivery], bool] = lambd
         delivery.end(started + delivery.exit_timeout, final)
 
 
-# `os._exit`, by which forked children end, mostly in somebody else's code.
+# `os._exit`, with which forked children end, usually in the code of a library.
 
 _exit_of_os: Any = None  # the original `os._exit`
 
@@ -219,7 +219,7 @@ _twisted_pid = 0
 
 
 def _register_with_twisted() -> None:
-    """Register with Twisted's reactor, which replaces signal handlers and ends by a signal's default action."""
+    """Register with Twisted's reactor, which replaces signal handlers and ends with a signal's default action."""
     global _twisted_pid
     reactor: Any = sys.modules.get("twisted.internet.reactor")
     if _twisted_pid != os.getpid() and hasattr(reactor, "addSystemEventTrigger"):
@@ -227,15 +227,15 @@ def _register_with_twisted() -> None:
         try:
             reactor.addSystemEventTrigger("after", "shutdown", shut_down_process)
         except Exception as problem:
-            reraise_signal_error(problem)  # otherwise it is the reactor's, and no reason for a call to fail
+            reraise_signal_error(problem)  # otherwise it is an error of the reactor, and no reason for a call to fail
 
 
 def on_first_event(signals: Iterable[int], wraps_exit: bool) -> None:
-    """A client of this process starts its thread: at its first event, or at the first one after a pause."""
+    """To be called when a client starts its thread: at the first event, or the first one after a pause."""
     if wraps_exit:
         _wrap_os_exit()
     _register_with_twisted()
-    if _not_installed:  # and never one that a server has replaced since: that is intended
+    if _not_installed:  # not those that a server has replaced since: that is intended
         install_exit_signals([number for number in signals if number in _not_installed])
 
 
@@ -247,28 +247,28 @@ def _wrap_os_exit() -> None:
 
 
 def _exit_after_sending(status: int) -> NoReturn:
-    """`os._exit`, after sending what waits in this process, within what is left of its exit budget."""
+    """`os._exit`, after sending what waits in this process within the rest of its exit budget."""
     try:
         if any(delivery.sends_on_os_exit for delivery in own_deliveries()) and not is_in_signal_handler():
             _shut_down_within_budget(lambda delivery: delivery.sends_on_os_exit)
     except BaseException:
-        pass  # nothing may prevent the exit
+        pass  # nothing must prevent the exit
     _exit_of_os(status)
     raise SystemExit(status)  # never reached
 
 
-# Signals, if the application asked for it.
+# `exit_signals`.
 
 _previous: dict[int, Any] = {}  # the previous handler of each signal
-_not_installed: set[int] = set()  # because it was not the main thread
-_reported: set[str] = set()  # problems with them, each of which is reported once
+_not_installed: set[int] = set()  # signals without our handler, because it was not the main thread
+_reported: set[str] = set()  # problems with signals, each of which is reported once
 
 
 def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError], object] | None = None) -> None:
     """Make ``signals`` send what waits before their previous action. Another call installs what is missing.
 
-    Only the main thread can do that. In another one, and for a signal that is handled outside of Python, that is
-    reported once, if there is a ``report``: an option of a client must not prevent an application from starting.
+    Only the main thread can do that. A call in another thread, or a signal that is handled outside of Python, is
+    reported once if there is a ``report``, and does not raise: such an option must not stop the application.
     """
     import signal
 
@@ -278,9 +278,10 @@ def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError],
             continue
         name = signal.Signals(number).name
         if handler is None:
-            report_once(report, f"exit_signals: {name} is handled outside of Python here, and left alone")
+            said = f"exit_signals: {name} has a handler that Python did not install, so it does not send what waits"
+            report_once(report, said)
             continue
-        previous, _previous[number] = _previous.get(number), handler  # before the first signal can come
+        previous, _previous[number] = _previous.get(number), handler  # before a signal can arrive
         try:
             signal.signal(number, _on_signal)
             _not_installed.discard(number)
@@ -289,8 +290,8 @@ def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError],
             _previous[number] = previous
             report_once(
                 report,
-                "exit_signals: only the main thread can install signal handlers; they are installed when the main "
-                "thread has an event",
+                "exit_signals: only the main thread can install signal handlers; they are installed at the main "
+                "thread's first event",
             )
 
 
@@ -303,7 +304,7 @@ def report_once(report: Callable[[LetterError], object] | None, trouble: str) ->
 def _on_signal(number: int, frame: Any) -> None:
     pid = os.getpid()
     if any(delivery.defer_signal(lambda: os.kill(pid, number)) for delivery in own_deliveries()):
-        return  # it interrupted a `put`, and is sent again after that
+        return  # it has interrupted a `put`, and will be sent again after that
     if not greenlets.spawn(_exit_by_signal, number, frame):
         _exit_by_signal(number, frame)
 
@@ -319,7 +320,7 @@ def _exit_by_signal(number: int, frame: Any) -> None:
     elif previous == signal.SIG_DFL:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-        # Still alive: the kernel ignores the default action for the first process of a container.
+        # Still running: the kernel ignores the default action for the first process of a container.
         signal.signal(number, _on_signal)
         for delivery in own_deliveries():
             delivery.cancel_shutdown()
@@ -329,9 +330,9 @@ _raise_of_signal: Any = None  # the original `signal.raise_signal`
 
 
 def _watch_raising() -> None:
-    """Notice the end that uvicorn makes of a signal: it restores the default action and raises the signal again.
+    """Detect how uvicorn ends after a signal: it restores the default action and raises the signal again.
 
-    Until then it answers pending requests, in an event loop where no call waits until its event is settled.
+    Until then it completes pending requests, in an event loop where calls do not wait until their events are settled.
     """
     global _raise_of_signal
     import signal
@@ -342,13 +343,13 @@ def _watch_raising() -> None:
 
 
 def _raise_after_sending(number: int) -> None:
-    """`signal.raise_signal`, after sending what waits if it ends the process by one of `exit_signals`."""
+    """`signal.raise_signal`, after sending what waits if one of `exit_signals` is about to end the process."""
     import signal
 
     ends = number in _previous and signal.getsignal(number) is signal.SIG_DFL
     if ends:
         _end(monotonic(), final=True)
     _raise_of_signal(number)
-    if ends:  # still alive: the kernel ignores the default action for the first process of a container
+    if ends:  # still running: the kernel ignores the default action for the first process of a container
         for delivery in own_deliveries():
             delivery.cancel_shutdown()

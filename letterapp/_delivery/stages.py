@@ -1,11 +1,11 @@
-"""How far the life of one client in one process has come.
+"""The lifecycle of one client in one process.
 
-    OPEN ----- a signal announces the end -----> EXITING ----- the process goes on after all -----> OPEN
+    OPEN ----- a signal announces the end -----> EXITING ----- the process continues after all ---> OPEN
       |                                             |
       +--------- the process is ending -------------+-----> FINAL
 
-Responsible for: the stage, the time that calls may still take once the end has been announced, what `close` gave up.
-Not responsible for: `close` itself, which may come in any stage (`BoundedQueue.closed`), how an end is noticed
+Responsible for: the stage, how long calls may still block once the process is ending, what `close` has given up.
+Not responsible for: `close` itself, which is possible in any stage (`BoundedQueue.closed`), how an end is detected
 (`shutdown`).
 """
 
@@ -23,15 +23,15 @@ class Stage(Enum):
 
 
 class Stages:
-    """Belongs to one sender. Any thread may read it; the end of the process changes it."""
+    """The stage of one sender. Any thread may read it; the end of the process changes it."""
 
     def __init__(self) -> None:
         self.now = Stage.OPEN
-        # Seconds that calls may still wait for their events, in all: the end itself has used up the rest. Infinite
-        # until it is over, and no call waits before that.
+        # Seconds in total that calls may still wait until their events are settled; the end has used up the rest.
+        # Infinite until the end is over; no call waits before that.
         self.budget = FOREVER
-        self.has_given_up = False  # by `close`: nobody waits for what is still on the wire
-        self.lost_at_close = 0  # events; so no later `close` can return True
+        self.has_given_up = False  # by `close`: no caller waits for what is still in flight
+        self.lost_at_close = 0  # number of events; if there are any, no later `close` returns True
 
     @property
     def is_final(self) -> bool:
@@ -39,14 +39,14 @@ class Stages:
 
     @property
     def calls_settle(self) -> bool:
-        """True when each call has to wait until its event is settled, because no thread can be relied on any more."""
+        """True if each call has to wait until its event is settled, because threads may not run any more."""
         return self.budget is not FOREVER
 
     def begin_exit(self, final: bool) -> None:
         self.now = Stage.FINAL if final else Stage.EXITING
 
     def leave_to_calls(self, budget: float) -> None:
-        """The end is over, and has left ``budget`` seconds to the calls that come after it."""
+        """The end is over, and leaves ``budget`` seconds for later calls."""
         self.budget = max(0.0, budget)
 
     def cancel_exit(self) -> None:

@@ -19,7 +19,7 @@ from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
 from .._text import described, said, short
 from ..errors import LetterError
-from .json_text import Unencodable, encode, fault_of, quote
+from .json_text import Unencodable, encode, fault_of, is_plain, quote
 from .plain import FLAT, Copier, copied, from_date, is_missing, loaded, within
 
 TYPE_CHECKING = False
@@ -51,7 +51,10 @@ class Encoder:
         max_batch_bytes: int,
         before_send: Callable[[dict[str, Any]], dict[str, Any] | None] | None,
         default: Callable[[Any], Any] | None = None,
+        encode_plain: Callable[[Any], str] = encode,
     ) -> None:
+        """``encode_plain``: `encode`, or what writes the same faster."""
+        self._encode_plain = encode_plain
         self._max_bytes = max_batch_bytes - _FRAME
         self._before_send = before_send
         self._default = default
@@ -104,17 +107,11 @@ class Encoder:
         stamp = _now() if timestamp is None else quote(_argument("timestamp", timestamp, _wire_time))
         identity = _new_id() if message_id is None else quote(_argument("message_id", message_id, _wire_id))
         try:
-            copy = self._copy(name, properties) if properties is not None else None
+            text = "{}" if properties is None else self._json(name, properties)
             try:
-                data = (
-                    f'{head}{encode(copy) if copy is not None else "{}"},"userId":{quote(user_id)},'
-                    f'"timestamp":{stamp},"messageId":{identity}}}'
-                ).encode()
-            except (ValueError, TypeError) as error:  # nan, a lone surrogate, a huge int: nobody has looked so far
-                reraise_signal_error(error)
-                if isinstance(error, TypeError):  # a key
-                    copied(name, properties, self._max_bytes, self._default)
-                raise fault_of(copy, name, error) from None
+                data = (f'{head}{text},"userId":{quote(user_id)},"timestamp":{stamp},"messageId":{identity}}}').encode()
+            except UnicodeEncodeError as error:
+                raise fault_of(self._copy(name, properties), name, error) from None
             if self._before_send is None and len(data) <= self._max_bytes:
                 return data
             return self._finish_unusual(data)
@@ -126,20 +123,34 @@ class Encoder:
             problem.message_id = _unquoted(identity)
             raise problem from error.__cause__
 
-    def _copy(self, name: str, properties: Any) -> dict[str, Any]:
-        if type(properties) is dict and len(properties) <= _FEW:
-            copy = properties.copy()
-            size = 0
-            for value in copy.values():
-                kind = type(value)
-                if kind is str:
-                    size += len(value)
-                elif kind not in FLAT:
-                    break
-            else:
-                if size <= self._max_bytes:
-                    return copy
-        return copied(name, properties, self._max_bytes, self._default)
+    def _json(self, name: str, properties: Any) -> str:
+        if type(properties) is dict and self._is_plain(properties):
+            try:
+                return self._encode_plain(properties)
+            except Exception as error:  # nan, a set, a change by another thread: the copy shows what it is
+                reraise_signal_error(error)
+        copy = self._copy(name, properties)
+        try:
+            return encode(copy)
+        except ValueError as error:
+            reraise_signal_error(error)
+            raise fault_of(copy, name, error) from None
+
+    def _is_plain(self, properties: dict[Any, Any]) -> bool:
+        """True when ``properties`` can be encoded as they are."""
+        if len(properties) > _FEW:
+            return False
+        size = 0
+        for value in properties.values():
+            kind = type(value)
+            if kind is str:
+                size += len(value)
+            elif kind not in FLAT:
+                return is_plain(properties, self._max_bytes)
+        return size <= self._max_bytes
+
+    def _copy(self, name: str, properties: Any) -> Any:
+        return None if properties is None else copied(name, properties, self._max_bytes, self._default)
 
     def _finish_unusual(self, data: bytes) -> bytes | None:
         if self._before_send is not None:
@@ -149,7 +160,7 @@ class Encoder:
             data = changed
         if len(data) > self._max_bytes:
             raise Unencodable(
-                f"the event is {len(data):,} bytes, over the {self._max_bytes:,} that max_batch_bytes leaves"
+                f"the event has {len(data):,} bytes, over the {self._max_bytes:,} that max_batch_bytes allows"
             )
         return data
 
@@ -257,15 +268,16 @@ def _unquoted(text: str) -> str:
 def _now() -> str:
     """The moment of the call as a quoted ISO 8601 text in UTC, to the microsecond."""
     global _second
-    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
-    known, text = _second  # one tuple, swapped whole: threads may race to write it, none can read half of it
-    if known != seconds:
-        text = time.strftime('"%Y-%m-%dT%H:%M:%S.', time.gmtime(seconds))
+    now = str(time.time_ns())
+    seconds, text = _second  # one tuple, swapped whole: threads may race to write it, none can read half of it
+    if now[:-9] != seconds:
+        seconds = now[:-9]
+        text = time.strftime('"%Y-%m-%dT%H:%M:%S.', time.gmtime(int(seconds or "0")))
         _second = (seconds, text)
-    return f'{text}{rest // 1000:06d}Z"'
+    return f'{text}{now[-9:-3]}Z"'
 
 
-_second = (0, "")
+_second = ("", "")
 
 
 def _wire_time(name: str, timestamp: Any) -> str:
@@ -287,8 +299,8 @@ _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 def _new_id() -> str:
     """A random UUID, version 4 (RFC 9562, 5.4), quoted.
 
-    From the kernel at each call: a generator of one's own would repeat itself in forked children, and `uuid.uuid4`
-    costs four times as much.
+    From the kernel at each call: a generator of one's own would repeat itself in forked children and in copies of a
+    whole machine, and `uuid.uuid4` costs three times as much.
     """
     digits = random_bytes(16).hex()
     return f'"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"'
@@ -299,4 +311,4 @@ def _wire_id(name: str, message_id: Any) -> str:
         return str.__str__(message_id)
     if isinstance(message_id, loaded("uuid", "UUID")):
         return str.__str__(str(message_id))
-    raise LetterError(f"{name} must be a string that is not empty, or a UUID, not {short(message_id)}")
+    raise LetterError(f"{name} must be a non-empty string or a UUID, not {short(message_id)}")

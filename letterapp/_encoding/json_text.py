@@ -1,19 +1,27 @@
 """The JSON encoder, and the error for a value that has no JSON.
 
-Responsible for: `encode`, which writes plain values; `Unencodable`, with the path of the value; finding the value that
-the encoder refused. Not responsible for: turning other values into plain ones (`plain`), events (`events`).
+Responsible for: `encode`, which writes plain values; `is_plain`, which says whether a value is; `Unencodable`, with the
+path of the value; finding the value that the encoder refused. Not responsible for: turning other values into plain ones
+(`plain`), events (`events`).
 
 Pure: no lock, no I/O, no state of the process.
 """
 
 from __future__ import annotations
 
+import sys
+
+from .._runtime import servers
 from .._runtime.signal_errors import reraise_signal_error
 from .._text import described, said, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
+
+MAX_DEPTH = 100  # levels of nesting; far above any event, far below the interpreter's own limit at any call depth
+_MOST_VALUES = 5000  # for which `is_plain` looks
+_EXCESS = 16  # times the bytes that an event may have: what is encoded in vain at the most, before it is measured
 
 
 def _never(value: object) -> Any:
@@ -40,6 +48,68 @@ else:
 
 
 quote = encode_basestring  # a text as a JSON string
+
+
+def fastest_encoder() -> Callable[[Any], str]:
+    """`encode` for values that `is_plain`, by `orjson` if that is installed: ten times as fast for nested ones.
+
+    It is imported here and not in a call, because a fork in another thread could tear that import.
+    """
+    if servers.is_never_ended():
+        return encode  # a sub-interpreter, which orjson does not support
+    try:
+        from orjson import OPT_PASSTHROUGH_DATACLASS, OPT_PASSTHROUGH_DATETIME, OPT_PASSTHROUGH_SUBCLASS, dumps
+    except Exception as error:  # not installed, or broken: there is another one
+        reraise_signal_error(error)
+        return encode
+    options = OPT_PASSTHROUGH_SUBCLASS | OPT_PASSTHROUGH_DATETIME | OPT_PASSTHROUGH_DATACLASS
+
+    def encode_fast(value: Any) -> str:
+        try:
+            text: str = dumps(value, None, options).decode()
+        except TypeError:  # a key that is no text, a large int, a lone surrogate
+            return encode(value)
+        return encode(value) if "null" in text else text  # it may stand for nan, which is refused
+
+    return encode_fast
+
+
+try:
+    from gc import get_referents
+    from marshal import dumps as marshalled
+except ImportError:
+    _inspects = False
+else:
+    # PyPy's `get_referents` is no faster than Python code. Without the GIL another thread might change a value while C
+    # code reads it.
+    _inspects = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def is_plain(value: Any, max_bytes: int) -> bool:
+    """True when ``value`` can be encoded as it stands: it has plain types only, and its size is bounded.
+
+    Two functions in C look, much faster than Python code. `gc.get_referents` lists what containers hold, level by
+    level, repeated objects each time: it bounds the count and the depth. `marshal.dumps` refuses subclasses, and writes
+    repeated objects once: its length bounds the length of each text. A large value may be plain all the same:
+    `Copier` measures it exactly.
+    """
+    if not _inspects:
+        return False
+    level = get_referents(value)
+    count = 1
+    for _ in range(MAX_DEPTH):
+        if not level:
+            break
+        count += len(level)
+        if count > _MOST_VALUES:
+            return False
+        level = get_referents(*level)
+    else:
+        return False
+    try:
+        return count * len(marshalled(value)) <= _EXCESS * max_bytes
+    except ValueError:
+        return False
 
 
 class Unencodable(Exception):
@@ -131,4 +201,4 @@ def key_text(key: Any) -> str:
 
 def _surrogate(error: UnicodeEncodeError) -> Unencodable:
     around = error.object[max(0, error.start - 20) : error.start + 10]
-    return Unencodable(f"a lone surrogate is not text: {around!r}")
+    return Unencodable(f"a lone surrogate cannot be encoded: {around!r}")

@@ -14,13 +14,12 @@ from collections.abc import Mapping as _Mapping
 from .._runtime.signal_errors import reraise_signal_error
 from .._text import described, said, shown
 from ..errors import LetterError
-from .json_text import Unencodable, key_text
+from .json_text import MAX_DEPTH, Unencodable, key_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterable
 
-MAX_DEPTH = 100  # levels of nesting; far above any event, far below the interpreter's own limit at any call depth
 FLAT = frozenset((str, int, float, bool, type(None)))
 _TEXTS = frozenset((str,))
 _LARGE = 1 << 256  # an int from which on its digits are counted
@@ -76,7 +75,7 @@ class Copier:
                 self._spend(value.bit_length() >> 2)
             return value
         if depth == 0:
-            raise Unencodable(f"nested deeper than {MAX_DEPTH} levels, or inside itself")
+            raise Unencodable(f"nested deeper than {MAX_DEPTH} levels, or contains itself")
         if kind is dict:
             return self._fields(value.copy(), depth)
         if kind is list:
@@ -219,7 +218,7 @@ class _TooLarge(Unencodable):
     """Of no single value: it has no path."""
 
     def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"its size is over the {max_bytes:,} that max_batch_bytes leaves")
+        super().__init__(f"its size is over the {max_bytes:,} that max_batch_bytes allows")
 
     def within(self, step: str) -> Unencodable:
         return self
@@ -259,7 +258,7 @@ def from_date(value: Any) -> str | None:
             moment = value.astimezone(sys.modules["datetime"].timezone.utc)
         except (OverflowError, ValueError, OSError) as error:
             reraise_signal_error(error)
-            raise Unencodable("a datetime outside the years 1 to 9999 in UTC") from None
+            raise Unencodable("the datetime is outside of the years 1 to 9999 in UTC") from None
         return f"{moment.replace(tzinfo=None).isoformat()}Z"
     if not isinstance(value, loaded("datetime", "date")):
         return None

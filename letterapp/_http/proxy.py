@@ -1,6 +1,6 @@
-"""The proxy that the environment names.
+"""The HTTP proxy in the environment.
 
-Responsible for: its address and what it is to be told. Not responsible for: speaking to it (`deadline_socket`,
+Responsible for: its address and credentials. Not responsible for: connecting through it (`deadline_socket`,
 `transport`).
 """
 
@@ -16,13 +16,14 @@ class Proxy:
     def __init__(self, host: str, port: int, secrets: Secret) -> None:
         self.host = host
         self.port = port
-        self.secrets = secrets  # lines of a header, each with its end
+        self.secrets = secrets  # header lines, each with its line end
 
 
 def proxy_for(secure: bool, host: str) -> Proxy | None:
-    """The proxy that the environment names for ``host``, by urllib's conventions: HTTPS_PROXY, NO_PROXY, ...
+    """The proxy for ``host`` in the environment, by the conventions of urllib: HTTPS_PROXY, NO_PROXY and others.
 
-    ``host`` is what stands in the URL, brackets and port included, since urllib compares NO_PROXY with that.
+    ``host`` is the host as written in the URL, with brackets and port, because urllib compares NO_PROXY with that.
+    Raises `ValueError` if the proxy's URL is invalid or not supported.
     """
     if not may_have_proxies():
         return None
@@ -33,18 +34,20 @@ def proxy_for(secure: bool, host: str) -> Proxy | None:
         return None
     scheme, name, port, secrets = _read(url)
     if scheme is None:
-        raise ValueError("the address of the proxy in the environment cannot be read: is its password escaped?")
+        raise ValueError(
+            "the proxy's URL in the environment is invalid: percent-encode special characters in its password"
+        )
     if scheme != "http" or not name:
-        raise ValueError(f"the proxy {scheme}://{name} is not spoken to: only http:// proxies are")
+        raise ValueError(f"the proxy {scheme}://{name} is not supported: only http:// proxies are")
     if not port:
-        raise ValueError("the proxy in the environment has port 0, where nobody listens")
+        raise ValueError("the proxy in the environment has port 0: it must be from 1 to 65535")
     return Proxy(name, port, secrets)
 
 
 def _read(url: Secret) -> tuple[str | None, str | None, int, Secret]:
-    """The scheme, host, port and header of a proxy's ``url``; no scheme where that cannot be read.
+    """The scheme, host, port and header of a proxy's ``url``; no scheme if it is invalid.
 
-    It raises nothing, and so there is no frame whose variables hold the password.
+    It never raises, so that no traceback has a frame whose variables contain the password.
     """
     from urllib.parse import unquote, urlsplit
 
@@ -62,6 +65,6 @@ def _read(url: Secret) -> tuple[str | None, str | None, int, Secret]:
 
 
 def may_have_proxies() -> bool:
-    # All that urllib looks at but on a Mac and on Windows. To import it costs each worker 10 ms and 1 MB.
-    # The names alone: the whole environment, secrets and all, would be a variable of the generator (Python 3.15).
+    # Except on macOS and Windows, urllib considers nothing else. Importing it takes 10 ms and 1 MB in each worker.
+    # Only the names, because since Python 3.15 the generator would have the whole environment as a variable.
     return sys.platform in ("darwin", "win32") or any(name.lower().endswith("_proxy") for name in list(os.environ))

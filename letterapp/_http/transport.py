@@ -1,11 +1,11 @@
-"""One kept-alive connection to the API: post a body, return the answer or raise `Unreachable`.
+"""One kept-alive connection to the API: post a body, return the response or raise `Unreachable`.
 
-Responsible for: one request and its answer, its time-out, the TLS context, replacing a kept connection.
+Responsible for: one request and its response, its time-out, the TLS context, replacing a stale connection.
 Not responsible for: retries, queues, threads, sockets (`deadline_socket`). Used by one thread at a time.
 
 `ssl`, `http.client` and others are imported at the first request, by the thread that sends it. So importing the package
 is cheap, and gevent may patch before that. They are imported all at once, in `load`: a child that is forked during an
-import keeps a partially initialised module, so forks wait for `load`, and no import may follow it.
+import keeps a partially initialised module, so forks wait for `load`, and nothing is imported after it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from .._sockets.deadline_socket import DeadlineSocket
     from .proxy import Proxy
 
-MAX_ANSWER = 65_536  # bytes of an answer's body that are read, many times what the API sends
-REQUEST_TIMEOUT = 408  # how load balancers close an idle connection: no answer to a request
+MAX_ANSWER = 65_536  # bytes of a response's body that are read; the API sends much less
+REQUEST_TIMEOUT = 408  # load balancers close an idle connection with it: it is not a response to a request
 
 
-# All that a request, its answer and its failures use, including the codec of host names. `ssl` comes before
-# `http.client`, which would never use it in this process if it could not be imported at that moment.
+# Everything that a request, its response and its errors use, including the codec for host names. `ssl` comes before
+# `http.client`, which would never use it in this process if importing it failed at that moment.
 _NEEDED = (
     *("socket", "select", "ssl", "base64", "calendar", "email.utils", "encodings.idna", "http.client", "json"),
     "urllib.parse",
 )
-_OPEN_AT_ONCE = 8  # files that an import, a C library and its libraries have open at the same time, and some more
+_OPEN_AT_ONCE = 8  # more files than an import, an extension module and its libraries have open at the same time
 
 
 def load() -> None:
-    """Import what the first request needs. Takes some 30 ms; cheap when done. `OSError` when no file can be opened."""
+    """Import what the first request needs. Takes 30 ms the first time. Raises `OSError` if no file can be opened."""
     from . import proxy
 
     needed = (*_NEEDED, "urllib.request") if proxy.may_have_proxies() else _NEEDED
@@ -51,15 +51,15 @@ def load() -> None:
         _try_descriptors()
     for name in needed:
         __import__(name)
-    from .._sockets import deadline_socket  # noqa: F401  # whose first use is later
-    from . import response  # noqa: F401  # whose first use is later
+    from .._sockets import deadline_socket  # noqa: F401  # used later
+    from . import response  # noqa: F401  # used later
 
 
 def _try_descriptors() -> None:
-    """Raise `OSError` before the first import if there are no descriptors for it.
+    """Raise `OSError` before the first import if there are not enough file descriptors for it.
 
-    Not during one: modules that catch `ImportError`, as `hashlib` and `http.client` do, would lack a part for the
-    application too, long after there are descriptors again.
+    If an import failed, modules that catch `ImportError`, like `hashlib` and `http.client`, would stay incomplete for
+    the application too, even when there are descriptors again.
     """
     held: list[int] = []
     try:
@@ -71,7 +71,7 @@ def _try_descriptors() -> None:
 
 
 class Answer:
-    """An HTTP answer, with at most `MAX_ANSWER` bytes of its body."""
+    """An HTTP response, with at most `MAX_ANSWER` bytes of its body."""
 
     def __init__(
         self, status: int, body: str = "", retry_after: str | None = None, location: str | None = None
@@ -83,7 +83,7 @@ class Answer:
 
 
 class Unreachable(Exception):
-    """There was no complete answer: refused, reset, timed out, truncated, invalid. The text says which."""
+    """There was no complete response: refused, reset, timed out, truncated or invalid. The text says which."""
 
 
 class Transport:
@@ -92,31 +92,31 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connection: http.client.HTTPConnection | None = None
-        self._line: DeadlineSocket | None = None  # the socket under it
-        self._prefix = settings.path  # what stands before the path in the request line
-        # Without `_secrets`, which the line adds at last: so they are no variable of any frame, be it one of
-        # `http.client`'s, that a crash reporter shows.
+        self._line: DeadlineSocket | None = None  # the connection's socket
+        self._prefix = settings.path  # what comes before the path in the request line
+        # Without `_secrets`, which the socket adds: so they are not in a variable of any frame, not even of
+        # `http.client`, that a crash reporter might show.
         self._headers: dict[str, str] = {
             "Host": settings.host_header,
             "Content-Type": "application/json",
             "User-Agent": f"letterapp-python/{__version__}",
         }
-        self._secrets = Secret("")  # the header's lines for the connection that is open
+        self._secrets = Secret("")  # header lines for the open connection
         self._context: ssl.SSLContext | None = None
         self._context_type: type | None = None
 
     def prepare(self) -> None:
-        """Do what the first request has to do once: the imports, the TLS context. May raise anything."""
+        """Do what has to be done once before the first request: imports, the TLS context. May raise anything."""
         block_forks(WORK, load)
         if self._settings.secure:
             block_forks(WORK, self._tls)
 
     def post(self, path: str, body: bytes, timeout: float) -> Answer:
-        """Post ``body`` and return the answer, whatever its status; raise `Unreachable` when none came.
+        """Post ``body`` and return the response, whatever its status. Raises `Unreachable` if there is none.
 
-        ``timeout`` bounds the request as a whole, in seconds (looking up the host's name excepted: the system allows
-        no bound there). A kept connection that turns out to be closed by the server is replaced at once, once: every
-        body posted over a kept connection is safe to send twice.
+        ``timeout`` limits the request as a whole, in seconds, except for the lookup of the host name, which cannot be
+        limited. If a kept connection turns out to be closed by the server, the request is repeated at once, over a new
+        connection: every body that is posted over a kept connection may be sent twice.
         """
         try:
             self.prepare()
@@ -125,8 +125,8 @@ class Transport:
             self.close()
             reraise_signal_error(error)
             if _is_distrust(error):
-                # The file of certificates may have been out of reach when the context was made, which OpenSSL does not
-                # say, or be renewed by now.
+                # The certificate file may have been unreadable when the context was created, which OpenSSL does not
+                # report, or may have been renewed since.
                 self._context = None
             raise Unreachable(_reason(error, timeout)) from error
         except BaseException:
@@ -163,7 +163,7 @@ class Transport:
         try:
             line.send(lambda: connection.request("POST", self._prefix + path, body, self._headers), self._secrets)
         except ConnectionError as error:
-            # A server may refuse a large body before it has read it, and close; the answer is there all the same.
+            # A server may refuse a large body and close before it has read it all; its response can still be read.
             try:
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as problem:
@@ -172,10 +172,10 @@ class Transport:
         else:
             response = connection.getresponse()
         if line.ended:
-            raise http.client.IncompleteRead(b"")  # within the headers, where `http.client` does not notice
+            raise http.client.IncompleteRead(b"")  # in the headers, which `http.client` does not notice
         if response.status < 200:
             raise http.client.BadStatusLine(f"status {response.status}")
-        # And as much more as a key may take that begins before the bound, so that no part of it remains.
+        # Read beyond the limit by the length of the API key, so that a key that crosses the limit is removed entirely.
         beyond = len(self._settings.api_key)
         data = response.read(MAX_ANSWER + beyond + 1)
         is_cut = len(data) > MAX_ANSWER
@@ -183,7 +183,7 @@ class Transport:
             raise http.client.IncompleteRead(data, response.length)
         headers = response.headers
         if response.will_close or not response.isclosed() or response.status == REQUEST_TIMEOUT:
-            self.close()  # the server closes it, or there is more than we want to read
+            self.close()  # the server closes it, or there is more than we read
         text = without_keys((data[: MAX_ANSWER + beyond] if is_cut else data).decode("utf-8", "replace"))
         if is_cut:
             text = text[: max(0, len(text) - beyond)]
@@ -225,7 +225,7 @@ class Transport:
         given = self._settings.ssl_context
         if given is not None and not callable(given):
             return given
-        # gevent replaces the class, and a context of the class before fails at every request after that.
+        # When gevent patches, it replaces the class, and a context of the original class would fail from then on.
         if self._context is None or self._context_type is not ssl.SSLContext:
             self._context = with_starters_signal_mask(given) if given is not None else ssl.create_default_context()
             self._context_type = ssl.SSLContext
@@ -233,7 +233,7 @@ class Transport:
 
 
 def _open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
-    """Have an HTTP proxy connect ``line`` to ``authority`` (RFC 9110, 9.3.6). ``secrets``: lines of the header."""
+    """Let an HTTP proxy connect ``line`` to ``authority`` (RFC 9110, 9.3.6). ``secrets``: header lines."""
     from .response import TunnelResponse
 
     head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii")
@@ -242,13 +242,13 @@ def _open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
     response.begin()
     response.close()
     if response.status != 200:
-        raise OSError(f"the proxy refused: {response.status} {response.reason}")
+        raise OSError(f"the proxy refused the connection: {response.status} {response.reason}")
     if line.has_surplus:
-        raise OSError("the proxy said more than it was asked")
+        raise OSError("the proxy sent data after its response")
 
 
 def _is_timeout(error: Exception) -> bool:
-    socket = sys.modules.get("socket")  # what failed may be its import
+    socket = sys.modules.get("socket")  # its import may have failed
     return socket is not None and isinstance(error, getattr(socket, "timeout", ()))
 
 

@@ -1,16 +1,16 @@
-"""A connection to the server of a `multiprocessing` manager, with a deadline on every exchange.
+"""A connection to the server of a `multiprocessing` manager, with a deadline for every request.
 
-Responsible for: the managers' protocol, as a client, over Unix sockets, TCP and Windows pipes.
-Not responsible for: what is asked (`targets`), the server's side (`manager_server`).
+Responsible for: the client side of the managers' protocol, over Unix sockets, TCP and Windows pipes.
+Not responsible for: the requests (`targets`), the server side (`manager_server`).
 
-A manager's own proxies are not used: a raw `os.fork()` leaves parent and child one socket, and an exception in the
-middle of a call shifts every later answer by one. `ManagerConnection` speaks the same protocol over a socket that
-belongs to one process and is closed after any exchange that did not end.
+A manager's own proxies are not used: after a raw `os.fork()` parent and child share one socket, and after an exception
+in the middle of a call every response belongs to the request before. `ManagerConnection` uses the same protocol over a
+socket that belongs to one process, and that is closed after a request that was not completed.
 """
 
 from __future__ import annotations
 
-import hmac  # noqa: F401  # which `answer_challenge` imports at the call, where a fork in another thread could tear it
+import hmac  # noqa: F401  # `answer_challenge` would import it in a call, and a fork in another thread could tear that
 import os
 import pickle
 import socket
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     Address = Union[str, Tuple[str, int]]
     Batch = List[bytes]
 
-NOT_YET = object()  # the answer is still to come
-ANSWERING = 5.0  # seconds that a server may take to answer what nobody waits for in a call
-MAX_ANSWER = 8_388_608  # bytes of one answer: 100 reports of 64 KiB and more
+NOT_YET = object()  # there is no response yet
+ANSWERING = 5.0  # seconds that a server may take to respond if no call of the application waits
+MAX_ANSWER = 8_388_608  # bytes of one response: more than 100 reports of 64 KiB
 _BACKLOG_WAIT = 0.01  # seconds until the next attempt at a server whose backlog is full
 
 
 class Disconnected(ConnectionError):
-    """The connection to a manager is of no use any more; a new one may be."""
+    """The connection to a manager cannot be used any more; a new one may work."""
 
 
 class ManagerConnection:
-    """A connection of this process to a manager's server; every exchange ends within the seconds that it is given.
+    """A connection of this process to a manager's server. Every request ends within a given number of seconds.
 
-    Used by one thread at a time. A forked child closes its copy and makes its own. The protocol is that of
-    `multiprocessing.managers`: a mutual challenge with the authkey, then pickled ``(ident, method, args, kwds)`` and
-    ``(kind, result)``.
+    Used by one thread at a time. A forked child closes its copy and opens its own. The protocol is that of
+    `multiprocessing.managers`: a mutual challenge with the authkey, then pickled ``(ident, method, args, kwds)`` as
+    requests and ``(kind, result)`` as responses.
     """
 
     def __init__(
@@ -56,12 +56,15 @@ class ManagerConnection:
         queue: str | tuple[str, str, str],
         answers: bool,
     ) -> None:
-        """``queue``: its identity in the server, or the arguments by which the server is asked for it."""
+        """``queue``: its identity in the server, or the arguments for the server's ``create``.
+
+        ``answers``: the queue reports when a batch is settled, as that of a `SenderManager` does.
+        """
         self._answers = answers
-        self._asked: float | None = None  # when the question was asked whose answer is still to come
+        self._asked: float | None = None  # when the request was sent that has no response yet
         deadline = monotonic() + patience
         if isinstance(queue, tuple):
-            # The server answers one question on a connection, unless the question is to be accepted for more.
+            # The server handles one request per connection, unless that is "accept_connection".
             self._wire = _open_wire(address, authkey, deadline)
             try:
                 self._ident = self._exchange(None, "create", *queue)[0]
@@ -92,25 +95,25 @@ class ManagerConnection:
         return answer
 
     def confirm(self, wait: float, patience: float) -> object:
-        """Make sure that the last answer, None, was to the last question: `OSError` or `EOFError` if it was not.
+        """Make sure that the last response, None, is genuine. Raises `OSError` or `EOFError` if it is not.
 
-        A server that is ending answers None to a request that it no longer carries out, and then closes the connection
-        (`Server.handle_request` in CPython's ``multiprocessing/managers.py``, after `serve_client`).
+        A server that is shutting down responds with None to a request that it does not carry out, and then closes the
+        connection (`Server.handle_request` in CPython's ``multiprocessing/managers.py``, after `serve_client`).
         """
         try:
             answer = self._ask("empty", wait=wait, patience=patience)
         except RuntimeError:
-            return True  # it has no such method, and has said so
+            return True  # the object has no such method, and the server said so
         if answer is None:
-            raise Disconnected("it is ending")
+            raise Disconnected("it is shutting down")
         return answer
 
     def call(self, method: str, *arguments: Any, patience: float) -> Any:
-        """Call ``method`` of the queue; raise what it raised, or `OSError`, after which this is to be closed."""
+        """Call ``method`` of the queue. Raises what it raised, or `OSError`, after which this has to be closed."""
         return self._ask(method, *arguments, wait=patience, patience=patience)
 
     def ask(self, method: str, *arguments: Any, wait: float) -> Any:
-        """The same, but NOT_YET after ``wait`` seconds; called again, it goes on waiting for that answer."""
+        """The same, but returns NOT_YET after ``wait`` seconds; the next call continues to wait for the response."""
         return self._ask(method, *arguments, wait=wait, patience=float("inf"))
 
     def close(self) -> None:
@@ -149,7 +152,7 @@ class ManagerConnection:
 
 
 class _SocketWire:
-    """Messages over a socket, framed as `multiprocessing.connection.Connection` does it, within one deadline."""
+    """Messages over a socket, framed like those of `multiprocessing.connection.Connection`, with a deadline."""
 
     def __init__(self, line: DeadlineSocket) -> None:
         self._line = line
@@ -161,7 +164,7 @@ class _SocketWire:
         return self._line.is_stale()
 
     def has_answer(self, wait: float) -> bool:
-        """True when something can be read, or an error be met, within ``wait`` seconds."""
+        """True if there is something to read, or an error, within ``wait`` seconds."""
         return self._line.is_readable(wait)
 
     def send_bytes(self, data: bytes) -> None:
@@ -190,7 +193,7 @@ class _SocketWire:
 
 
 class _PipeWire:
-    """Messages over one of Windows' named pipes, or any other `multiprocessing.connection.Connection`."""
+    """Messages over a Windows named pipe, or any other `multiprocessing.connection.Connection`."""
 
     def __init__(self, pipe: Any, deadline: float) -> None:
         self._pipe = pipe
@@ -234,7 +237,7 @@ def _open_wire(address: Address, authkey: bytes, deadline: float) -> _SocketWire
         mp_connection.deliver_challenge(wire, authkey)  # type: ignore[arg-type]
     except AssertionError as problem:
         wire.close()
-        raise Disconnected(f"it is no manager's server: {problem}") from None  # 3.11 and older
+        raise Disconnected(f"it is not a manager's server: {problem}") from None  # 3.11 and older
     except BaseException:
         wire.close()
         raise
@@ -249,7 +252,7 @@ def _connected_to_path(path: str, deadline: float) -> socket.socket:
             try:
                 sock.connect(path)
                 return sock
-            except BlockingIOError:  # Linux says so at once when the backlog is full, whatever the time-out
+            except BlockingIOError:  # on Linux, at once if the backlog is full, whatever the time-out
                 if monotonic() + _BACKLOG_WAIT >= deadline:
                     raise socket.timeout("timed out") from None
                 time.sleep(_BACKLOG_WAIT)
@@ -259,7 +262,7 @@ def _connected_to_path(path: str, deadline: float) -> socket.socket:
 
 
 def _remote_error(trace: str) -> Exception:
-    """The error of a server that sends its traceback as a text."""
+    """The error of a server that sends its traceback as text."""
     last = trace.strip().rsplit("\n", 1)[-1]
     if last.startswith(("letterapp.errors.LetterError: ", "queue.Full")):
         return Full() if last.startswith("queue") else LetterError(last.partition(": ")[2])

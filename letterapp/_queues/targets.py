@@ -1,7 +1,7 @@
-"""The queues that batches can be handed over to: a `SenderManager`'s, another manager's, or any with ``put_nowait``.
+"""The queues that accept batches: a `SenderManager`'s, another manager's, or any other with ``put_nowait``.
 
-Responsible for: which objects are accepted, and what pickling them carries. Not responsible for: talking to a manager's
-server (`manager_connection`), when a batch is handed over and what happens when that fails (`handover`).
+Responsible for: which objects are accepted, and how they are pickled. Not responsible for: the protocol of a manager's
+server (`manager_connection`), when a batch is put into a queue and what happens if that fails (`handover`).
 """
 
 from __future__ import annotations
@@ -28,49 +28,52 @@ if TYPE_CHECKING:
     class Channel(Protocol):
         """One process's connection to a queue. Used by one thread at a time."""
 
-        # Each of these raises if it fails, or if there is no answer for ``patience`` seconds. They return NOT_YET if
-        # there is no answer after ``wait`` seconds; the same call continues to wait for it.
+        # These methods raise if they fail, or if there is no response for ``patience`` seconds. They return NOT_YET if
+        # there is no response after ``wait`` seconds; another call with the same arguments continues to wait for it.
 
         def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool | object:
-            """Hand ``batch`` over; False if it is to be tried again soon.
+            """Put ``batch`` into the queue; False if that has to be retried soon.
 
-            ``urgent``: somebody waits for it, so it is not to be delayed for other events.
+            ``urgent``: a caller waits for it, so it must not be delayed for other events.
             """
 
         def settled(self, linger: float, urgent: bool, wait: float, patience: float) -> list[bytes] | object | None:
-            """Wait up to ``linger`` seconds until the batch is settled; return reports of losses, or None if it is
-            not.
+            """Wait for up to ``linger`` seconds until the batch is settled.
+
+            Returns the reports of its lost events; None if it is not settled.
             """
 
         def close(self) -> None: ...
 
     class Target(Protocol):
-        """A queue, as one of the options of a `Letter`."""
+        """A queue as an option of a `Letter`."""
 
-        retired: bool  # shut down on purpose in this process: that it takes no more is no failure
+        retired: bool  # shut down on purpose in this process, so its refusals are not failures
         has_feeder: bool  # a thread of this process writes to it, until multiprocessing shuts down
 
         def connect(self, patience: float) -> Channel: ...
 
         def is_same(self, other: Target) -> bool:
-            """True when ``other`` is the same queue."""
+            """True if ``other`` is the same queue."""
 
         def finish(self) -> None:
-            """The process ends: do not let the queue prevent that."""
+            """The process is ending: do not let the queue prevent that."""
 
 
-TYPEID = "batches"  # what a `SenderManager`'s server calls its queue
+TYPEID = "batches"  # the name of the queue in a `SenderManager`'s server
 _FEEDER_LOOK = 0.0002  # seconds until the next check whether a feeder thread has written, doubled each time
-_STUCK = 1.0  # seconds that writing may take; after that nobody reads, or too slowly
+_STUCK = 1.0  # seconds that writing may take; if it takes longer, no process reads the queue, or too slowly
 
 
 def adapt(queue: Any) -> Target:
-    """``relay=queue`` as a `Target`; `LetterError` for an object that cannot carry events to another process."""
+    """``relay=queue`` as a `Target`. Raises `LetterError` if it cannot carry events to another process."""
     if isinstance(queue, (ManagerQueue, ProxyQueue, ForeignQueue)):
         return queue
     if not hasattr(queue, "put_nowait"):
-        hint = ": give its .queue" if hasattr(queue, "get_server") else ""
-        raise LetterError(f"relay must be True, a socket's path or a queue with put_nowait, not {short(queue)}{hint}")
+        hint = ": pass its .queue" if hasattr(queue, "get_server") else ""
+        raise LetterError(
+            f"relay must be True, the path of a socket or a queue with put_nowait, not {short(queue)}{hint}"
+        )
     if _stays_in_process(queue):
         raise LetterError(
             f"relay={type(queue).__name__}: its items never leave this process; "
@@ -96,8 +99,8 @@ def _stays_in_process(queue: Any) -> bool:
 class ManagerQueue:
     """The queue of a `letterapp.relay.SenderManager`, for ``Letter(relay=manager.queue)``.
 
-    It can be pickled, and carries the authkey and the API key with it: whoever gets it can send events and, because
-    managers unpickle what arrives, run code in the manager's process. Safe in any thread and across forks.
+    It can be pickled, and carries the authkey and the API key with it: whoever has it can send events and, because
+    managers unpickle what they receive, run code in the manager's process. Safe in any thread and across forks.
     """
 
     has_feeder = False
@@ -109,7 +112,7 @@ class ManagerQueue:
         self._authkey = SecretBytes(authkey)
         self._proof = proof
         self.retired = False
-        self.process: object = None  # the manager's, which it keeps alive, in the process that started it only
+        self.process: object = None  # keeps the manager's process alive; only in the process that started it
 
     def connect(self, patience: float) -> ManagerConnection:
         asked = (TYPEID, self._proof, self.base_url)
@@ -122,13 +125,13 @@ class ManagerQueue:
         pass
 
     def ask(self, method: str) -> Any:
-        """Call ``method`` of the server over a connection of its own; `LetterError` when it does not answer."""
+        """Call ``method`` of the server over a new connection. Raises `LetterError` if it does not respond."""
         try:
             connection = self.connect(ANSWERING)
             try:
                 answer = connection.call(method, patience=ANSWERING)
                 if answer is None:
-                    raise Disconnected("it is ending")
+                    raise Disconnected("it is shutting down")
                 return answer
             finally:
                 connection.close()
@@ -146,15 +149,13 @@ class ManagerQueue:
 
 
 class ProxyQueue:
-    """A queue in any other manager, like ``multiprocessing.Manager().Queue()``: it does not tell what became of a
-    batch.
-    """
+    """A queue of any other manager, like ``multiprocessing.Manager().Queue()``. It does not report outcomes."""
 
     retired = False
     has_feeder = False
 
     def __init__(self, proxy: Any, address: Address, authkey: bytes, ident: str) -> None:
-        self._proxy = proxy  # the manager keeps the queue while this exists
+        self._proxy = proxy  # the manager keeps the queue as long as this exists
         self.address = address
         self._authkey = authkey
         self._ident = ident
@@ -169,22 +170,22 @@ class ProxyQueue:
         pass
 
     def __getstate__(self) -> dict[str, Any]:
-        # A proxy that is pickled outside of `Process` loses its authkey (cpython issue 139801); this keeps it.
+        # A proxy that is pickled outside of `Process` loses its authkey (CPython issue 139801); this object keeps it.
         return {**self.__dict__, "_proxy": None}
 
     def __repr__(self) -> str:
         return f"<queue of the manager at {self.address!r}>"
 
 
-_feeders: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # the process that each queue's feeder belongs to
+_feeders: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # the process ID of each queue's feeder thread
 
 
 class ForeignQueue:
-    """A queue that is called in this process: ``multiprocessing.Queue()``, or any other with ``put_nowait``.
+    """A queue whose methods run in this process: ``multiprocessing.Queue()``, or any other with ``put_nowait``.
 
-    A ``multiprocessing.Queue`` only leaves an item to its feeder thread, which is lost at a kill or `os._exit`. So a
-    batch counts as settled when the feeder has written it, and stays in this process's queue until then.
-    Pickled as the queue itself is, so a ``multiprocessing.Queue`` goes to `Process` and pool initializers only.
+    A ``multiprocessing.Queue`` passes an item to its feeder thread, which is lost at a kill or `os._exit`. So a batch
+    counts as settled when the feeder has written it, and stays in this process's queue until then.
+    Pickled like the queue itself, so a ``multiprocessing.Queue`` can only be passed to `Process` and pool initializers.
     """
 
     retired = False
@@ -193,7 +194,7 @@ class ForeignQueue:
         self.queue = queue
         self.has_feeder = all(hasattr(queue, name) for name in ("_buffer", "_notempty", "_thread"))
         self._stuck_from = 0.0  # when the last batch was put
-        self._gave_up = False  # one of ours may still be with a feeder that cannot write it
+        self._gave_up = False  # a batch may still be with a feeder that cannot write it
         self._pipe = _identity(queue) if self.has_feeder else None
         if self.has_feeder:
             _feeders.setdefault(queue, os.getpid())
@@ -205,8 +206,7 @@ class ForeignQueue:
         return isinstance(other, ForeignQueue) and other.queue is self.queue
 
     def is_kept_from_us(self) -> bool:
-        """True when there are items, though `get` found none: another reader holds the queue's lock, maybe a killed
-        one.
+        """True if there are items, though `get` found none, because another reader holds the queue's lock.
 
         A process that is killed in `get` never releases the lock of a ``multiprocessing.Queue``.
         """
@@ -221,7 +221,7 @@ class ForeignQueue:
                 raise Disconnected("its descriptor was closed")
             _renew_feeder(self.queue)
             if self._gave_up and self.is_being_written():
-                raise Full("nobody reads it")
+                raise Full("no process reads it")
             self._gave_up = False
         self.queue.put_nowait(batch)
         self._stuck_from = monotonic()
@@ -234,7 +234,7 @@ class ForeignQueue:
             now = monotonic()
             if now >= self._stuck_from + _STUCK:
                 self._gave_up = True
-                raise Full("nobody reads it")
+                raise Full("no process reads it")
             if now >= until:
                 return None
             time.sleep(pause)
@@ -242,7 +242,7 @@ class ForeignQueue:
         return []
 
     def finish(self) -> None:
-        """See `Target`. `multiprocessing` joins the feeder without a time-out, for ever if nobody reads."""
+        """See `Target`. `multiprocessing` joins the feeder without a time-out, forever if no process reads."""
         if self.is_being_written():
             self.queue.cancel_join_thread()
 
@@ -250,8 +250,8 @@ class ForeignQueue:
         pass
 
     def is_being_written(self) -> bool:
-        """True until the feeder of this process has written all that it has. It waits for more only then."""
-        # Do not wait for the parent's feeder, or its lock, which some thread may have held at the fork.
+        """True until the feeder of this process has written everything. Only then does it wait for more."""
+        # Do not wait for the parent's feeder, or its lock, which another thread may have held during the fork.
         if not self.has_feeder or self.queue._thread is None or _feeders.get(self.queue) != os.getpid():
             return False
         with self.queue._notempty:
@@ -268,19 +268,19 @@ class ForeignQueue:
 
 
 def _identity(queue: Any) -> tuple[int, int] | None:
-    """The file that the feeder writes to; it is another one if somebody has closed the descriptor."""
+    """The file that the feeder writes to; another one if other code has closed the descriptor."""
     try:
         status = os.fstat(queue._writer.fileno())
     except (AttributeError, OSError, ValueError):
-        return None  # closed; a Windows pipe, which has no descriptor
+        return None  # closed; or a Windows pipe, which has no descriptor
     return status.st_dev, status.st_ino
 
 
 def _renew_feeder(queue: Any) -> None:
-    """Have a ``multiprocessing.Queue`` start a feeder thread of this process.
+    """Make a ``multiprocessing.Queue`` start a feeder thread in this process.
 
-    Its own fork hook is called for `multiprocessing` children alone, not after `os.fork()` (cpython
-    ``multiprocessing/queues.py``, `Queue._after_fork`): there it takes items, and nothing ever writes them.
+    Its own fork hook is called only in `multiprocessing` children, not after `os.fork()` (`Queue._after_fork` in
+    CPython's ``multiprocessing/queues.py``): there it would accept items, and nothing would ever write them.
     """
     feeder, pid = queue._thread, os.getpid()
     if feeder is None or (_feeders[queue] == pid and feeder.is_alive()):
@@ -296,9 +296,9 @@ def _renew_feeder(queue: Any) -> None:
 
 
 def reason(problem: Exception) -> str:
-    """What an exchange with a queue failed for, in words."""
+    """Why a request to a queue failed, for a message."""
     if isinstance(problem, Full):
-        return f"it takes nothing: {problem}" if str(problem) else "it is full"
+        return f"it accepts nothing: {problem}" if str(problem) else "it is full"
     if isinstance(problem, socket.timeout):
         return "it does not answer in time"
     if isinstance(problem, LetterError):

@@ -1,11 +1,11 @@
-"""A process's connection to a relay, and the events that were sent over it and are not acknowledged.
+"""A process's connection to a relay, and the events that were sent over it and are not yet acknowledged.
 
-Responsible for: sending an event, which never waits longer than a millisecond; the relay's answers; what has to be sent
-again when the relay is gone. Not responsible for: what the process does then (`_relay.delivery`), starting a relay
-(`launcher`).
+Responsible for: sending an event, which never blocks for more than a millisecond; the relay's responses; the events
+that have to be sent again when the relay is lost. Not responsible for: what the process does then (`_relay.delivery`),
+starting a relay (`launcher`).
 
-The call that opens a connection waits for one answer, the relay's challenge (`protocol`), for `GREETING` seconds at
-most. If it comes later, a later call reads it, and events are sent by the process itself until then.
+The call that opens a connection waits for one message, the relay's challenge (`protocol`), for at most `GREETING`
+seconds. If the challenge arrives later, a later call reads it, and until then the process sends its events itself.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ if TYPE_CHECKING:
 
     from ..errors import LetterError
 
-GREETING = 0.25  # seconds that the call which opens a connection may wait for the relay's challenge
+GREETING = 0.25  # seconds that the call that opens a connection may wait for the relay's challenge
 PATIENCE = 0.001  # seconds that a call may wait for a relay whose socket is full; the next calls do not wait at all
-_EVERY = 63  # the answers are read at every 64th event: a power of two, less one
+_EVERY = 63  # responses are read at every 64th event: a power of two, minus one
 _AT_ONCE = getattr(_socket, "MSG_DONTWAIT", 0) | getattr(_socket, "MSG_NOSIGNAL", 0)
-_AT_MOST = 262_144  # bytes of answers that one call reads, however many there are
+_AT_MOST = 262_144  # bytes of responses that one call reads at most
 _LONGEST_COUNT = 22  # bytes of an acknowledgement
-_LISTEN = 0.1  # seconds after which the answers are read in any case
-_WHILE_WAITING = 0.05  # seconds: another thread may have read the answer
+_LISTEN = 0.1  # seconds after which responses are read in any case
+_WHILE_WAITING = 0.05  # seconds after which a waiting thread checks again: another one may have read the response
+
+
+LOST = "has ended, or other code has closed the connection's descriptor"
 
 
 class RelayClient:
-    """The connection of one process. Any thread, callback and signal handler may call; a forked child makes its own."""
+    """The connection of one process. Any thread, callback and signal handler may call; a forked child opens its own."""
 
     def __init__(
         self,
@@ -49,34 +52,35 @@ class RelayClient:
     ) -> None:
         """``place`` returns the path of the socket, or raises `OSError`. Opens nothing.
 
-        ``caller`` makes the object that authenticates this process; ``user`` may serve, besides this user and root.
+        ``caller`` creates the object that authenticates this process. Besides this user and root, ``user`` may run the
+        relay.
         """
         self._place = place
         self._make_caller = caller
         self._user = user
-        # Held while an event is stored and sent, as the relay acknowledges events in the order in which they were sent.
-        # That one `send` is the only I/O under the lock, and waits `PATIENCE` at most.
+        # Held while an event is stored and sent, because the relay acknowledges events in the order of sending. That
+        # `send` is the only I/O under the lock, and blocks for at most `PATIENCE`.
         self._lock = threading.RLock()
         self._connection: Connection | None = None
-        self._in_operation = False  # one that leaves the connection or the counters in doubt if it is interrupted
+        self._in_operation = False  # if it is interrupted, the state of the connection and the counters is unknown
         self._has_hung_up = False
-        self._unacked = Unacked(max_events, max_bytes)  # without a connection the process takes them back
+        self._unacked = Unacked(max_events, max_bytes)  # if there is no connection, the process sends them itself
         self._settled = 0
         self._retry = Retry()
 
         self.lost: dict[str, int] = {}
-        self.errors: list[LetterError] = []  # of the relay, to be reported
+        self.errors: list[LetterError] = []  # losses that the relay has reported, still to be passed to the application
         self.trouble = ""  # what is wrong with the relay; empty while it accepts events
         self.breaks = 0  # how often the connection was lost
-        self.news = False  # there are errors or trouble to be looked at
+        self.news = False  # `errors` or `trouble` has changed
         register_inherited(self)
 
     # Any thread.
 
     def send_event(self, event: bytes) -> bool:
-        """Send ``event`` to the relay; False if that is impossible, and the process has to send it itself."""
+        """Send ``event`` to the relay; False if that is impossible, so that the process has to send it itself."""
         if len(event) > protocol.LONGEST_EVENT or self._lock._is_owned():  # type: ignore[attr-defined]
-            return False  # (in a signal handler that interrupted this, its event would be counted as another one)
+            return False  # (in a signal handler that interrupted this, the two events would be mixed up)
         with self._lock:
             self._begin()
             taken = self._send_event(event)
@@ -84,7 +88,7 @@ class RelayClient:
             return taken
 
     def request_flush(self) -> None:
-        """Ask the relay to send what it has now."""
+        """Ask the relay to send what it has without delay."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             with self._lock:
                 self._begin()
@@ -93,7 +97,7 @@ class RelayClient:
                 self._in_operation = False
 
     def read_acks(self) -> None:
-        """Read the relay's answers so far."""
+        """Read the relay's responses so far, without waiting."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             with self._lock:
                 self._begin()
@@ -111,17 +115,17 @@ class RelayClient:
             if connection is None or left <= 0 or self.is_held_by_this_thread():
                 return False
             try:
-                poll = select.poll()  # looked up now: gevent's lets other greenlets run
+                poll = select.poll()  # looked up at each use, because gevent's lets other greenlets run
                 poll.register(connection.sock.fileno(), select.POLLIN)
                 poll.poll(min(left, _WHILE_WAITING) * 1000)
             except (OSError, ValueError) as problem:
                 reraise_signal_error(problem)  # otherwise another thread has closed it
 
-    # What a lost relay had not acknowledged goes back to its process one event at a time. So if an exception of a
+    # What a lost relay had not acknowledged is returned to the process one event at a time. So if an exception of a
     # signal handler interrupts that, the rest is still here.
 
     def next_returned(self) -> bytes | None:
-        """The next event to be taken back; call `confirm_returned` afterwards. For one thread at a time."""
+        """The next event to be sent by the process itself; call `confirm_returned` afterwards. One thread at a time."""
         with self._lock:
             return self._unacked.first() if self.has_returned() else None
 
@@ -131,15 +135,15 @@ class RelayClient:
 
     @property
     def sent_count(self) -> int:
-        """How many events were sent, less those that came back."""
+        """How many events were sent, minus those that were returned."""
         return self._settled + len(self._unacked)
 
     def has_settled(self, target: int) -> bool:
-        """True when the first ``target`` events are all settled, or taken back."""
+        """True if the first ``target`` events have all been settled or returned."""
         return self._settled >= target or not self._unacked
 
     def has_returned(self) -> bool:
-        """True when there are events to be taken back from a lost relay."""
+        """True if events of a lost relay have to be sent by the process itself."""
         return self._connection is None and not self._has_hung_up and bool(self._unacked)
 
     def has_news(self) -> bool:
@@ -154,7 +158,7 @@ class RelayClient:
             return errors
 
     def unsettled(self) -> list[bytes]:
-        """The events that the relay has and has not settled; empty if they are to be taken back."""
+        """The events that the relay has and has not settled; empty if the relay was lost."""
         self.read_acks()
         if self._lock._is_owned():  # type: ignore[attr-defined]
             return []
@@ -171,7 +175,7 @@ class RelayClient:
             return Counts(self.sent_count, len(self._unacked), self._unacked.size, dict(self.lost), is_up)
 
     def quick_counts(self) -> tuple[int, int, int]:
-        """Events that wait, were delivered and were lost, not all of one moment: takes no lock."""
+        """How many events wait, were delivered and were lost. Takes no lock, so the numbers may not add up."""
         counts = Counts(self.sent_count, len(self._unacked), 0, self.lost.copy(), False)
         return counts.waiting, max(0, counts.delivered), sum(counts.lost.values())
 
@@ -185,11 +189,11 @@ class RelayClient:
         act()
 
     def retry_soon(self) -> None:
-        """A relay has been started: try at once."""
+        """A relay was started: connect at the next event."""
         self._retry.next = 0.0
 
     def close(self) -> None:
-        """Close the connection. What was sent is the relay's to deliver."""
+        """Close the connection. The relay delivers what was sent."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             with self._lock:
                 self._has_hung_up = True
@@ -203,19 +207,19 @@ class RelayClient:
             connection.close()
 
     def __del__(self) -> None:
-        # Of a client that nobody closed. A socket that is deleted is closed too, but emits a ResourceWarning.
+        # For a client that was not closed: a socket that is deleted is closed too, but emits a ResourceWarning.
         try:
             self.close_inherited()
         except (AttributeError, TypeError):
-            pass  # its constructor failed, or the interpreter is shutting down
+            pass  # the constructor failed, or the interpreter is shutting down
 
     # Under the lock.
 
     def _begin(self) -> None:
         if self._in_operation and self._connection is not None:
-            # An exception of a signal handler has interrupted the last operation. Nobody knows what was sent or read by
-            # then, so all of it is sent again. A flag records it, because any clean-up could be interrupted as well.
-            self._drop_connection("was interrupted")
+            # An exception of a signal handler has interrupted the last operation. What was sent or read by then is not
+            # known, so everything is sent again. A flag records it, because any clean-up could be interrupted as well.
+            self._drop_connection("connection was interrupted by a signal handler")
         self._in_operation = True
 
     def _accepts_events(self) -> bool:
@@ -229,7 +233,7 @@ class RelayClient:
         if not self._unacked.has_room(event):
             self._read_acks()
             if not self._accepts_events() or not self._unacked.has_room(event):
-                self._note_trouble("settles more slowly than this process tracks")
+                self._note_trouble("settles events more slowly than this process tracks them")
                 return False
         self._unacked.append(event)
         if self._send(event + protocol.END):
@@ -239,7 +243,7 @@ class RelayClient:
 
     def _open(self) -> bool:
         if self._connection is not None:
-            self._read_acks()  # of a relay that accepts no more, but may still acknowledge; or a late challenge
+            self._read_acks()  # a relay that accepts no more events may still acknowledge; or the challenge is late
             if self._connection is not None:
                 return self._accepts_events()
         if self._unacked or self._has_hung_up or not self._retry.is_due():
@@ -264,7 +268,7 @@ class RelayClient:
             raise
 
     def _await_challenge(self, connection: Connection) -> bool:
-        """Wait for the relay's challenge, `GREETING` seconds at most; True when it has been answered."""
+        """Wait for the relay's challenge, for at most `GREETING` seconds; True when it has been answered."""
         deadline = monotonic() + GREETING
         sock = connection.sock
         try:
@@ -273,7 +277,7 @@ class RelayClient:
                 if left <= 0:
                     self._note_trouble("has not answered yet")
                     break
-                sock.settimeout(left)  # not `poll`: gevent's runs other greenlets, which would come here too
+                sock.settimeout(left)  # not `poll`: gevent's runs other greenlets, which could get here too
                 data = sock.recv(protocol.LONGEST_GREETING)
                 sock.settimeout(0)
                 self._take(connection, data)
@@ -304,13 +308,13 @@ class RelayClient:
         self._drop_connection(why)
 
     def _check(self, connection: Connection) -> None:
-        """Before each event: check that the socket is still ours, and read the answers if it is time."""
+        """Before each event: check that the socket is still ours, and read responses if it is time."""
         now = monotonic()
         if now >= connection.next_read or not self.sent_count & _EVERY:
             connection.next_read = now + _LISTEN
             self._read_acks()
         elif not connection.is_ours():
-            self._drop_connection("has ended, or somebody has closed the connection's descriptor")
+            self._drop_connection(LOST)
 
     def _send(self, line: bytes) -> bool:
         """Send all of ``line`` or nothing; False if the relay does not accept it."""
@@ -346,10 +350,10 @@ class RelayClient:
             if sent == len(line):
                 return True
             if sent:
-                self._drop_connection("took a part of an event only")
+                self._drop_connection("accepted only a part of an event")
                 return False
         connection.is_full = True
-        self._note_trouble("takes no more events for now")
+        self._note_trouble("accepts no more events for now")
         return False
 
     def _read_acks(self) -> None:
@@ -357,7 +361,7 @@ class RelayClient:
         if connection is None:
             return
         if not connection.is_ours():
-            self._drop_connection("has ended, or somebody has closed the connection's descriptor")
+            self._drop_connection(LOST)
             return
         try:
             for _ in range(_AT_MOST // 65_536):
@@ -372,7 +376,7 @@ class RelayClient:
             self._drop_connection("has ended")
 
     def _take(self, connection: Connection, data: bytes) -> None:
-        """Handle what was received; nothing means that the relay has closed the connection."""
+        """Handle ``data`` from the relay; empty means that the relay has closed the connection."""
         if not data:
             self._drop_connection("has ended")
             return
@@ -380,13 +384,13 @@ class RelayClient:
             self._handle_lines(connection, data)
         except (ValueError, KeyError, TypeError, AttributeError) as nonsense:
             reraise_signal_error(nonsense)
-            self._drop_connection(f"answers what is no answer: {nonsense!r}")
+            self._drop_connection(f"sent an invalid response: {nonsense!r}")
 
     def _handle_lines(self, connection: Connection, data: bytes) -> None:
         *lines, connection.partial_line = (connection.partial_line + data).split(protocol.END)
         if connection.caller is not None:
             if len(connection.partial_line) > protocol.LONGEST_GREETING:
-                raise ValueError("a line has no end")
+                raise ValueError("a line is too long")
             if not lines:
                 return
             self._answer_challenge(connection, lines.pop(0))
@@ -395,7 +399,7 @@ class RelayClient:
                 return
             if line[:1] == b"[":
                 if len(line) > _LONGEST_COUNT:
-                    raise ValueError("it counts events that it has not had")
+                    raise ValueError("it acknowledges events that were not sent to it")
                 self._settle(connection, int(line[1:-1]))
                 continue
             said = protocol.parse(line)
@@ -405,7 +409,7 @@ class RelayClient:
                 self._stay_away(str(protocol.refusal(said)))
                 return
         if len(connection.partial_line) > protocol.LONGEST_ANSWER:
-            raise ValueError("a line has no end")
+            raise ValueError("a line is too long")
 
     def _note_loss(self, connection: Connection, said: dict[str, Any]) -> None:
         error = protocol.lost_error(said, len(self._unacked) - sum(lost for _, lost in connection.uncounted))
@@ -417,7 +421,7 @@ class RelayClient:
 
     def _settle(self, connection: Connection, count: int) -> None:
         if count > connection.acknowledged + len(self._unacked):
-            raise ValueError("it counts events that it has not had")
+            raise ValueError("it acknowledges events that were not sent to it")
         self._retry.wait = FIRST_WAIT
         if self.trouble:
             self.trouble = ""
@@ -429,15 +433,15 @@ class RelayClient:
             self._settled += 1
 
     def _end(self, connection: Connection) -> None:
-        """The relay accepts no more. It may still acknowledge what it has; it is gone when nothing more can be read."""
+        """The relay accepts no more events. It may acknowledge what it has until the connection is closed."""
         connection.accepts_events = False
         self._read_acks()
 
     def _drop_connection(self, why: str) -> None:
-        """The relay is gone, or has to be given up. What it has not acknowledged is sent again."""
+        """The relay is lost, or must not be used any more. What it has not acknowledged is sent again."""
         connection = self._connection
         self._hang_up()
-        while connection is not None and connection.uncounted:  # these are sent again, and counted where that happens
+        while connection is not None and connection.uncounted:  # sent again, and counted by whoever sends them
             cause, lost = connection.uncounted.popleft()
             self.lost[cause] -= lost
             if not self.lost[cause]:

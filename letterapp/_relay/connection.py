@@ -1,9 +1,9 @@
-"""One connection to a relay, and what belongs to it.
+"""One connection to a relay, and its state.
 
-Responsible for: opening a socket to a trusted peer, the events that are not acknowledged, when to try again.
+Responsible for: opening a socket to a trusted peer, the events that are not acknowledged, when to reconnect.
 Not responsible for: what is sent and received (`_relay.client`).
 
-The socket is of the `_socket` module, because gevent's would let other greenlets run between the bytes of an event.
+The socket is one of the `_socket` module, because gevent's would let other greenlets run in the middle of an event.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ POSSIBLE = hasattr(_socket, "AF_UNIX")
 
 
 def connect(path: str, timeout: float, user: int | None = None) -> Any:
-    """A socket to the relay at ``path``. `OSError` if nobody listens there within ``timeout`` seconds.
+    """A socket to the relay at ``path``. Raises `OSError` if no process accepts within ``timeout`` seconds.
 
-    And if the listening process belongs to another user than this one, root or ``user``: nothing is sent to it then.
+    Also if the listening process belongs to another user than this one, root or ``user``; nothing is sent to it.
     """
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
@@ -47,23 +47,23 @@ def connect(path: str, timeout: float, user: int | None = None) -> Any:
 
 
 class Connection:
-    """One socket to a relay, and what was said over it."""
+    """One socket to a relay, and the state of the conversation."""
 
     def __init__(self, sock: Any, caller: protocol.Caller) -> None:
         self.sock = sock
         self._inode = os.fstat(sock.fileno()).st_ino
         self._peer = sock.getpeername()
         self.caller: protocol.Caller | None = caller  # until the relay's challenge is answered
-        self.accepts_events = False  # False before that, and when the relay only acknowledges
+        self.accepts_events = False  # False before that, and when the relay only sends acknowledgements
         self.is_full = False  # the last event found no room in the socket
         self.partial_line = b""
         self.acknowledged = 0  # events
-        # Cause and number of events that the relay has reported lost and, as far as can be known, has not counted yet.
+        # Cause and number of events that the relay has reported as lost, and may not have acknowledged yet.
         self.uncounted: deque[tuple[str, int]] = deque()
-        self.next_read = 0.0  # when the answers are to be read at the latest
+        self.next_read = 0.0  # when responses have to be read at the latest
 
     def is_ours(self) -> bool:
-        """False if the relay has gone, or somebody has closed the descriptor: its number may be another file's."""
+        """False if the relay has gone, or other code has closed the descriptor, whose number may be reused."""
         try:
             return bool(self.sock.getpeername() == self._peer)
         except OSError as problem:
@@ -71,11 +71,11 @@ class Connection:
             return False
 
     def close(self) -> None:
-        """Close this process's copy only, so that the relay notices the end of the process that uses it."""
+        """Close only this process's copy: the relay notices when the process that uses the connection ends."""
         close_if_unchanged(self.sock.detach(), self._inode)
 
     def note_counted(self, events: int) -> None:
-        """The relay has acknowledged ``events`` more, which may include some that it has reported lost."""
+        """The relay has acknowledged ``events`` more, including those that it has reported as lost."""
         while events and self.uncounted:
             cause, lost = self.uncounted.popleft()
             if lost > events:
@@ -84,7 +84,7 @@ class Connection:
 
 
 class Unacked:
-    """The events that were sent and are not acknowledged, in order."""
+    """The events that were sent and not acknowledged, in order."""
 
     def __init__(self, max_events: int, max_bytes: int) -> None:
         self._max_events = max_events
@@ -117,12 +117,12 @@ class Unacked:
         return list(self._events)
 
     def start_anew(self) -> None:
-        """It is empty: an exception of a signal handler may have come between a change and its size."""
+        """Correct the size of an empty queue: an exception of a signal handler may have prevented an update."""
         self.size = 0
 
 
 class Retry:
-    """When to try again to reach a relay."""
+    """When to connect to a relay again."""
 
     def __init__(self) -> None:
         self.wait = FIRST_WAIT
@@ -140,11 +140,11 @@ class Retry:
 
 
 class Counts:
-    """The counters of a connection, of one moment."""
+    """A snapshot of a connection's counters."""
 
     def __init__(self, relayed: int, waiting: int, waiting_bytes: int, lost: dict[str, int], is_up: bool) -> None:
         self.relayed = relayed
-        # A loss out of order is reported before it is counted as settled.
+        # A loss out of order is reported before it is acknowledged.
         self.waiting = max(0, min(waiting, relayed - sum(lost.values())))
         self.waiting_bytes = waiting_bytes
         self.lost = lost

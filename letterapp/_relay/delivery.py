@@ -1,10 +1,10 @@
-"""Delivery by a relay; the process itself sends what the relay does not accept.
+"""Delivery by a relay, with a fallback: the process itself sends what the relay does not accept.
 
-Responsible for: `RelayDelivery`, which of the two ways an event goes, the counters of both. Not responsible for: the
-connection (`_relay.client`), starting a relay (`launcher`), sending (`sender`).
+Responsible for: `RelayDelivery`, which chooses between the relay and the local fallback, and the counters of both. Not
+responsible for: the connection (`_relay.client`), starting a relay (`launcher`), sending (`sender`).
 
 While the relay accepts events, no thread runs in this process. An event that was sent to it is kept until it is
-acknowledged. If the relay has gone before that, the process sends the event itself.
+acknowledged. If the relay is lost before that, the process sends the event itself.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
     from .._config import Settings
 
-_WHILE_RETURNING = 0.05  # seconds: the thread that takes events back may have been interrupted by an exception
+_WHILE_RETURNING = 0.05  # seconds until a waiting thread checks again: an exception may have stopped the other one
 _FIRST_START, _LONGEST_START = 1.0, 60.0  # seconds between two attempts to start a relay
 
 
 class LeaseKeeper:
-    """Keeps a lease on a relay, and starts another relay when that one is gone. Any thread may call."""
+    """Keeps a lease on a relay, and starts another relay if that one is lost. Any thread may call."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class LeaseKeeper:
         client: RelayClient,
         progress: Condition,
     ) -> None:
-        """``progress`` is notified when an attempt to start a relay is over."""
+        """``progress`` is notified after each attempt to start a relay."""
         self._settings = settings
         self._clock = clock
         self.lease = lease  # forked children inherit it
         self._tell = tell
         self._client = client
         self._progress = progress
-        self._claim = ThreadClaim()  # of the thread that starts a relay
+        self._claim = ThreadClaim()  # held by the thread that starts a relay
         self._is_needed = True
         self._next_start = 0.0
         self._wait = _FIRST_START
@@ -63,11 +63,11 @@ class LeaseKeeper:
         return self._claim.is_active()
 
     def note_success(self) -> None:
-        """The relay works: the next one that is needed may be started soon."""
+        """The relay works: if another one is needed, it may be started soon."""
         self._wait = _FIRST_START
 
     def start_if_due(self) -> None:
-        """Start a relay in a thread, or here if none can run, unless the last attempt was a moment ago."""
+        """Start a relay in a thread, or in this one if no thread can run, unless the last attempt was too recent."""
         now = self._clock()
         if now < self._next_start or not self._is_needed:
             return
@@ -80,11 +80,11 @@ class LeaseKeeper:
             self._start()
 
     def retire(self) -> None:
-        """The process sends everything itself from now on."""
+        """No relay is needed any more: the process sends everything itself."""
         self._is_needed = False
 
     def close(self) -> None:
-        """Give the lease up in this process. Its children have their own copies."""
+        """Release this process's lease. Its children have copies of their own."""
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.close()
@@ -104,18 +104,18 @@ class LeaseKeeper:
         if before is not None:
             before.close()
         if not self._is_needed and lease is not None:
-            lease.close()  # closed meanwhile: nobody needs it any more
+            lease.close()  # the client was closed meanwhile
         self._client.retry_soon()
 
 
 class Told:
-    """What a `RelayDelivery` has reported of its relay."""
+    """What a `RelayDelivery` has reported about its relay."""
 
     def __init__(self) -> None:
-        self.is_away = False  # that there is no relay at present
-        self.breaks = 0  # of the connection
-        self.has_rest = False  # what the relay still has at the end
-        self.start_trouble = ""  # why there was none at the start; it is still to be reported
+        self.is_away = False  # reported that there is no relay at present
+        self.breaks = 0  # number of lost connections when that was reported
+        self.has_rest = False  # reported what the relay still has at the end
+        self.start_trouble = ""  # why no relay could be started; still to be reported
 
 
 class RelayDelivery(Delivery):
@@ -128,25 +128,25 @@ class RelayDelivery(Delivery):
         local: Sender | None = None,
         lease: Any = None,
     ) -> None:
-        """``lease`` is what keeps a relay going: the first of a family takes it (`start`), and all inherit it.
+        """``lease`` keeps a relay running: the first process of a family gets it in `start`, and the others inherit it.
 
-        ``local``: what sends the events that the relay does not take.
+        ``local`` sends the events that the relay does not accept.
         """
         self._settings = settings
         self._clock = clock
         self._progress = Condition() if local is None else local.progress
         self._local = local or Sender(settings, clock, progress=self._progress)
-        # Registered separately, because its thread may outlive this object; it ends after this, which may give it
-        # events.
+        # Registered separately, because its thread may outlive this object. It ends after this object, which may still
+        # give it events.
         self._local.ends_last = True
         shutdown.register(self._local)
         self.owner = self._local.owner
         self.reporter = self._local.reporter
         self.exit_timeout = settings.exit_timeout
         self._successors: dict[int, RelayDelivery] = {}
-        self._has_left = False  # the process sends everything itself from now on: it is closed, or ending
-        self._handling = ReentrancyGuard()  # threads that handle what the relay reported, and may call `on_error`
-        self._returning = threading.Lock()  # held by the thread that takes events back from a lost relay
+        self._has_left = False  # the client is closed or the process is ending: it sends everything itself
+        self._handling = ReentrancyGuard()  # threads that handle reports of the relay, and may call `on_error`
+        self._returning = threading.Lock()  # held by the thread that returns the events of a lost relay
         self._told = Told()
         self._tell = TroubleReporter(self.reporter, clock)
         self._client = RelayClient(
@@ -160,7 +160,10 @@ class RelayDelivery(Delivery):
 
     @classmethod
     def start(cls, settings: Settings) -> RelayDelivery:
-        """With a relay that runs: blocks until it does, or cannot. `LetterError` when it refuses or never can."""
+        """Start a relay if there is none. Blocks until it is ready or cannot be started.
+
+        Raises `LetterError` if the relay refuses this client, or if these options can never work with one.
+        """
         launcher.check(settings)
         try:
             return cls(settings, lease=launcher.lease(settings) if settings.enabled else None)
@@ -173,7 +176,7 @@ class RelayDelivery(Delivery):
     def put(self, event: bytes) -> None:
         if self._has_left or not self._client.send_event(event):
             if self._client.has_news():
-                self._handle_news()  # what the relay had goes first
+                self._handle_news()  # events of a lost relay come first
             self._local.put(event)
         elif self._client.news:
             self._handle_news()
@@ -181,7 +184,7 @@ class RelayDelivery(Delivery):
     def flush(self, timeout: float) -> bool:
         deadline = self._clock() + timeout
         self._client.request_flush()
-        # The own way first, because the relay works by itself meanwhile; and again for what came back from it.
+        # The local queue first, because the relay works meanwhile; and again for what the relay has returned.
         self._local.flush(timeout)
         settled = self._await_relay(deadline)
         return self._local.flush(max(0.0, deadline - self._clock())) and settled
@@ -193,7 +196,7 @@ class RelayDelivery(Delivery):
         settled = self._await_relay(deadline)
         settled = self._local.close_by(deadline, timeout) and settled
         self._await_start(deadline)
-        self._tell_rest(f"the {timeout:g} s of close()")
+        self._tell_rest(f"the {timeout:g} s that close() may take")
         self._client.close()
         self._keeper.close()
         return settled
@@ -247,7 +250,7 @@ class RelayDelivery(Delivery):
         # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
         return self._successors.setdefault(os.getpid(), child)
 
-    # What concerns the process's own way alone, which is told of the process's end and forks itself.
+    # What concerns the local sender only, which is itself told of forks and of the end of the process.
 
     def refuse(self, cause: str, error: LetterError | None = None) -> None:
         self._local.refuse(cause, error)
@@ -265,19 +268,19 @@ class RelayDelivery(Delivery):
     def sends_on_os_exit(self) -> bool:
         return self._local.sends_on_os_exit
 
-    # What the client has to report.
+    # Reports of the connection.
 
     def _handle_news(self) -> None:
-        """Report what the relay told of, send again what it had when it went, and see to it that there is one again."""
+        """Report losses, send again what a lost relay had, and start another relay if necessary."""
         if self._client.is_held_by_this_thread() or self._handling.is_here():
-            return  # a signal handler in the middle of it, or `on_error` below: who was interrupted comes here again
+            return  # a signal handler that interrupted it, or `on_error` below: the interrupted call gets here again
         self._handling.run(self._handle_client)
 
     def _handle_client(self) -> None:
         link = self._client
         link.news = False
         if link.has_returned() and not self._returning.locked():
-            # (A thread that comes just between these waits for the other one, and finds nothing left.)
+            # (If another thread acquires the lock between these lines, this one waits, and finds nothing left.)
             with self._returning:
                 event = link.next_returned()
                 while event is not None:
@@ -297,27 +300,27 @@ class RelayDelivery(Delivery):
             told.is_away = False
             return
         if told.breaks != link.breaks:
-            self._tell.forget()  # it is another one that was lost
+            self._tell.forget()  # it is another relay that was lost
         if told.breaks != link.breaks or not told.is_away:
             told.breaks = link.breaks
             told.is_away = True
-            self._tell(f"the relay {link.trouble}; until it is back events go this process's own way")
+            self._tell(f"the relay {link.trouble}; this process sends its events itself until the relay is back")
         if self._settings.relay is True and not link.is_connected():
             self._keeper.start_if_due()
 
     def _tell_rest(self, time_that_is_over: str) -> None:
-        """Report what the relay has not settled: it may deliver that or lose it, and has nobody to tell then."""
+        """Report events that the relay has not settled: nobody will be told whether it delivers them or loses them."""
         events = self._client.unsettled()
         if events and not self._told.has_rest:
             self._told.has_rest = True
             said = (
-                f"{len(events):,} events were handed to the relay and are not settled after {time_that_is_over}: "
-                "it goes on trying, and tells its log what it gives up"
+                f"{len(events):,} events were sent to the relay and are not settled after {time_that_is_over}: "
+                "it keeps trying, and logs those that it gives up"
             )
             self.reporter(LetterError(said, cause="degraded", lost=0, events=events))
 
     def _await_relay(self, deadline: float) -> bool:
-        """Wait until what was handed over is settled, or on its own way; False when ``deadline`` has come."""
+        """Wait until what was sent to the relay is settled, or returned to the local queue; False at ``deadline``."""
         link = self._client
         if not self._local.may_wait() or link.is_held_by_this_thread() or self._handling.is_here():
             return False
@@ -328,7 +331,7 @@ class RelayDelivery(Delivery):
             if not link.is_connected():
                 break
         self._handle_news()
-        while link.has_returned() and not link.has_settled(target):  # another thread does that
+        while link.has_returned() and not link.has_settled(target):  # another thread is returning them
             with self._progress.waiter() as waiter:
                 left = deadline - self._clock()
                 if left <= 0 or not link.has_returned():
@@ -338,6 +341,6 @@ class RelayDelivery(Delivery):
         return link.has_settled(target)
 
     def _await_start(self, deadline: float) -> None:
-        """A relay that is just being started would find nobody when this process has closed."""
+        """Wait for a relay that is being started: otherwise it would start, and find no client."""
         if self._local.may_wait():
             self._progress.wait_while(self._keeper.is_starting, deadline, self._clock)

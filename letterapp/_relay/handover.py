@@ -1,14 +1,14 @@
-"""Handing batches over to a queue, one at a time. The process sends those itself that the queue does not take.
+"""Passing batches to a queue, one at a time. The process itself sends batches that the queue does not accept.
 
-Responsible for: the batch in flight, when to try a queue again that has failed, what is reported of it and how often.
-Not responsible for: how a batch gets into a queue (`targets`), what happens to one that is not taken (`sender`).
+Responsible for: the batch in flight, when to retry a queue that has failed, what is reported about it and how often.
+Not responsible for: how a batch gets into a queue (`targets`), and sending a batch that was not accepted (`sender`).
 
     IDLE --- put ---> IN FLIGHT --- settled ---> IDLE
      ^                    |
      +-- any exception ---+    the connection is closed, and the queue is not tried before `_next_try`
 
-Used by one thread at a time, the one that holds `BatchSender.lock`. What became of a batch in a queue that failed is
-unknown, so the sender sends it itself, under the same ids.
+Used by one thread at a time, the one that holds `BatchSender.lock`. If a queue fails, the fate of its batch is unknown,
+so the sender sends the batch itself, with the same message IDs.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from .._queues.targets import Channel, Target
     from ..errors import LetterError
 
-# Seconds that a queue's process may take to answer: more than a busy machine needs, and few enough that a stopped
-# process delays a batch no more than a slow API does. Less if `exit_timeout` is short.
+# Seconds that the queue's process may take to respond: longer than a busy machine needs, and so short that a stopped
+# process delays a batch no longer than a slow API does. Shorter if `exit_timeout` is short.
 PATIENCE, LEAST_PATIENCE = 1.0, 0.05
-OF_EXIT_TIMEOUT = 0.25  # this part of `exit_timeout`: after noticing a stopped process there is time to send
-CONNECTING = 2.0  # times that, for two connections with a challenge and an answer each
-# Seconds in a call that sends because no thread can run: for an answer, which a later call may read, and for a
-# connection. A manager on a busy machine needs some 10 ms for that; a stopped one is tried once a second at most.
+OF_EXIT_TIMEOUT = 0.25  # the part of `exit_timeout` that it may take, so that there is time left to send
+CONNECTING = 2.0  # how many times as long connecting may take: two connections, with a challenge each
+# Seconds in a call that sends because no thread can run: for a response, which a later call may read, and for a
+# connection. A manager on a busy machine needs about 10 ms for that; a stopped one is tried at most once a second.
 INLINE_WAIT, INLINE_CONNECT = 0.002, 0.025
-LINGER = 0.25  # seconds that one question for a batch's outcome may wait; between two, a new flush is passed on
-POLL = 0.05  # seconds until the next question if it may not wait, and until a full queue is tried again
+LINGER = 0.25  # seconds that one request for a batch's outcome may wait; a new flush is passed on between requests
+POLL = 0.05  # seconds between requests that may not wait, and until a full queue is tried again
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
 
 
 class Handover:
-    """Hands the batches of one client in one process over to a queue."""
+    """Passes the batches of one client in one process to a queue."""
 
     def __init__(
         self,
@@ -53,10 +53,10 @@ class Handover:
         report: Callable[[LetterError], object],
         clock: Callable[[], float],
     ) -> None:
-        """``timeout``: seconds that a batch may wait for room in a queue that asks for patience. Opens nothing."""
+        """``timeout``: seconds that a batch may wait for room in a queue that asks to be retried. Opens nothing."""
         self.target = target
-        self.is_ending = False  # the client or its process ends: do not wait for room any more
-        self.relayed = 0  # events that were settled this way
+        self.is_ending = False  # the client or its process is ending: do not wait for room any more
+        self.relayed = 0  # events that the queue has settled
         self._is_working = True
         self._timeout = timeout
         self._patience = max(LEAST_PATIENCE, min(PATIENCE, OF_EXIT_TIMEOUT * exit_timeout))
@@ -65,7 +65,7 @@ class Handover:
         self._channel: Channel | None = None
         self._batch: Batch | None = None  # in flight over the channel
         self._is_accepted = False  # the queue has accepted it
-        self._in_operation = False  # in an exchange, which an exception of a signal handler may interrupt
+        self._in_operation = False  # in a request, which an exception of a signal handler may interrupt
         self._full_since: float | None = None
         self._next_try = 0.0
         self._wait = FIRST_WAIT
@@ -73,20 +73,20 @@ class Handover:
 
     @property
     def is_up(self) -> bool:
-        """True while the queue takes batches, as far as is known."""
+        """True while the queue accepts batches, as far as is known."""
         return self._is_working and not self.target.retired
 
     def offer(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
-        """Hand ``batch`` over, or ask again what became of it; None if the process has to send it itself.
+        """Put ``batch`` into the queue, or ask again whether it is settled; None if the process has to send it itself.
 
-        ``urgent``: somebody waits for it, so it is not to be delayed for other events.
-        Blocks up to ``linger`` seconds until the batch is settled, 0 where a call must not wait.
+        ``urgent``: a caller waits for it, so it must not be delayed for other events.
+        Blocks for up to ``linger`` seconds until the batch is settled; 0 if a call must not block.
         """
         if self._in_operation:
-            self.close()  # interrupted: the next answer on this connection might belong to the last question
+            self.close()  # interrupted: the next response on this connection might belong to the last request
             self._in_operation = False
         if self._batch is not None and self._batch != batch:
-            self.close()  # given up meanwhile; the manager's log tells what becomes of it
+            self.close()  # that batch was given up; the manager logs its outcome
         if self._batch is None and (not self._may_try() or self._clock() < self._next_try):
             return None
         # A flag and not a `finally`, because an exception of a signal handler may interrupt that as well.
@@ -97,7 +97,7 @@ class Handover:
         except ValueError as problem:
             reraise_signal_error(problem)
             self.close()
-            self._tell(f"did not take a batch: {problem}")  # this one only: the queue works
+            self._tell(f"did not accept a batch: {problem}")  # this one only: the queue works
         except Exception as problem:
             reraise_signal_error(problem)
             self._fail(reason(problem))
@@ -105,7 +105,7 @@ class Handover:
         return outcome
 
     def finish(self) -> None:
-        """The process ends: do not let it wait for what the queue has not written."""
+        """The process is ending: do not let it wait for what the queue has not written."""
         self.target.finish()
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class Handover:
         return not (self.target.retired or (self.target.has_feeder and shutdown.is_past_multiprocessing()))
 
     def _exchange(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
-        # Seconds for an answer: no more than the caller has.
+        # Seconds for a response: no more than the caller has.
         wait = min(self._patience, linger) if linger else INLINE_WAIT
         if not self._is_accepted:
             answer = self._put(batch, urgent, wait)
@@ -149,7 +149,7 @@ class Handover:
                 return answer
             except ConnectionError as problem:
                 reraise_signal_error(problem)
-                self.close()  # its process was restarted since the last batch, as a kept manager may be
+                self.close()  # its process was restarted since the last batch, as may happen to a separate server
         self._channel = self.target.connect(INLINE_CONNECT if wait == INLINE_WAIT else CONNECTING * wait)
         self._batch = batch
         return self._channel.put(batch, urgent, wait, self._patience)
@@ -161,7 +161,7 @@ class Handover:
         if now - self._full_since < self._timeout and not self.is_ending:
             return Pending(POLL)
         self._full_since = None
-        self._fail("it has had no room for longer than `timeout`")
+        self._fail("it has been full for longer than `timeout`")
         return None
 
     def _recover(self) -> None:

@@ -1,14 +1,14 @@
-"""Where the relay of an application is, and how it is started where there is none.
+"""Finding the relay of an application, and starting it if there is none.
 
-Responsible for: the socket's place, joining, the interpreter, the start. Not responsible for: what goes over the socket
-later (`_relay.client`), what a relay does (`socket_server`). This file and its modules are imported for those alone who
-use a relay.
+Responsible for: the path of the socket, joining a relay, the interpreter, the start. Not responsible for: what is sent
+over the socket later (`_relay.client`), what a relay does (`socket_server`). This module is imported only if a relay is
+used.
 
-With ``relay=True`` the place follows from the user, the key and the options. So every process of an application finds
-the same relay, whether it was forked, spawned or started by a server of its own, and the first one starts it. It is a
-program by itself and nobody's child: neither the end nor the `wait` of any process meets it. It lives while somebody
-holds a lease, a connection over which nothing goes. Forked children inherit the lease, and a program that replaces
-itself by `exec`, as uWSGI's master does at a reload, loses it.
+With ``relay=True`` the path is derived from the user, the key and the options. So every process of an application finds
+the same relay, whether it was forked, spawned or started separately, and the first one starts it. The relay is a
+detached daemon: no process has it as a child, and none waits for it. It runs while a process holds a lease, which is a
+connection over which nothing is sent. Forked children inherit the lease; a program that replaces itself by `exec`, as
+uWSGI's master does at a reload, loses it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 
     from .._config import Settings
 
-STARTING = 20.0  # seconds that a new relay may take until it serves
-ANSWERING = 5.0  # seconds that one which serves may take to answer a greeting
+STARTING = 20.0  # seconds that a new relay may take until it is ready
+ANSWERING = 5.0  # seconds that a running relay may take to answer a greeting
 TRIES = 10
-LONGEST_PATH = 103  # bytes of a socket's path, on the system that takes the fewest
-# What a relay does as its clients' options say. The rest is each process's own affair.
+LONGEST_PATH = 103  # bytes of a socket's path, on the system with the lowest limit
+# The options that apply in the relay. The others apply in each client's process.
 PASSED_ON = (
     *("api_key", "base_url", "flush_at", "flush_interval", "max_retries", "timeout", "max_queue_bytes"),
     *("max_queue_events", "overflow", "max_batch_bytes", "exit_timeout", "spool", "spool_max_bytes"),
 )
-# Isolated, so that no variable meant for the application's Python counts. The first import must find this very package,
-# and no other one what lies beside it.
+# Isolated (-I), so that variables for the application's Python have no effect. The first import has to find this copy
+# of the package, and later ones must not find other modules in the same directory.
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _BOOT = (
     "import sys; place = sys.argv.pop(1); sys.path.insert(0, place); import letterapp; sys.path.remove(place); "
@@ -56,8 +56,8 @@ _BOOT = (
 )
 
 
-# What the program needs of the application's environment, in which there may be secrets: the way to the API, to its own
-# libraries and directories, and the language of its messages.
+# The part of the application's environment that the program needs: how to reach the API, its libraries and directories,
+# the language of its messages. The rest may contain secrets.
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _ENVIRONMENT = (
     *("PATH", "HOME", "USER", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TEMP", "TMP"),
@@ -69,11 +69,11 @@ _ENVIRONMENT = (
 
 
 class NoRelay(LetterError):
-    """A relay cannot be had at present: the host is short of something, or somebody is in the way."""
+    """No relay can be started at present: the host is short of some resource, or another process interferes."""
 
 
 class Lease:
-    """What keeps a relay going. A forked child's copy does too, until that child's end."""
+    """Keeps a relay running. A forked child's copy does so too, until that child ends."""
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
@@ -86,27 +86,29 @@ class Lease:
         try:
             self.close()
         except (AttributeError, TypeError):
-            pass  # the interpreter is taken apart; it goes with the process
+            pass  # the interpreter is shutting down; the kernel closes the lease with the process
 
 
 def check(settings: Settings) -> None:
-    """Raise `LetterError` for what cannot be, whatever the state of things."""
+    """Raise `LetterError` if these options can never work with a relay."""
     relay: Any = settings.relay
     if not POSSIBLE:
-        raise LetterError("relay needs Unix sockets, which this system has not: leave it out")
+        raise LetterError("relay needs Unix sockets, which this system does not have: leave it out")
     if relay is not True and len(os.fsencode(relay)) > LONGEST_PATH:
         raise LetterError(f"relay={relay!r} is too long for a socket's path: {LONGEST_PATH} bytes at most")
     if settings.spool_sync:
-        raise LetterError("spool_sync cannot be kept with a relay, for whose disk no call waits: leave one of them out")
+        raise LetterError(
+            "spool_sync cannot be combined with relay, because calls do not wait for the relay's disk: leave one out"
+        )
     if relay is True and settings.ssl_context is not None:
         raise LetterError(
-            "relay=True starts a program, and an ssl_context cannot go there: set SSL_CERT_FILE, "
-            "or keep a relay yourself and give its socket"
+            "relay=True starts another program, which cannot use this ssl_context: set SSL_CERT_FILE, "
+            "or run a relay yourself and give the path of its socket"
         )
 
 
 def place(settings: Settings) -> str:
-    """The path of the relay's socket, in a directory that is to be believed; `OSError` if there is none."""
+    """The path of the relay's socket. Raises `OSError` if its directory is missing or not trusted."""
     if settings.relay is not True:
         path = str(settings.relay)
         must_be_guarded(os.path.dirname(path), settings.relay_user)
@@ -121,10 +123,10 @@ def places() -> list[str]:
 
 
 def lease(settings: Settings) -> Lease | None:
-    """A lease on the relay, which is started if it must be. None if another's is not there yet.
+    """A lease on the relay, which is started if necessary. None if a relay that is run separately is not running.
 
-    Blocks: for milliseconds if it is there, for a fraction of a second, `STARTING` seconds at most, if not.
-    `NoRelay` if it cannot be started, another `LetterError` if it refuses or can never be.
+    Blocks for milliseconds if it is running; otherwise for a fraction of a second, and at most `STARTING` seconds.
+    Raises `NoRelay` if it cannot be started, and another `LetterError` if it refuses or can never work.
     """
     try:
         path = place(settings)
@@ -133,31 +135,32 @@ def lease(settings: Settings) -> Lease | None:
         if settings.relay is not True and isinstance(problem, FileNotFoundError):
             return None
         where = f"{problem.filename}: " if problem.filename else ""
-        said = f"relay: no place for the socket: {where}{problem.strerror or problem}"
+        said = f"relay: the socket's directory cannot be used: {where}{problem.strerror or problem}"
         raise (NoRelay if settings.relay is True else LetterError)(said) from None
     if len(os.fsencode(path)) > LONGEST_PATH:
-        raise LetterError(f"relay: the path {path} is too long for a socket: set XDG_RUNTIME_DIR to a short one")
+        raise LetterError(f"relay: the path {path} is too long for a socket: set XDG_RUNTIME_DIR to a shorter path")
     try:
         found = _join(path, settings)
         tries = 0 if settings.relay is True else TRIES
         while found is None and tries < TRIES:
             _start(path, settings)
-            found = _join(path, settings)  # None if it was another's, whose last client has left just now
+            found = _join(path, settings)  # None if another process started it, and its last client has just left
             tries += 1
     except (_socket.timeout, BlockingIOError) as problem:
         reraise_signal_error(problem)
-        return None  # there is one, and it stands still or is full: the calls will find it so
+        return None  # there is one, but it is stopped or overloaded: the calls will find out
     if found is None and settings.relay is True:
-        raise NoRelay(f"relay: the program that was started has ended at once; run it by hand to see: {_by_hand()}")
+        raise NoRelay(f"relay: the program that was started ended at once; to see why, run {_by_hand()}")
     return found
 
 
 def ask(path: str, api_key: Secret, base_url: str, wants: str, user: int | None = None) -> tuple[Any, dict[str, Any]]:
-    """Greet the relay at ``path``; return the socket and the answer. `OSError` if nobody answers in time.
+    """Connect to the relay at ``path``; return the socket and the relay's response.
 
-    `protocol.Refused` if it does not want this client, or has not the key. ``user``: see `_relay.client.connect`.
+    Raises `OSError` if there is no response in time, and `protocol.Refused` if the relay refuses this client or does
+    not have the key. ``user``: see `_relay.connection.connect`.
     """
-    deadline = monotonic() + ANSWERING  # for all of it, or one that says a byte now and then would never let go
+    deadline = monotonic() + ANSWERING  # for the whole exchange: a peer may send one byte at a time
     sock = connect(path, ANSWERING, user)
     try:
         caller = protocol.Caller(api_key, base_url, wants)
@@ -176,7 +179,7 @@ def _say(sock: Any, line: bytes) -> None:
     try:
         sock.sendall(line, QUIETLY)
     except OSError as problem:
-        reraise_signal_error(problem)  # else it has closed already, and what it said before that is still to be read
+        reraise_signal_error(problem)  # otherwise it has closed the connection, and what it sent can still be read
 
 
 def _hear_line(sock: Any, deadline: float) -> bytes:
@@ -184,11 +187,11 @@ def _hear_line(sock: Any, deadline: float) -> bytes:
     while not heard.endswith(protocol.END):
         left = deadline - monotonic()
         if left <= 0 or len(heard) > protocol.LONGEST_GREETING:
-            raise _socket.timeout("it does not come to an end")
+            raise _socket.timeout("its line did not end in time")
         sock.settimeout(left)
         data = sock.recv(protocol.LONGEST_GREETING)
         if not data:
-            raise ConnectionResetError("it hung up")
+            raise ConnectionResetError("it closed the connection")
         heard += data
     return heard
 
@@ -204,12 +207,12 @@ def _join(path: str, settings: Settings) -> Lease | None:
         raise  # its backlog is full
     except OSError as problem:
         reraise_signal_error(problem)
-        return None  # nobody there, or one that is about to leave
+        return None  # no relay is listening, or it is about to exit
     return Lease(sock)
 
 
 def _start(path: str, settings: Settings) -> None:
-    """Run a relay until it says that it, or another one, serves at ``path``."""
+    """Start a relay, and wait until it reports that it, or another one, is ready at ``path``."""
     options = {name: getattr(settings, name) for name in PASSED_ON}
     said, ours = run_program(["--for-clients", "--socket", path], options)
     ours.close()
@@ -218,27 +221,27 @@ def _start(path: str, settings: Settings) -> None:
 
 
 def not_started(said: str) -> NoRelay:
-    """The error for a program whose first line was ``said``."""
-    return NoRelay(f"relay: it could not be started: {said or 'the program ended; its last words are on stderr'}")
+    """The error for a program whose first line of output was ``said``."""
+    return NoRelay(f"relay: the program could not be started: {said or 'it ended; stderr may say why'}")
 
 
 def run_program(arguments: list[str], options: dict[str, Any]) -> tuple[str, Any]:
-    """Start ``python -m letterapp relay ARGUMENT...``; return its first line and our end of its standard input.
+    """Start ``python -m letterapp relay ARGUMENT...``; return its first line of output and our end of its stdin.
 
-    The program detaches itself: it is nobody's child when its first line is there. ``options`` go to it as a line of
-    JSON, and so in no argument, which all users of the machine may read.
+    The program has detached itself from this process when it prints its first line. ``options`` are sent to it as a
+    line of JSON, because all users of the machine can read a program's arguments.
     """
     command = [interpreter(), "-I", "-c", _BOOT, os.path.dirname(_PACKAGE)]
     try:
         ours, its = _standard_input()
     except OSError as problem:
-        raise NoRelay(f"relay: it could not be started: {problem.strerror or problem}") from None
+        raise NoRelay(f"relay: the program could not be started: {problem.strerror or problem}") from None
     try:
         process = subprocess.Popen(
             [*command, "relay", *arguments],
             stdin=its.fileno(),
             stdout=subprocess.PIPE,
-            stderr=None if _is_open(2) else subprocess.DEVNULL,  # or its sockets get that number, and its log them
+            stderr=None if _is_open(2) else subprocess.DEVNULL,  # or it would log to a socket that gets the number 2
             cwd=os.path.abspath(os.sep),
             env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
             start_new_session=True,
@@ -269,7 +272,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _standard_input() -> tuple[Any, Any]:
-    ours, its = _socket.socketpair()  # no pipe, of whose end the application's own SIGPIPE could tell
+    ours, its = _socket.socketpair()  # not a pipe, which could cause a SIGPIPE in the application
     ours.settimeout(ANSWERING)
     return ours, its
 
@@ -282,7 +285,7 @@ def _first_line(descriptor: int) -> str:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         if left <= 0 or not poll.poll(left * 1000):
-            return f"it did not serve within {STARTING:g} s"
+            return f"it was not ready within {STARTING:g} s"
         data = os.read(descriptor, 4096)
         if not data:
             break
@@ -291,7 +294,7 @@ def _first_line(descriptor: int) -> str:
 
 
 def _reap(process: Any) -> None:
-    """The program that was started ends at once: the relay is a child of nobody."""
+    """Reap the program that was started: it ends at once, after it has forked the detached relay."""
     try:
         process.wait(ANSWERING)
     except subprocess.TimeoutExpired:
@@ -300,11 +303,11 @@ def _reap(process: Any) -> None:
 
 
 def interpreter() -> str:
-    """A Python that can run this package; `LetterError` if none can be found. uWSGI's ``sys.executable`` is uWSGI."""
+    """A Python interpreter that can run this package; under uWSGI `sys.executable` is uWSGI. Raises `LetterError`."""
     if getattr(sys, "frozen", False):
         raise LetterError(
-            "a relay needs a Python interpreter to run, and this program is frozen: "
-            f"keep a relay yourself ({_by_hand()}) and give its socket"
+            "starting a relay needs a Python interpreter, and this program is frozen: "
+            f"run a relay yourself ({_by_hand()}) and give the path of its socket"
         )
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     names = [f"python{version}", "python3", "python", f"pypy{version}", "pypy3"]
@@ -316,8 +319,8 @@ def interpreter() -> str:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     raise LetterError(
-        f"a relay needs a Python interpreter to run, and none is in {os.path.join(sys.prefix, 'bin')}: "
-        f"keep a relay yourself ({_by_hand()}) and give its socket"
+        f"starting a relay needs a Python interpreter, and none is in {os.path.join(sys.prefix, 'bin')}: "
+        f"run a relay yourself ({_by_hand()}) and give the path of its socket"
     )
 
 
@@ -326,7 +329,7 @@ def _by_hand() -> str:
 
 
 def own_directory() -> str:
-    """A directory for sockets that is this user's alone, made if it must be."""
+    """A directory for sockets that only this user can access. It is created if it does not exist."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     try:
         must_be_ours(runtime)

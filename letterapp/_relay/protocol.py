@@ -4,17 +4,17 @@ Responsible for: the lines, their lengths, and the authentication by the API key
 
     process -> relay     HELLO                     {"letterapp": 2, "nonce": ..., "api": ..., "wants": ...}
     relay -> process     {"challenge": ..., "proof": ...}
-    process -> relay     {"proof": ...}            and from here on, without waiting for an answer:
+    process -> relay     {"proof": ...}            followed, without waiting for a response, by:
                          {...}                     an event, as the API will receive it
                          !                         send my events without delay
 
-    relay -> process     {"welcome": ...}          to the proof of a process that does not send events
+    relay -> process     {"welcome": ...}          the response to the proof of a process that does not send events
                          {"refused": "why"}        at any time; the connection is closed. "busy": true if it may pass
                          [N]                       N of your events are settled, counted from the proof
                          {"lost": N, ...}          N events are lost, and why; before the `[N]` that counts them
 
 Each side proves that it has the key by an HMAC over the random numbers of both, the relay first. So a recorded exchange
-is useless, a server without the key gets no event, and neither proof can be used as the answer to the other.
+cannot be replayed, a server without the key gets no event, and neither proof is a valid response to the other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .._text import Secret
 
 VERSION = 2
-END = b"\n"  # which JSON in one line does not contain
+END = b"\n"  # JSON in one line does not contain it
 FLUSH = b"!"
 EVENTS, LEASE, STATUS = "events", "lease", "status"  # what a connection is for
 LONGEST_GREETING = 4096  # bytes of a line during the authentication
@@ -42,7 +42,10 @@ LONGEST_EVENT = 32_000  # bytes: Linux sends that many completely or not at all
 LONGEST_ANSWER = 1_048_576  # bytes of a line to an authenticated process
 SHORT = 300  # characters of a report to a process that reads slowly
 CAUSES = ("rejected", "undeliverable", "overflow", "closed", "exit", "damaged")  # of losses in a relay
-_PROCESS, _RELAY = b"process", b"relay"  # whose proof it is
+_PROCESS, _RELAY = b"process", b"relay"  # which side a proof belongs to
+
+
+UNKNOWN_PROTOCOL = "it does not use this protocol"
 
 
 class Refused(Exception):
@@ -61,14 +64,14 @@ class Caller:
         self.hello = line_of({"letterapp": VERSION, "nonce": self._nonce, "api": base_url, "wants": wants})
 
     def answer(self, line: bytes) -> bytes:
-        """The answer to the relay's challenge, in ``line``. Raises `Refused` if it is none, or proves another key."""
+        """The response to the relay's challenge in ``line``. Raises `Refused` if that is invalid or of another key."""
         told = parse(line)
         if "refused" in told:
             raise refusal(told)
         challenge = str(told.get("challenge"))
         if not _is_same(told.get("proof"), _proof(self._key, _RELAY, self._nonce, challenge, self._said)):
             known = "challenge" in told
-            raise Refused("refuses this client: it has another API key" if known else "answers what is no answer")
+            raise Refused("refuses this client: it has another API key" if known else "sent an invalid response")
         return line_of({"proof": _proof(self._key, _PROCESS, self._nonce, challenge, self._said)})
 
 
@@ -85,8 +88,7 @@ class Callee:
         return bool(self._challenge)
 
     def hear(self, line: bytes) -> tuple[bytes, str]:
-        """The answer to ``line``, and what the connection is for, or an empty text while the process is not
-        authenticated.
+        """The response to ``line``, and what the connection is for (empty until the process is authenticated).
 
         Raises `Refused`.
         """
@@ -96,13 +98,11 @@ class Callee:
                 raise Refused("it has another API key")
             return b"", self._wants
         if told.get("letterapp") != VERSION:
-            raise Refused(
-                "it speaks no version of this protocol" if "letterapp" not in told else "it is of another version"
-            )
+            raise Refused(UNKNOWN_PROTOCOL if "letterapp" not in told else "it uses another version of the protocol")
         if told.get("api") != self._url:
-            raise Refused(f"it wants another API than {self._url}")
+            raise Refused(f"it sends to another API than {self._url}")
         if told.get("wants") not in (EVENTS, LEASE, STATUS):
-            raise Refused("it wants what this relay has not")
+            raise Refused("it asks for something that this relay does not offer")
         self._nonce = str(told.get("nonce"))
         self._wants = told["wants"]
         self._said = _told(self._url, self._wants)
@@ -113,13 +113,13 @@ class Callee:
 
 def refusal(told: Mapping[str, Any]) -> Refused:
     """The relay's refusal as an exception."""
-    refused = Refused(f"refuses this client: {readable(told.get('refused', 'for no reason'))}")
+    refused = Refused(f"refuses this client: {readable(told.get('refused', 'no reason given'))}")
     refused.is_busy = bool(told.get("busy"))
     return refused
 
 
 def proof(api_key: Secret) -> str:
-    """A fingerprint of the key, for two sides that have authenticated each other in another way."""
+    """A fingerprint of the key, for two sides that have authenticated each other by other means."""
     return sha256(b"letterapp relay\0" + api_key.encode()).hexdigest()
 
 
@@ -141,26 +141,24 @@ def _is_same(said: object, right: str) -> bool:
 
 
 def readable(text: object) -> str:
-    """``text`` of another side, for a message: one line, printable, and not longer than `SHORT`."""
+    """``text`` of the other side for a message: one printable line of at most `SHORT` characters."""
     return "".join(sign if sign.isprintable() else " " for sign in str(text)[:SHORT])
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """A line that is an object; empty for anything else."""
+    """The JSON object in ``line``; an empty dict for anything else."""
     try:
-        said = loads(line.decode())  # in UTF-8, and not in what `loads` would guess
+        said = loads(line.decode())  # UTF-8, and not the encoding that `loads` would guess
     except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 
 
-_decode = JSONDecoder(parse_int=str, parse_float=str).raw_decode  # nobody looks at the numbers
+_decode = JSONDecoder(parse_int=str, parse_float=str).raw_decode  # the numbers are not used
 
 
 def is_event(line: bytes) -> bool:
-    """True for one JSON object in UTF-8 and one line, and nothing after it: so it cannot spoil a batch of
-    others.
-    """
+    """True if ``line`` is exactly one JSON object, in UTF-8 and one line, so that it cannot corrupt a batch."""
     if line[:1] != b"{" or END in line:
         return False
     try:
@@ -179,7 +177,7 @@ def settled(count: int) -> bytes:
 
 
 def lost(error: LetterError, count: int, events: list[bytes]) -> bytes:
-    """The report of ``count`` lost events, of which ``events`` are some; without them it is a short one."""
+    """The report of ``count`` lost events. ``events`` are some of them; without any the report is short."""
     line = line_of(
         {
             "lost": count,
@@ -196,15 +194,15 @@ def lost(error: LetterError, count: int, events: list[bytes]) -> bytes:
 
 
 def lost_error(said: dict[str, Any], most: int) -> LetterError:
-    """The other way round; `ValueError` for what tells of none of the ``most`` events that may be lost."""
+    """The inverse of `lost`. Raises `ValueError` for an invalid report, or one of more than ``most`` events."""
     count, events = said["lost"], said["events"]
     texts = [said["message"], *(said[name] for name in ("body", "code", "reason", "cause") if said[name] is not None)]
     if type(count) is not int or not 0 < count <= most or not isinstance(events, list) or len(events) > count:
-        raise ValueError("it tells of events that it has not had")
+        raise ValueError("it reports events that were not sent to it")
     if not all(isinstance(text, str) for text in (*texts, *events)) or type(said["status"]) not in (int, type(None)):
-        raise ValueError("its report is none")
+        raise ValueError("its report is malformed")
     return LetterError(
-        f"by the relay: {said['message']}",
+        f"reported by the relay: {said['message']}",
         said["status"],
         said["body"],
         said["code"],

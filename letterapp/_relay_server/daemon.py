@@ -1,7 +1,7 @@
-"""What the processes that send for others have in common: their log, their limits, who started them.
+"""What the processes that send for others have in common.
 
-Responsible for: going on without the process that started this one, its log, descriptors for clients, protecting its
-memory, reading keys from files, telling systemd. Not responsible for: what it serves (`socket_server`,
+Responsible for: detaching from the process that started this one, the log, descriptors for clients, protecting memory,
+reading keys from files, notifying systemd. Not responsible for: what the process serves (`socket_server`,
 `manager_server`), starting it (`launcher`).
 """
 
@@ -17,8 +17,8 @@ import time
 from .._text import Secret, SecretBytes, clean
 from ..errors import LetterError
 
-# Descriptors that clients' connections may not use, because sending needs them: several connection attempts at once, a
-# name lookup, certificates, a spool's file.
+# File descriptors that are not used for clients, because sending needs them: several simultaneous connection attempts,
+# a name lookup, certificates, a file of the spool.
 RESERVE = 16
 LOG = "relay.log"  # in the directory of the sockets
 _LONGEST_LINE = 4_000  # characters of a line in it
@@ -26,23 +26,23 @@ LARGEST_LOG = 1_048_576  # bytes; a larger one is truncated
 
 
 _has_log = False  # stderr is `LOG`
-_LONGEST_MESSAGE = 4000  # bytes: less than what a pipe takes in one piece, or not at all
+_LONGEST_MESSAGE = 4000  # bytes: a write of fewer than PIPE_BUF bytes to a pipe is atomic
 
 
 def keep_stderr_from_blocking() -> None:
-    """Have a message be lost, rather than this program stand still, where stderr is a pipe that nobody reads."""
+    """If stderr is a pipe that nobody reads, drop log messages instead of blocking."""
     try:
         if stat.S_ISFIFO(os.fstat(2).st_mode):
-            # Opened anew, because the flag of the old one is that of whoever else writes there.
+            # Opened again, because the flag of an open file is shared with other processes that write to it.
             anew = os.open("/dev/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.dup2(anew, 2)
             os.close(anew)
     except OSError:
-        pass  # a system that opens no pipe anew: `write_log` looks first
+        pass  # a system where a pipe cannot be opened again: `write_log` checks first
 
 
 def protect_memory() -> None:
-    """Keep the key from others of this user and from files: nobody may trace this process, and it leaves no core."""
+    """Protect the key from other processes of this user: this process cannot be traced, and leaves no core file."""
     try:
         import ctypes
         import resource
@@ -51,16 +51,16 @@ def protect_memory() -> None:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
     except (ImportError, OSError, ValueError, AttributeError, MemoryError):
-        pass  # a system, or a Python, that has no such thing
+        pass  # this system, or this build of Python, does not support it
 
 
 _SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2)
 
 
 def leave_starters_pipe(directory: str | None) -> None:
-    """Go on writing to `LOG` in ``directory`` where stderr is a pipe or a socket, and not the journal's.
+    """If stderr is a pipe or a socket, and not that of systemd's journal, write to `LOG` in ``directory`` instead.
 
-    Somebody may read that to its end, as `subprocess.run` does, and would wait for this program.
+    A process that reads the pipe to its end, as `subprocess.run` does, would wait for this program.
     """
     global _has_log
     status = os.fstat(2)
@@ -72,7 +72,7 @@ def leave_starters_pipe(directory: str | None) -> None:
         log = os.open(os.path.join(directory or os.devnull, LOG), flags, 0o600)
         _has_log = True
     except OSError:
-        log = os.open(os.devnull, os.O_WRONLY)  # what is said is lost, and nobody waits
+        log = os.open(os.devnull, os.O_WRONLY)  # messages are lost, but no process waits
     os.dup2(log, 2)
     os.close(log)
 
@@ -86,7 +86,7 @@ def _is_writable(descriptor: int) -> bool:
 
 
 def write_log(who: str, text: str) -> None:
-    """A line to the stderr of this program, in one piece. Never raises."""
+    """Write a line to stderr, in one piece. Never raises."""
     line = clean(text, _LONGEST_LINE)
     when = ""
     try:
@@ -95,21 +95,21 @@ def write_log(who: str, text: str) -> None:
             if os.fstat(2).st_size > LARGEST_LOG:
                 os.ftruncate(2, 0)
         message = f"{when}letterapp {who} [{os.getpid()}]: {line}".encode()[:_LONGEST_MESSAGE]
-        if _is_writable(2):  # else what it writes to is full, and nobody waits for a message
+        if _is_writable(2):  # otherwise the pipe is full, and the message is dropped
             os.write(2, message + b"\n")
     except OSError:
-        pass  # who started it has closed what it wrote to
+        pass  # the other end was closed
 
 
 def detach() -> None:
-    """Go on as nobody's child, in a session without a terminal."""
+    """Continue in a forked child, in a new session without a terminal; the original process exits."""
     if os.fork():
         os._exit(0)
     os.setsid()
 
 
 def raise_descriptors() -> None:
-    """Allow as many descriptors as the system lets this user have: there is a connection a process."""
+    """Raise the limit of file descriptors as far as the system allows: each client process has a connection."""
     try:
         import resource
     except ImportError:
@@ -119,11 +119,11 @@ def raise_descriptors() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     except (ValueError, OSError):
-        pass  # macOS calls "without limit" what it then refuses
+        pass  # macOS reports "unlimited", and then refuses it
 
 
 def has_descriptor_for_client() -> bool:
-    """True while a connection more leaves `RESERVE` descriptors for sending."""
+    """True while another connection would leave `RESERVE` descriptors for sending."""
     try:
         import resource
 
@@ -134,13 +134,12 @@ def has_descriptor_for_client() -> bool:
         return False
     os.close(lowest)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The system gives the lowest number that is free. So with the numbers below this one all taken by clients and the
-    # program itself, those above it are never given to a client.
+    # The system uses the lowest free number, so all numbers below this one are in use.
     return limit == resource.RLIM_INFINITY or lowest < limit - min(RESERVE, limit // 4)
 
 
 def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)): a datagram to the socket that it names."""
+    """Notify systemd as sd_notify(3) does: by a datagram to the socket in ``NOTIFY_SOCKET``."""
     place = os.environ.get("NOTIFY_SOCKET", "")
     if not place:
         return
@@ -156,7 +155,7 @@ def notify(state: str) -> None:
 
 
 def read_secret(option: str, path: str) -> SecretBytes:
-    """The content of the file that ``option`` names, without white space around it; `LetterError` if there is none."""
+    """The content of the file ``path``, without surrounding white space. Raises `LetterError` that names ``option``."""
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
@@ -167,10 +166,10 @@ def read_secret(option: str, path: str) -> SecretBytes:
         raise LetterError(f"{option}: {path} is empty")
     if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
         can = "read" if status.st_mode & stat.S_IROTH else "write"
-        write_log("relay", f"{option}: every user of this machine can {can} {path}: chmod 600 it")
+        write_log("relay", f"{option}: every user of this machine can {can} {path}: chmod it to 600")
     return secret
 
 
 def read_api_key(path: str | None) -> Secret | None:
-    """The content of ``--api-key-file``; None for the variable LETTER_API_KEY."""
+    """The content of ``--api-key-file``; None to use the environment variable ``LETTER_API_KEY``."""
     return Secret(read_secret("--api-key-file", path).decode("ascii", "replace")) if path else None

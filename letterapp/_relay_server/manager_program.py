@@ -1,11 +1,11 @@
-"""The process of a `SenderManager`'s server: how it is started, what it lives for, how it ends.
+"""The process of a `SenderManager`'s server: how it is started, how long it runs, how it ends.
 
-Responsible for: launching it, ``python -m letterapp relay --manager``, its signals, its starter's death, its address.
+Responsible for: starting it, ``python -m letterapp relay --manager``, its signals, the end of its starter, its address.
 Not responsible for: what it serves (`manager_server`), the relay over a Unix socket (`socket_program`).
 
-One that a manager started lives while the connection lives that it has as standard input: the starter's end, which
-forked children inherit and `exec` closes. It ignores SIGINT and SIGTERM, because Ctrl-C and a service's stop reach the
-whole group, whose last events are still to come. One that somebody keeps drains and ends at either.
+If a manager started it, it runs while the other end of its standard input is open. The starter has that end, forked
+children inherit it, and `exec` closes it. It ignores SIGINT and SIGTERM, because Ctrl-C and the stop of a service reach
+the whole process group, whose last events are still to arrive. If it is run separately, it drains and ends at either.
 """
 
 from __future__ import annotations
@@ -39,42 +39,42 @@ if TYPE_CHECKING:
     from .._config import Settings
     from .._queues.manager_connection import Address
 
-SHUTDOWN = b"shutdown\n"  # what the starter says to have it drain at once
-AFTER_STARTER = 10.0  # seconds that clients which are still connected are served when the starter has gone
-_PRIVATE = "manager-"  # what the names of sockets begin with that no address was given for
-_ABANDONED = 60.0  # seconds after which such a socket that nobody serves is removed
+SHUTDOWN = b"shutdown\n"  # the starter's request to drain at once
+AFTER_STARTER = 10.0  # seconds that clients that are still connected are served after the starter has ended
+_PRIVATE = "manager-"  # the names of sockets without a given address begin with it
+_ABANDONED = 60.0  # seconds after which such a socket is removed if no process listens
 _NEVER = 10**9  # events
-_LOOK = 0.1  # seconds from one look at whether they are to the next
+_LOOK = 0.1  # seconds between two checks whether clients are still connected
 
 
 def batches_of(options: dict[str, Any]) -> Batches:
-    """The queue of a manager with ``options``, and its sender."""
+    """The queue of a manager with ``options``, with its sender."""
     flush_at = settings_of(**options).flush_at
-    # A batch is admitted event by event, so the sender must not begin to send in the middle of it.
+    # A batch is admitted event by event, and the sender must not start to send in the middle of it.
     return Batches(settings_of(**{**options, "flush_at": _NEVER}), flush_at, log)
 
 
-# In the process that starts one.
+# In the process that starts a server.
 
 
 class Launched:
-    """A server's process that is nobody's child, as its starter and the children forked from it hold it."""
+    """A server process that is a detached daemon, for its starter and the children forked from that."""
 
     def __init__(self, lease: Any) -> None:
         self._lease = lease
 
     def stop(self, timeout: float) -> None:
-        """Have it drain and end; wait up to ``timeout`` seconds for that."""
+        """Make it drain and end; wait for up to ``timeout`` seconds."""
         try:
             self._lease.settimeout(timeout)
             self._lease.sendall(SHUTDOWN, QUIETLY)
             self._lease.recv(1)
         except OSError:
-            pass  # it has ended, or takes longer: it goes on by itself, and ends
+            pass  # it has ended, or takes longer, and will end by itself
         self._lease.close()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, ``timeout`` seconds at most."""
+        """Wait until it has ended, for at most ``timeout`` seconds if given."""
         try:
             self._lease.settimeout(timeout)
             self._lease.recv(1)
@@ -86,14 +86,14 @@ class Launched:
 
 
 class Spawned:
-    """A server's process where there is no `os.fork` to detach it: a child of its starter."""
+    """A server process on systems without `os.fork`: a child of its starter."""
 
     def __init__(self, process: Any, lease: Any) -> None:
         import atexit
 
         self._process = process
         self._lease = lease
-        # Before multiprocessing's own exit code, which would terminate it.
+        # Runs before multiprocessing's exit handler, which would terminate it.
         atexit.register(self.stop, AFTER_STARTER)
 
     def stop(self, timeout: float) -> None:
@@ -109,7 +109,7 @@ class Spawned:
 
 
 def start_process(options: dict[str, Any], address: Address | None, authkey: bytes) -> tuple[Any, Address]:
-    """Start a server's process; return it and its address when it serves. `LetterError` when it does not."""
+    """Start a server process; return it and its address when it is ready. Raises `LetterError` if it fails."""
     if not hasattr(os, "fork"):
         return spawn_process(options, address, authkey)
     said, lease = launcher.run_program(
@@ -122,7 +122,7 @@ def start_process(options: dict[str, Any], address: Address | None, authkey: byt
 
 
 def spawn_process(options: dict[str, Any], address: Address | None, authkey: bytes) -> tuple[Any, Address]:
-    """The same by `multiprocessing`'s spawn, which needs a ``__main__`` guard. For systems without `os.fork`."""
+    """The same with `multiprocessing`'s spawn, which needs a ``__main__`` guard. For systems without `os.fork`."""
     from multiprocessing import get_context
 
     context = get_context("spawn")
@@ -135,14 +135,14 @@ def spawn_process(options: dict[str, Any], address: Address | None, authkey: byt
             raise EOFError
         said, found = ours.recv()
     except EOFError:
-        said, found = "it ended before it served", None
+        said, found = "it ended before it was ready", None
     if said != "ready":
         ours.close()
         raise launcher.not_started(said)
     return Spawned(process, ours), found
 
 
-# In the server's process.
+# In the server process.
 
 
 def _spawned(options: dict[str, Any], address: Address | None, authkey: bytes, lease: Any) -> None:
@@ -161,12 +161,12 @@ def _spawned(options: dict[str, Any], address: Address | None, authkey: bytes, l
 
 
 def run_for_manager() -> int:
-    """``python -m letterapp relay --for-manager``: what `start_process` runs."""
+    """``python -m letterapp relay --for-manager``: the program that `start_process` runs."""
     given = sys.stdin.readline()
     if not given:
-        return 1  # who started it has ended
+        return 1  # the starter has ended
     told = json.loads(given)
-    del given  # which holds the keys
+    del given  # contains the keys
     told["options"]["api_key"] = Secret(told["options"]["api_key"])
     authkey = SecretBytes.fromhex(told.pop("authkey"))
     address = tuple(told["address"]) if isinstance(told["address"], list) else told["address"]
@@ -196,7 +196,7 @@ def _leave_starters_pipe() -> None:
 
 
 def run_kept(options: argparse.Namespace) -> int:
-    """``python -m letterapp relay --manager ADDRESS --authkey-file FILE``: one that somebody keeps, or how it is."""
+    """``python -m letterapp relay --manager ADDRESS --authkey-file FILE``: run a server, or print its status."""
     try:
         address, authkey = address_of(options.manager), authkey_of(options.authkey_file)
         api_key = daemon.read_api_key(options.api_key_file)
@@ -229,16 +229,17 @@ def serve(
     announce: Callable[[Address], object],
     starters_word: Callable[[], bytes] | None,
 ) -> None:
-    """Serve until the starter says so or is gone, or, where ``starters_word`` is None, until a signal; then drain.
+    """Serve until the starter asks to shut down or has ended, or, if ``starters_word`` is None, until a signal.
 
-    ``starters_word`` waits for what the starter has to say; empty when it has ended.
+    Then drain. ``starters_word`` waits for the starter's request, and returns an empty one when it has ended.
     """
     if hasattr(os, "umask"):
         os.umask(0o077)
-    told_to_end, tell = os.pipe()  # a handler may not take a lock that it may have interrupted
+    told_to_end, tell = os.pipe()  # a signal handler must not take a lock: it may have interrupted its holder
     if starters_word is None:
         if os.name == "posix":
-            # C's own handler writes too: Python's comes after the `read` below if the signal comes just before that.
+            # Makes the C handler write to it as well: if the signal comes just before the `read` below, Python's
+            # handler runs only after it.
             os.set_blocking(tell, False)
             signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -265,7 +266,7 @@ def serve(
 
 
 def _serve_the_connected(batches: Batches) -> None:
-    """The starter is gone. Its children may still have last events: give them some seconds."""
+    """The starter has ended. Give its children some seconds to send their last events."""
     deadline = monotonic() + AFTER_STARTER
     while batches.is_used() and monotonic() < deadline:
         time.sleep(_LOOK)
@@ -298,7 +299,7 @@ def _bound(batches: Batches, address: Address | None, authkey: bytes) -> BatchSe
 
 
 def _lock(path: str) -> bool:
-    """Have the place to ourselves, from the look at what is there until the end of the process."""
+    """Lock the address until the process ends, so that only one process replaces a socket there."""
     import fcntl
 
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -318,21 +319,21 @@ def _listening(batches: Batches, address: Address | None, authkey: bytes) -> Bat
 
 
 def _remove_abandoned(directory: str) -> None:
-    """Remove the sockets of started servers that were killed."""
+    """Remove the sockets of servers that were killed."""
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         try:
-            # A new one may be bound, and not listen yet.
+            # A new socket may be bound, and not listen yet.
             if name.startswith(_PRIVATE) and time.time() - os.lstat(path).st_mtime > _ABANDONED:
                 _remove_what_a_killed_one_left(path)
         except (LetterError, OSError):
-            pass  # it serves, or another one that starts has just removed it
+            pass  # it is in use, or another process has just removed it
 
 
 def _remove_what_a_killed_one_left(path: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise LetterError(f"{path} is there and is no socket: it is left alone")
+            raise LetterError(f"{path} exists and is not a socket: remove it, or choose another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as sock:
@@ -343,7 +344,7 @@ def _remove_what_a_killed_one_left(path: str) -> None:
             os.unlink(path)
             return
         except OSError:
-            pass  # its backlog is full: somebody serves
+            pass  # its backlog is full, so a process listens
     raise LetterError(f"another process serves at {path}")
 
 
@@ -351,7 +352,7 @@ def _remove_what_a_killed_one_left(path: str) -> None:
 
 
 def address_of(text: str) -> Address:
-    """``--manager``: a path, ``host:port``, or a Windows pipe."""
+    """The address in ``--manager``: a path, ``host:port``, or a Windows pipe."""
     host, separator, port = text.rpartition(":")
     if separator and port.isdigit() and os.sep not in text:
         return host.strip("[]"), int(port)
@@ -359,9 +360,9 @@ def address_of(text: str) -> Address:
 
 
 def authkey_of(path: str | None) -> bytes:
-    """The content of ``--authkey-file`` without white space around it."""
+    """The content of ``--authkey-file``, without surrounding white space."""
     if not path:
-        raise LetterError("--authkey-file is required with --manager: a file with the secret that its clients have too")
+        raise LetterError("--authkey-file is required with --manager: a file with the secret that its clients use too")
     return daemon.read_secret("--authkey-file", path)
 
 

@@ -1,14 +1,14 @@
-"""The one sender process of a `SenderManager`: what its server exposes, and the server.
+"""The server of a `SenderManager`, and the queue that it exposes.
 
-Responsible for: admitting batches, answering what became of each, refusing further ones at the end. Not responsible
-for: sending (`ownership`, `sender`), the process with its signals and its end (`manager_program`).
+Responsible for: accepting batches, reporting the outcome of each, refusing further ones at the end. Not responsible
+for: sending (`ownership`, `sender`), the process, its signals and its end (`manager_program`).
 
-    a thread a connection (`multiprocessing.managers.Server`)        the sender's thread
-    --------------------------------------------------------        -------------------
+    a thread per connection (`multiprocessing.managers.Server`)      the sender's thread
+    ----------------------------------------------------------      -------------------
     put_nowait(batch) ---> admit ---> queue -----------------------> send_once ---> post
     settled(seconds)  <--- wait <------------ progress <------------- settled, or its report
 
-A connection has one batch at a time, so what is known of it hangs on its thread and goes with it.
+A connection has one batch at a time, so its state is an attribute of its thread, and is deleted with the thread.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
 EXPOSED = ("put_nowait", "settled", "status")
 BACKLOG = 512  # connections that the system accepts while the server is busy
-_CROWDED = 0.1  # seconds until connections are accepted again after there was no descriptor or thread for them
+_CROWDED = 0.1  # seconds until connections are accepted again after the system was out of descriptors or threads
 
 
 class Session:
-    """What a connection's thread knows. It is dropped with the thread, and so tells that the other side has gone."""
+    """The state of one connection. It is deleted with the connection's thread, when the client has gone."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
-        self.batch: BatchOwner | None = None  # handed over, and its answer not fetched
+        self.batch: BatchOwner | None = None  # accepted, and its outcome not yet fetched
 
     def __del__(self) -> None:
         if self.batch is not None:
@@ -58,7 +58,7 @@ class Session:
 
 
 class BatchOwner(Owner):
-    """A batch that was handed over, as the owner of its events."""
+    """A batch, as the owner of its events."""
 
     def __init__(self, session: Session, events: int) -> None:
         super().__init__()
@@ -78,19 +78,19 @@ class BatchOwner(Owner):
         return self.settled >= self.events
 
     def log_reports(self, log: Callable[[str], None]) -> None:
-        """Tell the log what nobody is left to be told."""
+        """Log the reports that no client is left to fetch."""
         if self.resends:
             return
         for line in self.take_reports():
             said = protocol.parse(line)
-            log(f"{said['lost']:,} of processes that have ended: {said['message']}")
+            log(f"{said['lost']:,} lost from ended processes: {said['message']}")
 
 
 class Batches:
-    """The queue that the server exposes. Its methods are called by one thread a connection."""
+    """The queue that the server exposes. Its methods are called by one thread per connection."""
 
     def __init__(self, settings: Settings, flush_at: int, log: Callable[[str], None]) -> None:
-        """``flush_at``: events at which what was handed over waits for no more company; `Sender` itself has no say."""
+        """``flush_at``: number of waiting events at which they are sent at once, instead of that in ``settings``."""
         self._flush_at = flush_at
         self._settings = settings
         self._log = log
@@ -98,8 +98,8 @@ class Batches:
         self._progress = Condition()
         self._owned = OwnedSender(settings, log, self._progress)
         self._sender = self._owned.sender
-        # Guards `_sessions` and `_is_closing`. Held while a batch is admitted, so that all of it finds room or none,
-        # and its events stay together.
+        # Guards `_sessions` and `_is_closing`. Held while a batch is admitted, so that there is room for all of it or
+        # none, and its events stay together.
         self._admission = threading.Lock()
         self._local = threading.local()
         self._sessions: WeakSet[Session] = WeakSet()
@@ -109,7 +109,7 @@ class Batches:
     # Exposed.
 
     def open(self, proof: str, base_url: str) -> Batches:
-        """What a connection asks for first; `LetterError` for a client of another key or API."""
+        """The queue, for a new connection. Raises `LetterError` if the client has another API key or `base_url`."""
         if not compare_digest(proof.encode(), self._proof.encode()):
             raise LetterError("it sends with another API key")
         if base_url != self._settings.base_url:
@@ -117,11 +117,11 @@ class Batches:
         return self
 
     def put_nowait(self, batch: list[bytes], urgent: bool) -> bool:
-        """Take all events of ``batch`` or none; False for "no room, ask again", `Full` for "no room".
+        """Accept all events of ``batch`` or none. False if there is no room yet; raises `Full` if it was refused.
 
-        It waits for the company of other processes' events for `flush_interval`, unless it is ``urgent``.
+        Unless it is ``urgent``, it is sent after `flush_interval`, together with events of other processes.
         """
-        # `Server.serve_client` keeps what is raised here, and so this frame: a session in it would outlive its thread.
+        # `Server.serve_client` keeps an exception, and with it this frame: a session in it would outlive its thread.
         size = self._check(batch)
         with self._admission:
             if self._is_closing:
@@ -137,16 +137,19 @@ class Batches:
         return True
 
     def settled(self, seconds: float, urgent: bool) -> list[bytes] | None:
-        """Wait up to ``seconds``: the reports of what is lost of this connection's batch, None if it is not settled."""
+        """Wait for up to ``seconds`` until this connection's batch is settled.
+
+        Returns the reports of its lost events; None if it is not settled.
+        """
         owner = self._batch_of_this_connection()
         if owner is None:
-            raise ValueError("no batch was handed over on this connection")
+            raise ValueError("no batch was sent on this connection")
         if urgent and not owner.is_settled():
             self._sender.request_flush()
-        self._owned.pending_acks()  # nobody is told unasked here
+        self._owned.pending_acks()  # discarded: here clients ask for the outcome
         self._progress.wait_while(lambda: not owner.is_settled(), monotonic() + seconds, monotonic)
         if owner.resends or not owner.is_settled():
-            return None  # the first: given up here at the end, and its process sends it
+            return None  # `resends`: given up here at the end, so the client's process sends it
         self._session().batch = None
         return owner.untold()
 
@@ -166,7 +169,7 @@ class Batches:
     # Called by the process's main thread.
 
     def begin(self) -> None:
-        """Send what an earlier process left in the spool. To be called before clients take descriptors."""
+        """Send what an earlier process left in the spool. To be called before clients use descriptors."""
         self._sender.prepare()
         self._sender.flush(0.0)
 
@@ -175,20 +178,20 @@ class Batches:
         return len(self._sessions) > 0
 
     def close(self) -> bool:
-        """Take no more, and settle what was taken within `exit_timeout`. Processes send the rest themselves."""
+        """Refuse further batches, and settle accepted ones within `exit_timeout`. Clients send the rest themselves."""
         timeout = self._settings.exit_timeout
         deadline = monotonic() + timeout
         with self._admission:
             self._is_closing = True
         self._sender.begin_shutdown()
         self._sender.flush(timeout)
-        # An answer that is there is fetched at once; a process that is stopped may not hold this one up.
+        # Clients fetch an outcome at once; a client that is stopped must not delay this process.
         self._progress.wait_while(self._has_answers_to_give, deadline, monotonic, 0.02)
         for session in self._connected():
             if session.batch is not None:
                 session.batch.resends, session.batch.is_reachable = True, False
         settled = self._sender.close_by(deadline, timeout)
-        shutdown.unregister(self._sender)  # this was its end; what a spool keeps the next start sends
+        shutdown.unregister(self._sender)  # it has ended; the next start sends what is left in a spool
         return settled
 
     def _has_answers_to_give(self) -> bool:
@@ -199,7 +202,7 @@ class Batches:
         session.batch = owner = BatchOwner(session, len(batch))
         if all(self._owned.admit(event, owner) for event in batch):
             return True
-        session.batch = None  # what was admitted is sent, here and by its process, under the same ids
+        session.batch = None  # admitted events are sent twice, here and by the client, with the same message IDs
         return False
 
     def _may_ever_fit(self, events: int, size: int) -> bool:
@@ -222,18 +225,18 @@ class Batches:
 
     def _check(self, batch: Any) -> int:
         if not isinstance(batch, list) or not 0 < len(batch) <= MAX_ITEMS:
-            raise ValueError(f"a batch is a list of 1 to {MAX_ITEMS} events")
+            raise ValueError(f"a batch must be a list of 1 to {MAX_ITEMS} events")
         largest = min(self._settings.max_batch_bytes, self._settings.max_queue_bytes)
         for event in batch:
             if not isinstance(event, bytes) or event[:1] != b"{" or event[-1:] != b"}" or b"\n" in event:
-                raise ValueError("an event is a JSON object in one line, as bytes")
+                raise ValueError("an event must be a JSON object in one line, as bytes")
             if len(event) > largest:
-                raise ValueError(f"an event of {len(event):,} bytes is larger than {largest:,}")
+                raise ValueError(f"an event of {len(event):,} bytes is larger than the manager accepts ({largest:,})")
         return sum(map(len, batch))
 
 
 class BatchServer(Server):
-    """A manager's server that stops accepting when it is told to, and bears a system without descriptors or threads."""
+    """A manager's server that can stop accepting, and that survives a lack of descriptors or threads."""
 
     listener: Any  # `Server`'s own, a `multiprocessing.connection.Listener`
 
@@ -267,20 +270,20 @@ class BatchServer(Server):
                 time.sleep(_CROWDED)
 
     def stop_accepting(self) -> None:
-        """Close the listening socket and remove its file. Connections that are open go on."""
+        """Close the listening socket and remove its file. Open connections remain."""
         self._is_closed = True
         try:
             self.listener._listener._socket.shutdown(socket.SHUT_RDWR)  # `close` alone does not end a wait in `accept`
         except (AttributeError, OSError):
-            pass  # a pipe; a system where a listening socket has nothing to shut down
+            pass  # a pipe; or a system where a listening socket cannot be shut down
         try:
             self.listener.close()
         except FileNotFoundError:
-            pass  # somebody has removed the socket's file
+            pass  # the socket's file was removed by another program
 
 
 def _keep_alive(connection: Any) -> None:
-    """Have the system find out when the host at the other end has gone."""
+    """Let the system detect that the host at the other end has gone."""
     with socket.socket(fileno=os.dup(connection.fileno())) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

@@ -1,8 +1,8 @@
-"""A sender for the events of many processes, which tells each of them what became of its events.
+"""A sender for the events of many processes, which reports to each of them the outcome of its events.
 
-Responsible for: which event is whose, how many of an owner's events are settled, reporting a lost event to its owner
-or, when that has ended, to the log. Not responsible for: how events arrive and answers leave (`socket_server`
-over sockets, `manager_server` by a manager's server), sending (`sender`).
+Responsible for: the owner of each event, how many of an owner's events are settled, reporting a lost event to its owner
+or, if that has ended, to the log. Not responsible for: receiving events and sending responses (`socket_server`,
+`manager_server`), sending events (`sender`).
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from .._config import Settings
     from .._runtime.condition import Condition
 
-UNHEARD = 262_144  # bytes of reports that an owner may leave unread; beyond them one tells the count of each cause
+UNHEARD = 262_144  # bytes of reports that an owner may leave unread; after that only losses by cause are counted
 
 
 class Owner:
-    """Whoever handed events over, in one order, and is told what became of them."""
+    """A source of events, in order, that is told their outcome."""
 
     def __init__(self) -> None:
         self.admitted = 0  # events, of which those below `settled` are settled, and those in `early`
         self.settled = 0
         self.early: set[int] = set()
-        self.reports: deque[bytes] = deque()  # of lost events, which go before the answer that counts them
+        self.reports: deque[bytes] = deque()  # of lost events, to be sent before the acknowledgement that counts them
         self.unheard = 0  # bytes of these
-        self.more: dict[str, tuple[LetterError, int]] = {}  # by cause: what there was no room for, and how many
+        self.more: dict[str, tuple[LetterError, int]] = {}  # by cause: a report beyond `UNHEARD`, and how many events
         self.reporting = threading.Lock()  # guards the three above, for a moment
-        self.is_reachable = True  # it may still be told
-        self.resends = False  # what is not settled is still its own, and it sends that itself
+        self.is_reachable = True  # it can still be told
+        self.resends = False  # it sends events that are not settled itself
 
     def report(self, error: LetterError, count: int, events: list[bytes]) -> None:
-        """Have the owner told of ``count`` lost events, of which ``events`` are some."""
+        """Tell the owner of ``count`` lost events; ``events`` are some of them."""
         with self.reporting:
             if self.unheard < UNHEARD:
                 self.reports.append(protocol.lost(error, count, events))
@@ -55,12 +55,12 @@ class Owner:
                 self.more[cause] = error, self.more.get(cause, (error, 0))[1] + count
 
     def untold(self) -> list[bytes]:
-        """What the owner is to be told before the next answer."""
+        """The reports that have to be sent to the owner before the next acknowledgement."""
         with self.reporting:
             return [*self.reports, *(protocol.lost(error, count, []) for error, count in self.more.values())]
 
     def take_reports(self) -> list[bytes]:
-        """The same, and forget it."""
+        """Return them, and forget them."""
         with self.reporting:
             lines = [*self.reports, *(protocol.lost(error, count, []) for error, count in self.more.values())]
             self.reports.clear()
@@ -70,7 +70,7 @@ class Owner:
 
 
 class OwnedSender:
-    """A sender that knows whose each event is. The end of the process ends it like any other one (`shutdown`)."""
+    """A sender that knows the owner of each event. `shutdown` ends it with the process, like any other sender."""
 
     def __init__(self, settings: Settings, log: Callable[[str], None], progress: Condition) -> None:
         places: list[Any] = [PrivateMemory(settings)]
@@ -81,8 +81,8 @@ class OwnedSender:
         # Guards the four below. Held for a moment: by whoever admits an event, and under the queue's own lock when an
         # event leaves it.
         self._owners_lock = threading.Lock()
-        # By an event's own bytes, which contain its id: its owner, its number, and the same of an earlier copy, which
-        # exists if it was sent again over another connection.
+        # By the bytes of an event, which contain its message ID: its owner, its number, and the same for an earlier
+        # copy, which exists if it was sent again over another connection.
         self._owners: dict[bytes, Any] = {}
         self._unreported: dict[
             str, list[tuple[bytes, Owner, int]]
@@ -93,15 +93,15 @@ class OwnedSender:
         self.sender.watch_removals(self._record_removal)
         shutdown.register(self.sender)
 
-    # Called by whoever receives events.
+    # Called by the thread that receives events.
 
     def admit(self, event: bytes, owner: Owner) -> bool:
-        """Queue an event of ``owner``; False when there is no room now."""
+        """Queue an event of ``owner``; False if there is no room at present."""
         if len(event) > self._largest:
             self.sender.refuse("overflow")
             self._attribute_losses(
                 [(event, owner, owner.admitted)],
-                LetterError("it is larger than the relay's queue or requests", cause="overflow"),
+                LetterError("the event is larger than the relay's queue or requests may be", cause="overflow"),
             )
             owner.admitted += 1
             return True
@@ -115,7 +115,7 @@ class OwnedSender:
         return True
 
     def pending_acks(self) -> set[Any]:
-        """The owners that are to be answered, since the last call."""
+        """The owners whose events were settled since the last call."""
         with self._owners_lock:
             pending, self._pending_acks = self._pending_acks, set()
             return pending
@@ -127,7 +127,7 @@ class OwnedSender:
             for event in events:
                 entry = self._forget_owner(event)
                 if entry is None:
-                    continue  # an ended process's, from the spool
+                    continue  # from the spool, of an ended process
                 owner, number, _ = entry
                 if cause is None:
                     self._settle(owner, number)
@@ -141,7 +141,7 @@ class OwnedSender:
         return entry
 
     def _settle(self, owner: Owner, number: int) -> None:
-        """Answers count from the first event on: an event that leaves out of order waits for those before it."""
+        """Acknowledgements count from the first event: an event that is settled early waits for those before it."""
         if number == owner.settled:
             owner.settled = number + 1
             while owner.settled in owner.early:
@@ -151,7 +151,7 @@ class OwnedSender:
         else:
             owner.early.add(number)
 
-    # Called by any thread that finds that events are lost.
+    # Called by any thread that notices a loss.
 
     def _tell(self, error: LetterError) -> None:
         with self._owners_lock:
@@ -159,7 +159,7 @@ class OwnedSender:
         self._attribute_losses(lost_events, error)
 
     def _attribute_losses(self, lost_events: list[tuple[bytes, Owner, int]], error: LetterError) -> None:
-        """Report losses to their owners, and to the log if the owner is gone."""
+        """Report losses to the owners of the events; to the log if an owner has gone."""
         of_each: dict[Owner, list[bytes]] = {}
         for event, owner, _ in lost_events:
             of_each.setdefault(owner, []).append(event)
@@ -174,6 +174,6 @@ class OwnedSender:
                 self._settle(owner, number)
         self._progress.notify_all()
         if unheard > 0:
-            self._log(f"{unheard:,} of processes that have ended: {error}")
+            self._log(f"{unheard:,} lost from ended processes: {error}")
         elif not lost_events:
             self._log(str(error))

@@ -1,11 +1,11 @@
 """``python -m letterapp relay``: a relay as a program.
 
-Responsible for: its options, its place in the file system, its signals, what it says of itself. Not responsible for:
-what a relay does (`socket_server`), starting one for clients (`launcher`).
+Responsible for: its options, its path in the file system, its signals, its messages. Not responsible for: what a relay
+does (`socket_server`), starting one for clients (`launcher`).
 
-One that somebody keeps (systemd, a container) serves until SIGTERM or SIGINT, and drains then. One that was started for
-clients is nobody's child and leaves after its last client: whoever signals a whole group of processes or a whole
-service means the application, whose last events are still to come.
+A relay that is run separately (by systemd, in a container) serves until SIGTERM or SIGINT, and then drains. A relay
+that was started for clients is a detached daemon, and exits after its last client. It survives a signal to the whole
+process group or service: that is meant for the application, whose last events are still to arrive.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 BACKLOG = 512  # connections that the system accepts while the relay is busy
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AFTER_SIGTERM = 30.0  # seconds that a relay which was started for clients waits for them after SIGTERM or SIGINT
-_ABANDONED = 2.0  # seconds that one which has the place may be without a socket
+_ABANDONED = 2.0  # seconds that a relay that holds the lock may be without a socket
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_BLINK = 0.02  # seconds between two looks for a relay that another process has just started
+_BLINK = 0.02  # seconds between two checks for a relay that another process has just started
 
 
 def relay(options: argparse.Namespace) -> int:
-    """Serve, or say how the relays are. Returns the exit status."""
+    """Run a relay, or print the status of relays. Returns the exit status."""
     try:
         if options.status:
             return _show_status(options)
         if options.for_clients:
             given = sys.stdin.readline()
             if not given:
-                return 1  # who started it has ended
+                return 1  # the starter has ended
             settings = settings_of(**json.loads(given))
-            del given  # which holds the key
+            del given  # contains the key
             daemon.detach()
             for number in (*GROUP_SIGNALS, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # until there is something that could leave
+                signal.signal(number, signal.SIG_IGN)  # until there is a server that handles them
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         else:
             settings = _settings_of(options)
@@ -68,7 +68,7 @@ def relay(options: argparse.Namespace) -> int:
 
 def _settings_of(options: argparse.Namespace) -> Settings:
     if not options.socket:
-        raise LetterError("--socket is required: the path at which the clients find the relay")
+        raise LetterError("--socket is required: the path of the socket that clients connect to")
     if len(os.fsencode(os.path.abspath(options.socket))) > launcher.LONGEST_PATH:
         raise LetterError(f"--socket is too long for a socket's path: {launcher.LONGEST_PATH} bytes at most")
     given: dict[str, Any] = {"spool": options.spool, "api_key": daemon.read_api_key(options.api_key_file)}
@@ -78,7 +78,7 @@ def _settings_of(options: argparse.Namespace) -> Settings:
 
 
 class _Program:
-    """One relay at one place."""
+    """One relay at one path."""
 
     def __init__(self, settings: Settings, path: str, group: str | None, for_clients: bool) -> None:
         self._settings = settings
@@ -97,7 +97,7 @@ class _Program:
         self._prepare_directory()
         if not self._lock_place():
             if self._for_clients:
-                _ready()  # another one that was started at the same time serves
+                _ready()  # another relay, which was started at the same time, serves
                 return 0
             raise LetterError(f"another relay serves at {self._path}")
         listener = self._listen()
@@ -112,7 +112,7 @@ class _Program:
             _ready()
         else:
             if os.geteuid() == 0:
-                _log("it runs as root, which it does not need: give it a user of its own")
+                _log("it runs as root, which a relay does not need: run it as a user of its own")
             _log(f"serving at {self._path} for {self._settings.base_url}")
         daemon.notify("READY=1")
         self._relay.serve(self._vacate)
@@ -128,7 +128,7 @@ class _Program:
         waits = self._for_clients and self._terminations == 1
         self._relay.leave(AFTER_SIGTERM if waits else 0.0)
 
-    # The place.
+    # The path, its directory and its lock.
 
     def _prepare_directory(self) -> None:
         directory = os.path.dirname(self._path)
@@ -140,7 +140,7 @@ class _Program:
         if self._for_clients:
             must_be_ours(directory)
         else:
-            must_be_guarded(directory)  # from here on nobody else can put something in the place of what lies there
+            must_be_guarded(directory)  # from now on no other user can replace files in it
         if is_new and self._group is not None:
             opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
@@ -150,7 +150,7 @@ class _Program:
                 os.close(opened)
 
     def _lock_place(self) -> bool:
-        """True when the place is this process's; False when another one serves there."""
+        """True if this process has locked the path; False if another relay serves there."""
         place = self._path + ".lock"
         self._lock = os.open(place, _LOCK_FLAGS, 0o600)
         began = monotonic()
@@ -163,12 +163,12 @@ class _Program:
                     return False
             time.sleep(_BLINK)  # it is about to serve, or about to leave
             if monotonic() > began + _ABANDONED and not os.path.lexists(self._path):
-                # Somebody has removed its socket: nobody finds it any more, so the place is another's.
+                # Its socket was removed, so no client finds it any more, and another relay may use the path.
                 os.unlink(place)
                 os.close(self._lock)
                 self._lock = os.open(place, _LOCK_FLAGS, 0o600)
                 began = monotonic()
-        raise LetterError(f"another relay holds {self._path}.lock and does not serve")
+        raise LetterError(f"another relay holds {self._path}.lock and does not answer: stop it, or choose another path")
 
     def _is_served(self) -> bool:
         try:
@@ -185,7 +185,7 @@ class _Program:
     def _listen(self) -> Any:
         try:
             if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
-                raise LetterError(f"{self._path} is there and is no socket: it is left alone")
+                raise LetterError(f"{self._path} exists and is not a socket: remove it, or choose another path")
             os.unlink(self._path)  # a killed relay's: nobody serves at it, because the lock was free
         except FileNotFoundError:
             pass
@@ -197,18 +197,18 @@ class _Program:
         return listener
 
     def _vacate(self) -> None:
-        """Free the place before the draining, so that a relay for new clients need not wait for it."""
+        """Free the path before draining, so that a relay for new clients does not have to wait for that."""
         daemon.notify("STOPPING=1")
         try:
             if _identity(self._path) == self._identity:
                 os.unlink(self._path)
         except OSError:
-            pass  # somebody has removed it, or locked the directory up
+            pass  # it was removed, or the directory is not accessible any more
         os.close(self._lock)
 
 
 def _bind(listener: Any, path: str, group: int | None) -> None:
-    """Make the socket, with the mode that it is to have from its first moment on."""
+    """Create the socket, with its final permissions from the beginning."""
     before = os.umask(0o177 if group is None else 0o117)
     try:
         listener.bind(path)
@@ -239,7 +239,7 @@ def _ready() -> None:
     try:
         os.write(1, b"ready\n")
     except OSError:
-        pass  # it has ended meanwhile; others may have been told
+        pass  # it has ended meanwhile; other clients may find this relay
     os.dup2(2, 1)
 
 
@@ -270,5 +270,5 @@ def _show_status(options: argparse.Namespace) -> int:
         found += 1
         print(json.dumps(answer["welcome"]))
     if not found and not options.socket:
-        _log("no relay of this user has this key")
+        _log("no relay of this user uses this API key")
     return 0 if found else 1

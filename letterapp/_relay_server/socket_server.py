@@ -5,11 +5,12 @@
     process ---+                ^                                                          |
                                 +--------- [N], {"lost": ...} <------ `on_removed` --------+
 
-Responsible for: the event loop over the sockets, whose each event is, who gets which answer, when to exit. Not
-responsible for: sending (`sender`), what is said (`protocol`), arguments and signals (`socket_program`).
+Responsible for: the event loop over the sockets, reading events, sending responses, when to exit. Not responsible for:
+the owner of each event (`ownership`), sending (`sender`), the messages (`protocol`), arguments and signals
+(`socket_program`).
 
 One thread serves all sockets and never waits for one of them. If there is no room for a process's events, its socket is
-not read until there is: it fills up, and the process sends its events itself.
+not read until there is. The socket fills up, and the process sends its events itself.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
     from .._config import Settings
 
 GREETING = 5.0  # seconds that a connection may take to authenticate itself
-UNKNOWN = 64  # unauthenticated connections; if there are more, the oldest is closed, but not before `BRIEFLY`
-UNKNOWN_OF_ONE = 16  # of one process; if there are more, the oldest is closed at once
-BRIEFLY = 1.0  # seconds that an authentication may take on an overloaded machine
-AT_ONCE = 65_536  # bytes that are read from one socket before the next one
+UNKNOWN = 64  # unauthenticated connections; if there are more, the oldest one is closed, but not before `BRIEFLY`
+UNKNOWN_OF_ONE = 16  # unauthenticated connections of one process; if there are more, the oldest is closed at once
+BRIEFLY = 1.0  # seconds that authentication may take on an overloaded machine
+AT_ONCE = 65_536  # bytes that are read from one socket before it is the next one's turn
 FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first one
 SOON = 0.05
-CROWDED = 0.5  # seconds without accepting connections after the system had no descriptor left
+CROWDED = 0.5  # seconds until connections are accepted again after the system was out of descriptors
 _LONGEST_TURN = 60.0
 _NEVER = float("inf")
 
@@ -55,12 +56,12 @@ class Peer(Owner):
         self.process, self.user = peer_of(sock)
         self.since = now
         self.callee = callee
-        self.role = ""  # what the process asked for; empty until it has proved itself
+        self.role = ""  # what the connection is for; empty until the process is authenticated
         self.partial_line = b""  # the beginning of a line
-        self.lines: deque[bytes] = deque()  # events that found no room yet
-        self.answered = 0  # of the events that are settled
+        self.lines: deque[bytes] = deque()  # events for which there is no room yet
+        self.answered = 0  # settled events that were acknowledged
         self.unsent = b""
-        self.is_read = False  # to its end
+        self.is_read = False  # everything has been read
 
 
 class _WakingCondition(Condition):
@@ -76,12 +77,12 @@ class _WakingCondition(Condition):
 
 
 class Lifetime:
-    """When a relay exits: when it was told to, or, if it was started for clients, after the last of them."""
+    """When a relay exits: when it was told to or, if it was started for clients, after the last of them."""
 
     def __init__(self, leased: bool) -> None:
-        """``leased``: exit when the last connection is closed, and not before."""
+        """``leased``: exit when the last connection is closed, not before."""
         self.started = monotonic()
-        self.clients = 0  # connections for events or a lease, not for the status
+        self.clients = 0  # connections for events or for a lease, but not for the status
         self._leased = leased
         self._had_clients = False
         self._deadline = _NEVER
@@ -91,7 +92,7 @@ class Lifetime:
         self._had_clients = True
 
     def end_by(self, deadline: float) -> None:
-        """Exit when the last connection is closed, at ``deadline`` at the latest."""
+        """Exit when the last connection is closed, or at ``deadline``."""
         self._deadline = min(self._deadline, deadline)
 
     def is_over(self, now: float) -> bool:
@@ -103,28 +104,28 @@ class Lifetime:
         return was_left or self._deadline < _NEVER
 
     def next_moment(self) -> float:
-        """The time at which it may be over without anything else happening."""
+        """The next time at which `is_over` may become true by itself."""
         if self._leased and not self.clients:
             return min(self._deadline, self.started + FIRST_CLIENT)
         return self._deadline
 
 
 class RelayServer:
-    """Serves at a socket until it is stopped, or has no clients any more."""
+    """Serves a socket until it is stopped, or has no more clients."""
 
     def __init__(
         self, settings: Settings, listener: Any, leased: bool, log: Callable[[str], None], path: str = ""
     ) -> None:
-        """``leased``: exit when the last connection is closed, and not before."""
+        """``leased``: exit when the last connection is closed, not before."""
         self._settings = settings
         self._listener = listener
         self._log = log
         self._path = path
         self._lifetime = Lifetime(leased)
-        self._logged: set[str] = set()  # what is logged once
+        self._logged: set[str] = set()  # messages that are logged only once
         self._peers: dict[Peer, None] = {}  # in the order in which they connected
-        self._unknown: dict[Peer, None] = {}  # of these, the unauthenticated ones
-        self._paused: dict[Peer, None] = {}  # not read, because there is no room for their events
+        self._unknown: dict[Peer, None] = {}  # the unauthenticated ones
+        self._paused: dict[Peer, None] = {}  # the ones that are not read, because there is no room for their events
         self._refused = 0
         self._selector = selectors.DefaultSelector()
         self._ears = _socket.socketpair()
@@ -142,21 +143,21 @@ class RelayServer:
         try:
             self._ears[1].send(b".")
         except OSError:
-            pass  # full: it wakes up anyway
+            pass  # the socket is full, so the event loop wakes up anyway
 
     def leave(self, within: float) -> None:
-        """Exit when the last connection is closed, after ``within`` seconds at the latest."""
+        """Exit when the last connection is closed, or after ``within`` seconds."""
         self._lifetime.end_by(monotonic() + within)
         self.wake()
 
     def tell_status(self) -> None:
-        """Have the event loop log its status: a signal handler may have interrupted a change of what it reports."""
+        """Make the event loop log its status. A signal handler cannot, because it may have interrupted an update."""
         self._shall_tell = True
         self.wake()
 
     def serve(self, vacate: Callable[[], None]) -> None:
         """Serve until it is time to exit. Then ``vacate``, which frees the path for another relay, and drain."""
-        self._owned.sender.prepare()  # before clients have taken the descriptors that it needs
+        self._owned.sender.prepare()  # before clients use the descriptors that it needs
         self._owned.sender.flush(0.0)  # what is in the spool
         while not self._lifetime.is_over(monotonic()):
             self._turn(self._next_moment())
@@ -200,7 +201,7 @@ class RelayServer:
                 key.data()
         now = monotonic()
         for peer in [peer for peer in self._unknown if peer.since + GREETING <= now]:
-            self._hear_or_refuse(peer, "it did not say who it is")
+            self._hear_or_refuse(peer, "it did not authenticate in time")
         if self._accept_again and self._accept_again <= now:
             self._accept_again = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -209,7 +210,7 @@ class RelayServer:
         for peer in list(self._paused):
             self._admit(peer)
             if peer in self._paused:
-                break  # there is no room for the first, and so for nobody: they have their turns in the order they came
+                break  # there is no room for the first one, and the others have to wait for their turn
         if self._shall_tell:
             self._shall_tell = False
             self._log(dumps(self.status()))
@@ -218,13 +219,13 @@ class RelayServer:
         try:
             if ready & selectors.EVENT_READ:
                 if self._paused and peer.role == protocol.EVENTS:
-                    self._pause(peer)  # what is read now would only lie here
+                    self._pause(peer)  # there is no room for what would be read
                 else:
                     self._read(peer)
             if ready & selectors.EVENT_WRITE:
                 self._answer(peer)
-        except Exception as surprise:  # of one that says what nobody thought of: it costs that one
-            self._refuse(peer, f"unexpected: {surprise!r:.200}")
+        except Exception as surprise:  # an unexpected message must not affect other connections
+            self._refuse(peer, f"unexpected error: {surprise!r:.200}")
 
     def _wake_up(self) -> None:
         try:
@@ -238,9 +239,9 @@ class RelayServer:
             if len(self._unknown) >= UNKNOWN and not self._is_draining:
                 oldest = next(iter(self._unknown))
                 if monotonic() < oldest.since + BRIEFLY:
-                    self._accept_later(SOON)  # a connection that waits to be accepted costs nothing
+                    self._accept_later(SOON)  # a connection can wait in the backlog
                     return False
-                self._hear_or_refuse(oldest, "too many at a time do not say who they are")
+                self._hear_or_refuse(oldest, "there are too many unauthenticated connections")
             is_crowded = not daemon.has_descriptor_for_client()
             try:
                 descriptor, _ = self._listener._accept()
@@ -249,7 +250,7 @@ class RelayServer:
             except ConnectionError:
                 continue
             except OSError as problem:  # the whole system has no descriptor left
-                self._say(f"no further connection is taken: {problem.strerror}")
+                self._say(f"no further connections are accepted: {problem.strerror}")
                 self._accept_later(CROWDED)
                 return False
             sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, descriptor)
@@ -259,20 +260,20 @@ class RelayServer:
             self._peers[peer] = self._unknown[peer] = None
             self._selector.register(sock, selectors.EVENT_READ, peer)
             if is_crowded:
-                # If it waited, it would keep its events for the relay as long as the others stay. So it sends them
-                # itself.
-                self._refuse(peer, "it needs its last descriptors for sending", is_busy=True)
+                # Accepted and refused, so that the process sends its events itself instead of keeping them for a relay
+                # that cannot read them as long as the other clients stay.
+                self._refuse(peer, "the relay needs its last file descriptors for sending", is_busy=True)
         return True
 
     def _limit(self, newcomer: Peer) -> None:
-        """Have no process and no other user take up all the places of those who have not said yet who they are."""
+        """Prevent a process, or another user, from taking up all places for unauthenticated connections."""
         if newcomer.process is None or self._is_draining:
             return
         his = [peer for peer in self._unknown if peer.process == newcomer.process]
         if len(his) < UNKNOWN_OF_ONE and not is_trusted(newcomer.user):
             his = [peer for peer in self._unknown if peer.user == newcomer.user]
         if len(his) >= UNKNOWN_OF_ONE:
-            self._hear_or_refuse(his[0], "too many at a time do not say who they are")
+            self._hear_or_refuse(his[0], "there are too many unauthenticated connections")
 
     def _accept_later(self, seconds: float) -> None:
         if not self._accept_again and not self._is_draining:
@@ -282,7 +283,7 @@ class RelayServer:
     def _hear_or_refuse(self, peer: Peer, reason: str) -> None:
         self._read(peer)  # its hello may just have arrived
         if not peer.role and peer in self._peers:
-            self._refuse(peer, reason, tell=False)  # a slow client of ours may reconnect at once
+            self._refuse(peer, reason, tell=False)  # a slow client may reconnect at once
 
     def _read(self, peer: Peer) -> None:
         try:
@@ -294,19 +295,19 @@ class RelayServer:
         if not data:
             peer.is_read = True
             if peer.callee.has_challenged and not peer.role and not self._is_draining:
-                self._refuse(peer, "it left when it was to prove that it has the key", tell=False)
+                self._refuse(peer, "it disconnected before it proved that it has the API key", tell=False)
             elif self._is_draining and peer.is_reachable:
-                self._watch(peer)  # its sending side is shut down, and it waits for its answers
+                self._watch(peer)  # it has shut down its sending side, and waits for responses
             else:
                 self._part_with(peer)
             return
         *lines, peer.partial_line = (peer.partial_line + data).split(protocol.END)
         if not peer.role and not self._greet(peer, lines):
             return
-        wrong = "a line has no end" if len(peer.partial_line) > protocol.LONGEST_EVENT else ""
+        wrong = "it sent a line that is too long" if len(peer.partial_line) > protocol.LONGEST_EVENT else ""
         for line in lines:
             if line != protocol.FLUSH and not (len(line) <= protocol.LONGEST_EVENT and protocol.is_event(line)):
-                wrong = "it sends what is no event"
+                wrong = "it sent something that is not an event"
                 break
             peer.lines.append(line)
         self._admit(peer)
@@ -314,12 +315,12 @@ class RelayServer:
             self._refuse(peer, wrong)
 
     def _greet(self, peer: Peer, lines: list[bytes]) -> bool:
-        """Get to know ``peer``, and take what that needs from ``lines``; True when it may hand events over."""
+        """Authenticate ``peer``, and remove the messages of that from ``lines``; True if it may send events."""
         role = ""
         while lines and not role:
             try:
                 if len(lines[0]) > protocol.LONGEST_GREETING:
-                    raise protocol.Refused("it speaks no version of this protocol")
+                    raise protocol.Refused(protocol.UNKNOWN_PROTOCOL)
                 answer, role = peer.callee.hear(lines.pop(0))
             except protocol.Refused as problem:
                 self._refuse(peer, str(problem))
@@ -327,7 +328,7 @@ class RelayServer:
             peer.unsent += answer
         if not role:
             if len(peer.partial_line) > protocol.LONGEST_GREETING:
-                self._refuse(peer, "it speaks no version of this protocol")
+                self._refuse(peer, protocol.UNKNOWN_PROTOCOL)
             else:
                 self._answer(peer)
             return False
@@ -387,27 +388,27 @@ class RelayServer:
         except BlockingIOError:
             pass
         except OSError:
-            self._no_longer_hears(peer)  # what it sent may still be read
+            self._no_longer_hears(peer)  # what it has sent can still be read
         if had_to_wait or peer.unsent:
             self._watch(peer)
 
     def _no_longer_hears(self, peer: Peer) -> None:
-        """It has ended, or waits for nothing more: its reports go to the log."""
+        """The peer has ended, or does not wait for responses: log its reports."""
         peer.is_reachable = False
         untold, peer.unsent = peer.unsent + b"".join(peer.take_reports()), b""
-        losses: dict[str, list[Any]] = {}  # by cause, so that one process costs a few lines
+        losses: dict[str, list[Any]] = {}  # by cause, so that there are few lines per process
         for line in [] if peer.resends else untold.split(protocol.END):
             said = protocol.parse(line)
             if "lost" in said:
                 losses.setdefault(said["cause"], [0, said["message"]])[0] += said["lost"]
         for lost, message in losses.values():
-            self._log(f"{lost:,} of processes that have ended: {message}")
+            self._log(f"{lost:,} lost from ended processes: {message}")
 
     @staticmethod
     def _has_answer(peer: Peer) -> bool:
-        """Put into ``peer.unsent`` what there is to send; a count includes all counts before it."""
+        """Fill ``peer.unsent`` with what there is to send. An acknowledgement includes all earlier ones."""
         if not peer.unsent:
-            settled = peer.settled  # read once: the sender's thread goes on counting
+            settled = peer.settled  # read once: the sender's thread keeps counting
             peer.unsent = b"".join(peer.take_reports())
             if settled != peer.answered:
                 peer.answered = settled
@@ -437,7 +438,7 @@ class RelayServer:
             self._lifetime.clients -= 1
 
     def _say(self, text: str) -> None:
-        """To the log, once."""
+        """Log ``text``, once."""
         if text not in self._logged:
             self._logged.add(text)
             self._log(text)
@@ -454,18 +455,18 @@ class RelayServer:
             if peer.role in (protocol.LEASE, protocol.STATUS):
                 self._part_with(peer)
         while self._accept():
-            pass  # those that connected before the path was freed
+            pass  # accept those that connected before the path was freed
         self._listener.close()
         for peer in self._peers:
-            # From now on its sends fail. What it sent before can still be read.
+            # From now on the peer cannot send. What it has sent can still be read.
             try:
                 peer.sock.shutdown(_socket.SHUT_RD)
             except OSError:
-                pass  # it is closed
+                pass  # it has closed the connection
         for peer in list(self._unknown):
             self._read(peer)
             if not peer.role:
-                self._part_with(peer)  # it has handed nothing over, and cannot any more
+                self._part_with(peer)  # it has sent no event, and cannot do so any more
         self._owned.sender.begin_shutdown()
         while not self._is_drained() and monotonic() < deadline:
             self._owned.sender.request_flush()

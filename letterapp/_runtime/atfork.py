@@ -1,11 +1,10 @@
 """The fork hooks: which process an object belongs to, what a fork waits for, what a child closes.
 
-Responsible for: one set of hooks for the whole interpreter, and the few things that they look at. Not responsible for:
-clients, queues.
+Responsible for: one set of hooks for the whole interpreter, and their state. Not responsible for: clients, queues.
 
-A fork costs pages: each page that either side writes afterwards is copied. To walk all clients would cost a child that
-never uses them tens of pages. So the hook looks at open descriptors only, and one number that all objects of the parent
-share says that they belong to nobody.
+After a fork, each page that either process writes is copied. Visiting all clients would copy dozens of pages in a child
+that never uses them. So the hook visits only open descriptors, and one number that all objects of the parent share
+marks them as foreign.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import _thread
 import os
 import time
-from _weakref import ref  # of which `weakref` is the rest: half a millisecond of `import letterapp`
+from _weakref import ref  # not `weakref`, which takes half a millisecond to import
 
 from .clock import monotonic
 from .signal_errors import reraise_signal_error
@@ -23,46 +22,46 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Protocol
 
     class Inheritable(Protocol):
-        """Something with a descriptor, of which a forked child has a copy."""
+        """An object with a descriptor, of which a forked child has a copy."""
 
         def close_inherited(self) -> None:
-            """Close the copy, unless its number is another file's by now. Called in the fork hook, or later."""
+            """Close the copy, unless its number belongs to another file now. Called in the fork hook, or later."""
 
 
-# Seconds that a fork waits at most.
-WORK = 30.0  # for local work: the imports of the first request take 30 ms, and seconds on an overloaded machine
-NETWORK = 2.0  # for a resolver or a peer, which may take any time
+# The longest time that a fork waits, in seconds.
+WORK = 30.0  # for local work: the imports of the first request take 30 ms, or seconds on an overloaded machine
+NETWORK = 2.0  # for a resolver or a peer, which may take any amount of time
 
 
 class Process:
-    """This process, for the objects that belong to it: they do while ``pid`` is what `os.getpid` returns."""
+    """A process, for the objects that belong to it. In a forked child ``pid`` differs from `os.getpid()`."""
 
     __slots__ = ("children", "locks", "pid")
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.locks: dict[object, Any] = {}  # record locks that it holds, by name: the kernel would grant them again
+        self.locks: dict[object, Any] = {}  # its record locks, by name: the kernel would grant them a second time
         self.children: dict[int, Process] = {}
 
 
 _process = Process()
 _hooked = False
-# Without a lock: each use is one atomic operation on a set or a dict.
+# No lock is needed: each use is one atomic operation on a set or a dict.
 _open: set[ref[Inheritable]] = set()
-_blocking: dict[object, tuple[int, int, float]] = {}  # for each act its process, its thread, until when forks wait
-_leaving: dict[int, float] = {}  # native ids of threads that are ending, and until when forks wait for them
+_blocking: dict[object, tuple[int, int, float]] = {}  # for each call its process, its thread, until when forks wait
+_leaving: dict[int, float] = {}  # native IDs of threads that are ending, and until when forks wait for them
 _OF_C: object = type(len)  # the type of `start_new_thread`, unless gevent has patched it
 _thread_id = getattr(_thread, "get_native_id", None)
 
 
 def this_process() -> Process:
-    """The one `Process` object of this process. A pid is not enough: a descendant may get the same one again."""
+    """The `Process` object of this process. A process ID is not enough: a descendant may get the same one."""
     global _process
     pid = os.getpid()
     if _process.pid != pid:
         parent, mine = _process, Process()
         _process = parent.children.setdefault(pid, mine)  # atomic: two threads may get here at once
-        if parent.pid and _process is mine:  # no hook was called: uWSGI
+        if parent.pid and _process is mine:  # no fork hook was called: uWSGI
             for opened in _inherited():
                 opened.close_inherited()
     return _process
@@ -78,18 +77,18 @@ def install_hooks(after_in_parent: Callable[[], object]) -> None:
 
 
 def register_inherited(opened: Inheritable) -> None:
-    """Have each child that is forked while ``opened`` lives close its copy of the descriptor."""
+    """Make each child that is forked while ``opened`` exists close its copy of the descriptor."""
     _open.add(ref(opened, _open.discard))
 
 
 def block_forks(longest: float, act: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``act``. A fork in another thread waits until it is done, for ``longest`` seconds at most.
+    """Call ``act``. A fork in another thread waits until it is done, for at most ``longest`` seconds.
 
     A child that is forked during an import keeps a partially initialised module. OpenSSL and the resolver hold locks
     outside of the GIL, which are never released in the child.
     """
     mine = object()
-    try:  # around the first line too: an entry that a Ctrl-C left behind would delay every later fork
+    try:  # it includes the first line: an entry that a Ctrl-C has left would delay every later fork
         _blocking[mine] = os.getpid(), _thread.get_ident(), monotonic() + longest
         return act(*arguments)
     finally:
@@ -97,17 +96,17 @@ def block_forks(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
 
 
 def announce_thread_end(leave: Callable[[], bool]) -> bool:
-    """Call ``leave``, which says whether the calling thread ends now; return what it returned.
+    """Call ``leave``, which returns True if the calling thread ends now; return its result.
 
-    If so, a fork waits until the thread has ended in C too. OpenSSL cleans up after each thread, holding a lock that
-    the end of a process needs: in a child that is forked at that moment it is never released.
+    If True, a fork waits until the thread has also ended in C. OpenSSL cleans up after each thread, and holds a lock
+    that the end of a process needs: in a child that is forked at that moment it is never released.
     """
     if _thread_id is None or type(_thread.start_new_thread) is not _OF_C:
-        return leave()  # a greenlet's end is not the end of a thread
+        return leave()  # the end of a greenlet is not the end of a thread
     thread, now = _thread_id(), monotonic()
     for other, until in tuple(_leaving.items()):
         if until < now:
-            _leaving.pop(other, None)  # of a process that never forks
+            _leaving.pop(other, None)  # if the process never forks, nothing else removes it
     _leaving[thread] = now + NETWORK
     leaves = leave()
     if not leaves:
@@ -116,32 +115,32 @@ def announce_thread_end(leave: Callable[[], bool]) -> bool:
 
 
 def close_if_unchanged(descriptor: int, inode: int) -> None:
-    """Close a socket's descriptor, unless somebody else has: its number may be another file's by now."""
+    """Close a socket's descriptor, unless other code has closed it: its number may belong to another file now."""
     try:
         if descriptor >= 0 and os.fstat(descriptor).st_ino == inode:
             os.close(descriptor)
     except OSError as problem:
-        reraise_signal_error(problem)  # otherwise somebody has closed it before
+        reraise_signal_error(problem)  # otherwise it is already closed
 
 
 def _before_fork() -> None:
     if _blocking:
-        # An act that forks itself, as an import or the application's `ssl_context` function may, does not wait.
+        # A call that forks itself, as an import or the application's `ssl_context` function may, does not wait.
         here, me = os.getpid(), _thread.get_ident()
         while any(
             pid == here and thread != me and monotonic() < until for pid, thread, until in tuple(_blocking.values())
         ):
             time.sleep(0.001)
     for thread, until in tuple(_leaving.items()):
-        # (On Linux. Elsewhere there is no such file, and so no wait.)
+        # (On Linux only. Elsewhere there is no such file, and so no wait.)
         while os.path.exists(f"/proc/self/task/{thread}") and monotonic() < until:
             time.sleep(0.001)
         _leaving.pop(thread, None)
 
 
 def _in_child() -> None:
-    # No lock, no thread, no log: gevent patches after this, and another library's hook may not have run yet. What the
-    # child needs is made at its first use.
+    # Take no lock, start no thread, log nothing: gevent patches after this, and hooks of other libraries may not have
+    # run yet. The child creates what it needs at the first use.
     _process.pid = 0
     for opened in _inherited():
         opened.close_inherited()

@@ -1,7 +1,6 @@
-"""The clock by which everything here waits.
+"""The clock for all deadlines.
 
-Responsible for: `monotonic`. Not responsible for: the time of day, which events carry, and which a program may well
-replace.
+Responsible for: `monotonic`. Not responsible for: the time of day in events, which a program's tests may replace.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ if TYPE_CHECKING:
 
 
 def monotonic(read: Callable[[], float] = time.monotonic) -> float:
-    """Seconds, to make deadlines of: they go on while a program's tests have the clock stand still.
+    """`time.monotonic`, in seconds, which continues to run when a program's tests freeze the time.
 
-    freezegun goes through all modules, and puts a function of its own in the place of each `time.monotonic` that is an
-    attribute there. So this one is an argument.
+    freezegun replaces each `time.monotonic` that is an attribute of a module, so here it is a default argument.
     """
     return read()

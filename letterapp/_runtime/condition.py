@@ -3,8 +3,8 @@
 Responsible for: `Condition`. Not responsible for: what is waited for.
 
 `threading.Condition` and `threading.Event` take a lock to notify. A signal handler, a ``__del__`` or a callback that
-notifies while its own thread holds that lock would deadlock. Each waiter makes its lock when it begins to wait, so
-gevent may patch `threading` at any time before.
+notifies while its own thread holds that lock would deadlock. Each waiter creates its lock when it starts to wait, so
+gevent may patch `threading` at any time before that.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Condition:
             try:
                 waiter = waiters.popleft()  # atomic: two threads that notify do not wake the same one
             except IndexError:
-                return  # another thread woke the last one
+                return  # another thread has woken the last one
             waiter.wake()
 
     def waiter(self) -> Waiter:
-        """A waiter. Enter it in a ``with`` BEFORE checking what is waited for: then no notification is missed."""
+        """A waiter. Enter it in a ``with`` BEFORE you check what you wait for, so that no notification is missed."""
         return Waiter(self._waiters)
 
     def wait_while(
@@ -44,9 +44,9 @@ class Condition:
         clock: Callable[[], float],
         longest: float = threading.TIMEOUT_MAX,
     ) -> None:
-        """Wait as long as ``condition`` holds, until ``deadline`` of ``clock``.
+        """Wait while ``condition()`` is true, until ``deadline`` of ``clock``.
 
-        It is checked again at each notification, and every ``longest`` seconds if it may change without one.
+        It is checked at each notification, and every ``longest`` seconds in case it changes without one.
         """
         while condition():
             with self.waiter() as waiter:
@@ -70,7 +70,7 @@ class Waiter:
         return self
 
     def wait(self, seconds: float) -> bool:
-        """Wait to be notified; False if ``seconds`` passed without that."""
+        """Wait for the notification; False after ``seconds``."""
         return seconds > 0 and self._lock.acquire(True, min(seconds, threading.TIMEOUT_MAX))
 
     def __exit__(

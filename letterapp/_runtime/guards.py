@@ -2,9 +2,9 @@
 
 Responsible for: `ReentrancyGuard`, `FairLock`, `ThreadClaim`. Not responsible for: the code that they guard.
 
-A signal handler may raise wherever Python checks for signals, in a `finally` too, so a counter or a set of threads that
-a `finally` is to correct would one day stay wrong for good. A lock in a `with` is released by C: between the end of the
-block and the release Python does not check for signals.
+A signal handler may raise wherever Python checks for signals, even in a `finally`. So a counter, or a set of threads,
+that is updated in a `finally` would become wrong one day, and stay so. A lock in a `with` is released by C code:
+between the end of the block and the release Python does not check for signals.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 
-_CUT_SHORT = 0.05  # seconds after which a waiting thread checks again: an exception may have prevented its wake-up
+_CUT_SHORT = 0.05  # seconds after which a waiting thread checks again: an exception may have prevented a notification
 
 
 class ReentrancyGuard:
-    """Knows which threads are in a piece of code. Any thread may ask; it takes no lock that another thread may hold."""
+    """Knows which threads are inside a section of code. Any thread may ask; no method waits for another thread."""
 
     def __init__(self) -> None:
-        self._locks: dict[int, Any] = {}  # of each thread that is inside, and takes no other's
+        self._locks: dict[int, Any] = {}  # a lock for each thread that is inside; a thread takes only its own
 
     def run(self, act: Callable[[], object]) -> None:
-        """Call ``act``; until it returns this thread is inside."""
+        """Call ``act``. Until it returns, this thread is inside."""
         me = _thread.get_ident()
         lock = self._locks.setdefault(me, _thread.allocate_lock())
         if lock.locked():
-            act()  # a signal handler that interrupted it
+            act()  # called by a signal handler that has interrupted `act`
             return
         with lock:
             act()
         self._locks.pop(me, None)
 
     def is_here(self) -> bool:
-        """True in a thread that is inside."""
+        """True if the calling thread is inside."""
         lock = self._locks.get(_thread.get_ident())
         return lock is not None and lock.locked()
 
     def has_others(self) -> bool:
-        """True when another thread than this is inside."""
+        """True if another thread is inside."""
         me = _thread.get_ident()
         for thread in list(self._locks):
             lock = self._locks.get(thread)
@@ -57,19 +57,22 @@ class ReentrancyGuard:
 
 
 class FairLock:
-    """A lock for work that takes long, with a timeout and first come, first served."""
+    """A lock for slow work: first come, first served, with a timeout."""
 
     def __init__(self) -> None:
-        # Held for two operations. Re-entrant, because a signal handler may interrupt them and want the lock too.
+        # Held for two operations. Re-entrant, because a signal handler may interrupt them and need the lock too.
         self._choosing = threading.RLock()
-        self._holder: tuple[Any, int] = (_thread.allocate_lock(), 0)  # a lock that is held by the holder, its thread
-        self._waiting: deque[Any] = deque()  # a lock for each thread that waits, in order; held until it gives up
+        self._holder: tuple[Any, int] = (
+            _thread.allocate_lock(),
+            0,
+        )  # a lock that the holder has locked; its thread
+        self._waiting: deque[Any] = deque()  # a lock for each waiting thread, in order; locked until it gives up
         self._over = Condition()
 
     def run(self, act: Callable[[], object], patience: float) -> bool:
-        """Call ``act``, holding the lock; False, and no call, if another thread holds it for ``patience`` seconds.
+        """Call ``act`` while holding the lock; False, without a call, if it was not free for ``patience`` seconds.
 
-        It is not re-entrant: the thread that holds it must not ask for it.
+        It is not re-entrant: the thread that holds it must not call this.
         """
         mine = _thread.allocate_lock()
         try:
@@ -88,7 +91,7 @@ class FairLock:
             self._over.notify_all()
 
     def is_mine(self) -> bool:
-        """True in the thread that holds it."""
+        """True if the calling thread holds it."""
         lock, thread = self._holder
         return thread == _thread.get_ident() and bool(lock.locked())
 
@@ -102,7 +105,7 @@ class FairLock:
             return self._holder[0] is mine
 
     def _is_next(self, mine: Any) -> bool:
-        # Otherwise the thread that just released it would take it again before another one is awake.
+        # Otherwise the thread that has just released it could take it again before a waiting one has woken up.
         while self._waiting:
             if self._waiting[0] is mine:
                 self._waiting.popleft()
@@ -114,9 +117,9 @@ class FairLock:
 
 
 class ThreadClaim:
-    """Says that a thread does some work: while it is being started, and after it has `started`.
+    """Tells whether a thread does some work, or is being started for it.
 
-    If an exception prevents the start, it says so no longer. When the work is over, a new one takes its place.
+    If an exception prevents the start, the claim is no longer active. After the work it is replaced by a new one.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Modules that only annotations name.
+"""Modules that only annotations need.
 
-Responsible for: `LazyModule`, a module's stand-in until somebody asks for what it has. Not responsible for: what a call
-needs.
+Responsible for: `LazyModule`, a placeholder for a module until an attribute is used. Not responsible for: modules that
+a call needs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LazyModule:
-    """Imports the module when an annotation is evaluated: `typing` alone costs more than this whole package."""
+    """Imports a module when an annotation is evaluated: `typing` alone takes longer to import than this package."""
 
     def __init__(self, name: str) -> None:
         self._name = name

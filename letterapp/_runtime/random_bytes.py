@@ -1,6 +1,6 @@
-"""Random bytes that are there whatever the process is short of.
+"""Random bytes that are available even if the process has no file descriptor left.
 
-Responsible for: `random_bytes`. Not responsible for: secrets; those are `os.urandom`'s, and may fail.
+Responsible for: `random_bytes`. Not responsible for: secrets, for which `os.urandom` is used, which may fail.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from itertools import count
 __all__ = ["random_bytes"]
 
 try:
-    # Not `urandom`, which lets go of the GIL: each call would hand it to the sender's thread and wait to get it back.
+    # Not `urandom`, which releases the GIL: each call would let the sender's thread run, and wait for it.
     from os import getrandom as random_bytes
 
     random_bytes(1)  # an old kernel or a sandbox may refuse it
 except (ImportError, OSError):
-    # PyPy has no such function, and its `urandom` opens a file: a call would raise where no descriptor is left.
+    # PyPy has no such function, and its `urandom` opens a file, which fails if no descriptor is left.
     _seed = int.from_bytes(os.urandom(16), "big")
     _numbers = count()
     _ODD = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2 ** 128 over the golden ratio
 
     def random_bytes(size: int, flags: int = 0) -> bytes:
-        """At most 16 bytes. No two are the same: the next best thing is made of the moment, the process, a counter."""
+        """At most 16 bytes, all results different: if need be, derived from the time, the process and a counter."""
         try:
             return os.urandom(size)
         except OSError:

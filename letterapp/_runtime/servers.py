@@ -1,9 +1,9 @@
-"""What servers do to the processes that they fork: uWSGI, gunicorn.
+"""Peculiarities of processes that are forked by servers: uWSGI, gunicorn.
 
-Responsible for: recognising them, whether a thread can run here, whether this process will be ended in a way that
-anybody announces. Not responsible for: what follows from that.
+Responsible for: recognising the servers, whether a thread can run in this process, whether its end will be announced.
+Not responsible for: what follows from that.
 
-uWSGI calls no fork hooks, and may not let threads run. A server is recognised by the modules that it has loaded itself:
+uWSGI calls no fork hooks, and may not let threads run. A server is recognised by the modules that it has imported:
 nothing is imported for this.
 """
 
@@ -27,9 +27,9 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
     uwsgi = _uwsgi()
     if uwsgi is not None and not _threads_run(uwsgi):
         return False
-    # uWSGI's signal handlers are written in C, and end the process in whichever thread the kernel picks. In ours, a
-    # second signal (Ctrl-C reaches a worker twice) would abort the shutdown that the first one began. So signals are
-    # blocked before the thread exists: it inherits the mask.
+    # uWSGI's signal handlers are written in C, and end the process in whichever thread the kernel chooses. In our
+    # thread, a second signal (Ctrl-C reaches a worker twice) would abort the shutdown that the first one has started.
+    # So signals are blocked before the thread exists: it inherits the mask.
     block = uwsgi is not None
     if block:
         import _signal  # type: ignore[import-not-found]  # what `signal` wraps, and always there
@@ -38,7 +38,7 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
     try:
         threads.start(run, *arguments)
     except RuntimeError:
-        return False  # the interpreter is shutting down (3.12), or no more threads can be created
+        return False  # the interpreter is shutting down (Python 3.12), or no more threads can be created
     finally:
         if block:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
@@ -47,17 +47,17 @@ def start_thread(run: Callable[..., object], *arguments: object) -> bool:
 
 def _threads_run(uwsgi: Any) -> bool:
     if is_before_workers():
-        return False  # after the import the master's loop holds the GIL for ever
+        return False  # after the import the master's loop holds the GIL forever
     return _version(uwsgi) >= (2, 0, 27) or "enable-threads" in uwsgi.opt or "threads" in uwsgi.opt
 
 
 def is_before_fork() -> bool:
-    """True in a process that may do nothing but import the application and fork workers."""
+    """True in a process that may do nothing else than import the application and fork workers."""
     return is_before_workers() or "gunicorn.arbiter" in sys.modules  # gunicorn's workers have that module too
 
 
 def is_never_ended() -> bool:
-    """True in an interpreter whose end is not announced: uWSGI's for each `--mount` after the first."""
+    """True in an interpreter whose end is not announced: that of each `--mount` after the first in uWSGI."""
     return _uwsgi() is not None and not _is_main_interpreter()
 
 

@@ -1,6 +1,6 @@
 """Exceptions that the application's signal handlers raise while this package's code runs.
 
-Responsible for: telling them from others. Not responsible for: what is done about either.
+Responsible for: distinguishing them from others. Not responsible for: handling either.
 
 A signal handler may raise to interrupt its program: Celery's soft time limit, an alarm that raises `TimeoutError`.
 Where this package catches what its own work may raise, such an exception must be raised again.
@@ -37,7 +37,7 @@ def _codes_of_signal_handlers() -> set[object]:
 
 
 def is_in_signal_handler() -> bool:
-    """True in a signal handler, or in what it calls."""
+    """True in a signal handler, or in a function that it calls."""
     codes = _codes_of_signal_handlers()
     frame = sys._getframe(1) if codes else None
     while frame is not None:

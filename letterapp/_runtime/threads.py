@@ -3,8 +3,8 @@
 Responsible for: their signal mask, and waiting until the system has removed one. Not responsible for: what a thread
 does, and when one is started.
 
-They block all signals. Otherwise one might receive a signal that the program has blocked in its own threads, to receive
-it by `sigwait`, and the signal's default action would end the process.
+They block all signals. Otherwise one could receive a signal that the program has blocked in its own threads in order to
+receive it by `sigwait`, and the signal's default action would end the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-# Caused by the thread itself. Blocked, they would end the process without a report of faulthandler.
+# Caused by the thread itself. If they were blocked, they would end the process without a report by faulthandler.
 _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGABRT")
 _ENDING = 1.0  # seconds that the system may take to remove a thread; usually tens of microseconds
 _this = threading.local()  # `mask`: the signal mask of the thread that started this one
@@ -39,7 +39,7 @@ def start(run: Callable[..., object], *arguments: object) -> None:
 def with_starters_signal_mask(act: Callable[..., Any], *arguments: Any) -> Any:
     """Call ``act``, a function of the application, with the signal mask of the thread that started this one.
 
-    A program that it starts inherits the mask, and could not be stopped by signals otherwise.
+    Programs that it starts inherit the mask; with ours they could not be stopped by signals.
     """
     mask = getattr(_this, "mask", None)
     if mask is None:
@@ -52,13 +52,13 @@ def with_starters_signal_mask(act: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def wait_until_gone(thread: int, longest: float) -> None:
-    """Wait until the system has removed the thread with this native id, for ``longest`` seconds at most.
+    """Wait until the system has removed the thread with this native ID, for at most ``longest`` seconds.
 
-    Until then Python warns of a fork (3.12), and cannot end a sub-interpreter. Returns at once on other systems than
-    Linux.
+    Until then Python warns about forks (since 3.12), and cannot end a sub-interpreter. Only on Linux; returns at once
+    elsewhere.
     """
     if not thread or thread == _thread.get_native_id():
-        return  # a greenlet has the id of the thread that it runs in
+        return  # a greenlet has the ID of the thread that it runs in
     until = monotonic() + min(longest, _ENDING)
     place = f"/proc/self/task/{thread}"
     while os.path.exists(place) and monotonic() < until:
@@ -66,7 +66,7 @@ def wait_until_gone(thread: int, longest: float) -> None:
 
 
 def _without_signals(starter: int, mask: Any, run: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    if _thread.get_native_id() != starter and hasattr(_signal, "pthread_sigmask"):  # else a greenlet, or Windows
+    if _thread.get_native_id() != starter and hasattr(_signal, "pthread_sigmask"):  # otherwise a greenlet, or Windows
         own = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
         _this.mask = own if mask is None else mask
         _block()

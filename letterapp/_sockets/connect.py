@@ -1,10 +1,10 @@
-"""Connecting to a host by whichever of its addresses answers first (RFC 8305, "Happy Eyeballs").
+"""Connecting to whichever address of a host responds first (RFC 8305, "Happy Eyeballs").
 
-Responsible for: the order of the addresses, attempts that overlap, what becomes of their sockets, in a forked child
-too. Not responsible for: looking up the addresses, TLS, and what goes over the connection (`deadline_socket`).
+Responsible for: the order of the addresses, overlapping attempts, closing their sockets, also in a forked child. Not
+responsible for: looking up the addresses, TLS, and what is sent over the connection (`deadline_socket`).
 
-An address that swallows packets, as an IPv6 without a route does, would otherwise have the whole deadline, and a
-healthy second one would never be tried. One thread tries them all: each attempt is a connect that does not wait.
+An address that drops packets, such as an IPv6 address without a route, would otherwise use up the whole deadline, and a
+working one would never be tried. One thread tries them all with non-blocking connects.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 DELAY = 0.25  # seconds from one attempt to the next while none has failed: "Connection Attempt Delay", RFC 8305, 8
-LEAST_DELAY = 0.01  # seconds; the same section allows no less
-# What a connect that does not wait says when it has begun; EINTR and the second are other systems'.
+LEAST_DELAY = 0.01  # seconds: the minimum in the same section
+# Errors of a non-blocking connect that is in progress; some of them occur on other systems than Linux only.
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, errno.EINTR, getattr(errno, "WSAEWOULDBLOCK", 0)}
 _UNDER_WAY -= {0}
 
 
 class Attempt:
-    """One socket on its way to one address."""
+    """One socket that is connecting to one address."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -40,13 +40,13 @@ class Attempt:
 
 
 class Race:
-    """The attempts to reach one host. Used in a ``with``, whose end closes every socket that was not taken."""
+    """The attempts to connect to one host. Used in a ``with``, whose end closes every socket that was not taken."""
 
     def __init__(self, places: list[Any], deadline: float) -> None:
-        """``places`` is what `socket.getaddrinfo` found. Opens nothing yet."""
+        """``places`` is the result of `socket.getaddrinfo`. Opens nothing yet."""
         self._backends = deque(interleaved(places))
         self._deadline = deadline
-        # With many addresses and little time each one still gets its share.
+        # If there are many addresses and little time, each of them gets a share.
         share = (deadline - monotonic()) / max(1, len(places))
         self._delay = max(LEAST_DELAY, min(DELAY, share))
         self._next_start = 0.0
@@ -62,7 +62,7 @@ class Race:
             self._attempts.pop().sock.close()
 
     def run(self) -> socket.socket:
-        """Return the first socket that is connected; raise what the last attempt met when all have failed."""
+        """Return the first socket that is connected; raise the error of the last attempt if all have failed."""
         while True:
             now = monotonic()
             if now >= self._deadline:
@@ -78,14 +78,14 @@ class Race:
                 return winner
 
     def take(self, sock: socket.socket) -> None:
-        """Leave ``sock`` to the caller, who has seen to it by now that a forked child gives it back."""
+        """Leave ``sock`` to the caller, who makes sure that a forked child closes its copy."""
         self._attempts = [attempt for attempt in self._attempts if attempt.sock is not sock]
 
     # In the fork hook of a child: see `atfork.Inheritable`.
 
     def close_inherited(self) -> None:
         for attempt in self._attempts:
-            close_if_unchanged(attempt.detach(), attempt.inode)  # -1 where the line that took it was asked before
+            close_if_unchanged(attempt.detach(), attempt.inode)  # -1 if the caller's socket was detached before
 
     # One attempt.
 
@@ -94,7 +94,7 @@ class Race:
 
         try:
             sock = socket.socket(family, kind, protocol)
-        except OSError as problem:  # a family that this system has not, or no descriptor left
+        except OSError as problem:  # an address family that this system does not support, or no descriptor left
             reraise_signal_error(problem)
             self._note(problem)
             return
@@ -128,11 +128,11 @@ class Race:
 
     def _note(self, problem: OSError) -> None:
         self._problem = problem
-        self._next_start = 0.0  # RFC 8305, 5: the next one need not wait any longer
+        self._next_start = 0.0  # RFC 8305, 5: the next attempt starts at once
 
 
 def interleaved(places: list[Any]) -> list[Any]:
-    """In the resolver's order, but with the address families taking turns (RFC 8305, 4)."""
+    """``places`` in the resolver's order, but with alternating address families (RFC 8305, 4)."""
     families = list(dict.fromkeys(place[0] for place in places))
     queues = [deque(place for place in places if place[0] == family) for family in families]
     ordered = []
@@ -142,17 +142,17 @@ def interleaved(places: list[Any]) -> list[Any]:
 
 
 def writable(socks: list[socket.socket], seconds: float) -> list[socket.socket]:
-    """Wait until one of ``socks`` can be written to or has failed; which, or none when ``seconds`` are over."""
+    """Wait up to ``seconds`` until some of ``socks`` can be written to or have failed; return those."""
     return _waited(socks, seconds, for_writing=True)
 
 
 def readable(sock: socket.socket, seconds: float) -> bool:
-    """Wait until ``sock`` can be read, or has failed; False when ``seconds`` are over."""
+    """Wait until ``sock`` can be read or has failed; False after ``seconds``."""
     return bool(_waited([sock], seconds, for_writing=False))
 
 
 def _waited(socks: list[socket.socket], seconds: float, for_writing: bool) -> list[socket.socket]:
-    import select  # looked up anew each time: gevent's stops the greenlet alone
+    import select  # looked up at each use: gevent's blocks only the greenlet
 
     seconds = max(0.0, seconds)
     if hasattr(select, "poll"):  # `select.select` fails above descriptor 1023
@@ -161,13 +161,13 @@ def _waited(socks: list[socket.socket], seconds: float, for_writing: bool) -> li
             poll.register(sock, select.POLLOUT if for_writing else select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
         return [sock for sock in socks if sock.fileno() in ready]
-    if for_writing:  # Windows tells of a failed connect as of an exception
+    if for_writing:  # Windows reports a failed connect as an exceptional condition
         _, ready_socks, failed = select.select([], socks, socks, seconds)
         return [*ready_socks, *failed]
     return select.select(socks, [], [], seconds)[0]
 
 
 def detaching(sock: socket.socket) -> Callable[[], int]:
-    """What takes its descriptor from ``sock``: C's own where it can be, since Python's is some pages more in a fork."""
+    """``sock.detach``, if possible the C method: Python's would touch some more pages in a forked child."""
     taking: Callable[[], int] = _socket.socket.detach.__get__(sock) if isinstance(sock, _socket.socket) else sock.detach
     return taking

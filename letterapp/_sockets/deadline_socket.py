@@ -1,10 +1,9 @@
-"""A connected socket for `http.client` whose waits all end at one deadline.
+"""A connected socket for `http.client`, with one deadline for all its waits.
 
-Responsible for: TLS, waiting, and what becomes of it in a forked child. Not responsible for: which address it
-leads to (`connect`), requests, answers, retries. Used by one thread at a time; only `close_inherited` may
-be called in a forked child.
+Responsible for: TLS, waiting, and closing it in a forked child. Not responsible for: choosing an address (`connect`),
+requests, responses, retries. Used by one thread at a time; in a forked child only `close_inherited` may be called.
 
-This file and the network's modules are imported at the first request: `transport.load` says why, and why all at once.
+This module and those of the network are imported at the first request, all at once; see `transport`.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 
-# On Linux this flag makes a write to a closed peer an error instead of a signal. Elsewhere, and over TLS, the signal is
-# blocked.
+# On Linux this flag turns SIGPIPE, the signal for a write to a closed peer, into an error. Elsewhere, and over TLS, the
+# signal is blocked.
 _QUIETLY = getattr(_socket, "MSG_NOSIGNAL", 0)
 
 
 def open_socket(host: str, port: int, deadline: float) -> DeadlineSocket:
-    """Connect; a child that is forked from now on closes its copy."""
+    """Connect to ``host``. A child that is forked from now on closes its copy of the socket."""
     from socket import IPPROTO_TCP, TCP_NODELAY
 
     with Race(block_forks(NETWORK, _backends, host, port), deadline) as race:
@@ -46,10 +45,10 @@ def open_socket(host: str, port: int, deadline: float) -> DeadlineSocket:
 
 
 class DeadlineSocket:
-    """A socket whose waits end at ``deadline``; a socket's own time-out would start again with each byte received.
+    """A socket whose waits end at ``deadline``. The time-out of a normal socket starts again with each byte received.
 
-    It is non-blocking. What it cannot do at once is waited for outside of the call, where no signal is blocked and
-    other greenlets can run.
+    The socket is non-blocking. Waiting happens outside of its methods, where no signal is blocked and other greenlets
+    can run.
     """
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
@@ -61,23 +60,23 @@ class DeadlineSocket:
         self._base = _socket_class()
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
-        self.has_surplus = False  # more was received than the answers to our requests
-        self._held: list[bytes] | None = None  # parts of a request that is sent as a whole
+        self.has_surplus = False  # more was received than the responses to our requests
+        self._held: list[bytes] | None = None  # parts of a request that will be sent as a whole
         self._flags = _QUIETLY
         register_inherited(self)
 
     # Opening.
 
     def start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        # In two steps: during a handshake of `wrap_socket` itself nobody has the socket, and a child that is forked
-        # then could not close it.
+        # In two steps: during a handshake in `wrap_socket` there is no reference to the new socket, so a child that is
+        # forked then could not close it.
         secured = context.wrap_socket(self._sock, server_hostname=host, do_handshake_on_connect=False)
         self._sock, self._detach = secured, detaching(secured)
-        self._flags = 0  # a TLS socket takes no others
+        self._flags = 0  # a TLS socket accepts no flags
         secured.settimeout(0.0)
         self._when_ready(secured.do_handshake, for_writing=False)
 
-    # What `http.client` calls.
+    # Called by `http.client`.
 
     def sendall(self, data: bytes) -> None:
         if self._held is not None:
@@ -91,14 +90,14 @@ class DeadlineSocket:
         return _Buffered(_Reader(self))
 
     def close(self) -> None:
-        """Does nothing: `http.client` closes the socket while the answer is still to be read."""
+        """Do nothing: `http.client` closes the socket before the response has been read."""
 
-    # What the transport and the reader call.
+    # Called by the transport and the reader.
 
     def send(self, request: Callable[[], object], secrets: Secret) -> None:
-        """Send what ``request`` writes, with ``secrets``, whole lines, at the end of its header.
+        """Send what ``request`` writes, with ``secrets`` (complete lines) at the end of its header.
 
-        As a whole: `http.client` writes header and body separately, in a packet each.
+        It is sent as a whole: `http.client` writes header and body separately, which would take two packets.
         """
         held: list[bytes] = []
         self._held = held
@@ -115,14 +114,14 @@ class DeadlineSocket:
         return received
 
     def mark_surplus(self) -> None:
-        """What was read ahead is no answer to a request of ours."""
+        """Note that data was read that is not part of a response."""
         self.has_surplus = True
 
     def is_stale(self) -> bool:
-        """True when the idle connection must not be used again.
+        """True if the idle connection must not be used again.
 
-        The server closed it, or sent something unasked; gevent has patched since; or somebody closed its descriptor,
-        whose number may be another file's by now.
+        The server has closed it, or sent something unasked; gevent has patched since; or other code has closed the
+        descriptor, whose number may belong to another file now.
         """
         if self._base is not _socket_class():
             return True  # an unpatched socket would block every greenlet while it waits
@@ -131,9 +130,9 @@ class DeadlineSocket:
         return self.has_surplus or self.is_readable(0.0)
 
     def is_readable(self, wait: float) -> bool:
-        """True when there is something to read, or an error, within ``wait`` seconds."""
+        """True if there is something to read, or an error, within ``wait`` seconds."""
         try:
-            # What OpenSSL has read already is no longer in the socket, so no poll sees it.
+            # `poll` does not see what OpenSSL has already read from the socket.
             pending = getattr(self._sock, "pending", None)
             return bool(pending is not None and pending()) or readable(self._sock, wait)
         except (OSError, ValueError) as problem:
@@ -149,8 +148,8 @@ class DeadlineSocket:
             reraise_signal_error(problem)  # otherwise it is closed, as intended
 
     def close_inherited(self) -> None:
-        # Only this process's copy of the descriptor is closed; `shutdown`, or TLS's closing message, would end the
-        # parent's connection. And only if it still is that: daemons and workers close what they inherited.
+        # Only this process's copy of the descriptor is closed: `shutdown`, or TLS's close_notify, would end the
+        # parent's connection. And only if it is still the same file: daemons and workers close inherited descriptors.
         close_if_unchanged(self._detach(), self._inode)
 
     def _is_ours(self) -> bool:
@@ -161,19 +160,19 @@ class DeadlineSocket:
             return False
 
     def __del__(self) -> None:
-        # Of a client that nobody closed. A socket that is deleted is closed too, but emits a ResourceWarning.
+        # For a client that was not closed: a socket that is deleted is closed too, but emits a ResourceWarning.
         try:
             if self._inode == -1:
                 self.hang_up()
             else:
                 self.close_inherited()
         except (AttributeError, TypeError):
-            pass  # its constructor failed, or the interpreter is shutting down
+            pass  # the constructor failed, or the interpreter is shutting down
 
     # One operation.
 
     def _when_ready(self, act: Callable[..., Any], *arguments: Any, for_writing: bool) -> Any:
-        """Call ``act`` again and again, until the socket is ready for it."""
+        """Call ``act`` until the socket is ready for it, and wait in between."""
         while True:
             left = self.deadline - monotonic()
             if left <= 0:
@@ -204,7 +203,7 @@ def _with_secrets(head: bytes, secrets: Secret, *body: bytes) -> SecretBytes:
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket. Closing it leaves the socket open, for the next request."""
+    """Reads from a socket. Closing it leaves the socket open for the next request."""
 
     def __init__(self, line: DeadlineSocket) -> None:
         self.line = line
@@ -218,20 +217,20 @@ class _Reader(io.RawIOBase):
 
 
 class _Buffered(io.BufferedReader):
-    """What one answer is read from. When it is closed, surplus bytes are noted."""
+    """The buffer for one response. When it is closed, it notes surplus bytes."""
 
     raw: _Reader
 
     def close(self) -> None:
         if not self.closed:
-            self.raw.is_done = True  # so that `peek` looks at what is buffered, and does not wait
+            self.raw.is_done = True  # so that `peek` looks only at the buffer, and does not wait
             if self.peek(1):
                 self.raw.line.mark_surplus()
         super().close()
 
 
 def _wants_to_write(problem: OSError, for_writing: bool) -> bool | None:
-    """True or False if the socket is not ready, to write or to read; None if ``problem`` is another one."""
+    """If the socket is not ready, True if it waits for writing, False for reading; None for any other ``problem``."""
     if isinstance(problem, BlockingIOError):
         return for_writing
     ssl = sys.modules.get("ssl")

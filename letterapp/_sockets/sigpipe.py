@@ -1,9 +1,9 @@
 """Writing to a peer that may have gone, without a SIGPIPE for the process.
 
-Responsible for: the signal of one call. Not responsible for: the error that the call raises then (`BrokenPipeError`).
+Responsible for: the signal of one call. Not responsible for: the error that the call then raises (`BrokenPipeError`).
 
-Python ignores SIGPIPE, but command-line programs give it its default action back, which ends the process. A plain
-socket of Linux takes a flag against that (MSG_NOSIGNAL); OpenSSL's writes do not, so the thread's signal mask must.
+Python ignores SIGPIPE, but some command-line programs restore its default action, which ends the process. On Linux a
+plain socket has a flag against that (MSG_NOSIGNAL). OpenSSL does not use it, so the thread blocks the signal.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _SIGPIPE = {_signal.SIGPIPE} if _POSSIBLE else set()
 def without_sigpipe(act: Callable[..., Any], *arguments: Any) -> Any:
     """Call ``act`` with SIGPIPE blocked in this thread, and discard the one that it caused.
 
-    ``act`` must not wait: under gevent another greenlet would go on with the mask, and change it under this one.
+    ``act`` must not wait: under gevent another greenlet would run with this mask, and might change it.
     """
     if not _POSSIBLE or _SIGPIPE & _signal.sigpending():
-        return act(*arguments)  # one that is pending is blocked already, and not ours to discard
+        return act(*arguments)  # a pending signal is already blocked, and not ours to discard
     was_blocked = _SIGPIPE & _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
-    try:  # around the blocking too: it may raise what a signal handler raises, when it has blocked
+    try:  # it includes the blocking, which may raise an exception of a signal handler afterwards
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGPIPE)
         return act(*arguments)
     finally:

@@ -1,6 +1,6 @@
 """Storage backends in order of preference: a spool, memory that the family shares, private memory.
 
-Responsible for: `Backends`, their order, and the report of a process that gets a backend which promises less.
+Responsible for: `Backends`, their order, and the report if a process has to use private memory.
 Not responsible for: the backends themselves.
 """
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from .ring import Slot
 
     class Backend(Protocol):
-        """A source of slots. Any thread may call; a descendant calls what `for_child` returned."""
+        """A source of slots. Any thread may call; a descendant uses what `for_child` returned."""
 
         def claim(self) -> Slot | None:
-            """A slot for this process, which may hold an ended one's events; None when there is no room."""
+            """A slot for this process, which may contain events of an ended process; None if there is no room."""
 
         def orphans(self) -> Iterable[Slot]:
-            """The slots with events of ended processes. From now on they are this process's."""
+            """The slots with events of ended processes, claimed for this process."""
 
         def has_orphans_in_memory(self) -> bool:
-            """True when there are such slots, if that can be told within microseconds."""
+            """True if there are such slots, and that can be determined within microseconds."""
 
         def losses(self) -> list[LetterError]:
-            """Reports of lost events of ended processes, since the last call. The caller counts and reports them."""
+            """Reports of lost events of ended processes since the last call. The caller counts and reports them."""
 
         def for_child(self) -> Any:
-            """What a forked child is to use."""
+            """The backend for a forked child."""
 
 
 class Backends:
@@ -44,7 +44,7 @@ class Backends:
     def __init__(
         self, places: list[Backend], report: Callable[[LetterError], object] | None = None, unshared: str = ""
     ) -> None:
-        """``unshared``: why the family cannot reach events in memory, if that is to be reported."""
+        """``unshared``: why memory is not shared with the family; empty if that is not to be reported."""
         self._backends = places
         self._report = report
         self._unshared = unshared
@@ -74,7 +74,7 @@ class Backends:
         return slot
 
     def has_orphans(self) -> bool:
-        """True when an ended process has left events where this one can take them over."""
+        """True if an ended process has left events that this one can recover."""
         for slot in self.orphans():
             slot.release()
             return True
@@ -85,7 +85,7 @@ class Backends:
             yield from place.orphans()
 
     def has_orphans_in_memory(self) -> bool:
-        """The same, in shared memory only, within microseconds."""
+        """The same for shared memory only; takes microseconds."""
         return any(place.has_orphans_in_memory() for place in self._backends)
 
     def note_loss(self, error: LetterError) -> None:
@@ -99,17 +99,21 @@ class Backends:
         places = [place.for_child() for place in self._backends]
         shared, is_shared = _shared(self._backends), _shared(places)
         if shared is not None and is_shared is None and shared.is_first_without():
-            return Backends(places, self._report, "what it shared is closed, and there is no other")
+            return Backends(
+                places,
+                self._report,
+                "other code closed the descriptor of the shared memory, and no new one is available",
+            )
         return Backends(places, self._report, self._unshared)
 
     def _tell_unshared(self) -> None:
-        """Report, once in a family, that what is promised of a family does not hold here."""
+        """Report once in a family that a kill loses events of this process."""
         why, self._unshared = self._unshared, ""
         shared = _shared(self._backends)
         if shared is not None and shared.is_first_without():
             why = f"more than {memory.SLOTS} processes use one client at a time"
         if why and self._report is not None:
-            said = f"events lie in memory that only their own process has ({why}): if it is killed, they are lost"
+            said = f"events are kept in private memory ({why}): they are lost if this process is killed"
             self._report(LetterError(said, cause="degraded"))
 
 

@@ -3,12 +3,12 @@
 Responsible for: `Lock`, on a byte of a file that is used for nothing else; `LockedFile`, which is mapped too.
 Not responsible for: what is locked.
 
-They are POSIX record locks. A stopped process keeps them, one that is killed or calls `exec` loses them before anybody
-can wait for it, and a forked child does not inherit them. Pids are not used: they are reused, and may be hidden. Record
-locks have two weaknesses. A process can take a lock that it holds already, so each process keeps a table of those that
-it holds. And it loses all locks on a file when it closes any descriptor of it, so no file is opened twice in a process:
-the table has a file from before it is opened until after its last descriptor is closed (before Python 3.13 a mapping of
-a file has a descriptor of its own).
+They are POSIX record locks (fcntl(2)). A stopped process keeps them, a process that is killed or calls `exec` loses
+them before its parent can reap it, and a forked child does not inherit them. Process IDs would not do, because they are
+reused and may be hidden. Record locks have two weaknesses. A process can acquire a lock that it already holds, so each
+process has a table of its locks. And a process loses all locks on a file when it closes any descriptor of the file, so
+no file is opened twice in a process: it is in the table from before it is opened until after its last descriptor is
+closed (before Python 3.13 a mapping of a file has a descriptor of its own).
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Lock:
 
     def __init__(self, name: Hashable, offset: int) -> None:
         self._name = name
-        self._descriptor = -1  # until it is ours to release
+        self._descriptor = -1  # until the lock is ours to release
         self._offset = offset
         self._process = this_process()
         self._mark = ref(self)
 
     @classmethod
     def take(cls, name: Hashable, descriptor: int, offset: int) -> Lock | None:
-        """The lock, or None if another process holds it, or this one does under that ``name``. Never waits."""
-        # The table does not keep the lock alive. If an exception of a signal handler interrupts this, the lock is
-        # released and its name removed when nothing refers to it any more.
+        """The lock; None if another process holds it, or this one does under that ``name``. Never blocks."""
+        # The table does not keep the lock alive. If an exception of a signal handler interrupts this method, the lock
+        # is released, and its name removed, when there is no reference to it any more.
         lock = cls(name, offset)
         held = lock._process.locks
         if held.setdefault(name, lock._mark) is not lock._mark:  # atomic, between the threads of this process
@@ -76,7 +76,7 @@ class Lock:
             if descriptor >= 0:
                 fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, self._offset)
         except OSError:
-            pass  # somebody has closed the descriptor, and the lock with it
+            pass  # other code has closed the descriptor, which released the lock
         finally:
             if self._process.locks.get(self._name) is self._mark:
                 del self._process.locks[self._name]
@@ -89,15 +89,15 @@ class Lock:
 
 
 def is_held(name: Hashable) -> bool:
-    """True when this process holds the lock of that name."""
+    """True if this process holds the lock of that name."""
     return name in this_process().locks
 
 
 def is_locked(descriptor: int, offset: int) -> bool:
-    """True when another process has locked that byte of a file.
+    """True if another process has locked that byte of a file.
 
-    Taking the lock and releasing it would tell as well, and is done where there is no other way. But for that moment
-    all other processes would see an owner.
+    Acquiring and releasing the lock would tell too, and is done where there is no other way. But for a moment all other
+    processes would then see an owner.
     """
     try:
         if _FLOCK is not None:
@@ -118,14 +118,14 @@ class LockedFile:
     def __init__(self, status: os.stat_result) -> None:
         self._name = _identity(status)
         self._process = this_process()
-        self._descriptors: list[int] = []  # the first is what the others are for
+        self._descriptors: list[int] = []  # the first is used; the others must not be closed before it
         self._memory: Any = None
         self._words: Any = None
         register_inherited(self)
 
     @classmethod
     def make(cls, path: str) -> LockedFile | None:
-        """A new file, for this user only; None if somebody else found it and locked it first."""
+        """A new file, for this user only; None if another process found it and locked it first."""
         descriptor = above_stderr(lambda: os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
         file = cls(os.fstat(descriptor))
         if not file._reserve():
@@ -139,7 +139,7 @@ class LockedFile:
 
     @classmethod
     def open(cls, path: str, status: os.stat_result) -> LockedFile | None:
-        """The file at ``path``, whose `os.lstat` is ``status``; None if it is locked, or is another file by now."""
+        """The file at ``path``, whose `os.lstat` is ``status``; None if it is locked, or has been replaced."""
         file = cls(status)
         if not file._reserve():
             return None
@@ -147,7 +147,7 @@ class LockedFile:
             if file._lock(above_stderr(lambda: os.open(path, _FLAGS))) and file.is_at(path):
                 return file
         except FileNotFoundError:
-            pass  # somebody was faster
+            pass  # another process has just removed it
         except BaseException:
             file.close()
             raise
@@ -162,7 +162,7 @@ class LockedFile:
             return False
 
     def status(self) -> os.stat_result | None:
-        """`os.fstat` of the open file; None when it is closed, perhaps by somebody else."""
+        """`os.fstat` of the open file; None if it was closed, by this object or by other code."""
         if self._process.pid != os.getpid() or not self._descriptors:
             return None
         return self._status_of(self._descriptors[0])
@@ -171,7 +171,7 @@ class LockedFile:
         return self._descriptors[0]
 
     def map(self, size: int) -> Any:
-        """Map the file. Raises `OSError`, for instance if somebody has just truncated it."""
+        """Map the file. Raises `OSError`, for example if the file has just been truncated."""
         try:
             self._memory = above_stderr(lambda: mmap.mmap(self._descriptors[0], size, **_MAPS_ALONE))
         except (ValueError, OverflowError) as problem:  # `mmap` compares the sizes itself
@@ -179,14 +179,14 @@ class LockedFile:
         return self._memory
 
     def words(self, start: int, count: int) -> Any:
-        """Words of 8 bytes in the mapping."""
+        """``count`` words of 8 bytes in the mapping, from the byte ``start``."""
         self._words = memoryview(self._memory)[start : start + 8 * count].cast("Q")
         return self._words
 
     def sync(self) -> None:
-        """Return when what was written is on the disk. Does nothing when the file is closed."""
+        """Write changes to the disk, and return when that is done. Does nothing if the file is closed."""
         for descriptor in self._descriptors[:1]:
-            getattr(os, "fdatasync", os.fsync)(descriptor)  # and not `mmap.flush`, which stops all other threads
+            getattr(os, "fdatasync", os.fsync)(descriptor)  # not `mmap.flush`, which stops all other threads
 
     def close(self) -> None:
         held = self._process.locks
@@ -223,12 +223,12 @@ class LockedFile:
         self._descriptors.append(descriptor)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except (BlockingIOError, PermissionError):  # both are POSIX for: somebody has it
+        except (BlockingIOError, PermissionError):  # POSIX allows both if another process holds the lock
             return False
         return True
 
     def _part_with(self, descriptor: int, name: Hashable) -> None:
-        """Close a descriptor of another file. If this process has that file locked, its owner closes it later."""
+        """Close a descriptor of another file. If this process has locked that file, it is closed with that lock."""
         owner = self._process.locks.setdefault(name, self)
         if owner is self:
             os.close(descriptor)
@@ -237,7 +237,7 @@ class LockedFile:
             owner._descriptors.append(descriptor)
 
     def _status_of(self, descriptor: int) -> os.stat_result | None:
-        """None if somebody has closed it; the number may be another file's by now."""
+        """None if other code has closed the descriptor, whose number may belong to another file now."""
         try:
             status = os.fstat(descriptor)
         except OSError as problem:
@@ -246,7 +246,7 @@ class LockedFile:
         return status if _identity(status) == self._name else None
 
 
-_stranded: list[Any] = []  # mappings whose descriptor is no longer theirs: deleted, they would close a stranger's
+_stranded: list[Any] = []  # mappings whose descriptor was closed by other code: deleting them would close another file
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -254,9 +254,9 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def above_stderr(act: Callable[[], Any]) -> Any:
-    """Call ``act``, so that what it opens gets no number below 3, even if a standard descriptor is closed.
+    """Call ``act`` so that a file that it opens gets a descriptor above 2, even if a standard descriptor is closed.
 
-    Otherwise what the process prints would be written into that file.
+    Otherwise the output of the process would be written into that file.
     """
     places = []
     try:

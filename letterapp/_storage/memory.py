@@ -1,14 +1,13 @@
 """Storage of events in memory.
 
-Responsible for: `SharedMemory`, mapped before the fork and so shared with every descendant; `PrivateMemory`, where that
-is impossible; the file whose bytes lock the slots. Not responsible for: what is in a slot.
+Responsible for: `SharedMemory`, mapped before the fork and so shared with every descendant; `PrivateMemory`, for when
+that is impossible; the file whose bytes lock the slots. Not responsible for: what is in a slot.
 
     shared memory   [ words of slot 0, of slot 1, ... ][ slot 0: ring and in-flight area ][ slot 1 ] ...
 
-A process locks one slot of a client. If the lock of a slot can be had, its owner has ended. A client reserves
-addresses; memory is used page by page as rings fill. All slots exist from the start: memory that is mapped after a fork
-cannot be shared without a descriptor, which daemons close, and each mapping of it would need (before Python 3.13)
-another one.
+A process locks one slot of a client. If the lock of a slot is free, its owner has ended. A client reserves address
+space; memory is allocated page by page as rings fill. All slots exist from the start: memory that is mapped after a
+fork can be shared only through a descriptor, which daemons close, and before Python 3.13 each mapping needs another.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ if TYPE_CHECKING:
     from .._config import Settings
     from ..errors import LetterError
 
-SLOTS = 128  # processes of one client at a time; one more keeps its events to itself
-_REPORTED = WORDS + 1  # a word of the first slot's line: that some process of the family has no slot
-_APART = 64  # bytes from the words of one slot to those of the next: a line of the processor's cache
-_LEAST = 4096  # bytes of a queue, below which none is worth having
-_ALIVE = WORDS  # the word after a ring's: 1 while the process whose own events lie there is not at its end
-# Linux's, which `mmap` has no name for in every version.
-_NO_RESERVE = 0x4000  # MAP_NORESERVE: addresses are not counted as memory that was promised
+SLOTS = 128  # processes that can use one client at a time; any other one uses private memory
+_REPORTED = WORDS + 1  # a word of the first slot: 1 when it was reported that a process of the family has no slot
+_APART = 64  # bytes from the words of one slot to those of the next: a cache line
+_LEAST = 4096  # bytes of the smallest queue that is worth having
+_ALIVE = WORDS  # the word after those of the ring: 1 until the process that uses the slot begins to end
+# Linux constants that `mmap` does not define in every version.
+_NO_RESERVE = 0x4000  # MAP_NORESERVE: the address space does not count as committed memory
 _REMOVE = 9  # MADV_REMOVE
-_FUTURE, _ON_FAULT = 2, 4  # MCL_FUTURE, MCL_ONFAULT (Linux 4.4); on a processor that has others, an error
+_FUTURE, _ON_FAULT = 2, 4  # MCL_FUTURE, MCL_ONFAULT (Linux 4.4); processors where they differ report an error
 
 
 class Unavailable(Exception):
-    """There is no shared memory. The text says why; it is empty on systems that never have any."""
+    """There is no shared memory. The text says why; it is empty on systems that never have it."""
 
 
 class MemorySlot:
@@ -75,7 +74,7 @@ class MemorySlot:
         pass
 
     def mark_corrupt(self) -> None:
-        pass  # what comes before that point is delivered, and the rest forgotten
+        pass  # events before the corrupt record are delivered, and the rest is given up
 
     def trim(self, start: int, end: int) -> None:
         pass
@@ -109,7 +108,7 @@ class SharedSlot(MemorySlot):
         try:
             self.memory.madvise(_REMOVE, start, end - start)
         except (AttributeError, ValueError, OSError):
-            pass  # not Linux, or less than a page: it is used again by the next backlog
+            pass  # not Linux, or less than a page: the memory is used again by the next backlog
 
 
 class PrivateMemory:
@@ -129,7 +128,7 @@ class PrivateMemory:
             except MemoryError:
                 if room < _LEAST:
                     raise
-                room, hand = room // (2 * UNIT) * UNIT, hand // (2 * UNIT) * UNIT  # what does not fit is reported
+                room, hand = room // (2 * UNIT) * UNIT, hand // (2 * UNIT) * UNIT  # events that do not fit are reported
             else:
                 return MemorySlot(memory, memoryview(memory)[:words].cast("Q"), words, room, hand)
 
@@ -147,19 +146,19 @@ class PrivateMemory:
 
 
 class SharedMemory:
-    """The slots of one client in a family of processes. Any thread may call; nothing here waits."""
+    """The slots of one client in a family of processes. Any thread may call; nothing here blocks."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises `Unavailable`. Starts nothing and touches no page."""
+        """Raises `Unavailable`. Allocates address space, but no memory."""
         self._settings = settings
-        self.is_exiting = False  # this process is at its end
+        self.is_exiting = False  # this process is ending
         self.rooms = _rooms(settings)
         if not hasattr(os, "fork"):
             raise Unavailable
         if not POSSIBLE:
             raise Unavailable("this Python has no fcntl or no mmap")
         if self.rooms[0] > LARGEST:
-            raise Unavailable("max_queue_bytes or max_queue_events is too large to be shared")
+            raise Unavailable("max_queue_bytes or max_queue_events is too large for shared memory")
         try:
             self.page = mmap.PAGESIZE
             self.first = -(-SLOTS * _APART // self.page) * self.page
@@ -171,7 +170,8 @@ class SharedMemory:
             reraise_signal_error(problem)
             raise Unavailable(getattr(problem, "strerror", None) or repr(problem)) from problem
         self._words = memoryview(self.memory)[: self.first].cast("Q")
-        # One file serves all clients of all descendants. They cannot agree on ranges, so each client draws its own.
+        # One file is used for all clients of all descendants. They cannot agree on ranges of bytes, so each client
+        # chooses a random one.
         self._range = int.from_bytes(random_bytes(6), "big") * SLOTS
 
     def words_of(self, number: int, count: int = WORDS) -> Any:
@@ -179,31 +179,32 @@ class SharedMemory:
         return self._words[at : at + count]
 
     def claim(self) -> SharedSlot | None:
-        """A slot for this process, if possible an empty one, else with an ended one's events; None if all are in
-        use.
+        """A slot for this process, if possible an empty one, otherwise one with events of an ended process.
+
+        None if all slots are in use.
         """
         found = next(self._free(with_events=False), None) or next(self._free(with_events=True), None)
         return SharedSlot(self, *found, is_home=True) if found else None
 
     def orphans(self) -> Iterator[SharedSlot]:
-        """The slots with events of processes that have ended: from now on this process's."""
+        """The slots with events of ended processes, claimed for this process."""
         return (SharedSlot(self, *found, is_home=False) for found in self._free(with_events=True))
 
     def has_orphans_in_memory(self) -> bool:
-        """True when a process has ended whose events are still here. Microseconds: a fork waits for it."""
+        """True if there are events of an ended process. Takes microseconds, because a fork waits for it."""
         return any(self._holds_events(number) and self._has_ended(number) for number in range(SLOTS))
 
     def losses(self) -> list[LetterError]:
         return []
 
     def is_first_without(self) -> bool:
-        """True once in the family: no process of it was without a slot before."""
+        """True for the first process of the family that has no slot."""
         was_noted, self._words[_REPORTED] = self._words[_REPORTED], 1
         return not was_noted
 
     def for_child(self) -> SharedMemory | PrivateMemory:
-        """The same slots, in a descendant; new ones if somebody has closed the descriptor that locks them."""
-        self.is_exiting = False  # a parent may have been
+        """The same slots, in a descendant; new ones if other code has closed the descriptor that locks them."""
+        self.is_exiting = False  # the parent may be
         if self.is_open():
             return self
         try:
@@ -212,7 +213,7 @@ class SharedMemory:
             return PrivateMemory(self._settings)
 
     def has_others(self) -> bool:
-        """True while another process goes on."""
+        """True while another process of the family is running and not about to end."""
         return self.is_open() and any(
             self._words[number * _APART // UNIT + _ALIVE]
             and not is_held(self._name(number))
@@ -233,7 +234,7 @@ class SharedMemory:
                 lock = self._lock(number)
                 if lock is None:
                     continue
-                if self._holds_events(number) == with_events:  # nobody was faster
+                if self._holds_events(number) == with_events:  # no other process was faster
                     yield number, lock
                 else:
                     lock.release()
@@ -255,9 +256,9 @@ def _rooms(settings: Settings) -> tuple[int, int]:
 
 
 def _zeros(size: int) -> Any:
-    """Memory that is allocated page by page as it is written, if the system can do that (a `bytearray` is not)."""
+    """Memory that is allocated page by page when it is written, if the system can do that (a `bytearray` is not)."""
     try:
-        # Not the default flags, with which a child would share it.
+        # Not the default flags, with which a child would share the memory.
         flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
         return mmap.mmap(-1, size, **flags)
     except (AttributeError, OSError, ValueError) as problem:
@@ -266,7 +267,7 @@ def _zeros(size: int) -> Any:
 
 
 def _shared_pages(size: int) -> Any:
-    """Memory that descendants share, allocated page by page as it is written. Raises `OSError`."""
+    """Memory that descendants share, allocated page by page when it is written. Raises `OSError`."""
     flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | (_NO_RESERVE if os.uname().sysname == "Linux" else 0)
     if not _are_mappings_locked():
         return mmap.mmap(-1, size, flags=flags)
@@ -293,24 +294,24 @@ def _locked_when_written(map_it: Callable[[], Any]) -> Any:
     start = c_void_p(addressof(c_char.from_buffer(page)))
     libc.mincore(start, c_size_t(mmap.PAGESIZE), byref(is_there))
     if not is_there.value & 1:
-        return map_it()  # the program asked for that itself
+        return map_it()  # the program has already set MCL_ONFAULT
     if libc.mlockall(_FUTURE | _ON_FAULT):
         raise OSError(0, "mlockall is in force, and memory cannot be locked page by page")
     try:
         return map_it()
     finally:
-        libc.mlockall(_FUTURE)  # as before; what is mapped by now stays as it is
+        libc.mlockall(_FUTURE)  # as before; existing mappings do not change
 
 
 class LockFile:
-    """An empty file without a name, whose bytes can be locked. All descendants inherit its descriptor."""
+    """An empty, unnamed file whose bytes can be locked. All descendants inherit its descriptor."""
 
     def __init__(self) -> None:
         self.descriptor = above_stderr(_nameless)
         self._identity = self._identify()
 
     def is_open(self) -> bool:
-        """False when somebody has closed the descriptor; its number may be another file's by now."""
+        """False if other code has closed the descriptor, whose number may belong to another file now."""
         try:
             return self._identify() == self._identity
         except OSError as problem:
@@ -319,10 +320,10 @@ class LockFile:
 
     def _identify(self) -> tuple[int, int, int]:
         status = os.fstat(self.descriptor)
-        return status.st_dev, status.st_ino, status.st_ctime_ns  # an inode's number is given again
+        return status.st_dev, status.st_ino, status.st_ctime_ns  # inode numbers are reused
 
 
-_file: LockFile | None = None  # one for all clients, and never closed: closing it would release every lock
+_file: LockFile | None = None  # used by all clients, and never closed: that would release every lock
 
 
 def _lock_file() -> LockFile:

@@ -435,8 +435,10 @@ class BoundedQueue:
             self._since = self._clock()
         if not ring.append(event):
             return SLOT_LOST if ring.is_lost() else FULL
-        wake = wake or ring.waiting in (1, bounds.flush_at) or not self.claim.is_active()
-        return WAKE if wake else QUEUED
+        if wake or ring.waiting in (1, bounds.flush_at):
+            return WAKE
+        claim = self.claim
+        return QUEUED if claim.started or claim.is_active() else WAKE
 
     def _lacks_room(self, size: int) -> bool:
         return not self._bounds.allows(len(self._ring) + 1, self._ring.size + size)

@@ -59,6 +59,7 @@ class OrphanRecovery:
         """Give this process another slot, if its last one is no longer its own."""
         self._backends = self._backends.for_child()
         self._queue.relocate(claim_ring(self._backends))
+        self._progress.notify_all()  # what another process sends now is nothing that anybody here waits for
         self.report_losses()
 
     def report_losses(self) -> None:
@@ -92,7 +93,7 @@ class OrphanRecovery:
             self._next_look = self._clock() + LOOK_AFTER_FAULT
             if not self._is_told:
                 self._is_told = True
-                said = f"what ended processes left cannot be looked for: {surprise!r}"
+                said = f"events of ended processes cannot be searched for: {surprise!r}"
                 self._report(LetterError(said, cause="degraded"))
         finally:
             self._progress.notify_all()

@@ -411,7 +411,7 @@ class Ring:
         """Where the records between two positions begin and end, and their checksums."""
         goes_round = end < position
         if max(position, end) > room or (goes_round and base == self._area.base):
-            raise ValueError("it points outside of itself")
+            raise ValueError("a word points outside of the ring")
         while position != end:
             limit = room if goes_round else end
             size, checksum = _header.unpack_from(self._memory, base + position) if position < limit else (_WRAP, 0)

@@ -1,15 +1,16 @@
 """Storage of events in files, which outlive all processes: `spool=`.
 
-Responsible for: `Spool`, the names, the format and the bound of its files, and which of them are trusted. Not
-responsible for: what is in a file's ring, and when an event is sent.
+Responsible for: `Spool`, the names, the format and the total size of its files, and which of them are trusted. Not
+responsible for: a file that is in use (`spool_slot`), its ring (`ring`), and when an event is sent.
 
-    letter-KEY-RANDOM.ring            a process's queue: [ header, and the words of the ring ][ ring ][ hand ]
-    .letter-KEY-RANDOM.ring           one that is being created
-    letter-KEY-RANDOM.ring.damaged    one that could not be read, kept for inspection
+    letter-KEY-RANDOM.ring            a process's queue: [ header and words of the ring ][ ring ][ in-flight area ]
+    .letter-KEY-RANDOM.ring           a file that is being created
+    letter-KEY-RANDOM.ring.damaged    a file that could not be read, kept for inspection
 
-A process uses the file whose first byte it has locked. If a file's lock can be had, its process has ended, and another
-one of the same user and key recovers it. The directory belongs to this user only. Still, nothing in it is trusted that
-others could have put there: no link is followed, no file opened that belongs to another user or has a second name.
+A process uses the file whose first byte it has locked. If the lock of a file is free, its process has ended, and
+another process of the same user and key recovers it. The directory belongs to this user only. Nevertheless, files that
+somebody else may have created are not trusted: no link is followed, and no file is opened that belongs to another user
+or has more than one hard link.
 """
 
 from __future__ import annotations
@@ -29,31 +30,28 @@ from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
 from ..errors import LetterError
 from .file_lock import POSSIBLE, LockedFile
-from .ring import LARGEST, UNIT, WORDS, Ring, are_rooms, bytes_in, holds_events, rooms
+from .ring import LARGEST, Ring, are_rooms, bytes_in, holds_events, rooms
+from .spool_slot import HEADER, WORDS_AT, SpoolSlot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Iterator
 
     from .._config import Settings
-
-    Rooms = tuple[int, int]  # bytes of the ring and of the hand
+    from .spool_slot import Rooms
 
 _NAME_OF_KEY = 16  # characters of a key's fingerprint in the names of its files
-KEPT = 8  # damaged files of one key; older ones are removed
-HEADER = 4096  # bytes before the ring
-WORDS_AT = 128
-_CORRUPT_AT = WORDS_AT + WORDS * UNIT  # one byte: 1 when an owner found what it could not read
+KEPT = 8  # damaged files of one key that are kept; older ones are removed
 _MAGIC = b"LTRSPOOL"
 _VERSION = 1
-# The first bytes of every version, in the machine's own byte order, like the ring's words. On a machine with the other
-# one the checksum is wrong.
+# The first bytes of the file in every version, in native byte order, like the words of the ring. On a machine with the
+# other byte order the checksum is wrong.
 _head = Struct("=8sIIQQ32s")  # magic, version, HEADER, room, hand, SHA-256 of the key
 _checksum = Struct("=I")
 _STATE = Struct("=QQ")  # the words of a ring that say where its events are
 _ZEROS = bytes(1 << 20)
-_NEXT_TO_EMPTY = 8  # a file counts as nearly empty if less than one part in so many of its ring is used
-# Errors that may pass, and so are no reason to refuse the directory.
+_NEXT_TO_EMPTY = 8  # a file is nearly empty if at most 1 / _NEXT_TO_EMPTY of its ring is used
+# Errors that may be temporary, and so are no reason to refuse the directory.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
@@ -62,71 +60,11 @@ class UntrustedFile(Exception):
 
 
 class CorruptFile(Exception):
-    """A file of ours that cannot be read."""
-
-
-class SpoolSlot:
-    """A file with a ring in it: a `ring.Slot`."""
-
-    kind = "spool"
-    is_durable = True
-    checked = True
-
-    def __init__(self, spool: Spool, path: str, file: LockedFile, of_rooms: Rooms) -> None:
-        self._spool = spool
-        self._file = file
-        self.path = path
-        self.rooms = of_rooms
-        self.room, self.hand = of_rooms
-        self.base = HEADER
-        self.memory = file.map(HEADER + self.room + self.hand)
-        self.words = file.words(WORDS_AT, WORDS)
-
-    def is_own(self) -> bool:
-        """False when somebody has closed, removed or truncated it: touching what is gone is a SIGBUS."""
-        status = self._file.status()
-        return status is not None and status.st_nlink > 0 and status.st_size >= len(self.memory)
-
-    def must_have_room(self) -> None:
-        """Raise the `OSError` of a full disk that copies what changes: to a change in memory it answers by SIGBUS."""
-        os.pwrite(self._file.descriptor(), self.memory[:1], 0)
-
-    def has_successor(self) -> bool:
-        return True
-
-    def mark_exiting(self, leaves: bool) -> None:
-        pass  # the next start recovers it in any case
-
-    def mark_corrupt(self) -> None:
-        self.memory[_CORRUPT_AT] = 1
-
-    def trim(self, start: int, end: int) -> None:
-        pass  # if the disk were full when a hole is filled again, that would kill the process
-
-    def sync(self) -> None:
-        self._spool.sync(self._file)
-
-    def release(self) -> None:
-        status = self._file.status()
-        if status is not None and status.st_size >= len(self.memory) and self.is_empty():
-            self._spool.discard(self.path, self._file, self.is_corrupt())
-        self._file.close()
-
-    def is_corrupt(self) -> bool:
-        return bool(self.memory[_CORRUPT_AT])
-
-    def is_empty(self) -> bool:
-        return not holds_events(self.words)
-
-    def __del__(self) -> None:
-        try:
-            self.release()
-        except (AttributeError, TypeError):
-            pass  # its constructor failed, or the interpreter is shutting down; the lock ends with the process
+    """A file of this spool that cannot be read."""
 
 
 class Spool:
-    """The files of one key in one directory. Any thread of any process may call; it waits for the disk only."""
+    """The files of one key in one directory. Any thread of any process may call; only disk I/O blocks."""
 
     def __init__(
         self,
@@ -134,11 +72,11 @@ class Spool:
         report: Callable[[LetterError], None],
         may_only_fork: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Raises `LetterError`. Makes the directory where it is missing.
+        """Create the directory if it does not exist. Raises `LetterError` if it cannot be used.
 
-        ``may_only_fork``: True if this process may never send, and so must not keep events from others.
+        ``may_only_fork``: returns True if this process may never send, and so must not claim events of others.
         """
-        from hashlib import sha256  # not at import, to keep that cheap
+        from hashlib import sha256  # not at import time, to keep that cheap
 
         self._directory = settings.spool or ""
         self._overflow = settings.overflow
@@ -150,29 +88,31 @@ class Spool:
         self._prefix = f"letter-{self._key.hex()[:_NAME_OF_KEY]}-"
         self._rooms = rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
         self._size = HEADER + sum(self._rooms)
-        self._told: dict[str, object] = {}  # what was reported, by this process or its ancestors
+        self._told: dict[str, object] = {}  # texts that were reported, by this process or its ancestors
         self._losses: list[LetterError] = []
         self._damage: list[str] = []  # files that were set aside, to be reported
-        self._aside: deque[str] | None = None  # files that were set aside before, oldest first, as of the last listing
-        self._has_looked = False  # for files of other keys
+        self._aside: deque[str] | None = None  # files that were set aside, oldest first, as of the last listing
+        self._has_looked = False  # has searched for files of other keys
         if not POSSIBLE:
-            raise LetterError("spool needs the file locks of POSIX, which this system has not: leave it out")
+            raise LetterError("spool needs POSIX file locks, which this system does not have: leave it out")
         if self._rooms[0] > LARGEST:
             raise LetterError(
-                f"max_queue_bytes and max_queue_events are too large for a spool: {LARGEST:,} bytes at most"
+                f"max_queue_bytes and max_queue_events are too large for a spool: its file would need "
+                f"{self._rooms[0]:,} bytes, and may have {LARGEST:,}"
             )
         if self._size > self._limit:
             raise LetterError(
-                f"spool_max_bytes must be {self._size:,} or more: that is one file for a queue as bounded"
+                f"spool_max_bytes must be {self._size:,} or more, not {self._limit:,}: a file for a queue of "
+                "max_queue_bytes and max_queue_events has that size"
             )
         self._prepare()
 
     # A storage backend's methods.
 
     def claim(self) -> SpoolSlot | None:
-        """A file for this process, if possible an ended one's that is empty; None, and a report, if there is no room.
+        """A file for this process, if possible an empty one of an ended process; None, and a report, if there is none.
 
-        If another file would exceed the bound, the file may hold an ended process's events.
+        If a new file would exceed the maximum size, the file may contain events of an ended process.
         """
         try:
             if not self._has_looked:
@@ -185,11 +125,11 @@ class Spool:
             return slot
         except OSError as problem:
             reraise_signal_error(problem)
-            self._tell(f"the spool {self._directory} cannot be used: {_text(problem)}; events lie in memory instead")
+            self._tell(f"the spool {self._directory} cannot be used: {_text(problem)}; events are kept in memory")
             return None
 
     def orphans(self) -> Iterator[SpoolSlot]:
-        """The files with events of ended processes. From now on they are this process's. Empty ones are removed."""
+        """The files with events of ended processes, claimed for this process. Empty ones are removed."""
         try:
             for slot in self._free():
                 if slot.is_empty():
@@ -202,29 +142,29 @@ class Spool:
             self._tell(f"the spool {self._directory} cannot be read: {_text(problem)}")
 
     def for_child(self) -> Spool:
-        return self  # it holds nothing open
+        return self  # it keeps no file open
 
     # Called by the sender and by slots.
 
     def has_orphans_in_memory(self) -> bool:
-        return False  # that takes a listing of the directory
+        return False  # finding out would need a listing of the directory
 
     def losses(self) -> list[LetterError]:
-        """Reports of events that were dropped at the bound or cannot be read, since the last call."""
+        """Reports of events that were dropped for lack of room or cannot be read, since the last call."""
         losses, self._losses = self._losses, []
         damage, self._damage = self._damage, []
-        # How many events were in such a file nobody knows: one, or more.
+        # The number of events in a damaged file is unknown: at least one.
         losses += [LetterError(text, cause="damaged", lost=1) for text in damage[:KEPT]]
         more = len(damage) - KEPT
         if more > 0:
-            said = f"{more:,} more files of the spool {self._directory} cannot be read: the latest are kept as .damaged"
+            said = f"{more:,} more files of the spool {self._directory} cannot be read; the latest are kept as .damaged"
             losses.append(LetterError(said, cause="damaged", lost=more))
         return losses
 
     def discard(self, path: str, file: LockedFile, spoilt: bool) -> None:
         """Remove an empty file, or set it aside, before it is closed."""
         if not file.is_at(path):
-            pass  # somebody has removed or replaced it
+            pass  # another program has removed or replaced it
         elif spoilt:
             self._set_aside(path)
         else:
@@ -241,7 +181,7 @@ class Spool:
     # Files.
 
     def _free(self) -> Iterator[SpoolSlot]:
-        """The files of ended processes, oldest first. Each is this process's until it is released."""
+        """The files of ended processes, oldest first. Each belongs to this process until it is released."""
         self._aside = None
         for path, status in self._listed(self._prefix, ".ring"):
             slot = self._open(path, status)
@@ -260,7 +200,7 @@ class Spool:
             self._tell(f"{path} is left alone: {problem}")
         except OSError as problem:
             reraise_signal_error(problem)
-            self._tell(f"{path} cannot be taken over: {_text(problem)}")
+            self._tell(f"{path} cannot be recovered: {_text(problem)}")
         except CorruptFile as problem:
             self._set_aside(path)
             self._note_damage(f"{path} cannot be read: {problem}; it is kept as .damaged")
@@ -271,25 +211,23 @@ class Spool:
     def _rooms_of(self, file: LockedFile) -> Rooms:
         start = os.pread(file.descriptor(), HEADER, 0)
         if not start.startswith(_MAGIC):
-            raise CorruptFile("it is not a spool's")
+            raise CorruptFile("it is not a spool file")
         if len(start) < HEADER:
-            raise CorruptFile("it is cut short")
+            raise CorruptFile("it is truncated")
         if _checksum.unpack_from(start, _head.size)[0] != crc32(start[: _head.size]):
             raise CorruptFile("its header's checksum is wrong")
         _, version, header, room, hand, key = _head.unpack_from(start)
         if version > _VERSION:
-            raise UntrustedFile("it is of a newer version")
+            raise UntrustedFile("it was written by a newer version of letterapp")
         if key != self._key:
-            raise UntrustedFile("it is of another key")
+            raise UntrustedFile("it belongs to another API key")
         if version < 1 or header != HEADER or not are_rooms(room, hand):
-            raise CorruptFile(f"its header claims what no file has: {header:,}, {room:,} and {hand:,} bytes")
+            raise CorruptFile(f"its header has impossible sizes: {header:,}, {room:,} and {hand:,} bytes")
         size = os.fstat(file.descriptor()).st_size
         if size != header + room + hand:
             raise CorruptFile(f"it has {size:,} bytes instead of {header + room + hand:,}")
         if size > self._limit:
-            raise UntrustedFile(
-                f"it has {size:,} bytes, more than all files may have (spool_max_bytes={self._limit:,})"
-            )
+            raise UntrustedFile(f"it has {size:,} bytes, more than spool_max_bytes={self._limit:,} allows")
         return room, hand
 
     def _reuse(self) -> SpoolSlot | None:
@@ -307,13 +245,13 @@ class Spool:
             if self._overflow == "drop_oldest" and self._make_room():
                 return self._make()
             full = f"the spool {self._directory} is full (spool_max_bytes={self._limit:,})"
-            self._tell(f"{full}; events lie in memory instead")
+            self._tell(f"{full}; events are kept in memory")
         return slot
 
     def _go_on(self) -> SpoolSlot | None:
-        """The emptiest file with ended processes' events, if it is nearly empty.
+        """The emptiest file with events of ended processes, if it is nearly empty.
 
-        Otherwise processes that live for one job would fill the spool with a few events each.
+        Without this, processes that run one job each would fill the spool with a few events per file.
         """
         emptiest: SpoolSlot | None = None
         least = self._rooms[0] // _NEXT_TO_EMPTY
@@ -341,11 +279,12 @@ class Spool:
             slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
             if slot is not None:
                 return slot
-        raise OSError(errno.EBUSY, "others remove what is made there")
+        raise OSError(errno.EBUSY, "another program removes the files that are created there")
 
     def _made(self, hidden: str, path: str) -> SpoolSlot | None:
-        """A new file, which others see when it is complete; None if it was taken for an ended process's, and
-        removed.
+        """A new file, visible to others when it is complete.
+
+        None if another process removed it before that, as the file of an ended process.
         """
         file = LockedFile.make(hidden)
         if file is None:
@@ -373,7 +312,7 @@ class Spool:
         return self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
 
     def _make_room(self) -> bool:
-        """Drop what ended processes left, oldest first, until there is room for another file."""
+        """Drop events of ended processes, oldest first, until there is room for another file."""
         size = self._size_with_another()
         if size > self._limit:
             dropped: list[bytes] = []
@@ -432,18 +371,18 @@ class Spool:
         try:
             os.rename(path, aside)
             before = self._aside
-            if before is None:  # otherwise the directory would be listed once for each damaged file
+            if before is None:  # the directory is listed once, not for each damaged file
                 since = [(status.st_ctime, old) for old, status in self._listed(self._prefix, ".damaged")]
                 before = self._aside = deque(old for _, old in sorted(since))
             else:
                 before.append(aside)
         except OSError:
-            return  # the next process that finds it tries again
+            return  # the next process that finds the file tries again
         for _ in range(len(before) - KEPT):
             _remove(before.popleft())
 
     def _listed(self, start: str, end: str) -> list[tuple[str, os.stat_result]]:
-        """The files whose names begin and end like this, oldest first."""
+        """The files whose names begin with ``start`` and end with ``end``, oldest first."""
         must_be_ours(self._directory)
         found = []
         for name in os.listdir(self._directory):
@@ -452,7 +391,7 @@ class Spool:
                 try:
                     found.append((path, os.lstat(path)))
                 except FileNotFoundError:
-                    pass  # somebody was faster
+                    pass  # another process has just removed it
         return sorted(found, key=lambda one: one[1].st_mtime)
 
     # The directory.
@@ -466,8 +405,8 @@ class Spool:
             pass
         except OSError as problem:
             raise LetterError(
-                f"spool={self._directory!r} cannot be made: {_text(problem)}. "
-                "What it lies in must exist, and let this user write"
+                f"spool={self._directory!r} cannot be created: {_text(problem)}. "
+                "The parent directory must exist and be writable"
             )
         try:
             must_be_ours(self._directory)
@@ -483,12 +422,12 @@ class Spool:
             file.close()
 
     def _tell(self, text: str) -> None:
-        """Report what is no loss, once."""
+        """Report a problem that is not a loss, once."""
         if self._is_new(text):
             self._report(LetterError(text, cause="degraded"))
 
     def _note_damage(self, text: str) -> None:
-        """Have a file that nobody can read reported, once."""
+        """Report a file that cannot be read, once."""
         if self._is_new(text):
             self._damage.append(text)
 
@@ -499,13 +438,13 @@ class Spool:
 
 def _must_be_trusted(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UntrustedFile("it is no file, or a link to one")
+        raise UntrustedFile("it is not a regular file")
     if status.st_uid != os.geteuid():
         raise UntrustedFile("it belongs to another user")
     if status.st_mode & 0o077:
-        raise UntrustedFile("others may use it")
+        raise UntrustedFile("its permissions are too open, expected 0600")
     if status.st_nlink != 1:
-        raise UntrustedFile("it has a second name")
+        raise UntrustedFile("it has more than one hard link")
 
 
 def _may_hold_events(start: bytes) -> bool:
@@ -515,10 +454,10 @@ def _may_hold_events(start: bytes) -> bool:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Have the disk keep room for the whole file: a page that it has no room for would kill the process (SIGBUS)."""
+    """Reserve disk space for the whole file: without it, writing to the mapping could kill the process (SIGBUS)."""
     try:
         failure = os.posix_fallocate(descriptor, 0, size)  # type: ignore[func-returns-value]
-        if failure:  # PyPy returns what C does, and raises nothing
+        if failure:  # PyPy returns the error number instead of raising
             raise OSError(failure, os.strerror(failure))
         return
     except AttributeError:
@@ -543,7 +482,7 @@ def _remove(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:
-        pass  # somebody was quicker, or the next one tries again
+        pass  # another process was faster, or the next one tries again
 
 
 def _text(problem: OSError) -> str:

@@ -1,10 +1,10 @@
-"""``python -m stress fuzz TARGET``: odd input, for as long as one likes, with a corpus that grows.
+"""``python -m stress fuzz TARGET``: unusual input, for as long as one likes, with a corpus that grows.
 
-Responsible for: starting the fuzzer in a process of its own, its seed, its corpus, what it found. Not responsible for:
-what is tried and what counts as a finding (`targets`), the values of a call (`values`), the fuzzer's loop (`worker`).
+Responsible for: starting the fuzzer in a process of its own, its seed, its corpus, its findings. Not responsible for:
+what is called and what counts as a finding (`targets`), the values of a call (`values`), the fuzzer's loop (`worker`).
 
-The fuzzer is atheris, which is guided by the branches that an input reaches. Where it is not installed hypothesis makes
-the inputs, which sees no branches, and says so.
+The fuzzer is atheris, which is guided by the branches that an input reaches. If it is not installed, hypothesis makes
+the inputs, without any guidance, and the command says so.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-# No module that imports the client: in the worker, which has this package too, it must be imported by atheris.
+# This module must not import the client: the worker imports this package too, and there atheris must do it.
 
-GRACE = 60.0  # seconds beyond the time that it was given, after which the fuzzer is ended
+GRACE = 60.0  # seconds that the fuzzer may run beyond its time before it is killed
 
 
 def fuzz(options: argparse.Namespace) -> int:
-    """Fuzz a target; 1 when something was found, 2 when the fuzzer itself failed."""
+    """Fuzz a target. Returns 1 if there are findings, 2 if the fuzzer itself failed."""
     from ..peers import CHECKOUT
     from .targets import TARGETS
 
@@ -34,17 +34,17 @@ def fuzz(options: argparse.Namespace) -> int:
     findings = corpus.with_name(f"{corpus.name}.findings")
     for directory in (corpus, findings):
         directory.mkdir(parents=True, exist_ok=True)
-    began_with = _count(corpus)
+    initial_inputs = _count(corpus)
     engine = options.engine or ("atheris" if find_spec("atheris") else "hypothesis")
     if engine == "hypothesis" and options.engine is None:
         print(
             "atheris is not installed (pip install -e '.[fuzz]'; there are wheels for Linux): hypothesis makes the "
-            "inputs, and sees no branches",
+            "inputs, without guidance by coverage",
             flush=True,
         )
     if not find_spec(engine):
         raise ValueError(f"{engine} is not installed: pip install -e '.[fuzz]' first")
-    print(f"fuzz {options.target}: {engine}, seed {seed}, {options.seconds:g} s, {began_with:,} inputs in {corpus}")
+    print(f"fuzz {options.target}: {engine}, seed {seed}, {options.seconds:g} s, {initial_inputs:,} inputs in {corpus}")
     command = [sys.executable, "-m", "stress.fuzz.worker", engine, options.target]
     command += [str(seed), str(options.seconds), str(corpus), str(findings)]
     sys.stdout.flush()
@@ -59,9 +59,9 @@ def fuzz(options: argparse.Namespace) -> int:
             process.kill()
             process.wait()
     found = sorted(path for path in findings.iterdir() if path.stat().st_mtime >= started and path.suffix != ".txt")
-    print(f"fuzz {options.target}: {_count(corpus) - began_with:,} inputs more in the corpus, seed {seed}")
+    print(f"fuzz {options.target}: {_count(corpus) - initial_inputs:,} new inputs in the corpus, seed {seed}")
     if code:
-        print(f"the fuzzer ended with {code}: the input it was at is in {findings}, if that was its end")
+        print(f"the fuzzer ended with status {code}; if an input caused that, it is in {findings}")
     for path in found:
         text = path.with_suffix(".txt")
         print(f"found: {path}")

@@ -1,6 +1,7 @@
-"""Bytes to any Python value, hostile ones included: the arguments of a call.
+"""Turns bytes into any Python value, hostile ones included: the arguments of a call.
 
-Responsible for: what a program may hand to `track`, on purpose or by mistake. The same bytes are always the same value.
+Responsible for: what a program may pass to `track`, on purpose or by mistake. The same bytes always give the same
+value.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Callable, Iterator, List, Mapping
 
 
 class Source:
-    """The bytes of an input, one after the other; zeros when there are no more."""
+    """Reads the bytes of an input one after the other; zeros after its end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -37,7 +38,7 @@ class Source:
         return int.from_bytes(self.take(size), "little")
 
     def some(self) -> bytes:
-        """A few bytes, or many."""
+        """Between 0 and 4095 bytes."""
         size = self.byte()
         return self.take(size if size < 250 else self.number(2) % 4096)
 
@@ -50,11 +51,11 @@ class Source:
 
 
 class Hostile(Exception):
-    """What a foreign class raises."""
+    """The exception that the hostile classes raise."""
 
 
 class _Raises:
-    """Raises whatever is asked of it that Python looks up on the type or on the object."""
+    """Raises from every attribute and every special method."""
 
     def __getattr__(self, name: str) -> Any:
         raise Hostile(name)
@@ -88,10 +89,10 @@ class _Raises:
 
 
 class _Local(_Raises):
-    """As a proxy that stands for nothing just now: it cannot even say of which class it is."""
+    """Like an unbound proxy: even its class cannot be determined."""
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]  # `object` has it as a variable that can be set
+    def __class__(self) -> Any:
         raise Hostile("class")
 
 
@@ -136,6 +137,12 @@ class _Id(uuid.UUID):
 class _Zone(datetime.tzinfo):
     def utcoffset(self, moment: Any) -> Any:
         raise Hostile("utcoffset")
+
+    def dst(self, moment: Any) -> Any:
+        raise Hostile("dst")
+
+    def tzname(self, moment: Any) -> Any:
+        raise Hostile("tzname")
 
 
 class _Moment(datetime.datetime):
@@ -183,7 +190,7 @@ class _Data:
 
 
 class _Array:
-    """As numpy's and pandas' values look from outside."""
+    """Looks like a value of numpy or pandas."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -208,7 +215,7 @@ class _Array:
 
 
 def value(source: Source, depth: int = 6) -> Any:
-    """The next value. Lists may hold one object several times, or themselves."""
+    """The next value. A list may contain one object several times, or itself."""
     if source.is_over():
         return None
     kind = source.byte() % (len(_PLAIN) + len(_NESTED))
@@ -224,7 +231,7 @@ def _shared(source: Source, depth: int) -> Any:
     return shared
 
 
-def _in_itself(source: Source, depth: int) -> Any:
+def _recursive(source: Source, depth: int) -> Any:
     own: list[Any] = [value(source, depth)]
     own.append(own)
     return own
@@ -245,7 +252,7 @@ def _dict(source: Source, depth: int) -> Any:
         try:
             made[_hashable(source, depth)] = value(source, depth)
         except Hostile:
-            pass  # two keys that cannot be compared
+            pass  # keys that cannot be compared
     return made
 
 
@@ -274,7 +281,7 @@ _PLAIN: list[Callable[[Source], Any]] = [
     lambda source: None,
     lambda source: bool(source.byte() & 1),
     lambda source: source.number(8) - (1 << 63),
-    lambda source: source.number(1) << (source.number(2)),  # more digits than Python writes
+    lambda source: source.number(1) << (source.number(2)),  # more digits than Python converts to text
     lambda source: struct.unpack("<d", source.take(8))[0],
     lambda source: source.some().decode("utf-8", "surrogateescape"),
     lambda source: (source.some() + b"\0").decode("utf-16-le", "replace"),
@@ -309,7 +316,7 @@ _NESTED: list[Callable[[Source, int], Any]] = [
     _dict,
     _set,
     _shared,
-    _in_itself,
+    _recursive,
     lambda source, depth: tuple(_list(source, depth)),
     lambda source, depth: iter(_list(source, depth)),
     lambda source, depth: frozenset(_set(source, depth)),

@@ -1,7 +1,7 @@
 """The fuzzer's own process: ``python -m stress.fuzz.worker ENGINE TARGET SEED SECONDS CORPUS FINDINGS``.
 
-Responsible for: the loop, the time that one input may take, one file for each kind of finding. A finding ends nothing:
-the others are looked for in the time that is left.
+Responsible for: the loop, the time that one input may take, one file for each kind of finding. A finding does not end
+the run; the remaining time is used to look for others.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ import traceback
 from pathlib import Path
 from typing import Callable
 
-LONGEST = 5.0  # seconds of the processor that one input may take
-STANDSTILL = 120.0  # seconds that it may take in all, on a machine that starves
-EVERY = 10.0  # seconds from one line of progress to the next
+MAX_CPU_TIME = 5.0  # seconds for one input
+MAX_REAL_TIME = 120.0  # seconds for one input, on an overloaded machine too
+PROGRESS_INTERVAL = 10.0  # seconds
 PACKAGE = str(Path(__file__).resolve().parents[2] / "letterapp") + os.sep
-MOST_BYTES = 8192  # of one input
+MAX_BYTES = 8192  # of one input
 
 
 class TooLong(BaseException):
-    """An input has taken longer than it may. No `Exception`, which the client would take for a fault of its own."""
+    """An input took longer than it may. Not an `Exception`, which the client would catch and report."""
 
 
 class Recorder:
-    """Runs inputs, and keeps the first of each kind that fails."""
+    """Runs inputs, and keeps the first input of each kind of finding."""
 
-    def __init__(self, run: Callable[[bytes], object], findings: Path, longest: float = LONGEST) -> None:
+    def __init__(self, run: Callable[[bytes], object], findings: Path, max_cpu_time: float = MAX_CPU_TIME) -> None:
         self._run = run
         self._timers = (
-            (signal.SIGPROF, signal.ITIMER_PROF, longest),
-            (signal.SIGALRM, signal.ITIMER_REAL, STANDSTILL),
+            (signal.SIGPROF, signal.ITIMER_PROF, max_cpu_time),
+            (signal.SIGALRM, signal.ITIMER_REAL, MAX_REAL_TIME),
         )
         self._findings = findings
-        self._started = self._told = time.monotonic()
+        self._started = self._last_progress = time.monotonic()
         self._kinds: set[str] = set()
         self.inputs = 0
 
     def __call__(self, data: bytes) -> None:
         self.inputs += 1
         now = time.monotonic()
-        if now >= self._told + EVERY:
-            self._told = now
-            self.tell()
+        if now >= self._last_progress + PROGRESS_INTERVAL:
+            self._last_progress = now
+            self.print_progress()
         before = [signal.signal(number, self._stop) for number, _, _ in self._timers]
         for _, timer, seconds in self._timers:
             signal.setitimer(timer, seconds)
@@ -58,16 +58,16 @@ class Recorder:
                 signal.setitimer(timer, 0)
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def tell(self) -> None:
+    def print_progress(self) -> None:
         seconds = time.monotonic() - self._started
-        said = f"{self.inputs:,} inputs in {seconds:.0f} s, {len(self._kinds):,} kinds of findings"
-        print(f"[{seconds:5.0f} s] {said}", flush=True)
+        progress = f"{self.inputs:,} inputs in {seconds:.0f} s, {len(self._kinds):,} kinds of findings"
+        print(f"[{seconds:5.0f} s] {progress}", flush=True)
 
     def _keep(self, data: bytes, finding: BaseException) -> None:
         trace = [frame for frame in traceback.extract_tb(finding.__traceback__) if frame.name != "expect"]
         frames = [f"{frame.filename}:{frame.lineno}" for frame in trace]
         ours = [frame for frame in frames if frame.startswith(PACKAGE)] or frames
-        where = "" if isinstance(finding, TooLong) else ours[-1]  # where it was just then says nothing
+        where = "" if isinstance(finding, TooLong) else ours[-1]  # where it was interrupted is arbitrary
         kind = hashlib.sha256(f"{type(finding).__name__} {where}".encode()).hexdigest()[:16]
         if kind in self._kinds:
             return
@@ -79,7 +79,7 @@ class Recorder:
 
     @staticmethod
     def _stop(number: int, _: object) -> None:
-        raise TooLong("of the processor's time" if number == signal.SIGPROF else f"stands still for {STANDSTILL:g} s")
+        raise TooLong("too much CPU time" if number == signal.SIGPROF else f"no result within {MAX_REAL_TIME:g} s")
 
 
 def main() -> None:
@@ -89,22 +89,22 @@ def main() -> None:
 
 
 def _atheris(target: str, seed: int, seconds: float, corpus: Path, findings: Path) -> None:
-    import atheris  # type: ignore[import-not-found, unused-ignore]
+    import atheris
 
     with atheris.instrument_imports(include=["letterapp", "stress.fuzz"]):
         from stress.fuzz.targets import SEEDS, TARGETS
 
-        _sow(SEEDS[target], corpus)
+        _add_seeds(SEEDS[target], corpus)
         with TARGETS[target]() as run:
             record = Recorder(run, findings)
-            arguments = [f"-seed={seed}", f"-max_total_time={int(seconds)}", f"-max_len={MOST_BYTES}", "-timeout=0"]
+            arguments = [f"-seed={seed}", f"-max_total_time={int(seconds)}", f"-max_len={MAX_BYTES}", "-timeout=0"]
             arguments.append("-len_control=20")
             arguments += [f"-artifact_prefix={findings}{os.sep}", "-print_final_stats=1", "-rss_limit_mb=2048"]
             atheris.Setup([sys.argv[0], *arguments, str(corpus)], record)
-            atheris.Fuzz()  # ends the process
+            atheris.Fuzz()  # does not return: it ends the process
 
 
-def _sow(seeds: list[bytes], corpus: Path) -> None:
+def _add_seeds(seeds: list[bytes], corpus: Path) -> None:
     for data in seeds:
         (corpus / hashlib.sha1(data).hexdigest()).write_bytes(data)  # as libFuzzer names them
 
@@ -117,17 +117,17 @@ def _hypothesis(target: str, seed: int, seconds: float, corpus: Path, findings: 
 
     from stress.fuzz.targets import SEEDS, TARGETS
 
-    _sow(SEEDS[target], corpus)
+    _add_seeds(SEEDS[target], corpus)
     end = time.monotonic() + seconds
     with TARGETS[target]() as run:
         record = Recorder(run, findings)
         for path in sorted(corpus.iterdir()):
             record(path.read_bytes())
         choose = random.Random(seed)
-        turn = 0
+        round_number = 0
         while time.monotonic() < end:
 
-            @with_seed(seed + turn)
+            @with_seed(seed + round_number)
             @settings(
                 max_examples=500,
                 deadline=None,
@@ -135,16 +135,16 @@ def _hypothesis(target: str, seed: int, seconds: float, corpus: Path, findings: 
                 phases=[Phase.generate],
                 suppress_health_check=[*HealthCheck],
             )
-            @given(strategies.binary(max_size=MOST_BYTES))
-            def play(data: bytes) -> None:
+            @given(strategies.binary(max_size=MAX_BYTES))
+            def try_input(data: bytes) -> None:
                 if time.monotonic() < end:
                     record(data)
-                    if choose.random() < 0.001:  # nothing says which ones reach something new
+                    if choose.random() < 0.001:  # there is no information on which inputs reach new code
                         (corpus / hashlib.sha1(data).hexdigest()).write_bytes(data)
 
-            play()
-            turn += 1
-        record.tell()
+            try_input()
+            round_number += 1
+        record.print_progress()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The application of every web server: it tracks while it is imported, and in each request; it answers who it is.
+"""The application of every web server: it tracks when it is imported and in each request, and responds with its pid.
 
-Runs in the client's interpreter; standard library only. Lives here: WSGI as `app`; ASGI as `asgi`, and with a
-lifespan as `closing`. Never here: what a server is.
+Runs in the client's interpreter; standard library only. Responsible for: a WSGI application, `app`, and two ASGI
+applications, `asgi` and, with a lifespan, `closing`. Not responsible for: the server.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 import os
 from typing import Any, Callable
 
-import desk
+import tracker
 
-AT_IMPORT, A_REQUEST = 5, 3  # events
+AT_IMPORT, PER_REQUEST = 5, 3  # events
 
-desk.track(AT_IMPORT)
+tracker.track(AT_IMPORT)
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    desk.track(A_REQUEST)
+    tracker.track(PER_REQUEST)
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"%d" % os.getpid()]
 
 
 async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] != "http":
-        raise ValueError("no lifespan here")  # how an ASGI application says so
-    desk.track(A_REQUEST)
+        raise ValueError("lifespan is not supported")  # the way to say so in ASGI
+    tracker.track(PER_REQUEST)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"%d" % os.getpid()})
 
@@ -37,5 +37,5 @@ async def closing(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await receive()
     await send({"type": "lifespan.startup.complete"})
     await receive()
-    desk.close()
+    tracker.close()
     await send({"type": "lifespan.shutdown.complete"})

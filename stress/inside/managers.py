@@ -1,9 +1,9 @@
-"""The one `SenderManager` of a family of processes: started by the first process that asks, found by all others.
+"""The one `SenderManager` of a family of processes: the first process that needs it starts it, all others find it.
 
-Forked processes inherit it, and spawned ones find it by an environment variable that holds its address and its authkey.
+Forked processes inherit it, and spawned ones find it through an environment variable with its address and authkey.
 
 Runs in the client's interpreter; imports nothing but the client. Responsible for: which manager a process uses. Not
-responsible for: the client that gets its queue (`users.py`).
+responsible for: the client that uses its queue (`default_clients.py`).
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Any
 
 VARIABLE = "STRESS_MANAGER"
 
-_manager: Any = None  # referred to for the life of the process, whose end ends the manager's process
+_manager: Any = None  # kept for the life of the process, because the manager's process ends with its last reference
 _starter = 0  # the process that started it
 
 
 def shared(url: str, address: str = "", authkey: str = "", **options: Any) -> Any:
-    """The family's manager. ``address``: that of one which is kept for it, else the first process starts one.
+    """The family's manager: the one at ``address``, or if that is empty, one that the first process starts.
 
-    ``authkey``, in hex: the one that it has or gets. ``options`` are those of a `SenderManager` that is started.
+    ``authkey`` is its key, in hex. ``options`` are those of the `SenderManager` that is started.
     """
     global _manager
     if _manager is None:
-        kept = _connected(url, address, authkey) if address else _inherited(url)
-        _manager = kept or _started(url, authkey, options)
+        existing = _connected(url, address, authkey) if address else _inherited(url)
+        _manager = existing or _started(url, authkey, options)
     return _manager
 
 
 def shut_down() -> None:
-    """Shut down what this process has started. Without effect in others, which do not end it for the first one."""
+    """Shut the manager down if this process has started it; no effect in any other process."""
     global _manager
     if _manager is not None and _starter == os.getpid():
         _manager.shutdown()
@@ -52,17 +52,17 @@ def _started(url: str, authkey: str, options: dict[str, Any]) -> Any:
 
 
 def _inherited(url: str) -> Any:
-    """The one that an ancestor has started, if it can be reached; None else.
+    """The manager that an ancestor has started; None if there is none, or if it has ended.
 
-    A process that replaced itself by `exec`, as uWSGI's master does at a reload, has closed what kept its own going.
+    It has ended if its starter replaced itself with `exec`, as uWSGI's master does at a reload: that closed its lease.
     """
     from letterapp.errors import LetterError
 
-    told = json.loads(os.environ.get(VARIABLE, "null"))
-    if told is None or told["starter"] == os.getpid():
+    found = json.loads(os.environ.get(VARIABLE, "null"))
+    if found is None or found["starter"] == os.getpid():
         return None
     try:
-        return _connected(url, told["address"], told["authkey"])
+        return _connected(url, found["address"], found["authkey"])
     except LetterError:
         return None
 

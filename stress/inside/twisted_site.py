@@ -1,7 +1,7 @@
-"""The site of ``twistd web``: it tracks while it is imported, and in each request, on the reactor's thread.
+"""The site of ``twistd web``: it tracks when it is imported, and in each request, on the reactor's thread.
 
-A resource rather than a WSGI application: when such a server is stopped at work, the pool's thread may wait for the
-reactor and the reactor's end for the pool, for ever (Twisted 26.10, seen without any client).
+A resource instead of a WSGI application: if such a server is stopped under load, the thread pool and the reactor may
+wait for each other for ever (Twisted 26.10, with any application).
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import desk
+import tracker
 from twisted.web.resource import Resource
 
-AT_IMPORT, A_REQUEST = 5, 3  # events
+AT_IMPORT, PER_REQUEST = 5, 3  # events
 
-desk.track(AT_IMPORT)
+tracker.track(AT_IMPORT)
 
 
-class Site(Resource):  # type: ignore[misc]
+class Site(Resource):
     isLeaf = True
 
     def render_GET(self, request: Any) -> bytes:
-        desk.track(A_REQUEST)
+        tracker.track(PER_REQUEST)
         return b"%d" % os.getpid()

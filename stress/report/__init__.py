@@ -1,7 +1,7 @@
-"""What a run found, for people, for a page and for machines.
+"""Reports of a run's results, for people and for programs.
 
-Lives here: what the commands call, and which files a report reads and writes. Never here: what stands in the files
-(`results.py`), in the tables (`tables.py`), on the page (`page.py`), in the pictures (`pictures.py`).
+Responsible for: what the commands call, and which files a report reads and writes. Not responsible for: the contents
+of the files (`results.py`), the tables (`tables.py`), the page (`html_report.py`) and the charts (`charts.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def as_json(result: Result) -> str:
 
 
 def from_options(options: argparse.Namespace) -> int:
-    """The command: without files those that the last runs left in the cache, without a target a page."""
+    """The command. The default input is the results of the last runs in the cache, the default output a page."""
     kept = options.cache / "results"
     paths = options.files or [path for path in (kept / "ledger.json", kept / "bench.json") if path.exists()]
     html = options.html
@@ -41,21 +41,21 @@ def from_options(options: argparse.Namespace) -> int:
 
 
 def report(paths: list[Path], html: Path | None, markdown: Path | None, picture: Path | None, console: Console) -> int:
-    """Write what the files of results say. Returns the exit status. Raises ValueError, saying which file is no such."""
+    """Write a report of result files. Returns the exit status. Raises ValueError, with the name of an invalid file."""
     if not paths:
-        raise ValueError("no file of results: bench --json and all --json write them")
+        raise ValueError("no result files: run `bench` or `all` first")
     bench, ledger = results.read(paths, lambda note: console.print(note, highlight=False, markup=False))
     written = []
     if html:
-        from .page import page
+        from .html_report import html_report
 
-        written.append((html, page(bench, ledger)))
+        written.append((html, html_report(bench, ledger)))
     if markdown:
         written.append((markdown, _markdown(bench, ledger)))
     if picture:
-        from .poster import poster  # matplotlib takes a second to import
+        from .overview import overview  # matplotlib takes a second to import
 
-        written.append((picture, poster(bench, ledger)))
+        written.append((picture, overview(bench, ledger)))
     for path, text in written:
         path.write_text(text, encoding="utf-8")
         console.print(f"wrote {path}", highlight=False, markup=False)
@@ -65,7 +65,7 @@ def report(paths: list[Path], html: Path | None, markdown: Path | None, picture:
 
 
 def _bench(result: Result) -> Bench:
-    """What is shown at once is what a report will read from the file."""
+    """Show the same as a report that reads the file later."""
     return results.bench(results.bench_content(result))
 
 
@@ -79,11 +79,11 @@ def _show(bench: Bench | None, ledger: Ledger | None, console: Console) -> None:
 def _markdown(bench: Bench | None, ledger: Ledger | None) -> str:
     parts = []
     if ledger:
-        parts += ["## What arrives", _made(ledger.origin), tables.ledger_markdown(ledger)]
+        parts += ["## What arrives", _command_block(ledger.origin), tables.ledger_markdown(ledger)]
     if bench:
-        parts += ["## What it costs", _made(bench.origin), tables.bench_markdown(bench)]
+        parts += ["## What it costs", _command_block(bench.origin), tables.bench_markdown(bench)]
     return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
 
 
-def _made(origin: Origin) -> str:
+def _command_block(origin: Origin) -> str:
     return f"```\n{origin.command}\n```" if origin.command else ""

@@ -1,7 +1,7 @@
-"""What the pictures are drawn on: colours, letters, and SVG text that is the same for the same figures.
+"""What all charts share: colours, fonts, and SVG text that is identical for identical figures.
 
-Lives here: matplotlib's settings, the canvas that counts in pixels, the cleaning of what matplotlib writes. Never here:
-figures.
+Responsible for: matplotlib's settings, a canvas with pixel coordinates, reducing what matplotlib writes. Not
+responsible for: figures.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from matplotlib.textpath import text_to_path
 
 from ..peers import FLOOR, SELF
 
-# No two are the same: the page replaces each by a variable, which is another colour in the dark. Each can be read on
-# white as text, and the clients' differ in lightness too.
+# All different, because the page replaces each by a CSS variable, whose value is another one in dark mode. Each is
+# readable as text on white, and those of the clients differ in lightness as well.
 COLOURS = {
     "ink": "#1f2328",
     "muted": "#59636e",
@@ -44,12 +44,11 @@ COLOURS = {
     "none": "#57606c",
     "none-paper": "#f6f8fb",
 }
-POSTER = "poster"
+OVERVIEW = "overview"
 _OWN_COLOURS = {SELF: "own", "posthog": "third", "segment": "fourth", "rudder": "fifth", FLOOR: "floor"}
 MARKERS = {"own": "o", "second": "s", "third": "^", "fourth": "D", "fifth": "v", "floor": "x"}
 
-# A unit is a pixel of a page that shows the picture at its own size. DejaVu comes with matplotlib, so that the
-# positions are the same on each machine.
+# A unit is a CSS pixel. DejaVu Sans is part of matplotlib, so that positions are the same on every machine.
 _SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 12,
@@ -62,13 +61,13 @@ _SETTINGS: Any = {
     "ytick.labelcolor": COLOURS["ink"],
     "axes.facecolor": "none",
     "path.simplify": False,
-    "text.parse_math": False,  # a `$` is one
+    "text.parse_math": False,  # so that `$` is an ordinary character
 }
-styled = matplotlib.rc_context(_SETTINGS)  # some settings are read when a thing is made, some when it is written
+styled = matplotlib.rc_context(_SETTINGS)  # some settings are read when an object is created, some when it is written
 
 
 def colours(columns: list[str]) -> dict[str, str]:
-    """A name of `COLOURS` for each column: a client has the same in all pictures."""
+    """A name of `COLOURS` for each column: a client has the same colour in all charts."""
     free = [name for name in MARKERS if name not in _OWN_COLOURS.values() or name == "second"]
     others = [name for name in MARKERS if name not in ("own", "floor", "second")]
     found: dict[str, str] = {}
@@ -82,14 +81,14 @@ def colours(columns: list[str]) -> dict[str, str]:
 
 
 class Canvas:
-    """A picture of so many pixels, the origin at its top left."""
+    """A picture of the given size in pixels, with its origin at the top left."""
 
     def __init__(self, width: float, height: float, name: str) -> None:
         self.width, self.height = width, height
         self._name = name
-        self._alone = name == POSTER
+        self._is_standalone = name == OVERVIEW
         self._figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        self._figure.patch.set_visible(self._alone)
+        self._figure.patch.set_visible(self._is_standalone)
         self._figure.patch.set_facecolor(COLOURS["paper"])
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
@@ -99,7 +98,7 @@ class Canvas:
         return axes
 
     def sheet(self, top: float, height: float) -> Axes:
-        """Axes over the whole width that count pixels from ``top``."""
+        """Axes over the whole width with pixel coordinates, from ``top`` on."""
         axes = self.axes(0, top, self.width, height)
         axes.set_xlim(0, self.width)
         axes.set_ylim(height, 0)
@@ -113,21 +112,21 @@ class Canvas:
             canvas: Any = FigureCanvasSVG(self._figure)
             canvas.print_svg(written, metadata=nothing)
         svg = _cleaned(written.getvalue(), self._name, self.width, self.height)
-        return _compact(svg) if self._alone else svg
+        return _compact(svg) if self._is_standalone else svg
 
 
-def text_width(text: str, size: float, weight: str = "normal", style: str = "normal") -> float:
-    """Pixels of one line in DejaVu Sans."""
+def text_width(text: str, size: float, weight: str = "normal", style: Any = "normal") -> float:
+    """The width in pixels of one line in DejaVu Sans."""
     font = FontProperties(family="DejaVu Sans", weight=weight, style=style)
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, False)
     return float(width) * size / float(font.get_size_in_points())
 
 
 def _compact(svg: str) -> str:
-    """The same picture in fewer bytes, for a file that is read alone.
+    """The same picture in fewer bytes, for a standalone file.
 
-    Every text states its width, so that a reader's font, which may be wider, takes no more room than DejaVu Sans.
-    Outlines of the letters would do the same, in ten times the bytes.
+    Every text states its width, so that a reader's font, which may be wider, takes no more space than DejaVu Sans.
+    Text as outlines would have the same effect, with ten times the bytes.
     """
 
     def sized(match: re.Match[str]) -> str:
@@ -156,10 +155,10 @@ _FONTS = "'DejaVu Sans', Verdana, sans-serif"
 
 
 def _cleaned(svg: str, name: str, width: float, height: float) -> str:
-    """Smaller, and with no id that another picture of the same page has."""
+    """Smaller, and without ids that another picture on the same page has."""
     svg = svg[svg.index("<svg") :]
     used = dict.fromkeys(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
-    short = {long: f"{name[:1]}{place}" if name == POSTER else f"{name}-{place}" for place, long in enumerate(used)}
+    short = {long: f"{name[:1]}{place}" if name == OVERVIEW else f"{name}-{place}" for place, long in enumerate(used)}
     svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{short[match[1]]}"' if match[1] in used else "", svg)
     svg = re.sub(r'(url\(#|href="#)([^)"]+)', lambda match: match[1] + short[match[2]], svg)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -171,5 +170,5 @@ def _cleaned(svg: str, name: str, width: float, height: float) -> str:
 
 
 def _rounded(length: float) -> str:
-    """To hundredths of a pixel; what is less than one may be a scale of many."""
+    """Hundredths of a pixel. A number below 1 may be a scale factor, and keeps four significant digits."""
     return f"{length:.4g}" if length < 1 else f"{length:.2f}".rstrip("0").rstrip(".")

@@ -1,7 +1,7 @@
-"""The files of results: what a run leaves for a report, and for a later one.
+"""The result files, which a run writes and a report reads.
 
-Lives here: what stands in a file of each kind, the writing of a bench's, the reading and checking of both. A reader
-takes what it knows, so that a file of a newer version can still be shown. Never here: how a figure is put into words.
+Responsible for: the contents of each kind of file, writing those of `bench`, reading and checking both. Unknown fields
+are ignored, so that a file of a newer version can still be shown. Not responsible for: the format of a figure.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, Callable, NamedTuple
 import psutil
 
 from ..ledger import FAULTS
+from ..metrics import CURVES, METRICS, CurveSamples, Samples, Spread, check_limits
 from ..peers import Peer
-from ..rows import CURVES, ROWS, CurveSamples, Samples, Spread, findings
 
 COUNTS = ("calls", "delivered", "told", *FAULTS)
 RESOURCES = (
@@ -37,13 +37,13 @@ VERDICTS = ("balances", "told", "red", "failed")
 
 
 class Result(NamedTuple):
-    """What a bench found, before it is written."""
+    """The results of `bench`, before they are written."""
 
     columns: list[Peer]
     samples: Samples
-    failures: dict[str, dict[str, str]]  # measure, column
+    failures: dict[str, dict[str, str]]  # by measure and column
     event_sizes: dict[str, float]
-    sink_speed: float | None  # events a second
+    server_rate: float | None  # events per second
     rounds: int
     python: str
     curves: CurveSamples = {}  # noqa: RUF012  # read only
@@ -51,17 +51,17 @@ class Result(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where, when, of what and by which command the figures of a file were made."""
+    """Where, when, with which versions and by which command the figures of a file were made."""
 
     command: str
     date: datetime
     machine: str
     python: str
-    versions: dict[str, str]  # column
+    versions: dict[str, str]  # by column
 
 
-class Held(NamedTuple):
-    """A limit, as it was held against the figures when they were taken."""
+class LimitResult(NamedTuple):
+    """A limit, and the verdict on it when the figures were taken."""
 
     row: str
     limit: str
@@ -74,19 +74,19 @@ class CurveLines(NamedTuple):
     measure: str
     x_title: str
     y_title: str
-    samples: dict[str, dict[int, list[float | None]]]  # column, x, round
+    samples: dict[str, dict[int, list[float | None]]]  # by column, x and round
 
 
 class Bench(NamedTuple):
     origin: Origin
     rounds: int
-    sink_speed: float | None
+    server_rate: float | None
     event_sizes: dict[str, float]
-    titles: dict[str, str]  # row
-    measures: dict[str, str]  # row
+    titles: dict[str, str]  # by metric
+    measures: dict[str, str]  # by metric
     samples: Samples
-    held: list[Held]
-    failures: dict[str, dict[str, str]]  # measure, column
+    limits: list[LimitResult]
+    failures: dict[str, dict[str, str]]  # by measure and column
     curves: dict[str, CurveLines]
     notes: list[str]
 
@@ -100,7 +100,7 @@ class Entry(NamedTuple):
 
     scenario: str
     column: str
-    figures: dict[str, float | None]  # by the names of COUNTS and RESOURCES; None where nobody counted
+    figures: dict[str, float | None]  # by the names of COUNTS and RESOURCES; None if not counted
     failure: str | None  # why it could not run
     notes: list[str]
     verdict: str
@@ -111,8 +111,8 @@ class Ledger(NamedTuple):
     seed: int | None
     seconds: float | None
     columns: list[str]
-    scenarios: dict[str, str]  # name, what happens in it; in the order of showing
-    entries: dict[tuple[str, str], Entry]  # scenario, column
+    scenarios: dict[str, str]  # by name: what happens in it; in the order of the tables
+    entries: dict[tuple[str, str], Entry]  # by scenario and column
 
     def of(self, column: str) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.column == column]
@@ -122,15 +122,15 @@ class Ledger(NamedTuple):
 
 
 def bench_content(result: Result) -> dict[str, Any]:
-    """The content of a bench's file; `bench` reads it back."""
-    held = [
+    """The contents of a file of `bench`; the function `bench` reads them."""
+    limits = [
         {
-            "row": finding.row.key,
-            "limit": str(finding.limit),
-            "value": finding.value and finding.value._asdict(),
-            "verdict": finding.verdict,
+            "row": check.metric.key,
+            "limit": str(check.limit),
+            "value": check.value and check.value._asdict(),
+            "verdict": check.verdict,
         }
-        for finding in findings(result.samples)
+        for check in check_limits(result.samples)
     ]
     return {
         "kind": "bench",
@@ -140,12 +140,12 @@ def bench_content(result: Result) -> dict[str, Any]:
         "python": result.python,
         "versions": {peer.column: peer.version for peer in result.columns},
         "rounds": result.rounds,
-        "sink_events_per_second": result.sink_speed,
+        "sink_events_per_second": result.server_rate,
         "event_bytes": result.event_sizes,
-        "titles": {row.key: row.title for row in ROWS},
-        "measures": {row.key: row.measure for row in ROWS},
+        "titles": {row.key: row.title for row in METRICS},
+        "measures": {row.key: row.measure for row in METRICS},
         "samples": result.samples,
-        "limits": held,
+        "limits": limits,
         "failures": result.failures,
         "curves": {
             curve.key: {
@@ -166,14 +166,14 @@ def bench_content(result: Result) -> dict[str, Any]:
 
 
 def keep(text: str, kind: str, options: argparse.Namespace) -> None:
-    """Write a run's results where they are wanted, and where `report` looks when it is given no file."""
+    """Write the results of a run to ``--json``, and to the cache, where `report` looks by default."""
     for path in filter(None, (options.json, options.cache / "results" / f"{kind}.json")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
 def command() -> str:
-    """The command line that runs now, as one would type it."""
+    """The current command line, as typed in a shell."""
     return " ".join(["python -m stress", *map(shlex.quote, sys.argv[1:])])
 
 
@@ -190,7 +190,7 @@ def machine() -> str:
 
 
 def read(paths: list[Path], tell: Callable[[str], None]) -> tuple[Bench | None, Ledger | None]:
-    """The newest of each kind; ``tell`` hears which files were left out. Raises ValueError for a file that is none."""
+    """The newest of each kind; ``tell`` is called about ignored files. Raises ValueError for an invalid file."""
     newest: dict[type, tuple[Path, Bench | Ledger]] = {}
     for path in paths:
         found = _read_one(path)
@@ -200,7 +200,7 @@ def read(paths: list[Path], tell: Callable[[str], None]) -> tuple[Bench | None, 
             continue
         old, new = sorted([other, (path, found)], key=lambda pair: pair[1].origin.date)
         newest[type(found)] = new
-        tell(f"{old[0]} is left out: {new[0]} is newer ({new[1].origin.date:%Y-%m-%d %H:%M})")
+        tell(f"{old[0]} is ignored: {new[0]} is newer ({new[1].origin.date:%Y-%m-%d %H:%M})")
     kept = {kind: found for kind, (_, found) in newest.items()}
     bench_found, ledger_found = kept.get(Bench), kept.get(Ledger)
     assert not isinstance(bench_found, Ledger) and not isinstance(ledger_found, Bench)
@@ -222,12 +222,12 @@ def _read_one(path: Path) -> Bench | Ledger:
             return ledger(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    raise ValueError(f"{path}: not a file of results: its kind is {kind!r}, neither 'bench' nor 'ledger'")
+    raise ValueError(f"{path}: not a result file: its kind is {kind!r}, neither 'bench' nor 'ledger'")
 
 
 def bench(data: dict[str, Any]) -> Bench:
-    """Check the content of a bench's file. Raises ValueError, saying which field is wrong."""
-    known = {row.key: row.measure for row in ROWS}
+    """Check the contents of a file of `bench`. Raises ValueError, with the name of an invalid field."""
+    known = {row.key: row.measure for row in METRICS}
     failures: dict[str, Any] = _field(data, "failures", dict, {})
     limits: list[Any] = _field(data, "limits", list, [])
     curves: dict[str, Any] = _field(data, "curves", dict, {})
@@ -239,7 +239,7 @@ def bench(data: dict[str, Any]) -> Bench:
         _mapping(data, "titles", str, {}),
         {**known, **_mapping(data, "measures", str, {})},
         _samples(_field(data, "samples", dict), "samples"),
-        [_held(line, f"limits[{number}]") for number, line in enumerate(limits)],
+        [_limit(line, f"limits[{number}]") for number, line in enumerate(limits)],
         {measure: _mapping(failures, measure, str) for measure in failures},
         {key: _curve(key, curve) for key, curve in curves.items()},
         [str(note) for note in _field(data, "notes", list, [])],
@@ -247,7 +247,7 @@ def bench(data: dict[str, Any]) -> Bench:
 
 
 def ledger(data: dict[str, Any]) -> Ledger:
-    """Check the content of a ledger's file. Raises ValueError, saying which field is wrong."""
+    """Check the contents of a ledger's file. Raises ValueError, with the name of an invalid field."""
     columns: list[str] = _field(data, "columns", list)
     scenarios = _mapping(data, "scenarios", str)
     entries: list[Any] = _field(data, "entries", list)
@@ -268,14 +268,14 @@ def ledger(data: dict[str, Any]) -> Ledger:
 def _origin(data: dict[str, Any]) -> Origin:
     written: str = _field(data, "date", str)
     try:
-        date = datetime.fromisoformat(written.replace("Z", "+00:00"))  # 3.8 knows no Z
+        date = datetime.fromisoformat(written.replace("Z", "+00:00"))  # Python before 3.11 does not accept Z
     except ValueError:
         raise ValueError(f"'date' is {written!r}, not an ISO date") from None
     date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
     return Origin(
         _field(data, "command", str, ""),
         date.astimezone(timezone.utc),
-        _field(data, "machine", str, "an unnamed machine"),
+        _field(data, "machine", str, "unknown machine"),
         _field(data, "python", str, "?"),
         _mapping(data, "versions", str, {}),
     )
@@ -284,7 +284,7 @@ def _origin(data: dict[str, Any]) -> Origin:
 def entry(line: Any, where: str = "entry") -> Entry:
     """Check one of a ledger's entries. Raises ValueError as `ledger` does."""
     if not isinstance(line, dict):
-        raise ValueError(f"{where} is no object")
+        raise ValueError(f"{where} is not an object")
     figures = {key: _field(line, key, float, None, where) for key in (*COUNTS, *RESOURCES)}
     failure = _field(line, "failure", str, None, where)
     verdict = _field(line, "verdict", str, "", where)
@@ -306,11 +306,11 @@ def _verdict(figures: dict[str, float | None], failure: str | None) -> str:
     return "told" if figures["told"] else "balances"
 
 
-def _held(line: Any, where: str) -> Held:
+def _limit(line: Any, where: str) -> LimitResult:
     if not isinstance(line, dict):
-        raise ValueError(f"{where} is no object")
+        raise ValueError(f"{where} is not an object")
     value: dict[str, float] | None = _field(line, "value", dict, None, where)
-    return Held(
+    return LimitResult(
         _field(line, "row", str, where=where),
         _field(line, "limit", str, where=where),
         Spread(*(_field(value, end, float, where=where) for end in Spread._fields)) if value else None,
@@ -321,14 +321,14 @@ def _held(line: Any, where: str) -> Held:
 def _curve(key: str, curve: Any) -> CurveLines:
     where = f"curves[{key!r}]"
     if not isinstance(curve, dict):
-        raise ValueError(f"{where} is no object")
+        raise ValueError(f"{where} is not an object")
     try:
         samples = {
             column: {int(x): _values(values, where) for x, values in points.items()}
             for column, points in _field(curve, "samples", dict, where=where).items()
         }
     except (AttributeError, ValueError) as error:
-        raise ValueError(f"{where}: its samples are not column, number, values: {error}") from None
+        raise ValueError(f"{where}: its samples are not lists of numbers by column and x: {error}") from None
     measure = next((known.measure for known in CURVES if known.key == key), key)
     return CurveLines(
         _field(curve, "title", str, key, where),
@@ -343,7 +343,7 @@ def _samples(samples: dict[str, Any], where: str) -> Samples:
     checked: Samples = {}
     for row, columns in samples.items():
         if not isinstance(columns, dict):
-            raise ValueError(f"{where}[{row!r}] is no object")
+            raise ValueError(f"{where}[{row!r}] is not an object")
         checked[row] = {column: _values(values, f"{where}[{row!r}]") for column, values in columns.items()}
     return checked
 
@@ -358,7 +358,7 @@ _REQUIRED: Any = object()
 
 
 def _field(data: dict[str, Any], key: str, kind: type, default: Any = _REQUIRED, where: str = "") -> Any:
-    """``data[key]``, which is a ``kind``; ``default`` where it is missing or null."""
+    """``data[key]``, which must be a ``kind``; ``default`` if it is missing or null."""
     prefix = f"{where}: " if where else ""
     value = data.get(key)
     if value is None:
@@ -372,7 +372,7 @@ def _field(data: dict[str, Any], key: str, kind: type, default: Any = _REQUIRED,
 
 
 def _mapping(data: dict[str, Any], key: str, kind: type, default: Any = _REQUIRED) -> dict[str, Any]:
-    """``data[key]``, each of whose values is a ``kind``."""
+    """``data[key]``, an object whose values must each be a ``kind``."""
     values: dict[str, Any] = _field(data, key, dict, default)
     for name in values:
         _field(values, name, kind, where=repr(key))

@@ -1,6 +1,7 @@
-"""The tables, on the terminal and in Markdown: a bench's figures, limits and curves, a ledger's grid.
+"""The tables, in the terminal and in Markdown: figures, limits and curves of `bench`, the grid of a ledger.
 
-Lives here: header and lines of each table, once for both ways of showing. Never here: how a figure reads (`words.py`).
+Responsible for: the header and the lines of each table, the same in both formats. Not responsible for: the format of a
+figure (`formatting.py`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from ..metrics import spread
 from ..peers import SELF
-from ..rows import spread
 from . import results
-from .results import Bench, CurveLines, Held, Ledger
-from .words import MARKS, MEANINGS, bench_notes, cell, ledger_notes, spread_text, total
+from .formatting import MARKS, MEANINGS, bench_notes, cell, ledger_notes, spread_text, total
+from .results import Bench, CurveLines, Ledger, LimitResult
 
 STYLES = {"balances": "green", "told": "yellow", "red": "red", "failed": "dim", "none": "dim"}
 
@@ -24,14 +25,14 @@ Rows = List[Tuple[str, ...]]
 
 
 class Lines(NamedTuple):
-    """A table: cells are plain text, whatever they are shown with."""
+    """A table whose cells are plain text, in either format."""
 
     title: str
     header: tuple[str, ...]
     rows: Rows
 
 
-# ---- On the terminal
+# ---- In the terminal
 
 
 def show_bench(console: Console, bench: Bench) -> None:
@@ -44,7 +45,7 @@ def show_bench(console: Console, bench: Bench) -> None:
 
 
 def show_ledger(console: Console, data: dict[str, Any] | Ledger) -> None:
-    """Print scenarios by clients; ``data`` is the content of a ledger's file, read or still to be written."""
+    """Print scenarios by clients; ``data`` is the contents of a ledger's file, or a `Ledger`."""
     ledger = data if isinstance(data, Ledger) else results.ledger(data)
     table = Table(*_columns(("scenario", *ledger.columns)), title="Ledger", title_justify="left")
     for scenario, what in ledger.scenarios.items():
@@ -52,13 +53,13 @@ def show_ledger(console: Console, data: dict[str, Any] | Ledger) -> None:
         texts = [Text(one.text, style=STYLES[one.verdict]) for one in cells]
         table.add_row(Text.assemble(scenario, "\n", (what, "dim")), *texts)
     table.add_section()
-    table.add_row("in all", *("\n".join(total(ledger, column).words) for column in ledger.columns))
+    table.add_row("total", *("\n".join(total(ledger, column).parts) for column in ledger.columns))
     console.print(table)
     _show_notes(console, [legend(), *ledger_notes(ledger)])
 
 
 def ledger_line(data: dict[str, Any]) -> Text:
-    """One entry of a ledger's file, for a run that tells how it goes on."""
+    """One entry of a ledger's file, as a line of progress."""
     entry = results.entry(data)
     found = cell(entry)
     seconds = entry.figures["seconds"]
@@ -71,7 +72,7 @@ def ledger_line(data: dict[str, Any]) -> Text:
 
 
 def _columns(header: tuple[str, ...]) -> Iterator[Column]:
-    return (Column(header=Text(title)) for title in header)  # as `Text`, so that no `[` in it is markup
+    return (Column(header=Text(title)) for title in header)  # as `Text`, so that a `[` in it is not markup
 
 
 def _show_notes(console: Console, notes: Iterator[str] | list[str]) -> None:
@@ -106,11 +107,11 @@ def _list(notes: Iterator[str] | list[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Nobody's message ends a cell or opens a tag."""
+    """Escape what would end a cell or open a tag."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-# ---- What stands in them
+# ---- Their contents
 
 
 def legend() -> str:
@@ -122,12 +123,12 @@ def grid_lines(ledger: Ledger) -> Lines:
     for scenario, what in ledger.scenarios.items():
         cells = (cell(ledger.entries.get((scenario, column))).text for column in ledger.columns)
         rows.append((f"{scenario}: {what}" if what else scenario, *cells))
-    rows.append(("in all", *("; ".join(total(ledger, column).words) for column in ledger.columns)))
+    rows.append(("total", *("; ".join(total(ledger, column).parts) for column in ledger.columns)))
     return Lines("Ledger", ("scenario", *ledger.columns), rows)
 
 
 def bench_lines(bench: Bench) -> list[Lines]:
-    """The figures, the limits, then one table a curve."""
+    """The figures, the limits, then one table for each curve."""
     return [_figures(bench), limit_lines(bench), *(curve_lines(bench, curve) for curve in bench.curves.values())]
 
 
@@ -136,7 +137,7 @@ def _figures(bench: Bench) -> Lines:
     for key, title in bench.titles.items():
         if key in bench.samples:
             rows.append((title, *(_figure(bench, key, column) for column in bench.columns)))
-    return Lines("Figures", ("median (least to most)", *bench.columns), rows)
+    return Lines("Figures", ("median (minimum to maximum)", *bench.columns), rows)
 
 
 def _figure(bench: Bench, key: str, column: str) -> str:
@@ -146,16 +147,16 @@ def _figure(bench: Bench, key: str, column: str) -> str:
 
 
 def limit_lines(bench: Bench) -> Lines:
-    rows: Rows = [(bench.titles.get(one.row, one.row), one.limit, held_text(one), one.verdict) for one in bench.held]
+    rows: Rows = [(bench.titles.get(one.row, one.row), one.limit, limit_text(one), one.verdict) for one in bench.limits]
     return Lines("Limits", ("", "limit", SELF, ""), rows)
 
 
-def held_text(held: Held) -> str:
-    return spread_text(held.value, " x" if " x " in held.limit else "")
+def limit_text(limit: LimitResult) -> str:
+    return spread_text(limit.value, " x" if " x " in limit.limit else "")
 
 
 def curve_lines(bench: Bench, curve: CurveLines) -> Lines:
-    """A line a point: what a table says of a curve that a picture does not, the figures."""
+    """The figures of a curve, one line for each x."""
     columns = [column for column in bench.columns if column in curve.samples]
     failed = bench.failures.get(curve.measure, {})
     rows = []

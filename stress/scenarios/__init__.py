@@ -1,7 +1,8 @@
-"""The scenarios: each file has its inner part, played in the client's interpreter, and its outer part, played here.
+"""The scenarios: each module has a part that runs in the client's interpreter, and a part that runs in the harness.
 
-A module has ``TITLES``, the names it answers to and what they are; ``outside(stage)``, which asks ``stage.name``; and
-``inside(...)``, which imports nothing of this package, because where it runs there is none. Order is the table's.
+A module has ``TITLES``, the names and descriptions of its scenarios; ``outside(run)``, the part in the harness, where
+``run.name`` is the scenario; and ``inside(...)``, the part in the client's interpreter, which must not import anything
+of this package, because it is not installed there. The order is that of the tables.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import fnmatch
 from typing import Iterable
 
-from ..stage import Scenario
+from ..scenario_run import Scenario
 from . import (
     celery_workers,
     chaos,
     clock,
     descriptors,
-    ends,
+    exits,
     faults,
-    forking,
+    forking_server,
     forks,
-    instants,
+    kill_timing,
     kills,
     manager,
     memory,
@@ -43,15 +44,15 @@ MODULES = (
     uwsgi_workers,
     celery_workers,
     rq_workers,
-    forking,
+    forking_server,
     twisted_web,
-    ends,
+    exits,
     outages,
     faults,
     clock,
     memory,
     kills,
-    instants,
+    kill_timing,
     spool,
     relay,
     manager,
@@ -64,11 +65,11 @@ SCENARIOS = {name: Scenario(name, title, module) for module in MODULES for name,
 
 
 def chosen(patterns: Iterable[str]) -> list[Scenario]:
-    """The scenarios whose names match any of ``patterns``, as a shell matches; in the table's order."""
+    """The scenarios whose names match any of the shell-style ``patterns``, in the order of the tables."""
     names: set[str] = set()
     for pattern in patterns:
         matching = fnmatch.filter(SCENARIOS, pattern)
         if not matching:
-            raise ValueError(f"no scenario {pattern!r}: see `python -m stress list`")
+            raise ValueError(f"no scenario {pattern!r}; see `python -m stress list`")
         names.update(matching)
     return [scenario for name, scenario in SCENARIOS.items() if name in names]

@@ -1,4 +1,4 @@
-"""The wall clock is set while a program tracks and its client waits for the next try. No wait may depend on it."""
+"""The wall clock is changed while a program tracks and its client waits for a retry. No wait may depend on it."""
 
 from __future__ import annotations
 
@@ -8,58 +8,61 @@ import select
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-TITLES = {"clock-jumps": "the clock goes 1 h forward and 2 h back between retries; killed 7 s after the last call"}
-USUAL = ("/usr/lib*/faketime/libfaketimeMT.so.1", "/usr/lib*/*/faketime/libfaketimeMT.so.1")
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
+
+TITLES = {"clock-jumps": "the clock jumps 1 h forward and 2 h back between retries; SIGKILL 7 s after the last call"}
+LIBRARIES = ("/usr/lib*/faketime/libfaketimeMT.so.1", "/usr/lib*/*/faketime/libfaketimeMT.so.1")
 JUMPS = ("+1h", "-1h")
-PAUSE = 0.4  # seconds between two jumps, so that each falls into a wait for a retry
-LATE = 7.0  # seconds from the last call, more than any client waits for company; what comes later is lost by the kill
+PAUSE = 0.4  # seconds between two jumps, so that each happens during a wait for a retry
+LATE = 7.0  # seconds after the last call, longer than any client delays a batch; events that are sent later are lost
 
 
 def inside() -> None:
-    import desk
+    import tracker
 
-    # For libfaketime 0.9.10, which has `time.sleep` of Python 3.11 and later raise "invalid argument". What waits
-    # otherwise, locks and sockets, it leaves alone.
-    time.sleep = lambda seconds: select.select([], [], [], seconds)  # type: ignore[assignment]
-    desk.track_until_told()
-    desk.pause(over=True)
+    # With libfaketime 0.9.10 `time.sleep` of Python 3.11 and later raises "invalid argument". It does not affect other
+    # waits, those of locks and sockets.
+    time.sleep = lambda seconds: select.select([], [], [], float(seconds)) and None
+    tracker.track_until_resumed()
+    tracker.pause(over=True)
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     from letterapp.testing import status
 
-    clock = stage.folder / "clock"
+    clock = run.folder / "clock"
     _set(clock, "+0")
-    program = stage.play(env=_fake(clock))
-    stage.api.wait_for(50, 5)
-    stage.api.rule = lambda request: status(503)
+    program = run.start(env=_fake(clock))
+    run.api.wait_for(50, 5)
+    run.api.rule = lambda request: status(503)
     for jump in JUMPS:
         time.sleep(PAUSE)
         _set(clock, jump)
-    stage.api.rule = None
+    run.api.rule = None
     time.sleep(PAUSE)
-    program.go_on()
-    program.hear()
-    stage.api.wait_until(lambda: len({key for _, key in stage.api.arrivals}) >= stage.calls, LATE)
+    program.resume()
+    program.receive()
+    run.api.wait_until(lambda: len({key for _, key in run.api.arrivals}) >= run.calls, LATE)
     program.signal(signal.SIGKILL)
-    stage.finish(program)
-    for left in ("faketime_shm_", "sem.faketime_sem_"):  # which libfaketime removes at a plain end only
+    run.finish(program)
+    for left in ("faketime_shm_", "sem.faketime_sem_"):  # which libfaketime removes at a normal exit only
         Path(f"/dev/shm/{left}{program.pid}").unlink(missing_ok=True)
 
 
 def _set(clock: Path, offset: str) -> None:
     new = clock.with_name("new")
     new.write_text(offset)
-    os.replace(new, clock)  # at once: half a file is no time
+    os.replace(new, clock)  # atomic: libfaketime must not read half a file
 
 
 def _fake(clock: Path) -> dict[str, str]:
-    """The environment of a program whose wall clock, but not its monotonic one, is as the file ``clock`` says."""
-    from ..stage import Skipped
+    """The environment of a program whose wall clock, but not its monotonic clock, follows the file ``clock``."""
+    from ..scenario_run import Skipped
 
-    found = [each for pattern in USUAL for each in glob.glob(pattern)]
+    found = [each for pattern in LIBRARIES for each in glob.glob(pattern)]
     if not found:
         raise Skipped("needs libfaketime: apt install libfaketime")
     return {

@@ -1,20 +1,23 @@
-"""Many forks, generations, clients in one life: threads and descriptors at its end as at its beginning."""
+"""Many forks, generations of processes and clients, which must not leak threads or descriptors."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "descriptors": "10,000 forks of a process that tracks; 100 of the children track too",
-    "descriptors-generations": "a child of a child, 20 deep: none has more descriptors than the first",
-    "clients-made": "30 clients made, used and closed, one after the other, in one process",
+    "descriptors-generations": "20 generations of processes: none has more descriptors than the first",
+    "clients-made": "30 clients created, used and closed, one after the other, in one process",
 }
 FORKS, AT_ONCE = 10_000, 8
-DEEP = 20
+GENERATIONS = 20
 CLIENTS = 30
-PATIENCE = {"descriptors": 100.0, "descriptors-generations": 60.0, "clients-made": 60.0}
+TIMEOUT = {"descriptors": 100.0, "descriptors-generations": 60.0, "clients-made": 60.0}
 
 
 def inside(name: str) -> None:
@@ -22,18 +25,18 @@ def inside(name: str) -> None:
 
 
 def _forks() -> None:
-    import desk
+    import tracker
 
-    desk.track(100)
-    desk.pause()
+    tracker.track(100)
+    tracker.pause()
     alive = set()
     for number in range(FORKS):
         if number % 20 == 0:
-            desk.track()
+            tracker.track()
         pid = os.fork()
         if pid == 0:
             if number % 100 == 0:
-                desk.track(5)
+                tracker.track(5)
                 sys.exit()
             os._exit(0)
         alive.add(pid)
@@ -41,16 +44,16 @@ def _forks() -> None:
             alive.discard(os.wait()[0])
     for pid in alive:
         os.waitpid(pid, 0)
-    desk.track(100)
-    desk.pause()
+    tracker.track(100)
+    tracker.pause()
 
 
 def _generations() -> None:
-    import desk
+    import tracker
 
-    for _ in range(DEEP):
-        desk.track(100)
-        desk.pause(pid=os.getpid())
+    for _ in range(GENERATIONS):
+        tracker.track(100)
+        tracker.pause(pid=os.getpid())
         pid = os.fork()
         if pid:
             os.waitpid(pid, 0)
@@ -58,25 +61,27 @@ def _generations() -> None:
 
 
 def _clients() -> None:
-    import desk
-    import users
+    import default_clients
+    import tracker
 
-    desk.close()  # the one that every program has
+    tracker.close()  # the client that every program has
 
     for number in range(CLIENTS):
-        desk.open().client = users.make(os.environ["STRESS_CLIENT"], os.environ["STRESS_URL"], desk.open().tell)
-        desk.track(5)
-        desk.close()
+        tracker.instance().client = default_clients.make(
+            os.environ["STRESS_CLIENT"], os.environ["STRESS_URL"], tracker.instance().record_given_up
+        )
+        tracker.track(5)
+        tracker.close()
         if number in (1, CLIENTS - 1):
-            desk.pause()
+            tracker.pause()
 
 
-def outside(stage: Any) -> None:
-    program = stage.play(stage.name, patience=PATIENCE[stage.name])
-    looks = DEEP if stage.name == "descriptors-generations" else 2
-    for _ in range(looks):
-        pid = program.hear().get("pid", program.pid)
-        stage.wait_for_all()
-        stage.rest(pid, like=program.pid)
-        program.go_on()
-    stage.finish(program, seconds=PATIENCE[stage.name])
+def outside(run: ScenarioRun) -> None:
+    program = run.start(run.name, timeout=TIMEOUT[run.name])
+    counts = GENERATIONS if run.name == "descriptors-generations" else 2
+    for _ in range(counts):
+        pid = program.receive().get("pid", program.pid)
+        run.wait_for_all()
+        run.check_for_leaks(pid, like=program.pid)
+        program.resume()
+    run.finish(program, seconds=TIMEOUT[run.name])

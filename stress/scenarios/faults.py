@@ -1,86 +1,90 @@
-"""The API answers slowly, wrongly, by halves or not at all. Three retries survive all of it, but for a refusal."""
+"""The API responds slowly, wrongly, partly or not at all. Three retries are enough in all cases but a refusal."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from functools import partial
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "slow-api": "4 processes, each answer takes 0.2 s",
-    "storm-5xx": "each request is answered 500, 502 or 503 for 1 s",
-    "storm-429": "each request is answered 429, Retry-After: 1, for 1 s",
-    "resets": "one request in five is reset, unread",
-    "half-answers": "one answer in five is cut, garbage or missing, its events stored or not",
+    "slow-api": "4 processes, each response takes 0.2 s",
+    "storm-5xx": "the response to each request is 500, 502 or 503 for 1 s",
+    "storm-429": "the response to each request is 429, Retry-After: 1, for 1 s",
+    "resets": "one request in five is reset before it is read",
+    "half-answers": "one response in five is truncated, invalid or missing, its events stored or not",
     "swallowed": "each 4th request is stored and then reset",
     "too-large": "500 events at once, 413 for more than 3,000 bytes",
-    "denied": "each request is answered 401: all is told",
+    "denied": "the response to each request is 401: every event is reported",
 }
 SLOW = 0.2  # seconds
-STORM = 1.0  # seconds from the first request on
+STORM = 1.0  # seconds, from the first request on
 LONGEST = 15.0  # seconds for a program that needs 3
-IN_A_ROW = 2  # requests that chance may spoil one after the other, so that bad luck outlasts no client's retries
+IN_A_ROW = 2  # the maximum number of consecutive faults, so that no client runs out of retries
 
 
 def inside(name: str) -> None:
-    import desk
+    import tracker
 
     if name == "too-large":
-        desk.track(500)  # at once, so that batches are large
+        tracker.track(500)  # without pauses, so that batches are large
         return
-    for _ in range(200):  # 2 seconds or more, so that the storms are over before the end
-        desk.track(5)
+    for _ in range(200):  # 2 seconds or more, so that the faults end before the program does
+        tracker.track(5)
         time.sleep(0.01)
 
 
-def outside(stage: Any) -> None:
-    if stage.name == "too-large":
-        stage.api.max_body = 3_000
-    elif stage.name.startswith("storm"):
-        stage.api.rule = _storm(stage)
+def outside(run: ScenarioRun) -> None:
+    if run.name == "too-large":
+        run.api.max_body = 3_000
+    elif run.name.startswith("storm"):
+        run.api.rule = _storm(run)
     else:
-        faults = itertools.cycle(_faults(stage))  # so the n-th request of any client meets the same
-        stage.api.rule = lambda request: next(faults)
-    stage.finish(*[stage.play(stage.name) for _ in range(4 if stage.name == "slow-api" else 1)], seconds=LONGEST)
+        faults = itertools.cycle(_faults(run))  # so that the Nth request of every client meets the same fault
+        run.api.rule = lambda request: next(faults)
+    run.finish(*[run.start(run.name) for _ in range(4 if run.name == "slow-api" else 1)], seconds=LONGEST)
 
 
-def _storm(stage: Any) -> Callable[[Any], Any]:
+def _storm(run: ScenarioRun) -> Callable[[Any], Any]:
     from letterapp.testing import status
 
-    over: list[float] = []
+    end: list[float] = []
 
     def rule(request: Any) -> Any:
-        if not over:
-            over.append(time.monotonic() + STORM)
-        if time.monotonic() > over[0]:
+        if not end:
+            end.append(time.monotonic() + STORM)
+        if time.monotonic() > end[0]:
             return None
-        if stage.name == "storm-429":
+        if run.name == "storm-429":
             return status(429, headers={"Retry-After": "1"})
-        return status(stage.random.choice((500, 502, 503)))
+        return status(run.random.choice((500, 502, 503)))
 
     return rule
 
 
-def _faults(stage: Any) -> list[Any]:
-    """What becomes of one request after the other; None: it is treated well."""
+def _faults(run: ScenarioRun) -> list[Any]:
+    """The faults of consecutive requests; None for a normal response."""
     from letterapp.testing import cut, raw, reset, stall, status
 
-    if stage.name == "resets":
-        return _one_in_five(stage.random, [reset()])
-    if stage.name == "half-answers":
-        halves = [cut, partial(raw, b"\x00 no HTTP\r\n\r\n"), partial(raw, b"")]
-        return _one_in_five(stage.random, [half(stored=stored) for half in halves for stored in (False, True)])
-    return {
+    if run.name == "resets":
+        return _one_in_five(run.random, [reset()])
+    if run.name == "half-answers":
+        responses: list[Callable[..., Any]] = [cut, partial(raw, b"\x00 no HTTP\r\n\r\n"), partial(raw, b"")]
+        return _one_in_five(run.random, [response(stored=stored) for response in responses for stored in (False, True)])
+    plans: dict[str, list[Any]] = {
         "slow-api": [stall(SLOW)],
         "swallowed": [None, None, None, reset(stored=True)],
         "denied": [status(401)],
-    }[stage.name]
+    }
+    return plans[run.name]
 
 
-def _one_in_five(chance: Any, faults: list[Any]) -> list[Any]:
+def _one_in_five(rng: Any, faults: list[Any]) -> list[Any]:
     plan: list[Any] = [None]
     for _ in range(1_000):
-        bad = chance.random() < 0.2 and not all(plan[-IN_A_ROW:])
-        plan.append(chance.choice(faults) if bad else None)
+        bad = rng.random() < 0.2 and not all(plan[-IN_A_ROW:])
+        plan.append(rng.choice(faults) if bad else None)
     return plan

@@ -1,16 +1,19 @@
-"""``os.fork()``: many children at once, and children of children."""
+"""``os.fork()``: many children at the same time, and many generations."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "fork-storm": "300 forks with events waiting, children add theirs",
-    "generations": "a child of a child, 30 deep, each with events waiting",
+    "fork-storm": "300 forks while events wait; the children track more",
+    "generations": "30 generations of processes, each forked while events wait",
 }
 AT_ONCE = 8
-PATIENCE = 90.0
+TIMEOUT = 90.0
 
 
 def inside(name: str) -> None:
@@ -18,14 +21,14 @@ def inside(name: str) -> None:
 
 
 def _storm() -> None:
-    import desk
+    import tracker
 
     alive = set()
     for _ in range(300):
-        desk.track(5)
+        tracker.track(5)
         pid = os.fork()
         if pid == 0:
-            desk.track(5)
+            tracker.track(5)
             return
         alive.add(pid)
         while len(alive) >= AT_ONCE:
@@ -35,16 +38,16 @@ def _storm() -> None:
 
 
 def _generations() -> None:
-    import desk
+    import tracker
 
     for _ in range(30):
-        desk.track(10)
+        tracker.track(10)
         pid = os.fork()
         if pid:
             os.waitpid(pid, 0)
             return
-    desk.track(10)
+    tracker.track(10)
 
 
-def outside(stage: Any) -> None:
-    stage.finish(stage.play(stage.name, patience=PATIENCE), seconds=PATIENCE)
+def outside(run: ScenarioRun) -> None:
+    run.finish(run.start(run.name, timeout=TIMEOUT), seconds=TIMEOUT)

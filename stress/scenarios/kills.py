@@ -1,128 +1,91 @@
-"""Signals while events wait: SIGKILL and SIGSTOP of workers, SIGKILL of their parent, SIGTERM, Ctrl-C.
+"""Signals while events wait: SIGKILL and SIGSTOP to workers, SIGKILL to their parent, SIGTERM, Ctrl-C.
 
-What waits in a killed process is lost unless it outlives the process somewhere; the ledger counts what had returned.
+The waiting events of a killed process are lost unless they are stored elsewhere; the ledger counts the calls that had
+returned.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "kill-workers": "12 SIGKILLs among 4 forked workers that track, each replaced by the parent",
-    "stop-workers": "12 SIGSTOPs of up to 0.8 s among 4 forked workers that track",
-    "kill-parent": "SIGKILL to 3 parents that track; the 4 forked children of each track on for a while",
-    "kill-parent-at-rest": "the same with one parent, whose own events have come",
-    "sigterm-exit-signals": "SIGTERM to 4 plain programs that track, with what the client offers against it",
+    "kill-workers": "12 SIGKILLs to 4 forked workers that track, each replaced by the parent",
+    "stop-workers": "12 SIGSTOPs of up to 0.8 s to 4 forked workers that track",
+    "kill-parent": "SIGKILL to 3 parents that track; the 4 forked children of each track for a while longer",
+    "kill-parent-at-rest": "the same with one parent, whose own events have arrived",
+    "sigterm-exit-signals": "SIGTERM to 4 programs that track, with the client's own signal handlers if it has any",
     "ctrl-c": "SIGINT to a parent and its 4 forked children, all of which track",
 }
-WORKERS = 4
+PROGRAMS = 4
 SIGNALS = 12
-FAMILIES = 3  # a single kill loses nothing when it comes right after a request
-EVERY = 0.005  # seconds between two events of a process
-PATIENCE = 25.0
-STDIN = 0
+FAMILIES = 3  # several, because a kill right after a request loses nothing
+TIMEOUT = 25.0
 
 
 def inside(name: str) -> None:
-    import desk
+    import family
+    import tracker
 
     if name == "sigterm-exit-signals":
-        desk.track(50)
-        desk.say()
-        _track_until(STDIN)
+        tracker.track(50)
+        tracker.notify()
+        family.track_until_readable(family.STDIN)
     else:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
-        family(parent_tracks=name != "kill-parent-at-rest", afterwards=100 if name.startswith("kill-parent") else 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process starts with SIGINT ignored
+        family.run(parent_tracks=name != "kill-parent-at-rest", afterwards=100 if name.startswith("kill-parent") else 0)
 
 
-def family(parent_tracks: bool, afterwards: int = 0) -> None:
-    """Replace workers that die until stdin ends. They end when the parent does, by a pipe that nobody else holds."""
-    import desk
-
-    theirs, ours = os.pipe()
-    alive: set[int] = set()
-    desk.track(50)
-    while not _can_be_read(STDIN):
-        alive = {pid for pid in alive if not os.waitpid(pid, os.WNOHANG)[0]}
-        while len(alive) < WORKERS:
-            pid = os.fork()
-            if pid == 0:
-                os.close(ours)
-                _track_until(theirs)
-                for _ in range(afterwards):
-                    desk.track()
-                    time.sleep(EVERY)
-                return
-            alive.add(pid)
-            if len(alive) == WORKERS:
-                desk.say()
-        if parent_tracks:
-            desk.track()
-    os.close(ours)
-    for pid in alive:
-        os.waitpid(pid, 0)
-
-
-def _track_until(descriptor: int) -> None:
-    import desk
-
-    while not _can_be_read(descriptor):
-        desk.track()
-
-
-def _can_be_read(descriptor: int) -> bool:
-    return bool(select.select([descriptor], [], [], EVERY)[0])
-
-
-def outside(stage: Any) -> None:
-    if stage.name == "sigterm-exit-signals":
-        _sigterm(stage)
+def outside(run: ScenarioRun) -> None:
+    if run.name == "sigterm-exit-signals":
+        _sigterm(run)
         return
-    for _ in range(FAMILIES if stage.name == "kill-parent" else 1):
-        _live_and_end(stage)
+    for _ in range(FAMILIES if run.name == "kill-parent" else 1):
+        _run_family(run)
 
 
-def _live_and_end(stage: Any) -> None:
-    program = stage.play(stage.name, patience=PATIENCE)
-    program.hear()
-    if stage.name in ("kill-workers", "stop-workers"):
+def _run_family(run: ScenarioRun) -> None:
+    program = run.start(run.name, timeout=TIMEOUT)
+    program.receive()
+    if run.name in ("kill-workers", "stop-workers"):
         for _ in range(SIGNALS):
-            time.sleep(stage.random.uniform(0.05, 0.3))
-            _disturb(stage, program.pid, signal.SIGKILL if stage.name == "kill-workers" else signal.SIGSTOP)
+            time.sleep(run.random.uniform(0.05, 0.3))
+            _send_signal(run, program.pid, signal.SIGKILL if run.name == "kill-workers" else signal.SIGSTOP)
         program.close_stdin()
     else:
-        if stage.name == "kill-parent-at-rest":
-            came = stage.api.arrivals
-            stage.api.wait_until(lambda: sum(who.startswith(f"{program.pid}-") for _, (who, _) in came) >= 50)
-        time.sleep(stage.random.uniform(0.5, 1))
-        if stage.name == "ctrl-c":
+        if run.name == "kill-parent-at-rest":
+            arrivals = run.api.arrivals
+            run.api.wait_until(lambda: sum(who.startswith(f"{program.pid}-") for _, (who, _) in arrivals) >= 50)
+        time.sleep(run.random.uniform(0.5, 1))
+        if run.name == "ctrl-c":
             program.signal_group(signal.SIGINT)
         else:
             program.signal(signal.SIGKILL)
-    stage.finish(program, seconds=PATIENCE)
+    run.finish(program, seconds=TIMEOUT)
 
 
-def _disturb(stage: Any, parent: int, number: int) -> None:
+def _send_signal(run: ScenarioRun, parent: int, number: int) -> None:
     import psutil
 
-    worker = stage.random.choice(sorted(child.pid for child in psutil.Process(parent).children()))
-    with contextlib.suppress(ProcessLookupError):  # killed before, and reaped by its parent just now
+    worker = run.random.choice(sorted(child.pid for child in psutil.Process(parent).children()))
+    with contextlib.suppress(ProcessLookupError):  # killed earlier, and just reaped by its parent
         os.kill(worker, number)
         if number == signal.SIGSTOP:
-            time.sleep(stage.random.uniform(0.01, 0.8))
+            time.sleep(run.random.uniform(0.01, 0.8))
             os.kill(worker, signal.SIGCONT)
 
 
-def _sigterm(stage: Any) -> None:
-    programs = [stage.play(stage.name, patience=PATIENCE, exit_signals=[signal.SIGTERM]) for _ in range(WORKERS)]
+def _sigterm(run: ScenarioRun) -> None:
+    programs = [run.start(run.name, timeout=TIMEOUT, exit_signals=[signal.SIGTERM]) for _ in range(PROGRAMS)]
     for program in programs:
-        program.hear()
+        program.receive()
     for program in programs:
-        time.sleep(stage.random.uniform(0.05, 0.5))
+        time.sleep(run.random.uniform(0.05, 0.5))
         program.signal(signal.SIGTERM)
-    stage.finish(*programs, seconds=PATIENCE)
+    run.finish(*programs, seconds=TIMEOUT)

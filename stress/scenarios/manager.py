@@ -1,6 +1,6 @@
-"""The process of a `SenderManager` is disturbed: killed, stopped, restarted, full, and signalled with its family.
+"""Faults of a `SenderManager`'s process: killed, stopped, restarted, full, and signalled together with its family.
 
-A parent and 4 forked children track meanwhile. For the column with a manager's queue alone; the others have none.
+Meanwhile a parent and its 4 forked children track. Only for the column with a manager's queue.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 FULL = {
     "manager-full-newest": "drop_newest",
@@ -20,47 +23,47 @@ FULL = {
     "manager-full-block": "block",
 }
 TITLES = {
-    "manager-killed": "SIGKILL to the managers of 3 families of a parent and 4 children, which track on without",
-    "manager-stopped": "6 SIGSTOPs of the manager, of up to 3 s: no call is slower for it",
-    "manager-restarted": "a manager kept with --manager: 3 restarts under load, by SIGTERM",
+    "manager-killed": "SIGKILL to the managers of 3 families of a parent and 4 children, which continue to track",
+    "manager-stopped": "6 SIGSTOPs of the manager, of up to 3 s: no call is slower",
+    "manager-restarted": "a manager started with --manager: 3 restarts under load, by SIGTERM",
     "manager-starter-killed": "SIGKILL to 3 parents that started a manager: it serves their children, then ends",
-    "manager-full-newest": "a manager with room for 100 events, API slow for 3 s; drop_newest",
-    "manager-full-oldest": "the same, drop_oldest: what gives way is told",
+    "manager-full-newest": "a manager with a queue of 100 events, API slow for 3 s; drop_newest",
+    "manager-full-oldest": "the same, drop_oldest: dropped events are reported",
     "manager-full-block": "the same, block",
     "manager-terminated": "SIGTERM and SIGINT to the manager under load; then to it and its whole family at once",
 }
-KEY = "key"  # that every client has
-AUTHKEY = b"what-the-harness-knows-too"
+KEY = "key"  # of every client
+AUTHKEY = b"known-to-the-harness-as-well"
 FAMILIES, STOPS, RESTARTS = 3, 6, 3
-AFTERWARDS = 400  # events of a child whose parent has been killed, one in 5 ms
-ROOM = 100  # events
-SLOW, ANSWER = 3.0, 0.3  # seconds for which the API is slow, and that each answer takes then
+AFTERWARDS = 400  # events of a child after its parent was killed, one every 5 ms
+CAPACITY = 100  # events
+SLOW, ANSWER = 3.0, 0.3  # seconds: how long the API is slow, and the time of each response
 MANY = 200  # events after which a manager counts as used
 SLOW_CALL = 5_000  # microseconds
-LONGEST_CALL = 250_000  # microseconds: a call that waited for a manager would take a second or more
-SPARE = 5  # slow calls that chance may add
-START = 20.0  # seconds for a manager to serve, and for its users to come back to it
-END = 10.0  # seconds for a family to end when nothing is in its way: it needs less than 1
-PATIENCE = 60.0
+LONGEST_CALL = 250_000  # microseconds: a call that waits for a manager takes a second or more
+TOLERANCE = 5  # additional slow calls that may be coincidence
+START = 20.0  # seconds until a manager accepts connections, and until its clients are connected again
+END = 10.0  # seconds for a family to end; normally less than 1
+TIMEOUT = 60.0
 
 
 def inside(name: str) -> None:
-    import desk
-    import kills
+    import family
+    import tracker
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a harness in the background passes on "ignore"
-    kills.family(parent_tracks=True, afterwards=AFTERWARDS if name == "manager-starter-killed" else 0)
-    desk.track(10)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process starts with SIGINT ignored
+    family.run(parent_tracks=True, afterwards=AFTERWARDS if name == "manager-starter-killed" else 0)
+    tracker.track(10)
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     from ..peers import MANAGER
-    from ..stage import Elsewhere
+    from ..scenario_run import NotApplicable
 
-    if stage.peer.column != MANAGER:
-        raise Elsewhere(f"has no manager: see the column {MANAGER}")
-    if stage.name in FULL:
-        _fill(stage, FULL[stage.name])
+    if run.peer.column != MANAGER:
+        raise NotApplicable(f"this client has no manager; see the column {MANAGER}")
+    if run.name in FULL:
+        _fill(run, FULL[run.name])
         return
     {
         "manager-killed": _kill,
@@ -68,191 +71,191 @@ def outside(stage: Any) -> None:
         "manager-restarted": _restart,
         "manager-starter-killed": _kill_starter,
         "manager-terminated": _terminate,
-    }[stage.name](stage)
+    }[run.name](run)
 
 
 @contextlib.contextmanager
-def _family(stage: Any, **options: Any) -> Iterator[Any]:
-    """A parent and its children that track until the block ends. ``options`` are those of their manager."""
-    program = _start(stage, **options)
+def _family(run: ScenarioRun, **options: Any) -> Iterator[Any]:
+    """A parent and its children, which track until the block ends. ``options`` are those of their manager."""
+    program = _start(run, **options)
     yield program
     program.close_stdin()
-    stage.finish(program, seconds=END)
+    run.finish(program, seconds=END)
 
 
-def _start(stage: Any, **options: Any) -> Any:
-    # What else the client is given makes no difference where nobody sends that signal.
-    given = {"manager": {"authkey": AUTHKEY.hex(), **options}, "exit_signals": [signal.SIGTERM]}
-    program = stage.play(stage.name, patience=PATIENCE, **given)
-    program.hear()
+def _start(run: ScenarioRun, **options: Any) -> Any:
+    # `exit_signals` has no effect in scenarios that do not send the signal.
+    arguments: dict[str, Any] = {"manager": {"authkey": AUTHKEY.hex(), **options}, "exit_signals": [signal.SIGTERM]}
+    program = run.start(run.name, timeout=TIMEOUT, **arguments)
+    program.receive()
     return program
 
 
-def _kill(stage: Any) -> None:
+def _kill(run: ScenarioRun) -> None:
     for _ in range(FAMILIES):
-        with _family(stage):
-            pid = _used(stage)["pid"]
-            time.sleep(stage.random.uniform(0.05, 0.5))
+        with _family(run):
+            pid = _used(run)["pid"]
+            time.sleep(run.random.uniform(0.05, 0.5))
             os.kill(pid, signal.SIGKILL)
-            enough = stage.calls + MANY
-            _wait(partial(_has_calls, stage, enough), "nobody tracks after the manager's end")
-            _must(not _status(stage), "a manager that was killed was started again")
+            enough = run.calls + MANY
+            _wait(partial(_has_calls, run, enough), "no process tracks after the end of the manager")
+            _require(not _status(run), "a manager that was killed was started again")
 
 
-def _has_calls(stage: Any, calls: int) -> bool:
-    return bool(stage.calls >= calls)
+def _has_calls(run: ScenarioRun, calls: int) -> bool:
+    return bool(run.calls >= calls)
 
 
-def _stop(stage: Any) -> None:
-    with _family(stage):
+def _stop(run: ScenarioRun) -> None:
+    with _family(run):
         running: list[int] = []
         stopped: list[int] = []
-        status = _used(stage)
+        status = _used(run)
         for _ in range(STOPS):
-            seconds = stage.random.uniform(0.3, 3)
-            before = stage.times()
+            seconds = run.random.uniform(0.3, 3)
+            before = run.times()
             time.sleep(seconds)
-            between = stage.times()
+            between = run.times()
             os.kill(status["pid"], signal.SIGSTOP)
             time.sleep(seconds)
             os.kill(status["pid"], signal.SIGCONT)
-            # A call that had waited for it would have returned by then.
-            status = _used(stage, events=_status(stage)["accepted"] + MANY)
-            after = stage.times()
+            # Calls that waited for it have returned by then.
+            status = _used(run, events=_status(run)["accepted"] + MANY)
+            after = run.times()
             running += [between[key] for key in between.keys() - before.keys()]
             stopped += [after[key] for key in after.keys() - between.keys()]
-    _compare(stage, running, stopped)
+    _compare(run.notes, running, stopped)
 
 
-def _compare(stage: Any, running: list[int], stopped: list[int]) -> None:
-    """Fail if calls took longer while the manager was stopped. On a busy machine some are slow at any time."""
+def _compare(notes: list[str], running: list[int], stopped: list[int]) -> None:
+    """Fail if calls took longer while the manager was stopped. On a busy machine some are slow at all times."""
     slow, slow_stopped = (sum(each > SLOW_CALL for each in times) for times in (running, stopped))
-    stage.notes.append(
+    notes.append(
         f"calls over {SLOW_CALL / 1000:g} ms: {slow} of {len(running):,} while the manager ran, {slow_stopped} of "
         f"{len(stopped):,} around its stops, the longest {max(stopped) / 1000:.1f} ms"
     )
     expected = slow * len(stopped) / len(running)
-    _must(slow_stopped <= 2 * expected + SPARE, "calls were slower while the manager was stopped")
-    _must(max(stopped) < LONGEST_CALL, "a call waited for a manager that was stopped")
+    _require(slow_stopped <= 2 * expected + TOLERANCE, "calls were slower while the manager was stopped")
+    _require(max(stopped) < LONGEST_CALL, "a call waited for a stopped manager")
 
 
-def _restart(stage: Any) -> None:
-    path, manager = _keep(stage)
-    with _family(stage, address=path):
-        dead = 0
+def _restart(run: ScenarioRun) -> None:
+    path, manager = _start_manager(run)
+    with _family(run, address=path):
+        previous = 0
         for _ in range(RESTARTS):
-            dead = _used(stage, path, but=dead)["pid"]
-            time.sleep(stage.random.uniform(0.05, 0.5))
+            previous = _used(run, path, but=previous)["pid"]
+            time.sleep(run.random.uniform(0.05, 0.5))
             manager.signal(signal.SIGTERM)
-            stage.finish(manager, seconds=START)
-            path, manager = _keep(stage)
-        _used(stage, path, but=dead)
+            run.finish(manager, seconds=START)
+            path, manager = _start_manager(run)
+        _used(run, path, but=previous)
     manager.signal(signal.SIGTERM)
-    stage.finish(manager, seconds=START)
+    run.finish(manager, seconds=START)
 
 
-def _kill_starter(stage: Any) -> None:
+def _kill_starter(run: ScenarioRun) -> None:
     for _ in range(FAMILIES):
-        program = _start(stage)
-        _used(stage)
-        time.sleep(stage.random.uniform(0.05, 0.5))
+        program = _start(run)
+        _used(run)
+        time.sleep(run.random.uniform(0.05, 0.5))
         program.signal(signal.SIGKILL)
-        stage.finish(program)
-        status = _status(stage)
-        _must(status, "the manager has ended, and the children of its starter live")
-        _used(stage, events=status["accepted"] + MANY)
-        _must_be_gone(stage)
+        run.finish(program)
+        status = _status(run)
+        _require(status, "the manager has ended while children of its starter are alive")
+        _used(run, events=status["accepted"] + MANY)
+        _require_end_of(run)
 
 
-def _fill(stage: Any, overflow: str) -> None:
+def _fill(run: ScenarioRun, overflow: str) -> None:
     from letterapp.testing import stall
 
-    with _family(stage, max_queue_events=ROOM, overflow=overflow):
-        _used(stage)
-        stage.api.rule = lambda request: stall(ANSWER)
-        _wait(lambda: _status(stage)["waiting"] >= ROOM / 2, "the manager was never full")
+    with _family(run, max_queue_events=CAPACITY, overflow=overflow):
+        _used(run)
+        run.api.rule = lambda request: stall(ANSWER)
+        _wait(lambda: _status(run)["waiting"] >= CAPACITY / 2, "the manager was never full")
         time.sleep(SLOW)
-        dropped = sum(_status(stage)["lost"].values())
-        stage.api.rule = None
-        stage.notes.append(f"{dropped:,} events gave way in the manager")
-        _must(bool(dropped) == (overflow == "drop_oldest"), stage.notes[-1])
-        _must_go_on(stage)
+        dropped = sum(_status(run)["lost"].values())
+        run.api.rule = None
+        run.notes.append(f"the manager dropped {dropped:,} events")
+        _require(bool(dropped) == (overflow == "drop_oldest"), run.notes[-1])
+        _require_progress(run)
 
 
-def _must_go_on(stage: Any) -> None:
-    """Wait until an event has come from each process that was tracked after now."""
-    calls = Counter(who for who, _ in stage.times())
+def _require_progress(run: ScenarioRun) -> None:
+    """Wait until an event of each process has arrived that was tracked after this call."""
+    calls = Counter(who for who, _ in run.times())
 
     def have_all() -> bool:
-        latest = {who: serial for _, (who, serial) in stage.api.arrivals}
+        latest = {who: serial for _, (who, serial) in run.api.arrivals}
         return all(latest.get(who, 0) >= serial for who, serial in calls.items())
 
-    _wait(have_all, "a process sends nothing more since its manager was full")
+    _wait(have_all, "a process has sent nothing since its manager was full")
 
 
-def _terminate(stage: Any) -> None:
+def _terminate(run: ScenarioRun) -> None:
     for last in (signal.SIGTERM, signal.SIGINT):
-        program = _start(stage)
-        status = _used(stage)
+        program = _start(run)
+        status = _used(run)
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(status["pid"], number)
-        found = _used(stage, events=_status(stage).get("accepted", 0) + MANY)
-        _must(found["pid"] == status["pid"], "a signal has ended the manager of a family that lives")
+        found = _used(run, events=_status(run).get("accepted", 0) + MANY)
+        _require(found["pid"] == status["pid"], "a signal has ended the manager of a family that is alive")
         program.signal_group(last)
         os.kill(status["pid"], last)
-        stage.finish(program, seconds=END)
-        _must_be_gone(stage)
+        run.finish(program, seconds=END)
+        _require_end_of(run)
 
 
-def _keep(stage: Any) -> tuple[str, Any]:
-    """Start a manager that no client starts; return its address and its program, when it serves."""
-    path, secret = str(stage.folder / "kept" / "manager.sock"), stage.folder / "authkey"
+def _start_manager(run: ScenarioRun) -> tuple[str, Any]:
+    """Start a manager independently of any client; return its address and its program once it accepts connections."""
+    path, secret = str(run.folder / "standalone" / "manager.sock"), run.folder / "authkey"
     secret.write_bytes(AUTHKEY)
-    arguments = ("-m", "letterapp", "relay", "--manager", path, "--authkey-file", secret, "--base-url", stage.api.url)
-    manager = stage.serve(*arguments, env={"LETTER_API_KEY": KEY}, patience=2 * PATIENCE)
-    _wait(lambda: _status(stage, path), "a manager that was started does not serve")
+    arguments = ("-m", "letterapp", "relay", "--manager", path, "--authkey-file", secret, "--base-url", run.api.url)
+    manager = run.start_server(*arguments, env={"LETTER_API_KEY": KEY}, timeout=2 * TIMEOUT)
+    _wait(lambda: _status(run, path), "a manager does not accept connections")
     return path, manager
 
 
-def _used(stage: Any, path: str = "", events: int = MANY, but: int = 0) -> dict[str, Any]:
-    """Wait until a manager, not the process ``but``, has taken so many events; return how it is then."""
+def _used(run: ScenarioRun, path: str = "", events: int = MANY, but: int = 0) -> dict[str, Any]:
+    """Wait until a manager, other than the process ``but``, has accepted so many events; return its status."""
     found: dict[str, Any] = {}
 
     def is_used() -> bool:
-        found.update(_status(stage, path))
+        found.update(_status(run, path))
         return bool(found) and found["pid"] != but and found["accepted"] >= events
 
     _wait(is_used, "no manager is used")
     return found
 
 
-def _status(stage: Any, path: str = "") -> dict[str, Any]:
-    """What the manager at ``path``, or the one that a client has started, says of itself; empty if none serves."""
+def _status(run: ScenarioRun, path: str = "") -> dict[str, Any]:
+    """The status of the manager at ``path``, or of the one that a client has started; empty if there is none."""
     from letterapp import LetterError
     from letterapp.relay import SenderManager
 
-    for place in [path] if path else map(str, Path(stage.folder).glob("letterapp/manager-*.sock")):
-        manager = SenderManager(KEY, stage.api.url, address=place, authkey=AUTHKEY)
+    for place in [path] if path else map(str, Path(run.folder).glob("letterapp/manager-*.sock")):
+        manager = SenderManager(KEY, run.api.url, address=place, authkey=AUTHKEY)
         with contextlib.suppress(LetterError):
             manager.connect()
             return manager.status()
     return {}
 
 
-def _must_be_gone(stage: Any) -> None:
-    from ..watch import left_behind
+def _require_end_of(run: ScenarioRun) -> None:
+    from ..process_monitor import surviving_processes
 
-    _must(not left_behind(str(stage.folder), START), "something is left of a family that has ended")
-
-
-def _wait(true: Any, otherwise: str) -> None:
-    from ..visits import until
-
-    _must(until(true, START), otherwise)
+    _require(not surviving_processes(str(run.folder), START), "a process of a family that has ended is still running")
 
 
-def _must(true: object, otherwise: str) -> None:
+def _wait(condition: Any, message: str) -> None:
+    from ..http_load import wait_until
+
+    _require(wait_until(condition, START), message)
+
+
+def _require(condition: object, message: str) -> None:
     from ..programs import Failure
 
-    if not true:
-        raise Failure(otherwise)
+    if not condition:
+        raise Failure(message)

@@ -1,29 +1,32 @@
-"""The API takes every request and never answers, while a program tracks more than any queue should hold."""
+"""The API reads every request and never responds, while a program tracks more events than any queue should hold."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-TITLES = {"dead-api": "60,000 events, no answer ever; bounded memory, all told within 8 s of the end"}
-END = 8.0  # seconds from the word that it is over to the program's end: this client's default budget is 5
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
+
+TITLES = {"dead-api": "60,000 events, no response at all; bounded memory, all reported within 8 s of the end"}
+END = 8.0  # seconds until the program ends; the default limit of this client is 5
 
 
 def inside() -> None:
-    import desk
+    import tracker
 
-    desk.track(60_000)
-    desk.pause(over=True)
+    tracker.track(60_000)
+    tracker.pause(over=True)
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     from letterapp.testing import Hold, reset
 
     silence = Hold(then=reset())
-    stage.api.rule = lambda request: silence
-    program = stage.play()
+    run.api.rule = lambda request: silence
+    program = run.start()
     try:
-        program.hear()
-        program.go_on()
-        stage.finish(program, seconds=END)
+        program.receive()
+        program.resume()
+        run.finish(program, seconds=END)
     finally:
         silence.release()

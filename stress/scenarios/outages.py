@@ -1,39 +1,42 @@
-"""The API is not there for a while: connections are refused, and those that are open are dropped."""
+"""The API is down for a while: it refuses connections, and closes those that are open."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "outage-start": "no API for 1 s from the first call on",
-    "outage-middle": "no API for 1 s while the program goes on",
-    "outage-end": "no API from 1 s before the end on: the rest is told, within 15 s",
+    "outage-middle": "no API for 1 s while the program continues",
+    "outage-end": "no API from 1 s before the end on: the rest is reported, within 15 s",
 }
-OUTAGE = 1.0  # seconds; three retries last for 1.75 or more
-END = 15.0  # seconds from the word that it is over to the program's end: this client's default budget is 5
+OUTAGE = 1.0  # seconds; three retries take 1.75 or more
+END = 15.0  # seconds until the program ends; the default limit of this client is 5
 
 
 def inside(name: str) -> None:
-    import desk
+    import tracker
 
-    desk.track(50)
-    desk.say(tracked=50)
-    desk.track_until_told()
+    tracker.track(50)
+    tracker.notify(tracked=50)
+    tracker.track_until_resumed()
 
 
-def outside(stage: Any) -> None:
-    if stage.name == "outage-start":
-        stage.api.down()
-    program = stage.play(stage.name)
-    program.hear()
-    if stage.name != "outage-start":
-        stage.api.wait_for(50, 5)
-        stage.api.down()
+def outside(run: ScenarioRun) -> None:
+    if run.name == "outage-start":
+        run.api.down()
+    program = run.start(run.name)
+    program.receive()
+    if run.name != "outage-start":
+        run.api.wait_for(50, 5)
+        run.api.down()
     time.sleep(OUTAGE)
-    if stage.name != "outage-end":
-        before = len(stage.api.arrivals)
-        stage.api.up()
-        stage.api.wait_until(lambda: len(stage.api.arrivals) > before, 5)
-    program.go_on()
-    stage.finish(program, seconds=END)
+    if run.name != "outage-end":
+        before = len(run.api.arrivals)
+        run.api.up()
+        run.api.wait_until(lambda: len(run.api.arrivals) > before, 5)
+    program.resume()
+    run.finish(program, seconds=END)

@@ -1,4 +1,4 @@
-"""``multiprocessing`` and ``concurrent.futures``: workers by each start method, and each way in which they end."""
+"""``multiprocessing`` and ``concurrent.futures``: workers of each start method, and each way in which they end."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 METHODS = ("fork", "spawn", "forkserver")
 TITLES = {
     **{f"process-{method}": f"8 jobs, a Process each, {method}" for method in METHODS},
     **{f"pool-{method}-close": f"Pool(4), 40 jobs, {method}, closed and joined" for method in METHODS},
     "pool-fork-terminate": "`with Pool(4)`, 40 jobs, fork: SIGTERM at its end",
-    "pool-spawn-terminate": "the same, spawn; spool= where it exists, since no memory is shared",
+    "pool-spawn-terminate": "the same, spawn; spool= where it exists, because no memory is shared",
     "pool-forkserver-terminate": "the same, forkserver; spool= where it exists",
     "pool-recycle": "Pool(4), 80 jobs, each worker replaced after 10 of them",
     "executor": "ProcessPoolExecutor(4), 40 jobs, fork",
-    "broken-executor": "the same 5 times, and a job that kills its worker: the pool is broken, the program goes on",
+    "broken-executor": "the same 5 times, and a job that kills its worker: the pool is broken, the program continues",
 }
 
 
 def job(number: int) -> None:
-    import desk
+    import tracker
 
-    desk.track(10)
+    tracker.track(10)
 
 
 def fatal_job(number: int) -> None:
@@ -35,9 +38,9 @@ def fatal_job(number: int) -> None:
 
 
 def inside(name: str) -> None:
-    import desk
+    import tracker
 
-    desk.track(10)
+    tracker.track(10)
     kind, _, rest = name.partition("-")
     method, _, end = rest.partition("-")
     context: Any = multiprocessing.get_context(method if method in METHODS else "fork")
@@ -49,7 +52,7 @@ def inside(name: str) -> None:
     elif kind == "broken":
         for _ in range(5):
             _break(context)
-            desk.track(10)
+            tracker.track(10)
     elif end == "terminate":
         with context.Pool(4) as pool:
             pool.map(job, range(40), chunksize=1)
@@ -58,7 +61,7 @@ def inside(name: str) -> None:
         pool.map(job, range(80 if method == "recycle" else 40), chunksize=1)
         pool.close()
         pool.join()
-    desk.track(10)
+    tracker.track(10)
 
 
 def _break(context: Any) -> None:
@@ -78,7 +81,7 @@ def _processes(context: Any) -> None:
         process.join()
 
 
-def outside(stage: Any) -> None:
-    shares_nothing = stage.name in ("pool-spawn-terminate", "pool-forkserver-terminate")
-    options = {"spool": str(stage.folder / "spool")} if shares_nothing else {}
-    stage.finish(stage.play(stage.name, patience=25.0, **options))
+def outside(run: ScenarioRun) -> None:
+    no_shared_memory = run.name in ("pool-spawn-terminate", "pool-forkserver-terminate")
+    options: dict[str, Any] = {"spool": str(run.folder / "spool")} if no_shared_memory else {}
+    run.finish(run.start(run.name, timeout=25.0, **options))

@@ -1,6 +1,6 @@
-"""The relay itself is disturbed: killed, stopped, restarted, and spoken to by strangers, while 4 workers track.
+"""Faults of the relay itself: killed, stopped, restarted, and sent invalid requests, while 4 workers track.
 
-For the column with relay=True alone; in the others nothing is there to be disturbed.
+Only for the column with relay=True.
 """
 
 from __future__ import annotations
@@ -11,175 +11,180 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterator
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "relay-killed": "6 SIGKILLs of the relay while a parent and its 4 children track: it is started again by itself",
+    "relay-killed": "6 SIGKILLs of the relay while a parent and its 4 children track: it is restarted automatically",
     "relay-stopped": "12 SIGSTOPs of the relay, of up to 0.8 s",
-    "relay-restarted": "a relay kept with --socket: 3 restarts under load, by SIGTERM",
-    "relay-spool-kill": "SIGKILL to all processes and a relay kept with --spool at once, 3 times; no API until then",
-    "relay-cgroup": "SIGTERM to gunicorn, its 4 workers and the relay at once under load, as a service is stopped",
-    "relay-strangers": "garbage, wrong keys and 1,000 connections, while the 4 children track",
+    "relay-restarted": "a relay started with --socket: 3 restarts under load, by SIGTERM",
+    "relay-spool-kill": "SIGKILL to all processes and a relay with --spool at once, 3 times; no API until then",
+    "relay-cgroup": "SIGTERM to gunicorn, its 4 workers and the relay at once under load, as when a service is stopped",
+    "relay-strangers": "invalid requests, wrong keys and 1,000 connections, while the 4 children track",
 }
-KEY = "key"  # that every client has
+KEY = "key"  # of every client
 KILLS, STOPS, RESTARTS, FAMILIES = 6, 12, 3, 3
 CONNECTIONS = 1_000
-AT_ONCE = 200  # of them
+AT_ONCE = 200  # open connections
 WORKERS, REQUESTS = 4, 300
-START = 20.0  # seconds for a relay to serve, and for workers to come back to it
-PATIENCE = 40.0
-ENOUGH = 300  # events that wait in the relay
+START = 20.0  # seconds until a relay accepts connections, and until workers are connected again
+TIMEOUT = 40.0
+WAITING = 300  # events in the relay before the kill
 
 
 def inside() -> None:
-    import desk
-    import kills
+    import family
+    import tracker
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    kills.family(parent_tracks=True)
-    desk.track(10)
+    family.run(parent_tracks=True)
+    tracker.track(10)
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     from ..peers import RELAY
-    from ..stage import Elsewhere
+    from ..scenario_run import NotApplicable
 
-    if stage.peer.column != RELAY:
-        raise Elsewhere(f"has no such relay: see the column {RELAY}")
-    stage.may_overtake = True  # while the relay is away each process sends for itself
+    if run.peer.column != RELAY:
+        raise NotApplicable(f"this client has no relay; see the column {RELAY}")
+    run.allows_overtaking = True  # while there is no relay, each process sends its own events
     {
         "relay-killed": _kill,
         "relay-stopped": _stop,
         "relay-restarted": _restart,
         "relay-spool-kill": _kill_all,
         "relay-cgroup": _stop_service,
-        "relay-strangers": _annoy,
-    }[stage.name](stage)
+        "relay-strangers": _send_invalid_requests,
+    }[run.name](run)
 
 
 @contextlib.contextmanager
-def _family(stage: Any, **options: Any) -> Iterator[Any]:
-    """A parent and its children that track until the block ends."""
-    program = stage.play(patience=PATIENCE, **options)
-    program.hear()
+def _family(run: ScenarioRun, **options: Any) -> Iterator[Any]:
+    """A parent and its children, which track until the block ends."""
+    program = run.start(timeout=TIMEOUT, **options)
+    program.receive()
     yield program
     program.close_stdin()
-    stage.finish(program, seconds=PATIENCE)
+    run.finish(program, seconds=TIMEOUT)
 
 
-def _kill(stage: Any) -> None:
-    with _family(stage):
-        dead = 0
+def _kill(run: ScenarioRun) -> None:
+    with _family(run):
+        previous = 0
         for _ in range(KILLS):
-            dead = used(stage, but=dead)["pid"]
-            time.sleep(stage.random.uniform(0.5, 1))  # one that falls at once is started less often
-            os.kill(dead, signal.SIGKILL)
-        used(stage, but=dead)
+            previous = used(run, but=previous)["pid"]
+            time.sleep(run.random.uniform(0.5, 1))  # a relay that ends at once is restarted less often
+            os.kill(previous, signal.SIGKILL)
+        used(run, but=previous)
 
 
-def _stop(stage: Any) -> None:
-    with _family(stage):
-        pid = used(stage)["pid"]
+def _stop(run: ScenarioRun) -> None:
+    with _family(run):
+        pid = used(run)["pid"]
         for _ in range(STOPS):
-            time.sleep(stage.random.uniform(0.05, 0.3))
+            time.sleep(run.random.uniform(0.05, 0.3))
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(stage.random.uniform(0.01, 0.8))
+            time.sleep(run.random.uniform(0.01, 0.8))
             os.kill(pid, signal.SIGCONT)
-        _must(used(stage)["pid"] == pid, "a stopped relay was replaced")
+        _require(used(run)["pid"] == pid, "a stopped relay was replaced")
 
 
-def _restart(stage: Any) -> None:
-    path, relay = _keep(stage)
-    with _family(stage, relay=path):
+def _restart(run: ScenarioRun) -> None:
+    path, relay = _start_relay(run)
+    with _family(run, relay=path):
         for _ in range(RESTARTS):
-            used(stage, path)
-            time.sleep(stage.random.uniform(0.05, 0.5))
+            used(run, path)
+            time.sleep(run.random.uniform(0.05, 0.5))
             relay.signal(signal.SIGTERM)
-            stage.finish(relay, seconds=START)
-            path, relay = _keep(stage)
-        used(stage, path)
-    _end(stage, relay)
+            run.finish(relay, seconds=START)
+            path, relay = _start_relay(run)
+        used(run, path)
+    _end(run, relay)
 
 
-def _kill_all(stage: Any) -> None:
+def _kill_all(run: ScenarioRun) -> None:
     for _ in range(FAMILIES):
-        _kill_family(stage, "--spool", stage.folder / "spool")
+        _kill_family(run, "--spool", run.folder / "spool")
 
 
-def _kill_family(stage: Any, *spool: Any) -> None:
+def _kill_family(run: ScenarioRun, *spool: Any) -> None:
     from letterapp.testing import Hold, reset
 
-    before = stage.calls
-    silence = Hold(then=reset())  # so nothing is settled, and nothing given up
-    stage.api.rule = lambda request: silence
-    path, relay = _keep(stage, *spool)
-    family = stage.play(patience=PATIENCE, relay=path)
-    family.hear()
-    used(stage, path, events=ENOUGH)
+    before = run.calls
+    silence = Hold(then=reset())  # so that no event is settled
+    run.api.rule = lambda request: silence
+    path, relay = _start_relay(run, *spool)
+    family = run.start(timeout=TIMEOUT, relay=path)
+    family.receive()
+    used(run, path, events=WAITING)
     family.signal_group(signal.SIGSTOP)
-    # What a relay has not read yet is in no file, so this is waited for.
-    _wait(lambda: _status(stage, path)["accepted"] >= stage.calls - before, "not all came to the relay")
+    # Wait, because events that the relay has not read yet are in no file.
+    _wait(lambda: _status(run, path)["accepted"] >= run.calls - before, "not all events reached the relay")
     family.signal_group(signal.SIGKILL)
     relay.signal(signal.SIGKILL)
-    stage.finish(family, relay)
-    stage.api.rule = None
+    run.finish(family, relay)
+    run.api.rule = None
     silence.release()
-    _, relay = _keep(stage, *spool)
-    stage.wait_for_all(START)
-    _end(stage, relay)
+    _, relay = _start_relay(run, *spool)
+    run.wait_for_all(START)
+    _end(run, relay)
 
 
-def _stop_service(stage: Any) -> None:
+def _stop_service(run: ScenarioRun) -> None:
+    from ..http_load import LoadGenerator
     from ..ports import free_port
-    from ..visits import Visitors
-    from ..watch import left_behind
+    from ..process_monitor import surviving_processes
 
     port = free_port()
-    (stage.folder / "gunicorn.conf.py").write_text("control_socket_disable = True")
-    server = stage.serve("-m", "gunicorn", "app:app", "--preload", "-w", WORKERS, "-b", f"127.0.0.1:{port}")
-    visitors = Visitors(server, port)
-    visitors.meet(WORKERS)
-    relay = used(stage)["pid"]
+    (run.folder / "gunicorn.conf.py").write_text("control_socket_disable = True")
+    server = run.start_server("-m", "gunicorn", "app:app", "--preload", "-w", WORKERS, "-b", f"127.0.0.1:{port}")
+    load = LoadGenerator(server, port)
+    load.wait_for_workers(WORKERS)
+    relay = used(run)["pid"]
 
     def stop() -> None:
-        everybody = {process.pid for process in left_behind(str(stage.folder), 0)}
-        _must({server.pid, relay} < everybody, "the relay is not among the processes of the service")
-        for pid in everybody:
+        processes = {each.pid for each in surviving_processes(str(run.folder), 0)}
+        _require({server.pid, relay} < processes, "the relay is not among the processes of the service")
+        for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    visitors.ask(REQUESTS, halfway=stop)
-    stage.finish(server, seconds=PATIENCE)
+    load.send_requests(REQUESTS, halfway=stop)
+    run.finish(server, seconds=TIMEOUT)
 
 
-def _annoy(stage: Any) -> None:
+def _send_invalid_requests(run: ScenarioRun) -> None:
     from letterapp._relay import protocol
+    from letterapp._text import Secret
 
-    with _family(stage), contextlib.ExitStack() as opened:
-        relay = used(stage)
-        hello = protocol.Caller("another key", stage.api.url, protocol.EVENTS).hello
-        said = [  # by one after the other
+    with _family(run), contextlib.ExitStack() as opened:
+        relay = used(run)
+        hello = protocol.Caller(Secret("another key"), run.api.url, protocol.EVENTS).hello
+        requests: list[bytes | tuple[bytes]] = [  # one for each connection
             *(b"", b"\n", b"GET / HTTP/1.1\r\n\r\n", b"[" * 3_000 + b"\n", bytes(range(256)) * 64, b"x" * 200_000),
             *(b"{}\n", hello + b'{"messageId": "x"}\n', hello, hello[:30], hello + hello, hello + b'{"proof": 1}\n'),
-            *((b"no event\n",), (b"[1]\n",), (b"!\n!\n",)),  # by one who is greeted
+            *((b"no event\n",), (b"[1]\n",), (b"!\n!\n",)),  # after the handshake
         ]
-        silent: list[socket.socket] = []
+        connections: list[socket.socket] = []
         for number in range(CONNECTIONS):
             sock = opened.enter_context(_connection(relay["socket"]))
-            with contextlib.suppress(OSError):  # it has been refused before all was said
-                words = said[number % len(said)]
-                sock.sendall(words if isinstance(words, bytes) else _greeting(sock, stage) + words[0])
-            silent.append(sock)
-            if len(silent) == AT_ONCE:
-                silent.pop(stage.random.randrange(AT_ONCE)).close()
-        _must(used(stage)["pid"] == relay["pid"], "the relay did not survive")
+            with contextlib.suppress(OSError):  # refused before everything was sent
+                request = requests[number % len(requests)]
+                sock.sendall(request if isinstance(request, bytes) else _last_of_handshake(sock, run) + request[0])
+            connections.append(sock)
+            if len(connections) == AT_ONCE:
+                connections.pop(run.random.randrange(AT_ONCE)).close()
+        _require(used(run)["pid"] == relay["pid"], "the relay did not survive")
 
 
-def _greeting(sock: socket.socket, stage: Any) -> bytes:
-    """The line that ends the greeting of one that has the key."""
+def _last_of_handshake(sock: socket.socket, run: ScenarioRun) -> bytes:
+    """Shake hands with the right key, up to the last line, which is returned."""
     from letterapp._relay import protocol
+    from letterapp._text import Secret
 
-    caller = protocol.Caller(KEY, stage.api.url, protocol.EVENTS)
+    caller = protocol.Caller(Secret(KEY), run.api.url, protocol.EVENTS)
     sock.sendall(caller.hello)
     with sock.makefile("rb") as file, contextlib.suppress(protocol.Refused):
         return caller.answer(file.readline())
@@ -188,58 +193,59 @@ def _greeting(sock: socket.socket, stage: Any) -> bytes:
 
 def _connection(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.connect(path)  # waits for its turn when many are there
+    sock.connect(path)  # waits if the backlog is full
     sock.settimeout(0.1)
     return sock
 
 
-def _keep(stage: Any, *options: Any) -> tuple[str, Any]:
-    """Start a relay that nobody else starts; return its place and its program, when it serves."""
-    path = str(stage.folder / "kept" / "relay.sock")
-    arguments = ("-m", "letterapp", "relay", "--socket", path, "--base-url", stage.api.url, *options)
-    relay = stage.serve(*arguments, env={"LETTER_API_KEY": KEY}, patience=2 * PATIENCE)
-    _wait(lambda: _status(stage, path), "a relay that was started does not serve")
+def _start_relay(run: ScenarioRun, *options: Any) -> tuple[str, Any]:
+    """Start a relay independently of any client; return its path and its program once it accepts connections."""
+    path = str(run.folder / "standalone" / "relay.sock")
+    arguments = ("-m", "letterapp", "relay", "--socket", path, "--base-url", run.api.url, *options)
+    relay = run.start_server(*arguments, env={"LETTER_API_KEY": KEY}, timeout=2 * TIMEOUT)
+    _wait(lambda: _status(run, path), "a relay does not accept connections")
     return path, relay
 
 
-def _end(stage: Any, relay: Any) -> None:
+def _end(run: ScenarioRun, relay: Any) -> None:
     relay.signal(signal.SIGTERM)
-    stage.finish(relay, seconds=START)
+    run.finish(relay, seconds=START)
 
 
-def used(stage: Any, path: str = "", events: int = 1, but: int = 0) -> dict[str, Any]:
-    """Wait until a relay, not the process ``but``, has taken so many events; return how it is then."""
+def used(run: ScenarioRun, path: str = "", events: int = 1, but: int = 0) -> dict[str, Any]:
+    """Wait until a relay, other than the process ``but``, has accepted so many events; return its status."""
     found: dict[str, Any] = {}
 
     def is_used() -> bool:
-        found.update(_status(stage, path))
+        found.update(_status(run, path))
         return bool(found) and found["pid"] != but and found["accepted"] >= events
 
     _wait(is_used, "no relay is used")
     return found
 
 
-def _status(stage: Any, path: str = "") -> dict[str, Any]:
-    """What the relay at ``path``, or the one that was started for clients, says of itself; empty if none serves."""
+def _status(run: ScenarioRun, path: str = "") -> dict[str, Any]:
+    """The status of the relay at ``path``, or of the one that a client has started; empty if there is none."""
     from letterapp._relay import launcher, protocol
+    from letterapp._text import Secret
 
-    for place in [path] if path else map(str, Path(stage.folder).glob("letterapp/*.sock")):
+    for place in [path] if path else map(str, Path(run.folder).glob("letterapp/*.sock")):
         with contextlib.suppress(OSError):
-            sock, answer = launcher.ask(place, KEY, stage.api.url, protocol.STATUS)
+            sock, answer = launcher.ask(place, Secret(KEY), run.api.url, protocol.STATUS)
             sock.close()
             welcome: dict[str, Any] = answer["welcome"]
             return welcome
     return {}
 
 
-def _wait(true: Callable[[], Any], otherwise: str) -> None:
-    from ..visits import until
+def _wait(condition: Callable[[], Any], message: str) -> None:
+    from ..http_load import wait_until
 
-    _must(until(true, START), otherwise)
+    _require(wait_until(condition, START), message)
 
 
-def _must(true: object, otherwise: str) -> None:
+def _require(condition: object, message: str) -> None:
     from ..programs import Failure
 
-    if not true:
-        raise Failure(otherwise)
+    if not condition:
+        raise Failure(message)

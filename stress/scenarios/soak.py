@@ -1,6 +1,6 @@
-"""A parent and forked workers that come and go, for as long as you like, while the API fails now and then.
+"""A parent and forked workers that start and end, for as long as one likes, while the API fails now and then.
 
-The faults are such that one more try gets through: no request meets two of them.
+No request fails twice, so one retry is always enough.
 """
 
 from __future__ import annotations
@@ -11,28 +11,31 @@ import select
 import sys
 import time
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-TITLES = {"soak": "--seconds of a parent and 4 workers that come and go; one request in 50 fails; no growth"}
-LOOKS = 5
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
+
+TITLES = {"soak": "--seconds of a parent and 4 workers that start and end; one request in 50 fails; no growth"}
+CHECKS = 5
 WORKERS = 4
-EVERY = 0.01  # seconds between two events of a process
+INTERVAL = 0.01  # seconds between two events of a process
 STDIN = 0
 
 
 def inside(name: str, seed: str) -> None:
-    """One line on stdin begins a stretch of work, the next ends it; then there is no worker, and a rest."""
-    import desk
+    """One line on stdin starts a period of work, the next one ends it; then there are no workers, and a pause."""
+    import tracker
 
-    chance = random.Random(seed)
-    desk.track(50)
-    while desk.pause():
+    rng = random.Random(seed)
+    tracker.track(50)
+    while tracker.pause():
         alive: set[int] = set()
-        while not select.select([STDIN], [], [], EVERY)[0]:
-            desk.track()
+        while not select.select([STDIN], [], [], INTERVAL)[0]:
+            tracker.track()
             alive = {pid for pid in alive if not os.waitpid(pid, os.WNOHANG)[0]}
             while len(alive) < WORKERS:
-                life = chance.uniform(0.1, 2)
+                life = rng.uniform(0.1, 2)
                 pid = os.fork()
                 if pid == 0:
                     _work(life)
@@ -41,50 +44,50 @@ def inside(name: str, seed: str) -> None:
         sys.stdin.readline()
         for pid in alive:
             os.waitpid(pid, 0)
-        desk.track(50)
+        tracker.track(50)
 
 
 def _work(seconds: float) -> None:
-    import desk
+    import tracker
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        desk.track()
-        time.sleep(EVERY)
+        tracker.track()
+        time.sleep(INTERVAL)
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     import psutil
 
-    program = stage.play(stage.name, stage.random.random(), patience=stage.seconds + 60)
+    program = run.start(run.name, run.random.random(), timeout=run.seconds + 60)
     sizes = []
-    for look in range(LOOKS):
-        program.hear()
-        stage.wait_for_all()
-        if look:  # the first stretch warms it up
-            stage.rest(program.pid)
+    for number in range(CHECKS):
+        program.receive()
+        run.wait_for_all()
+        if number:  # the first period is a warm-up
+            run.check_for_leaks(program.pid)
         sizes.append(psutil.Process(program.pid).memory_info().rss / 1e6)
-        if look < LOOKS - 1:
-            stage.api.rule = _faults(stage.random)
-            program.go_on()
-            time.sleep(stage.seconds / (LOOKS - 1))
-            stage.api.rule = None
-            program.go_on()
+        if number < CHECKS - 1:
+            run.api.rule = _faults(run.random)
+            program.resume()
+            time.sleep(run.seconds / (CHECKS - 1))
+            run.api.rule = None
+            program.resume()
     program.close_stdin()
-    stage.finish(program)
-    stage.notes.append("RSS at each look, MB: " + " ".join(f"{size:.1f}" for size in sizes))
+    run.finish(program)
+    run.notes.append("RSS at each check, MB: " + " ".join(f"{size:.1f}" for size in sizes))
 
 
-def _faults(chance: random.Random) -> Any:
+def _faults(rng: random.Random) -> Any:
     from letterapp.testing import reset, status
 
-    met = set()
+    failed = set()
 
     def rule(request: Any) -> Any:
         body = zlib.crc32(request.body)
-        if body in met or chance.random() > 0.02:
+        if body in failed or rng.random() > 0.02:
             return None
-        met.add(body)
-        return chance.choice([status(503), status(500), reset(), reset(stored=True)])
+        failed.add(body)
+        return rng.choice([status(503), status(500), reset(), reset(stored=True)])
 
     return rule

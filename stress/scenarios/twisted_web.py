@@ -1,29 +1,32 @@
-"""Twisted's web server, whose reactor has signal handlers of its own, and then ends by the signal's default action."""
+"""Twisted's web server, whose reactor installs its own signal handlers, and ends with the signal's default action."""
 
 from __future__ import annotations
 
 import signal
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
-    "twisted": "twistd web with a resource, SIGTERM to it at work after 300 requests",
+    "twisted": "twistd web with a resource, SIGTERM to the busy server after 300 requests",
     "twisted-ctrl-c": "the same; Ctrl-C",
 }
 REQUESTS = 300
-PATIENCE = 30.0
+TIMEOUT = 30.0
 RUN = "from twisted.scripts.twistd import run; run()"
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
+    from ..http_load import LoadGenerator
     from ..ports import free_port
-    from ..visits import Visitors
 
     port = free_port()
-    twistd = ("-c", RUN, "--nodaemon", "--pidfile=", "--logfile", stage.folder / "log")
+    twistd = ("-c", RUN, "--nodaemon", "--pidfile=", "--logfile", run.folder / "log")
     web = ("web", "--listen", f"tcp:{port}:interface=127.0.0.1", "--class", "twisted_site.Site")
-    server = stage.serve(*twistd, *web, patience=2 * PATIENCE)
-    visitors = Visitors(server, port)
-    visitors.meet(1)
-    number = signal.SIGINT if stage.name == "twisted-ctrl-c" else signal.SIGTERM
-    visitors.ask(2 * REQUESTS, halfway=lambda: server.signal_group(number))
-    stage.finish(server, seconds=PATIENCE)
+    server = run.start_server(*twistd, *web, timeout=2 * TIMEOUT)
+    load = LoadGenerator(server, port)
+    load.wait_for_workers(1)
+    number = signal.SIGINT if run.name == "twisted-ctrl-c" else signal.SIGTERM
+    load.send_requests(2 * REQUESTS, halfway=lambda: server.signal_group(number))
+    run.finish(server, seconds=TIMEOUT)

@@ -1,6 +1,6 @@
 """uWSGI, which forks without Python's hooks, preloaded or not, with and without threads; SIGTERM when workers are idle.
 
-Idle, because uWSGI runs no exit code at all in a worker that is busy: then no client can do anything.
+Idle, because uWSGI runs no exit handlers at all in a busy worker, where no client can send anything.
 """
 
 from __future__ import annotations
@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..http_load import LoadGenerator, stop, wait_until
 from ..ports import free_port
-from ..stage import Skipped
-from ..visits import Visitors, stop, until
+from ..scenario_run import Skipped
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "uwsgi-default": "uWSGI with a master and 2 workers, preloaded, 300 requests; SIGTERM when the workers are idle",
@@ -31,39 +34,39 @@ FLAGS: dict[str, list[Any]] = {
 OLD = "pyuwsgi==2.0.26"
 WORKERS = 2
 REQUESTS = 300
-PATIENCE = 20.0  # seconds for the end; uWSGI's own mercy is 60 s
+TIMEOUT = 20.0  # seconds for the end; uWSGI's own limit is 60
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     port, stats = free_port(), free_port()
-    server = stage.serve(
+    server = run.start_server(
         *("-c", "from pyuwsgi import run; run()", "--module", "app:app", "--need-app", "--die-on-term"),
         *("--http-socket", f"127.0.0.1:{port}", "--stats", f"127.0.0.1:{stats}"),
-        *("--master", "--processes", WORKERS, *FLAGS.get(stage.name, ())),
-        env=_old(stage) if stage.name == "uwsgi-old" else {},
+        *("--master", "--processes", WORKERS, *FLAGS.get(run.name, ())),
+        env=_old(run) if run.name == "uwsgi-old" else {},
     )
-    visitors = Visitors(server, port)
+    load = LoadGenerator(server, port)
     try:
-        visitors.meet(WORKERS)
-        if stage.name == "uwsgi-kill":
-            visitors.ask_and_kill(stage.random, server.pid)
+        load.wait_for_workers(WORKERS)
+        if run.name == "uwsgi-kill":
+            load.kill_workers_under_load(run.random, server.pid)
         else:
-            visitors.ask(REQUESTS)
-        until(lambda: are_idle(stats), PATIENCE)
+            load.send_requests(REQUESTS)
+        wait_until(lambda: are_idle(stats), TIMEOUT)
     finally:
-        stop(stage, server, PATIENCE)
+        stop(run, server, TIMEOUT)
 
 
-def _old(stage: Any) -> dict[str, str]:
+def _old(run: ScenarioRun) -> dict[str, str]:
     try:
-        folder = stage.environments.package(OLD)
+        folder = run.environments.package(OLD)
     except ValueError:
         raise Skipped(f"{OLD} cannot be installed here") from None
-    return {"PYTHONPATH": os.pathsep.join([str(folder), stage.env()["PYTHONPATH"]])}
+    return {"PYTHONPATH": os.pathsep.join([str(folder), run.env()["PYTHONPATH"]])}
 
 
 def are_idle(stats: int) -> bool:
-    """Ask the master: not even an answered request says that its worker waits for the next."""
+    """Ask the master, because a response does not mean that its worker is already waiting for the next request."""
     try:
         with socket.create_connection(("127.0.0.1", stats), 5) as sock:
             text = b"".join(iter(lambda: sock.recv(65536), b""))

@@ -1,17 +1,20 @@
-"""gunicorn with each class of worker, and uvicorn with workers of its own: visits, SIGTERM to the master, or Ctrl-C."""
+"""gunicorn with each worker class, and uvicorn with its own workers: requests, SIGTERM to the master, or Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from letterapp.testing import stall
 
+from ..http_load import LoadGenerator, stop, wait_until
 from ..ports import free_port
-from ..visits import Visitors, stop, until
+
+if TYPE_CHECKING:
+    from ..scenario_run import ScenarioRun
 
 TITLES = {
     "gunicorn-sync": "gunicorn --preload, 2 workers, 300 requests; SIGTERM to the master",
@@ -20,8 +23,8 @@ TITLES = {
     "gunicorn-hup": "the same, with threads; HUP to the master halfway",
     "gunicorn-recycle": "the same, each worker replaced after 20 requests",
     "gunicorn-kill": "the same, with threads; 5 SIGKILLs of workers under load",
-    "gunicorn-ctrl-c": "the same, with gevent, without --preload, each answer takes 0.5 s; Ctrl-C, and again",
-    "gunicorn-uvicorn": "the same, uvicorn's worker: no exit code runs; exit_signals=(SIGTERM,) where it exists",
+    "gunicorn-ctrl-c": "the same, with gevent, without --preload, each API response takes 0.5 s; Ctrl-C twice",
+    "gunicorn-uvicorn": "the same, uvicorn's worker: no exit handler runs; exit_signals=(SIGTERM,) where it exists",
     "uvicorn-workers": "uvicorn --workers 2, 300 requests; SIGTERM to the master; the lifespan closes the client",
 }
 LIFE = 20  # requests
@@ -38,22 +41,22 @@ WORKER_CLASSES = {
 }
 WORKERS = 2
 REQUESTS = 300
-LAST_REQUESTS = 20  # some of whose events are still to be sent at the end
-IMPATIENCE = 0.3  # seconds from one Ctrl-C to the next
-PATIENCE = 40.0  # seconds for the end; gunicorn's own is 30 s
+LAST_REQUESTS = 20  # some of whose events are not yet sent when Ctrl-C arrives
+BETWEEN_SIGNALS = 0.3  # seconds
+TIMEOUT = 40.0  # seconds for the end; gunicorn's own limit is 30
 
 
-def outside(stage: Any) -> None:
+def outside(run: ScenarioRun) -> None:
     port = free_port()
-    options = {"exit_signals": [signal.SIGTERM]} if stage.name == "gunicorn-uvicorn" else {}
-    # Its control socket has a thread and descriptors that come when they like, and this is about the client's.
-    (stage.folder / "gunicorn.conf.py").write_text("control_socket_disable = True")
-    server = stage.serve("-m", *_command(stage.name, port), env=stage.env(**options))
-    visitors = Visitors(server, port, *([LIFE] if stage.name == "gunicorn-recycle" else []))
+    options = {"exit_signals": [signal.SIGTERM]} if run.name == "gunicorn-uvicorn" else {}
+    # Without its control socket, whose thread and descriptors would be counted with the client's.
+    (run.folder / "gunicorn.conf.py").write_text("control_socket_disable = True")
+    server = run.start_server("-m", *_command(run.name, port), env=run.env(**options))
+    load = LoadGenerator(server, port, *([LIFE] if run.name == "gunicorn-recycle" else []))
     try:
-        _visit(stage, server, visitors)
+        _send_load(run, server, load)
     finally:
-        stop(stage, server, PATIENCE)
+        stop(run, server, TIMEOUT)
 
 
 def _command(name: str, port: int) -> list[Any]:
@@ -65,23 +68,23 @@ def _command(name: str, port: int) -> list[Any]:
     return ["gunicorn", application, *preload, "-w", WORKERS, "-b", address, "-k", *WORKER_CLASSES[name]]
 
 
-def _visit(stage: Any, server: Any, visitors: Visitors) -> None:
-    stage.api.wait_for(1, seconds=5.0)  # of those that the master tracked: all that it needs is open
-    workers = visitors.meet(WORKERS)
-    stage.rest(server.pid)
-    if stage.name == "gunicorn-hup":
-        visitors.ask(REQUESTS, halfway=lambda: server.signal(signal.SIGHUP))
-        until(lambda: not any(map(psutil.pid_exists, workers)), PATIENCE)
-    elif stage.name == "gunicorn-kill":
-        visitors.ask_and_kill(stage.random, server.pid)
+def _send_load(run: ScenarioRun, server: Any, load: LoadGenerator) -> None:
+    run.api.wait_for(1, seconds=5.0)  # the master's first event: its client has opened everything that it needs
+    workers = load.wait_for_workers(WORKERS)
+    run.check_for_leaks(server.pid)
+    if run.name == "gunicorn-hup":
+        load.send_requests(REQUESTS, halfway=lambda: server.signal(signal.SIGHUP))
+        wait_until(lambda: not any(map(psutil.pid_exists, workers)), TIMEOUT)
+    elif run.name == "gunicorn-kill":
+        load.kill_workers_under_load(run.random, server.pid)
     else:
-        visitors.ask(REQUESTS)
-    visitors.meet(WORKERS)
-    stage.rest(server.pid)
-    if stage.name == "gunicorn-ctrl-c":
-        stage.api.rule = lambda _: stall(0.5)
-        visitors.ask(LAST_REQUESTS)
+        load.send_requests(REQUESTS)
+    load.wait_for_workers(WORKERS)
+    run.check_for_leaks(server.pid)
+    if run.name == "gunicorn-ctrl-c":
+        run.api.rule = lambda _: stall(0.5)
+        load.send_requests(LAST_REQUESTS)
         server.signal_group(signal.SIGINT)
-        time.sleep(IMPATIENCE)
+        time.sleep(BETWEEN_SIGNALS)
         server.signal_group(signal.SIGINT)
-        stage.finish(server, seconds=PATIENCE)
+        run.finish(server, seconds=TIMEOUT)

@@ -42,10 +42,15 @@ def test_a_process_that_lost_its_lock_and_those_who_took_its_slot_lose_nothing(l
     assert came["somebody with a longer name than the one before"] == list(range(40))
 
 
+def test_a_flush_does_not_wait_for_events_that_another_process_has_taken_over(letter_api: Any, tmp_path: Path) -> None:
+    runs_quietly(closed_descriptors.flush_after_loss, letter_api, tmp_path)
+    assert sorted(whose(letter_api)["parent"]) == list(range(20))
+
+
 @pytest.mark.parametrize(
     "act",
     [
-        pytest.param("settles a batch", marks=pytest.mark.slow),
+        "settles a batch",
         "drops its oldest",
         "gives up all",
         "gives memory back",

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy 
 def test_a_call_in_a_finalizer_at_shutdown_waits_for_nothing_and_is_reported(letter_api: Any, tmp_path: Path) -> None:
     finished = run(shutdown.tracks, letter_api.url, tmp_path)
     reported, last = finished.output.splitlines()
-    assert reported == "1 event given up: Python is removing its modules, and nothing can be sent any more"
+    assert reported == "1 event given up: the interpreter is shutting down, and nothing can be sent any more"
     assert last == "(True, True) True {'exit': 1}", finished
     assert [item["userId"] for item in letter_api.events] == ["program"]
 
@@ -28,7 +28,7 @@ def test_what_cannot_be_done_in_a_finalizer_at_shutdown_is_a_letter_error(
     call: str, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(shutdown.raises, letter_api.url, tmp_path, call)
-    assert finished.output == "Python is removing its modules, and nothing can be sent any more", finished
+    assert finished.output == "the interpreter is shutting down, and nothing can be sent any more", finished
 
 
 def test_a_flush_in_a_finalizer_at_shutdown_does_not_wait_for_a_frozen_thread(letter_api: Any, tmp_path: Path) -> None:

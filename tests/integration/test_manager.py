@@ -73,9 +73,9 @@ def test_a_queue_carries_the_key_and_the_address(manager: Any, letter_api: Any) 
 
 def test_a_key_or_an_address_other_than_the_manager_s_is_refused(manager: Any, letter_api: Any) -> None:
     queue = manager().queue
-    with pytest.raises(LetterError, match="api_key is not the one"):
+    with pytest.raises(LetterError, match="api_key differs from the SenderManager's"):
         Letter("another", relay=queue)
-    with pytest.raises(LetterError, match="base_url is not the one"):
+    with pytest.raises(LetterError, match="base_url differs from the SenderManager's"):
         Letter(relay=queue, base_url="http://127.0.0.1:9")
     Letter(KEY, letter_api.url, relay=queue).close()
     queue._proof = "0" * 64
@@ -105,7 +105,7 @@ def test_an_asyncio_queue_and_a_manager_itself_are_refused(letter_api: Any) -> N
 
     with pytest.raises(LetterError, match="never leave this process"):
         Letter(KEY, letter_api.url, relay=asyncio.run(queue()))
-    with pytest.raises(LetterError, match=r"give its \.queue"):
+    with pytest.raises(LetterError, match=r"pass its \.queue"):
         Letter(KEY, letter_api.url, relay=SenderManager(KEY, letter_api.url))
 
 
@@ -123,7 +123,7 @@ def test_invalid_options_are_refused_by_the_constructor(letter_api: Any) -> None
             SenderManager(KEY, address=wrong)
     with pytest.raises(LetterError, match="api_key is required"):
         SenderManager()
-    with pytest.raises(LetterError, match="needs the address and the authkey"):
+    with pytest.raises(LetterError, match="needs the server's address and authkey"):
         SenderManager(KEY).connect()
     with pytest.raises(LetterError, match="has no queue yet"):
         SenderManager(KEY).queue  # noqa: B018

@@ -95,7 +95,7 @@ def test_only_the_event_that_is_too_large_for_the_manager_is_sent_by_its_process
     assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 0
     work(letter, 3)
     assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 3
-    assert letter.close() and len(troubles(errors)) == 1 and "did not take a batch" in str(errors[0])
+    assert letter.close() and len(troubles(errors)) == 1 and "did not accept a batch" in str(errors[0])
     assert whose(letter_api) == {"large": [0], "program": [0, 1, 2]}
 
 

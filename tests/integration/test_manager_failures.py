@@ -159,7 +159,7 @@ def test_a_restarted_manager_is_used_again(directory: Directory, letter_api: Any
             return bool(directory.status()["delivered"] > 0)
 
         assert eventually(is_used_again, bool)
-        with pytest.raises(LetterError, match="whoever keeps this server"):
+        with pytest.raises(LetterError, match="a server that SIGTERM stops"):
             one.shutdown()
         assert letter.close(DEADLINE)
     assert whose(letter_api)["program"] == list(range(9))

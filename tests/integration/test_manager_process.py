@@ -73,7 +73,7 @@ def test_a_manager_to_which_no_reference_is_left_ends_without_a_shutdown(letter_
 
 def test_shutdown_in_a_forked_child_does_not_end_the_parent_s_manager(letter_api: Any, tmp_path: Path) -> None:
     finished = run(managers.child_calls_shutdown, letter_api.url, tmp_path)
-    assert finished.output == "this manager has been started or connected; make another one\n", finished
+    assert finished.output == "this manager has already been started or connected; create another one\n", finished
 
 
 def test_a_manager_is_spawned_where_there_is_no_fork(letter_api: Any, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_manager_is_spawned_where_there_is_no_fork(letter_api: Any, tmp_path: 
     assert letter.close()
     process.stop(DEADLINE)
     assert process._process.exitcode == 0
-    with pytest.raises(LetterError, match="no socket: it is left alone"):
+    with pytest.raises(LetterError, match="not a socket: remove it, or choose another path"):
         (tmp_path / "file").touch()
         spawn_process(options, str(tmp_path / "file"), SECRET)
 
@@ -214,14 +214,14 @@ def test_what_the_command_line_reports_as_wrong(directory: Directory) -> None:
         assert "another process serves at" in says("--manager", directory.socket)
     plain = directory.path / "plain"
     plain.touch()
-    assert "no socket: it is left alone" in says("--manager", str(plain))
+    assert "not a socket: remove it, or choose another path" in says("--manager", str(plain))
     directory.authkey_file.write_bytes(b" \n")
     assert "is empty" in says("--manager", directory.socket)
     directory.authkey_file.unlink()
     assert "authkey: No such file" in says("--manager", directory.socket)
-    assert "--manager has an address" in says("--manager", directory.socket, "--socket", "x")
+    assert "--manager cannot be combined with" in says("--manager", directory.socket, "--socket", "x")
     directory.path.chmod(0o777)
     (directory.path / "open").mkdir(mode=0o777)
     (directory.path / "open").chmod(0o777)
     directory.authkey_file.write_bytes(SECRET)
-    assert "others may write in it" in says("--manager", str(directory.path / "open" / "m.sock"))
+    assert "its permissions are too open" in says("--manager", str(directory.path / "open" / "m.sock"))

@@ -61,7 +61,7 @@ def test_memory_is_shared_with(system: Callable[[], None] | None, letter_api: An
 def test_memory_is_private_which_is_reported_once_and_nothing_else_changes_where(
     system: Callable[[], None], letter_api: Any, tmp_path: Path
 ) -> None:
-    says = r"letterapp: events lie in memory that only their own process has \(.+\n"
+    says = r"letterapp: events are kept in private memory \(.+\n"
     if system is systems.lacks_fork:
         says = ""  # such a system never had any to share
     assert behaves(letter_api, tmp_path, system, "private", says)["adopted"] == 0

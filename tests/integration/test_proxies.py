@@ -227,7 +227,7 @@ def test_refused_credentials_are_reported_for_connect(
     monkeypatch.setenv("HTTPS_PROXY", f"http://{credentials}{guarded.address}")
     assert not delivers(make(base_url=tls_api.url, ssl_context=trusting, max_retries=0))
     (error,) = errors
-    assert "refused: 407" in str(error) and error.lost == 1
+    assert "refused the connection: 407" in str(error) and error.lost == 1
     assert "secret-word" not in str(error)
     assert tls_api.requests == []
 
@@ -453,4 +453,4 @@ def test_a_request_is_bounded_by_timeout_when_the_answer_to_connect(
     assert settled, "the request goes on for as long as the proxy speaks"
     (error,) = errors
     assert error.cause == "undeliverable" and error.lost == 1
-    assert "no answer within 0.3 s" in str(error) or "refused: 407" in str(error)
+    assert "no answer within 0.3 s" in str(error) or "refused the connection: 407" in str(error)

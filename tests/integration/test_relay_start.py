@@ -257,9 +257,9 @@ def test_a_relay_that_is_started_by_a_thread_which_blocks_signals_can_be_stopped
     "options, why",
     [
         ({"relay": "/" + "x" * 103}, "too long for a socket's path"),
-        ({"relay": True, "spool": "spool", "spool_sync": True}, "spool_sync cannot be kept with a relay"),
-        ({"relay": True, "ssl_context": ssl.create_default_context()}, "an ssl_context cannot go there"),
-        ({"relay": 7}, "relay must be True, a socket's path or a queue"),
+        ({"relay": True, "spool": "spool", "spool_sync": True}, "spool_sync cannot be combined with relay"),
+        ({"relay": True, "ssl_context": ssl.create_default_context()}, "which cannot use this ssl_context"),
+        ({"relay": 7}, "relay must be True, the path of a socket or a queue"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -281,7 +281,7 @@ def test_a_frozen_program_must_keep_a_relay_itself(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    with pytest.raises(LetterError, match="this program is frozen: keep a relay yourself"):
+    with pytest.raises(LetterError, match="this program is frozen: run a relay yourself"):
         make(relay=True)
     letter = make(relay=runtime.socket)
     track(letter, 1)
@@ -294,5 +294,5 @@ def test_a_runtime_directory_that_is_too_long_is_a_clear_error(
     long = runtime.path / ("x" * 100)
     long.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-    with pytest.raises(LetterError, match="set XDG_RUNTIME_DIR to a short one"):
+    with pytest.raises(LetterError, match="set XDG_RUNTIME_DIR to a shorter path"):
         make(relay=True)

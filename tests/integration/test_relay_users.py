@@ -63,7 +63,7 @@ def _in_a_circle(base: Path) -> Path:
 PATHS: dict[Callable[[Path], Path], str] = {
     _his_directory: "belongs to user 65534",
     _in_his_directory: "belongs to user 65534",
-    _in_a_directory_for_all: "everybody may write in it",
+    _in_a_directory_for_all: "every user may write to it",
     _by_his_link: "belongs to user 65534",
     _by_a_link_into_his_directory: "belongs to user 65534",
     _in_a_circle: "symbolic links",
@@ -106,10 +106,10 @@ def test_a_directory_for_everybody_is_trusted_if_it_has_the_sticky_bit(runtime: 
     "options, why",
     [
         ({"relay": "r.sock", "relay_user": "no such user"}, "there is no user 'no such user'"),
-        ({"relay": "r.sock", "relay_user": -1}, "relay_user must be a user's name or number, not -1"),
+        ({"relay": "r.sock", "relay_user": -1}, "relay_user must be a user name or a user ID, not -1"),
         ({"relay": "r.sock", "relay_user": True}, "relay_user must be"),
-        ({"relay": True, "relay_user": 0}, "relay_user goes with relay=PATH"),
-        ({"relay_user": 0}, "relay_user goes with relay=PATH"),
+        ({"relay": True, "relay_user": 0}, "relay_user needs relay=PATH"),
+        ({"relay_user": 0}, "relay_user needs relay=PATH"),
     ],
 )
 def test_an_invalid_relay_user_is_a_clear_error(options: dict[str, Any], why: str, make: Callable[..., Letter]) -> None:
@@ -165,7 +165,7 @@ def test_nothing_is_said_to_another_user_who_listens(
         assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 0
         assert set(read(heard).splitlines()) == {b"heard:"}
     assert letter_api.distinct == 1
-    assert "user 65534 serves there" in str(errors[0]) and errors[0].cause == "degraded"
+    assert "it is run by user 65534" in str(errors[0]) and errors[0].cause == "degraded"
 
 
 @needs_root

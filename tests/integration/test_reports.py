@@ -243,7 +243,7 @@ def test_a_child_s_close_answers_for_the_child_alone(letter_api: IngestionServer
 
 
 def own_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [line for line in capsys.readouterr().err.splitlines() if "(on_error had tracked it)" in line]
+    return [line for line in capsys.readouterr().err.splitlines() if "(tracked by on_error itself)" in line]
 
 
 REFUSED: dict[str, Any] = {

@@ -24,7 +24,8 @@ from spool_dir import (
 from letterapp import LetterError
 from letterapp._storage import spool as spool_module
 from letterapp._storage.ring import Ring
-from letterapp._storage.spool import HEADER, KEPT, WORDS_AT
+from letterapp._storage.spool import KEPT
+from letterapp._storage.spool_slot import HEADER, WORDS_AT
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -55,17 +56,17 @@ def test_recovered_events_that_were_not_settled_can_be_recovered_again(spool_dir
 def _as_link(path: str) -> str:
     os.rename(path, path + ".real")
     os.symlink(path + ".real", path)
-    return "no file, or a link"
+    return "not a regular file"
 
 
 def _with_second_name(path: str) -> str:
     os.link(path, path + ".second")
-    return "second name"
+    return "more than one hard link"
 
 
 def _open_to_others(path: str) -> str:
     os.chmod(path, 0o640)
-    return "others may use it"
+    return "its permissions are too open, expected 0600"
 
 
 def _of_another_user(path: str) -> str:
@@ -76,20 +77,20 @@ def _of_another_user(path: str) -> str:
 def _as_directory(path: str) -> str:
     os.unlink(path)
     os.mkdir(path)
-    return "no file"
+    return "not a regular file"
 
 
 def _as_pipe(path: str) -> str:
     os.unlink(path)
     os.mkfifo(path, 0o600)
-    return "no file"
+    return "not a regular file"
 
 
 def _newer(path: str) -> str:
     head = bytearray(Path(path).read_bytes()[: spool_module._head.size])
     head[8] += 1
     change(path, 0, bytes(head) + spool_module._checksum.pack(crc32(head)))
-    return "newer version"
+    return "written by a newer version"
 
 
 @pytest.mark.parametrize(
@@ -122,17 +123,17 @@ def test_a_file_that_others_could_have_put_there_is_left_alone_and_reported_once
 
 def _foreign(path: str) -> str:
     Path(path).write_bytes(b"a diary, of some length" * 1000)
-    return "not a spool's"
+    return "not a spool file"
 
 
 def _empty(path: str) -> str:
     os.truncate(path, 0)
-    return "not a spool's"
+    return "not a spool file"
 
 
 def _cut_in_the_header(path: str) -> str:
     os.truncate(path, 100)
-    return "cut short"
+    return "it is truncated"
 
 
 def _cut(path: str) -> str:
@@ -149,7 +150,7 @@ def _longer(path: str) -> str:
 def _flipped(at: int) -> Callable[[str], str]:
     def flip(path: str) -> str:
         change(path, at, bytes([Path(path).read_bytes()[at] ^ 4]))
-        return "not a spool's" if at < 8 else "checksum is wrong"
+        return "not a spool file" if at < 8 else "checksum is wrong"
 
     return flip
 
@@ -207,7 +208,7 @@ def test_odd_sizes_in_a_header_with_a_valid_checksum_are_damage(
     letter.track("u", "E")
     assert letter.flush(DEADLINE) and len(letter_api.events) == 1
     assert [(error.cause, error.lost) for error in errors] == [("damaged", 1)]
-    assert "its header claims" in str(errors[0])
+    assert "its header has impossible sizes" in str(errors[0])
     assert os.path.basename(path) + ".damaged" in spool_dir.files() and not os.path.exists(path)
 
 
@@ -219,7 +220,7 @@ def test_a_header_cannot_have_more_read_than_the_spools_bound(spool_dir: SpoolDi
     change(path, HEADER, (0xFFFFFFF0).to_bytes(4, "little"))  # one record, whose checksum covers as much
     spool = spool_dir.spool()
     assert spool_dir.recover(spool) == []
-    assert spool_dir.reported_once("more than all files may have (spool_max_bytes=268,435,456)")
+    assert spool_dir.reported_once("more than spool_max_bytes=268,435,456 allows")
     assert os.path.getsize(path) == 1 << 34 and spool_dir.reports[0].cause == "degraded"
 
 
@@ -427,7 +428,7 @@ def test_a_file_that_becomes_too_short_while_it_is_opened_costs_a_report(
     monkeypatch.setattr(spool_module.Spool, "_rooms_of", cut)
     size, before = os.path.getsize(path), descriptors()
     assert spool_dir.recover(spool) == [] and descriptors() == before
-    assert spool_dir.reported_once("cannot be taken over: mmap length is greater than file size")
+    assert spool_dir.reported_once("cannot be recovered: mmap length is greater than file size")
     os.truncate(path, size)
     letter = make(spool=spool_dir.path)
     assert letter.stats()["memory"] == "spool" and [error.cause for error in errors] == ["degraded"]

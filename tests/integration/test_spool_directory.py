@@ -23,7 +23,7 @@ from spool_dir import (
 
 from letterapp import Letter, LetterError
 from letterapp._storage import spool as spool_module
-from letterapp._storage.spool import HEADER
+from letterapp._storage.spool_slot import HEADER
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -73,7 +73,7 @@ def test_a_file_renamed_to_the_name_of_another_keys_is_left_alone(spool_dir: Spo
     spool_dir.reports.clear()
     spool = spool_dir.spool()
     assert spool_dir.recover(spool) == [] == spool_dir.recover(spool)
-    assert spool_dir.reported_once("of another key") and os.path.exists(ours)
+    assert spool_dir.reported_once("belongs to another API key") and os.path.exists(ours)
 
 
 def test_events_of_another_key_are_reported_once(spool_dir: SpoolDir, errors: list[LetterError], make: Any) -> None:
@@ -140,11 +140,11 @@ def _open_to_others(path: Path) -> Path:
 @pytest.mark.parametrize(
     "put, problem",
     [
-        (_missing, "cannot be made: No such file or directory. What it lies in must exist"),
-        (_file, "must be a directory, and not a link to one"),
-        (_link, "must be a directory, and not a link to one"),
-        (_dangling, "must be a directory, and not a link to one"),
-        (_open_to_others, "others may use it: chmod it to 700"),
+        (_missing, "cannot be created: No such file or directory. The parent directory must exist"),
+        (_file, "must be a directory, and not a symbolic link"),
+        (_link, "must be a directory, and not a symbolic link"),
+        (_dangling, "must be a directory, and not a symbolic link"),
+        (_open_to_others, "its permissions are too open"),
     ],
 )
 def test_an_unusable_directory_is_an_error_at_construction(
@@ -158,7 +158,7 @@ def test_an_unusable_directory_is_an_error_at_construction(
 def test_another_users_directory_is_an_error_at_construction(spool_dir: SpoolDir) -> None:
     spool_dir.path.mkdir(0o700)
     os.chown(spool_dir.path, NOBODY, NOBODY)
-    with pytest.raises(LetterError, match="belongs to user 65534: name a directory of this user's own"):
+    with pytest.raises(LetterError, match="belongs to user 65534, not to this user"):
         spool_dir.spool()
 
 
@@ -167,7 +167,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_at_construction() -> Non
         os.mkdir(home + "/spool", 0o500)
         with pytest.raises(LetterError, match="cannot be used: Permission denied"):
             SpoolDir(Path(home, "spool")).spool()
-        with pytest.raises(LetterError, match="cannot be made: Permission denied"):
+        with pytest.raises(LetterError, match="cannot be created: Permission denied"):
             SpoolDir(Path(home, "spool", "below")).spool()
 
     as_another_user(job)
@@ -179,7 +179,7 @@ def test_a_directory_that_becomes_unwritable_costs_a_report_and_no_event() -> No
         spool = spool_dir.spool()
         os.chmod(home + "/spool", 0o500)
         assert spool.claim() is None and spool.claim() is None
-        assert spool_dir.reported_once("cannot be used: Permission denied; events lie in memory instead")
+        assert spool_dir.reported_once("cannot be used: Permission denied; events are kept in memory")
 
     as_another_user(job)
 
@@ -215,5 +215,5 @@ def test_a_spool_is_an_error_where_there_are_no_file_locks(
     spool_dir: SpoolDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool_module, "POSSIBLE", False)
-    with pytest.raises(LetterError, match="spool needs the file locks of POSIX"):
+    with pytest.raises(LetterError, match="spool needs POSIX file locks"):
         spool_dir.spool()

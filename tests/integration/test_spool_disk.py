@@ -58,7 +58,7 @@ def test_a_full_disk_costs_a_report_and_existing_files_can_still_be_filled(tiny_
             break
         slots.append(slot)
     assert len(slots) == 4 and spool.claim() is None
-    assert spool_dir.reported_once("cannot be used: No space left on device; events lie in memory instead")
+    assert spool_dir.reported_once("cannot be used: No space left on device; events are kept in memory")
     assert len(spool_dir.files()) == 4, "the incomplete file is gone"
     Path(tiny_disk, "rest").write_bytes(b"x" * os.statvfs(tiny_disk).f_bavail * 4096)
     for slot in slots:
@@ -175,4 +175,4 @@ def test_a_client_whose_disk_is_full_raises_nothing(tiny_disk: Path, make: Any, 
     assert letter.close(DEADLINE) and letter.stats()["delivered"] == 1
     assert letter.stats()["memory"] == "shared" and os.listdir(tiny_disk / "spool") == []
     (error,) = errors
-    assert error.cause == "degraded" and "No space left on device; events lie in memory instead" in str(error)
+    assert error.cause == "degraded" and "No space left on device; events are kept in memory" in str(error)

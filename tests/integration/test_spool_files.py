@@ -101,7 +101,7 @@ def test_a_file_that_a_scan_removed_while_incomplete_is_created_again(
 
     monkeypatch.setattr(os, "rename", always_removed)
     before = descriptors()
-    assert spool.claim() is None and spool_dir.reported_once("others remove what is made there")
+    assert spool.claim() is None and spool_dir.reported_once("another program removes the files that are created there")
     assert descriptors() == before
 
 
@@ -171,7 +171,7 @@ def test_a_process_that_may_only_fork_keeps_no_events_from_others(spool_dir: Spo
     spool_dir.leave(b"a"), spool_dir.leave(b"b")
     settings = Letter("k", enabled=False, spool=spool_dir.path, **{**SMALL, **bound})._settings
     assert spool_module.Spool(settings, spool_dir.reports.append, lambda: True).claim() is None
-    assert spool_dir.reported_once("events lie in memory instead")
+    assert spool_dir.reported_once("events are kept in memory")
 
 
 def test_a_process_that_appends_to_a_file_sends_its_events_and_sets_it_aside_if_damaged(

@@ -14,7 +14,8 @@ from programs import spool_forks, spools
 from spool_dir import NOWHERE, SpoolDir, claimed, descriptors, fill, is_locked, settle
 
 from letterapp._storage.file_lock import LockedFile
-from letterapp._storage.spool import Spool, SpoolSlot
+from letterapp._storage.spool import Spool
+from letterapp._storage.spool_slot import SpoolSlot
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),

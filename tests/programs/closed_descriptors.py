@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from typing import Any, Callable
 
 from letterapp._storage import memory
@@ -136,6 +137,30 @@ def slot_is_taken() -> None:
     stats = letter.stats()
     assert stats["accepted"] == 10 and stats["lost"] == {}, stats  # 20 are the sibling's
     looked.open()
+    assert reap(pid) == 0
+
+
+def flush_after_loss() -> None:
+    from letterapp._delivery import worker
+
+    worker.IDLE = 3600.0  # a thread that stops wakes who waits, too
+    letter = make_idle()
+    lost, adopted = Gate(), Gate()
+
+    def sibling() -> None:
+        lost.wait()
+        work(letter, 1, "sibling")
+        assert letter.flush() and letter.stats()["adopted"] == 20
+        adopted.open()
+
+    pid = child(sibling)
+    work(letter, 20, "parent")
+    lose_the_lock()
+    lost.open()
+    adopted.wait()
+    began = time.monotonic()
+    assert letter.flush(30)
+    assert time.monotonic() - began < 20  # woken, and not by its own timeout
     assert reap(pid) == 0
 
 

@@ -28,7 +28,7 @@ def near_limit() -> None:
     assert kind(letter) == kind(other) == "private"
     for error in told:
         assert (error.cause, error.lost, error.events) == ("degraded", 0, [])
-        assert "only their own process has (Cannot allocate memory)" in str(error)
+        assert "private memory (Cannot allocate memory)" in str(error)
     assert len(told) == 2  # one a client
     work(letter, 500, "parent")
 
@@ -57,7 +57,7 @@ def lost_for_good() -> None:
     assert kind(letter) == "shared"
     assert [reap(child(daemon)) for _ in range(3)] == [0, 0, 0]
     (said,) = os.read(reports, 10_000).decode().splitlines()
-    assert said.startswith("degraded: events lie in memory that only their own process has (what it shared is"), said
+    assert said.startswith("degraded: events are kept in private memory (other code closed"), said
 
 
 def smaller_queue() -> None:

@@ -109,7 +109,9 @@ def interrupted_calls() -> None:
     inside = False
 
     def handler(*_: object) -> None:
+        nonlocal inside
         if inside:
+            inside = False  # here, as the next signal may come before an `except` has begun
             raise Interruption
 
     signal.signal(signal.SIGALRM, handler)
@@ -124,7 +126,6 @@ def interrupted_calls() -> None:
             inside = False
             returned.append(serial)
         except Interruption:
-            inside = False
             interrupted += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)

@@ -34,7 +34,7 @@ def too_few() -> None:
     end.open()
     assert reap(child(lambda: one_more(6))) == 1
     (said,) = os.read(reports, 10_000).decode().splitlines()
-    assert said.startswith("degraded: events lie in memory that only their own process has (more than 2 proc"), said
+    assert said.startswith("degraded: events are kept in private memory (more than 2 proc"), said
 
 
 def of_the_dead() -> None:

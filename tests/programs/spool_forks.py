@@ -10,7 +10,8 @@ from typing import Callable
 
 from letterapp import Letter
 from letterapp._storage.ring import Ring
-from letterapp._storage.spool import Spool, SpoolSlot
+from letterapp._storage.spool import Spool
+from letterapp._storage.spool_slot import SpoolSlot
 from programs import common
 from programs.common import main
 from programs.spools import SMALL, lock_is_taken

@@ -168,7 +168,7 @@ def test_a_graceful_stop_lets_a_busy_worker_finish_and_loses_nothing(uwsgi: Any,
 # alone, at which Python says that others remain, and calls no exit code of theirs.
 
 SECOND = ("--manage-script-name", "--mount", "/second=second.py")
-SAID = "letterapp: uWSGI ends an interpreter that is not its first without any exit code."
+SAID = "letterapp: uWSGI ends interpreters other than its first without running exit handlers."
 
 
 def test_in_an_interpreter_that_uwsgi_never_ends_events_are_sent_at_once_and_it_is_said(

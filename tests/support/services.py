@@ -50,6 +50,11 @@ class Service:
         """The processes that have tracked something other than what they do while they import the application."""
         return {int(pid) for pid in re.findall(r"^tracked (?!import)\S+ \d+ in (\d+)$", self.output, re.M)}
 
+    def last_at_work(self, requests: int) -> set[int]:
+        """The processes that have had the last ``requests`` requests."""
+        found = re.findall(r"^tracked request (\d+) in (\d+)$", self.output, re.M)
+        return {pid for _, pid in sorted((int(serial), int(pid)) for serial, pid in found)[-requests:]}
+
     # Requests.
 
     def ask(self, path: str = "/") -> bool:

@@ -19,7 +19,8 @@ from programs.spools import SMALL, lock_is_taken
 
 from letterapp import Letter, LetterError
 from letterapp._storage.ring import Ring
-from letterapp._storage.spool import Spool, SpoolSlot
+from letterapp._storage.spool import Spool
+from letterapp._storage.spool_slot import SpoolSlot
 
 NOWHERE = "http://127.0.0.1:9"
 # So many, for a queue as `SMALL`, that no other process would append to the file.

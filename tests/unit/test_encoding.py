@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from letterapp import LetterError
 from letterapp._encoding.events import Encoder
 from letterapp._encoding.json_text import Unencodable
-from letterapp._encoding.plain import MAX_DEPTH
+from letterapp._encoding.json_text import MAX_DEPTH
 
 ENCODER = Encoder(500_000, None)
 
@@ -54,8 +54,8 @@ def refusal(properties: Any) -> str:
         (lambda letter: letter.track("u", "E", "text"), "properties must be a dict"),
         (lambda letter: letter.track("u", "E", timestamp=1700000000), "timestamp must be a datetime"),
         (lambda letter: letter.track("u", "E", timestamp=dt.datetime.min.replace(tzinfo=dt.timezone.max)), "timestamp"),
-        (lambda letter: letter.track("u", "E", message_id=""), "message_id must be a string"),
-        (lambda letter: letter.track("u", "E", message_id=7), "message_id must be a string"),
+        (lambda letter: letter.track("u", "E", message_id=""), "message_id must be a non-empty string"),
+        (lambda letter: letter.track("u", "E", message_id=7), "message_id must be a non-empty string"),
         (lambda letter: letter.identify(""), "user_id is required"),
         (lambda letter: letter.identify("u", email=5), "email must be a string or None, not int: 5"),
         (lambda letter: letter.identify("u", timezone=5), "timezone must be a string or None"),
@@ -110,13 +110,13 @@ BAD = {
     "infinity": ({"price": -math.inf}, "properties.price: -inf is not JSON"),
     "bytes": ({"body": b"x"}, "properties.body: b'x' (bytes) is not JSON"),
     "object": ({"lock": threading.Lock}, "properties.lock: "),
-    "lone surrogate": ({"name": "a\ud800"}, "properties.name: a lone surrogate is not text: 'a\\ud800'"),
+    "lone surrogate": ({"name": "a\ud800"}, "properties.name: a lone surrogate cannot be encoded: 'a\\ud800'"),
     "lone surrogate inside": ({"name": ["\udfff"]}, "properties.name[0]: a lone surrogate"),
     "lone surrogate in a key": ({"\ud800": 1}, "properties: a lone surrogate"),
     "key": ({"cart": {(7,): 1}}, "properties.cart: a tuple cannot be a key in JSON"),
     "key on top": ({b"k": 1}, "properties: b'k' (bytes) cannot be a key in JSON"),
     "key that is no number": ({"cart": [{math.nan: 1}]}, "properties.cart[0]: the key nan is not JSON"),
-    "key on top that is no number": ({math.inf: 1}, "properties: inf is not JSON"),
+    "key on top that is no number": ({math.inf: 1}, "properties: the key inf is not JSON"),
     "cycle": ({"c": cycle()}, f"nested deeper than {MAX_DEPTH} levels"),
     "depth 10,000": ({"d": deep(10_000)}, f"nested deeper than {MAX_DEPTH} levels"),
     "decimal nan": ({"price": decimal.Decimal("nan")}, "properties.price: nan is not JSON"),
@@ -124,7 +124,7 @@ BAD = {
     "year 0": ({"at": dt.datetime.min.replace(tzinfo=dt.timezone.max)}, "properties.at: "),
     "hostile repr": ({"x": Hostile()}, "properties.x: a Hostile is not JSON"),
     "hostile mapping": (HostileDict(a=1), "properties: could not be read: RuntimeError('no iteration')"),
-    "size": ({"blob": "x" * 500_000}, "over the 499,988 that max_batch_bytes leaves"),
+    "size": ({"blob": "x" * 500_000}, "over the 499,988 that max_batch_bytes allows"),
 }
 
 

@@ -1,6 +1,6 @@
-"""Odd input into each way in, some of it at each run; `python -m stress fuzz` does the same for as long as one likes.
+"""Some unusual input for each fuzz target in each test run; `python -m stress fuzz` goes on for as long as one likes.
 
-A finding of that becomes an example here.
+Its findings become examples here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BYTES = st.binary(max_size=400)
 
 @pytest.fixture(scope="module")
 def targets() -> Iterator[dict[str, Any]]:
-    """Each target, made when it is first asked for."""
+    """Each target, created when it is first used."""
     made: dict[str, Any] = {}
 
     class Made(dict):  # type: ignore[type-arg]
@@ -88,13 +88,13 @@ def test_a_finding_is_kept_once_and_ends_nothing(tmp_path: Path, capsys: pytest.
         while data == b"1":
             pass
 
-    record = Recorder(run, tmp_path, longest=0.05)
+    record = Recorder(run, tmp_path, max_cpu_time=0.05)
     for data in (b"0", b"2", b"3", b"1", b"4", b"0"):
         record(data)
     kept = sorted(path.read_bytes() for path in tmp_path.iterdir() if not path.suffix)
     texts = "".join(path.read_text() for path in tmp_path.glob("*.txt"))
     assert kept == [b"1", b"2"] and "ValueError: found" in texts and "TooLong" in texts
-    record.tell()
+    record.print_progress()
     assert "6 inputs" in capsys.readouterr().out
 
 

@@ -235,7 +235,7 @@ def test_inbox_keeps_what_stdout_cannot_write(
         said = json.loads(connection.getresponse().read())
         connection.close()
         assert [item["event"] for item in said["events"]] == ["A", "B"]
-        assert program.output.count("cannot be printed") == (redirect == ">/dev/full")
+        assert program.output.count("can no longer be printed") == (redirect == ">/dev/full")
 
 
 def test_a_printer_whose_reader_has_gone_says_so_once(

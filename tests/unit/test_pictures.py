@@ -55,11 +55,11 @@ def ledger(scenarios: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_picture_of_a_whole_run_is_small() -> None:
     results = pytest.importorskip("stress.report.results")
-    poster = pytest.importorskip("stress.report.poster")
+    overview = pytest.importorskip("stress.report.overview")
     from stress.scenarios import SCENARIOS
 
     def size(names: list[str]) -> int:
-        drawn = poster.poster(None, results.ledger(ledger({name: SCENARIOS[name] for name in names})))
+        drawn = overview.overview(None, results.ledger(ledger({name: SCENARIOS[name] for name in names})))
         assert "1,234 of 12,345 lost" in drawn
         return len(drawn.encode())
 
@@ -71,7 +71,7 @@ def test_the_picture_of_a_whole_run_is_small() -> None:
 
 def test_each_text_of_a_picture_states_its_width(tmp_path: Path) -> None:
     canvas = pytest.importorskip("stress.report.canvas")
-    picture = canvas.Canvas(200, 200, canvas.POSTER)
+    picture = canvas.Canvas(200, 200, canvas.OVERVIEW)
     sheet = picture.sheet(0, 200)
     sheet.text(10, 20, "a & b < c", fontsize=10)
     sheet.text(10, 60, "a & b < c", fontsize=20, fontweight="bold")

@@ -162,7 +162,7 @@ def test_a_full_socket_takes_whole_lines_or_none(client: Any, fake: FakeRelay) -
             refused += 1
         if refused == 50:
             break
-    assert refused == 50 and client.trouble == "takes no more events for now" and client.is_connected()
+    assert refused == 50 and client.trouble == "accepts no more events for now" and client.is_connected()
     assert not client.counts().is_up and client.counts().relayed == len(took)
     expected = b"".join(event + b"\n" for event in took)
     relay = fake.accept()
@@ -202,7 +202,10 @@ def test_more_events_than_the_client_may_hold_are_not_sent_to_the_relay(
     monkeypatch.setattr("letterapp._relay.client.GREETING", DEADLINE)
     client = client_of(runtime.fake, max_events=2)
     send(client, 2)
-    assert not client.send_event(EVENTS[2]) and client.trouble == "settles more slowly than this process tracks"
+    assert (
+        not client.send_event(EVENTS[2])
+        and client.trouble == "settles events more slowly than this process tracks them"
+    )
     fake.accept().sendall(b"[1]\n")
     assert client.send_event(EVENTS[2]) and told(client) == (3, 2, 1)
     client.close()

@@ -57,9 +57,9 @@ def test_a_recorded_exchange_is_worth_nothing() -> None:
 
 @pytest.mark.parametrize("line", [b"", b"hello", b"[]", b"7", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'])
 def test_an_invalid_greeting_is_refused(line: bytes) -> None:
-    with pytest.raises(protocol.Refused, match="no version"):
+    with pytest.raises(protocol.Refused, match="does not use this protocol"):
         callee(KEY, NOWHERE).hear(line)
-    with pytest.raises(protocol.Refused, match="what is no answer"):
+    with pytest.raises(protocol.Refused, match="an invalid response"):
         caller(KEY, NOWHERE).answer(line)
 
 
@@ -78,7 +78,7 @@ def test_a_report_arrives_as_it_was_sent() -> None:
     line = protocol.lost(error, 7, EVENTS)
     assert line.endswith(b"\n") and line.count(b"\n") == 1
     arrived = protocol.lost_error(protocol.parse(line), 7)
-    assert str(arrived) == "by the relay: two lines"
+    assert str(arrived) == "reported by the relay: two lines"
     assert (arrived.lost, arrived.events) == (7, [{"number": 0}, {"number": 1}])
     names = ("status", "body", "code", "reason", "cause")
     assert [getattr(arrived, name) for name in names] == [getattr(error, name) for name in names]

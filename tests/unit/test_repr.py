@@ -17,7 +17,7 @@ from letterapp.relay import SenderManager
 
 
 def test_objects_whose_constructor_failed_have_a_repr() -> None:
-    assert repr(Letter.__new__(Letter)) == "<Letter that has not been made>"
+    assert repr(Letter.__new__(Letter)) == "<Letter, not initialised>"
     assert "None" in repr(Settings.__new__(Settings))
     for make in (lambda: Letter("secret", flush_at=0), lambda: SenderManager("secret", flush_at=0)):
         with pytest.raises(LetterError) as caught:

@@ -146,4 +146,4 @@ def test_an_in_flight_word_that_points_outside_is_reported_though_events_wait(ar
     slot = Slot(160, 96)
     waiting = filled(Ring(slot), 8, 8)
     slot.words[IN_FLIGHT] = cover(*area)
-    assert found(slot) == (waiting, "it points outside of itself")
+    assert found(slot) == (waiting, "a word points outside of the ring")

@@ -1,4 +1,4 @@
-"""The ledger of `stress`: its sums, and that each of its columns goes red when the client is broken in that way.
+"""The ledger of `stress`: its counts, and that each of its columns goes red if the client is broken in that way.
 
 The broken clients are this client with one fault each (stress/inside/broken.py), and the programs are real.
 """
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,12 +21,12 @@ import pytest
 from harness import DEADLINE, ROOT
 from rich.console import Console
 
-from stress import ports, run, stage
-from stress.ledger import FAULTS, Books, balance, verdict
+from stress import ports, run, scenario_run
+from stress.ledger import FAULTS, Records, balance, verdict
 from stress.peers import MANAGER, RELAY, SELF, Environments, Peer
 from stress.ports import free_port
 from stress.programs import Failure
-from stress.scenarios import SCENARIOS, chaos, ends, manager, relay
+from stress.scenarios import SCENARIOS, chaos, exits, manager, relay
 
 ONE, OTHER = ("1", 0), ("1", 1)
 
@@ -42,23 +41,23 @@ def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing marks a port")
 def test_a_free_port_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    all_of_them = ports._beside_the_kernels()
+    all_of_them = ports._outside_kernel_range()
     start = random.randrange(len(all_of_them) - 20)
-    some = all_of_them[start : start + 20]  # of which others may use a few
-    monkeypatch.setattr(ports, "_beside_the_kernels", lambda: some)
+    some = all_of_them[start : start + 20]  # some of which may be in use
+    monkeypatch.setattr(ports, "_outside_kernel_range", lambda: some)
     assert len({free_port() for _ in range(15)}) == 15
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing marks a port")
 def test_no_more_than_so_many_ports_are_marked() -> None:
-    for _ in range(ports._MARKS + 20):
+    for _ in range(ports._MAX_RESERVED + 20):
         free_port()
-    assert len(ports._marks) == ports._MARKS
+    assert len(ports._reservations) == ports._MAX_RESERVED
 
 
 def sums(returned: list[Any], arrivals: list[Any], told: tuple[Any, ...] = ()) -> dict[str, Any]:
-    books = Books(dict.fromkeys(returned, 1500), dict.fromkeys(told, "told"), arrivals)
-    found = balance(books)._asdict()
+    records = Records(dict.fromkeys(returned, 1500), dict.fromkeys(told, "told"), arrivals)
+    found = balance(records)._asdict()
     assert found["calls"] == found["delivered"] + found["told"] + found["lost"]
     return {name: value for name, value in found.items() if value and name not in ("calls", "longest_call_ms")}
 
@@ -74,7 +73,7 @@ def test_a_second_delivery_under_the_same_id_is_no_fault() -> None:
 def test_an_event_that_did_not_come_is_lost_unless_the_program_was_told() -> None:
     assert sums([ONE, OTHER], [("a", ONE)]) == {"delivered": 1, "lost": 1}
     assert sums([ONE, OTHER], [("a", ONE)], told=(OTHER,)) == {"delivered": 1, "told": 1}
-    assert sums([ONE], [("a", ONE)], told=(ONE,)) == {"delivered": 1}, "given up, and came all the same"
+    assert sums([ONE], [("a", ONE)], told=(ONE,)) == {"delivered": 1}, "given up, but delivered nevertheless"
 
 
 def test_two_ids_of_one_event_and_two_events_of_one_id() -> None:
@@ -103,14 +102,14 @@ def test_every_fault_makes_the_verdict_red() -> None:
 
 @pytest.fixture
 def perform(tmp_path: Path) -> Any:
-    """Play a scenario with a client of stress/inside, on this interpreter."""
+    """Run a scenario with a client of stress/inside, on this interpreter."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     environments = Environments(sys.executable, tmp_path, print)
 
     def perform(scenario: str, client: str, **options: Any) -> dict[str, Any]:
         column = MANAGER if "manager" in options else RELAY if "relay" in options else SELF
         peer = Peer(column, client, "letterapp", "", sys.executable, "", env, options)
-        return stage.perform(SCENARIOS[scenario], peer, environments)
+        return scenario_run.run_scenario(SCENARIOS[scenario], peer, environments)
 
     return perform
 
@@ -139,7 +138,7 @@ def test_what_a_process_keeps_at_its_os_exit_is_lost(perform: Any) -> None:
 
 @needs_unix
 def test_a_family_that_a_ctrl_c_ends_is_told_of_every_event(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ends, "FAMILIES", 1)
+    monkeypatch.setattr(exits, "FAMILIES", 1)
     entry = perform("family-ctrl-c-hurried", "letterapp")
     assert (entry["verdict"], entry["told"], entry["calls"], faults(entry)) == ("told", 40, 40, {}), entry
 
@@ -156,18 +155,18 @@ def test_the_client_with_a_relay_balances(scenario: str, perform: Any) -> None:
 
 @needs_unix
 def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 0.3)
+    monkeypatch.setattr(scenario_run, "GRACE", 0.3)
 
-    def outside(stage: Any) -> None:
-        program = stage.play("bursts")
-        program.hear()
-        program.go_on()
-        program.hear()
-        pid = relay.used(stage, events=200)["pid"]
-        assert stage.wait_for_all(DEADLINE)
+    def outside(scenario: Any) -> None:
+        program = scenario.start("bursts")
+        program.receive()
+        program.resume()
+        program.receive()
+        pid = relay.used(scenario, events=200)["pid"]
+        assert scenario.wait_for_all(DEADLINE)
         os.kill(pid, signal.SIGSTOP)
         program.close_stdin()
-        stage.finish(program)
+        scenario.finish(program)
 
     monkeypatch.setattr(SCENARIOS["bursts"].module, "outside", outside)
     entry = perform("bursts", "letterapp", relay=True, exit_timeout=1.0)
@@ -176,7 +175,7 @@ def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatc
 
 @needs_unix
 def test_what_a_relay_writes_into_its_log_is_told(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 15.0)  # it has its own time after its last client
+    monkeypatch.setattr(scenario_run, "GRACE", 15.0)  # a relay may run for a while after its last client
     entry = perform("outage-end", "letterapp", relay=True, exit_timeout=1.0)
     assert (entry["verdict"], faults(entry)) == ("told", {}), entry
     assert entry["calls"] == entry["told"] + entry["delivered"] > entry["delivered"]
@@ -187,7 +186,7 @@ def test_a_relay_that_dies_with_events_is_played_for_real(perform: Any, monkeypa
     monkeypatch.setattr(relay, "KILLS", 2)
     entry = perform("relay-killed", "letterapp", relay=True)
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
-    assert any("name no event" in note for note in entry["notes"]), "no process has met the end of its relay"
+    assert any("name no event" in note for note in entry["notes"]), "no process has reported the end of its relay"
 
 
 @needs_unix
@@ -207,7 +206,7 @@ def test_a_manager_that_dies_with_events_is_played_for_real(perform: Any, monkey
     monkeypatch.setattr(manager, "FAMILIES", 1)
     entry = perform("manager-killed", "letterapp", manager={})
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
-    assert any("name no event" in note for note in entry["notes"]), "no process has met the end of its manager"
+    assert any("name no event" in note for note in entry["notes"]), "no process has reported the end of its manager"
 
 
 @needs_unix
@@ -221,25 +220,25 @@ def test_a_manager_whose_starter_dies_serves_its_children_and_ends(
 
 @needs_unix
 def test_a_manager_that_outlives_its_family_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 0.3)
+    monkeypatch.setattr(scenario_run, "GRACE", 0.3)
 
-    def outside(stage: Any) -> None:
-        program = stage.play("bursts", manager={"authkey": manager.AUTHKEY.hex()})
-        program.hear()
-        program.go_on()
-        program.hear()
-        pid = manager._used(stage)["pid"]
-        assert stage.wait_for_all(DEADLINE)
+    def outside(scenario: Any) -> None:
+        program = scenario.start("bursts", manager={"authkey": manager.AUTHKEY.hex()})
+        program.receive()
+        program.resume()
+        program.receive()
+        pid = manager._used(scenario)["pid"]
+        assert scenario.wait_for_all(DEADLINE)
         os.kill(pid, signal.SIGSTOP)
         program.close_stdin()
-        stage.finish(program)
+        scenario.finish(program)
 
     monkeypatch.setattr(SCENARIOS["bursts"].module, "outside", outside)
     entry = perform("bursts", "letterapp", manager={}, exit_timeout=1.0)
     assert (entry["verdict"], faults(entry)) == ("red", {"orphans": 1}), entry
 
 
-# Says which process sends for it; the same of a program that it starts; and of one that cannot reach that process.
+# Prints the pid of its manager, then that of a spawned process, and of one that cannot reach the manager.
 FAMILY = """
 import os, subprocess, sys
 import managers
@@ -271,19 +270,20 @@ def test_a_spawned_process_finds_its_familys_manager_or_starts_its_own() -> None
 
 @pytest.mark.parametrize("kind", ["relay", "manager"])
 def test_the_log_of_whoever_sends_says_what_ended_processes_have_lost(kind: str) -> None:
-    line = f"letterapp {kind} [123]: 1,234 of processes that have ended: 2 events lost: no answer"
-    assert stage.LOGGED.findall(f"something\n{line}\n") == ["1,234"]
+    for wording in ("lost from ended processes", "lost from ended processes"):
+        line = f"letterapp {kind} [123]: 1,234 {wording}: 2 events lost: no answer"
+        assert scenario_run.LOGGED.findall(f"something\n{line}\n") == ["1,234"]
 
 
 def test_a_call_that_waited_for_a_stopped_manager_is_found() -> None:
-    noted = SimpleNamespace(notes=[])
+    notes: list[str] = []
     quick = [20] * 1_000
-    manager._compare(noted, quick, quick)
-    manager._compare(noted, [*quick, *[6_000] * 20], [*quick, *[6_000] * 30])  # a busy machine
+    manager._compare(notes, quick, quick)
+    manager._compare(notes, [*quick, *[6_000] * 20], [*quick, *[6_000] * 30])  # a busy machine
     with pytest.raises(Failure, match="slower"):
-        manager._compare(noted, quick, [*quick, *[6_000] * 30])
+        manager._compare(notes, quick, [*quick, *[6_000] * 30])
     with pytest.raises(Failure, match="waited"):
-        manager._compare(noted, quick, [*quick, 1_200_000])
+        manager._compare(notes, quick, [*quick, 1_200_000])
 
 
 @pytest.mark.parametrize(
@@ -305,11 +305,11 @@ def test_a_scenario_of_another_column_is_no_fault_of_this_client(
 
 
 def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    played = SCENARIOS["single"].module.outside
+    original = SCENARIOS["single"].module.outside
 
-    def outside(stage: Any) -> None:
-        stage.may_overtake = True
-        played(stage)
+    def outside(scenario: Any) -> None:
+        scenario.allows_overtaking = True
+        original(scenario)
 
     monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
     entry = perform("single", "broken:disordered")
@@ -319,16 +319,16 @@ def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, mon
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "collided", "disordered", "orphans"])
 def test_a_broken_client_turns_its_column_red(fault: str, perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "GRACE", 0.3 if fault == "orphans" else stage.GRACE)
+    monkeypatch.setattr(scenario_run, "GRACE", 0.3 if fault == "orphans" else scenario_run.GRACE)
     entry = perform("single", f"broken:{fault}")
     assert (entry["verdict"], list(faults(entry))) == ("red", [fault]), entry
 
 
 def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outside(stage: Any) -> None:
-        program = stage.play("single")
-        assert stage.api.wait_for(5_000, DEADLINE)
-        stage.finish(program, seconds=0.5)
+    def outside(scenario: Any) -> None:
+        program = scenario.start("single")
+        assert scenario.api.wait_for(5_000, DEADLINE)
+        scenario.finish(program, seconds=0.5)
 
     monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
     entry = perform("single", "broken:hung")
@@ -339,7 +339,7 @@ def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkey
 def test_a_client_that_keeps_something_of_each_burst_leaks(
     what: str, perform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "LEAVING", 0.2)
+    monkeypatch.setattr(scenario_run, "SETTLING", 0.2)
     entry = perform("bursts", f"broken:{what}")
     assert (entry["verdict"], list(faults(entry))) == ("red", ["leaked"]), entry
 
@@ -352,13 +352,13 @@ def test_what_the_program_was_told_is_no_loss_and_not_green(perform: Any) -> Non
 def test_a_program_that_breaks_is_no_ledger(perform: Any) -> None:
     entry = perform("single", "broken:failing")
     assert entry["verdict"] == "failed"
-    assert "no client today" in entry["failure"]
+    assert "cannot create a client" in entry["failure"]
 
 
 def test_the_same_seed_makes_the_same_choices(tmp_path: Path) -> None:
     def choices(seed: int) -> list[float]:
         peer = Peer(SELF, "letterapp", "letterapp", "", sys.executable, "", {})
-        made = stage.Stage(SCENARIOS["single"], peer, None, 1.0, seed, tmp_path)  # type: ignore[arg-type]
+        made = scenario_run.ScenarioRun(SCENARIOS["single"], peer, None, 1.0, seed, tmp_path)  # type: ignore[arg-type]
         made.api.close()
         return [made.random.random() for _ in range(3)]
 
@@ -435,30 +435,30 @@ def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int,
     console = Console(quiet=True)
     data = ledger(perform("single", client))
     assert run._status(console, data, 1) == status
-    assert run._status(console, data, 2) == 1, "a scenario was not played"
+    assert run._status(console, data, 2) == 1, "a scenario did not run"
     for column in (RELAY, MANAGER):
         data["columns"] = [column]
         data["entries"][0]["column"] = column
-        assert run._status(console, data, 1) == status, "a column of this client's too"
+        assert run._status(console, data, 1) == status, "also a column of this client"
 
 
 def test_the_worst_of_several_performances_is_kept() -> None:
-    played = [
+    entries = [
         {"verdict": verdict, "lost": lost, "notes": ["as it was"]}
         for verdict, lost in [("balances", 0), ("red", 10), ("told", 0), ("red", 40), ("failed", 0)]
     ]
-    assert run.worst(played[:1]) == played[0]
-    assert run.worst(played) == {
-        **played[3],
-        "notes": ["as it was", "the worst of 5 times: 3 did not balance, 50 events lost in all"],
+    assert run.worst(entries[:1]) == entries[0]
+    assert run.worst(entries) == {
+        **entries[3],
+        "notes": ["as it was", "the worst of 5 runs: 3 did not balance, 50 events lost in all"],
     }
 
 
 def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outside(stage: Any) -> None:
-        program = stage.play("single")
-        stage.finish(program)
-        os.kill(program.pid, 0)  # it is gone
+    def outside(scenario: Any) -> None:
+        program = scenario.start("single")
+        scenario.finish(program)
+        os.kill(program.pid, 0)  # it has ended
 
     monkeypatch.setattr(SCENARIOS["single"].module, "outside", outside)
     entry = perform("single", "letterapp")
@@ -470,8 +470,8 @@ def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, mo
 def test_the_plan_of_chaos_is_made_from_its_seed_alone_and_spares_retries(seed: int) -> None:
     acts = chaos.plan(random.Random(seed), 60.0, kills=True)
     assert acts == chaos.plan(random.Random(seed), 60.0, kills=True) != chaos.plan(random.Random(99), 60.0, kills=True)
-    assert {act.program for act in acts} == set(chaos.PROGRAMS), "each comes once before one comes again"
+    assert {act.program for act in acts} == set(chaos.PROGRAMS), "each once before any is repeated"
     for act in acts:
-        troubles = [step for step in act.steps if step.what in chaos.FAULTS]
-        assert all(step.seconds <= chaos.TROUBLE for step in troubles)
-        assert all(b.at - a.at - a.seconds >= chaos.CALM for a, b in zip(troubles, troubles[1:]))
+        api_faults = [step for step in act.steps if step.what in chaos.FAULTS]
+        assert all(step.seconds <= chaos.MAX_FAULT for step in api_faults)
+        assert all(b.at - a.at - a.seconds >= chaos.MIN_PAUSE for a, b in zip(api_faults, api_faults[1:]))

@@ -177,7 +177,7 @@ def test_what_a_proxy_says_reaches_nobody_as_it_is(
         assert letter.flush(DEADLINE)
         thread.join(DEADLINE)
     (error,) = errors
-    assert is_fit(str(error)) and "the proxy refused: 407" in str(error)
+    assert is_fit(str(error)) and "the proxy refused the connection: 407" in str(error)
 
 
 def test_what_on_error_raises_is_printed_fit_for_a_terminal(
@@ -204,13 +204,13 @@ def test_what_on_error_raises_is_printed_fit_for_a_terminal(
 @pytest.mark.parametrize(
     "url, why",
     [
-        ("https://user:hunter22@host", "a user or a password"),
-        ("https://hunter22@host", "a user or a password"),
-        ("https://user:hunter/22@host", "host or a port"),
+        ("https://user:hunter22@host", "a user name or a password"),
+        ("https://hunter22@host", "a user name or a password"),
+        ("https://user:hunter/22@host", "an invalid host or port"),
         (KEY, "http:// or https://"),
         (f"user:hunter22@{KEY}", "http:// or https://"),
         (f"https://host/?key={KEY}", "after the path"),
-        (f"https://host:{KEY}", "host or a port"),
+        (f"https://host:{KEY}", "an invalid host or port"),
         (f"https://host /{KEY}", "a space"),
         (f"{KEY}\n", "a line break"),
     ],
@@ -406,7 +406,7 @@ def test_a_key_s_file_that_others_can_read_deserves_a_word(mode: int, said: str,
     command = [sys.executable, "-m", "letterapp", "relay", "--status", "--api-key-file", str(key_file)]
     with Program(command, environment("", XDG_RUNTIME_DIR=str(key_file.parent)), key_file.parent) as program:
         finished = program.finish()
-    word = [line for line in finished.output.splitlines() if "chmod 600" in line]
+    word = [line for line in finished.output.splitlines() if "chmod it to 600" in line]
     assert bool(word) == bool(said), finished
     assert all(said in line and str(key_file) in line for line in word) and KEY not in finished.output
 

@@ -70,8 +70,8 @@ EMPTY: dict[str, Any] = {}
 @pytest.mark.parametrize(
     "default, problem",
     [
-        (lambda value: value, "nested deeper than 100 levels, or inside itself"),
-        (lambda value: [value], "nested deeper than 100 levels, or inside itself"),
+        (lambda value: value, "nested deeper than 100 levels, or contains itself"),
+        (lambda value: [value], "nested deeper than 100 levels, or contains itself"),
         (lambda value: float("nan"), "properties.v: nan is not JSON"),
         (lambda value: EMPTY["missing"], "properties.v: default raised KeyError('missing')"),
         (lambda value: Worse().items(), "properties.v: default raised NoText("),

@@ -1,7 +1,7 @@
-"""The poster for docs: the grid and the most telling figures in one picture, as wide as a page there, on white.
+"""The overview for the documents: the grid and the most important charts in one picture, on white.
 
-Lives here: what stands where on it. Never here: how bars and lines are drawn (`pictures.py`), how a figure reads
-(`words.py`).
+Responsible for: its layout. Not responsible for: drawing bars and lines (`charts.py`), the format of a figure
+(`formatting.py`).
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from ..peers import SELF
-from .canvas import COLOURS, POSTER, Canvas, styled, text_width
-from .pictures import BAR, ENDS, NAMES, bar_columns, draw_bars, draw_curve
-from .results import Bench, CurveLines, Ledger
-from .words import (
+from .canvas import COLOURS, OVERVIEW, Canvas, styled, text_width
+from .charts import BAR, LINE_NAMES, NAMES, bar_columns, draw_bars, draw_curve
+from .formatting import (
     MARKS,
     MEANINGS,
     Cell,
-    RowTitle,
+    MetricTitle,
     cell,
     direction,
+    metric_titles,
     notes_of,
     origin_line,
     rounds_text,
-    row_titles,
     total,
     versions_line,
 )
+from .results import Bench, CurveLines, Ledger
 
 _WIDTH = 900
 _MARGIN = 16
 _SCENARIOS = 262  # pixels of the grid's first column
-_LINE = 30  # of a scenario
-_POSTER_ROWS = ("call", "stream", "cpu", "fork", "memory")
-_POSTER_CURVE = "scale_rate"
+_LINE = 30  # pixels for a scenario
+_OVERVIEW_ROWS = ("call", "stream", "cpu", "fork", "memory")
+_OVERVIEW_CURVE = "scale_rate"
 
-_Part = Tuple[float, Callable[[Canvas, float], None]]  # its height over the whole width, what draws it from a top
+_Part = Tuple[float, Callable[[Canvas, float], None]]  # its height, and a function that draws it from a top position on
 
 
 @styled
-def poster(bench: Bench | None, ledger: Ledger | None) -> str:
-    """The grid and the most telling figures in one picture, as wide as a page of docs, on white."""
+def overview(bench: Bench | None, ledger: Ledger | None) -> str:
+    """The grid and the most important charts in one picture, as wide as a page of the documents, on white."""
     parts = [*_grid_parts(ledger), *_figure_parts(bench)]
-    canvas = Canvas(_WIDTH, sum(height for height, _ in parts) + 2 * _MARGIN, POSTER)
+    canvas = Canvas(_WIDTH, sum(height for height, _ in parts) + 2 * _MARGIN, OVERVIEW)
     top = float(_MARGIN)
     for height, draw in parts:
         draw(canvas, top)
@@ -79,15 +79,15 @@ def _scenario_part(ledger: Ledger, scenario: str) -> _Part:
 def _figure_parts(bench: Bench | None) -> list[_Part]:
     if bench is None:
         return []
-    titles = row_titles(bench.titles)
-    tiles = [_bar_tile(bench, key, titles[key]) for key in _POSTER_ROWS if key in bench.samples and key in titles]
-    if _POSTER_CURVE in bench.curves:
-        tiles.append(_curve_tile(bench, bench.curves[_POSTER_CURVE]))
+    titles = metric_titles(bench.titles)
+    tiles = [_bar_tile(bench, key, titles[key]) for key in _OVERVIEW_ROWS if key in bench.samples and key in titles]
+    if _OVERVIEW_CURVE in bench.curves:
+        tiles.append(_curve_tile(bench, bench.curves[_OVERVIEW_CURVE]))
     under = f"{origin_line(bench.origin)}; {versions_line(bench.origin)}. Bar: median of {rounds_text(bench)}; "
-    under += "whisker: least to most"
+    under += "whisker: minimum to maximum"
     pairs = [tiles[start : start + 2] for start in range(0, len(tiles), 2)]
     rows: list[_Part] = [(max(tile.height for tile in pair), partial(_draw_tiles, pair)) for pair in pairs]
-    lines = bench.curves.get(_POSTER_CURVE)
+    lines = bench.curves.get(_OVERVIEW_CURVE)
     notes = notes_of(bench, lines.measure) if lines else []
     return [
         (50, partial(_draw_heading, "What each client costs", under)),
@@ -109,7 +109,7 @@ def _draw_note(note: str, canvas: Canvas, top: float) -> None:
 
 
 def _lefts(ledger: Ledger) -> tuple[list[float], float]:
-    """Where each client's column begins, and how wide it is."""
+    """The left edge of each client's column, and their width."""
     width = (_WIDTH - 2 * _MARGIN - _SCENARIOS) / max(len(ledger.columns), 1)
     return [_MARGIN + _SCENARIOS + place * width for place in range(len(ledger.columns))], width
 
@@ -137,10 +137,10 @@ def _draw_scenario(ledger: Ledger, scenario: str, what: list[str], height: float
 def _draw_totals(ledger: Ledger, canvas: Canvas, top: float) -> None:
     sheet = canvas.sheet(top, _LINE + 12)
     sheet.plot([_MARGIN, _WIDTH - _MARGIN], [4, 4], color=COLOURS["line"], linewidth=1)
-    sheet.text(_MARGIN, 8 + _LINE / 2, "in all", va="center", fontsize=11.5, fontweight="bold")
+    sheet.text(_MARGIN, 8 + _LINE / 2, "total", va="center", fontsize=11.5, fontweight="bold")
     lefts, width = _lefts(ledger)
     for left, column in zip(lefts, ledger.columns):
-        for place, words in enumerate(total(ledger, column).words):
+        for place, words in enumerate(total(ledger, column).parts):
             size = _fitting(words, width - 8, 10)
             sheet.text(left + width / 2, 17 + 13 * place, words, ha="center", va="center", fontsize=size)
 
@@ -148,7 +148,7 @@ def _draw_totals(ledger: Ledger, canvas: Canvas, top: float) -> None:
 def _draw_cell(sheet: Axes, left: float, width: float, height: float, found: Cell) -> None:
     paper, ink = COLOURS[f"{found.verdict}-paper"], COLOURS[found.verdict]
     sheet.add_patch(Rectangle((left + 1, 1), width - 2, height - 2, facecolor=paper, linewidth=0, clip_on=False))
-    lines = [f"{found.mark} {found.words[0]}", *_fewer(found.words[1:], width - 8)]
+    lines = [f"{found.mark} {found.parts[0]}", *_fewer(found.parts[1:], width - 8)]
     first = height / 2 - 6.5 * (len(lines) - 1)
     for place, text in enumerate(lines):
         size = _fitting(text, width - 8, 10)
@@ -157,7 +157,7 @@ def _draw_cell(sheet: Axes, left: float, width: float, height: float, found: Cel
 
 
 def _fewer(words: list[str], width: float) -> list[str]:
-    """One line of what there is room for, and how many more there are."""
+    """One line with as many as fit, and the number of the others."""
     for kept in range(len(words), 0, -1):
         more = [f"+{len(words) - kept}"] if kept < len(words) else []
         line = ", ".join([*words[:kept], *more])
@@ -177,12 +177,12 @@ def _draw_legend(canvas: Canvas, top: float) -> None:
 
 
 class _Tile(NamedTuple):
-    """Half the poster's width: a title, a line under it, and axes."""
+    """Half the width of the picture: a title, a line below it, and axes."""
 
     height: float
     title: str
     under: str
-    draw: Callable[[Canvas, float, float], None]  # from a left and a top
+    draw: Callable[[Canvas, float, float], None]  # at a left and a top position
 
 
 def _draw_tiles(tiles: list[_Tile], canvas: Canvas, top: float) -> None:
@@ -196,7 +196,7 @@ def _draw_tiles(tiles: list[_Tile], canvas: Canvas, top: float) -> None:
         tile.draw(canvas, left, top + 40)
 
 
-def _bar_tile(bench: Bench, key: str, title: RowTitle) -> _Tile:
+def _bar_tile(bench: Bench, key: str, title: MetricTitle) -> _Tile:
     height = BAR * len(bar_columns(bench, key))
 
     def draw(canvas: Canvas, left: float, top: float) -> None:
@@ -207,15 +207,15 @@ def _bar_tile(bench: Bench, key: str, title: RowTitle) -> _Tile:
 
 def _curve_tile(bench: Bench, lines: CurveLines) -> _Tile:
     def draw(canvas: Canvas, left: float, top: float) -> None:
-        draw_curve(canvas.axes(left + 62, top + 6, _WIDTH / 2 - 2 * _MARGIN - 62 - ENDS, 190), bench, lines)
+        draw_curve(canvas.axes(left + 62, top + 6, _WIDTH / 2 - 2 * _MARGIN - 62 - LINE_NAMES, 190), bench, lines)
 
     return _Tile(40 + 6 + 190 + 50, lines.title, direction(lines.y_title), draw)
 
 
 def _wrapped(text: str, width: float, size: float) -> list[str]:
-    """One line, or two; what is too long for these is for `_fitting`."""
+    """One line, or two, which `_fitting` reduces if they are too long."""
     words = text.split(" ")
-    # A word alone on a line looks worse than smaller letters.
+    # A single word on the second line looks worse than a smaller font.
     if text_width(text, size) <= width * 1.1 or len(words) == 1:
         return [text]
     first = max([at for at in range(1, len(words)) if text_width(" ".join(words[:at]), size) <= width], default=1)

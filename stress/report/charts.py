@@ -1,7 +1,7 @@
-"""The small pictures: a row of a bench as bars, a curve as lines. The page has their titles.
+"""The charts: a metric as bars, a curve as lines. Their titles are part of the page.
 
-Lives here: how bars and lines are drawn. Never here: what a figure means or how it reads (`words.py`), the grid and
-the poster (`poster.py`), colours (`canvas.py`).
+Responsible for: drawing bars and lines. Not responsible for: the meaning and the format of a figure (`formatting.py`),
+the grid and the overview (`overview.py`), colours (`canvas.py`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Iterator
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ..metrics import Spread, spread
 from ..peers import SELF
-from ..rows import Spread, spread
 from .canvas import COLOURS, MARKERS, Canvas, colours, styled
+from .formatting import number
 from .results import Bench, CurveLines
-from .words import number
 
 
 @styled
 def bars(bench: Bench, key: str) -> str:
-    """One row of a bench, a bar a client."""
+    """One metric of a benchmark, with a bar for each client."""
     height = 8 + BAR * len(bar_columns(bench, key))
     canvas = Canvas(380, height, f"bars-{key}")
     draw_bars(canvas.axes(NAMES, 4, 380 - NAMES, height - 8), bench, key)
@@ -30,17 +30,17 @@ def bars(bench: Bench, key: str) -> str:
 
 @styled
 def curve(bench: Bench, key: str) -> str:
-    """One curve of a bench, a line a client."""
+    """One curve of a benchmark, with a line for each client."""
     canvas = Canvas(480, 300, f"curve-{key}")
-    draw_curve(canvas.axes(72, 10, 480 - 72 - ENDS, 300 - 10 - 46), bench, bench.curves[key])
+    draw_curve(canvas.axes(72, 10, 480 - 72 - LINE_NAMES, 300 - 10 - 46), bench, bench.curves[key])
     return canvas.svg()
 
 
 # ---- Bars
 
-BAR = 24  # pixels a client
-NAMES = 118  # of its name
-_VALUES = 0.30  # of the axes, for the number after the bar
+BAR = 24  # pixels for each client
+NAMES = 118  # pixels for the names
+_VALUES = 0.30  # fraction of the axes for the number after the bar
 
 
 def bar_columns(bench: Bench, key: str) -> list[str]:
@@ -77,7 +77,7 @@ def draw_bars(axes: Axes, bench: Bench, key: str) -> None:
 
 
 def _whisker(axes: Axes, found: Spread, place: float) -> None:
-    """From the least round to the most. With a rim, so that it is seen on the bar too."""
+    """From the minimum to the maximum, with an outline that makes it visible on the bar."""
     axes.hlines(place, found.least, found.most, colors=COLOURS["paper"], linewidth=4)
     axes.hlines(place, found.least, found.most, colors=COLOURS["ink"], linewidth=1.4)
     axes.vlines([found.least, found.most], place - 0.16, place + 0.16, colors=COLOURS["ink"], linewidth=1.4)
@@ -85,10 +85,10 @@ def _whisker(axes: Axes, found: Spread, place: float) -> None:
 
 # ---- Curves
 
-ENDS = 122  # pixels at the right, for the names at the lines' ends
+LINE_NAMES = 122  # pixels at the right for the names at the ends of the lines
 _NAME_HEIGHT = 15
-_HAIR = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
-_LOG_FROM = 30  # a highest point so many times the lowest needs a log scale to show both
+_LEADER_LINE = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
+_LOG_FROM = 30  # the ratio of the highest to the lowest point from which on the scale is logarithmic
 
 
 def draw_curve(axes: Axes, bench: Bench, lines: CurveLines) -> None:
@@ -110,7 +110,7 @@ def draw_curve(axes: Axes, bench: Bench, lines: CurveLines) -> None:
 
 
 def _log2_places(xs: list[int]) -> Iterator[float]:
-    """Log2 of each; nothing has no logarithm, so it stands a step before the first."""
+    """Log2 of each; 0, which has no logarithm, is placed one step before the first."""
     some = [math.log2(x) for x in xs if x > 0]
     step = (some[-1] - some[0]) / (len(some) - 1) if len(some) > 1 else 1
     for x in xs:
@@ -163,12 +163,12 @@ def _scale(axes: Axes, lines: CurveLines, places: dict[int, float], lowest: floa
 
 
 def _name_ends(axes: Axes, ends: dict[str, tuple[float, float]], names: dict[str, str]) -> None:
-    """Write each client's name where its line ends, apart from the others' names, with a hair where it had to move."""
+    """Write each client's name at the end of its line, without overlaps, connected by a leader line."""
     box = axes.get_window_extent()
     marks = {column: axes.transData.transform(end) for column, end in ends.items()}
     order = sorted(marks, key=lambda column: float(marks[column][1]))
     heights: list[float] = []
-    for column in order:  # up from the lowest, then back down from the top where there was no room
+    for column in order:  # upwards from the lowest, then downwards from the top if there is no space left
         heights.append(max(float(marks[column][1]), heights[-1] + _NAME_HEIGHT if heights else box.y0 + 4))
     ceiling = box.y1 + 2
     for place in reversed(range(len(heights))):
@@ -186,6 +186,6 @@ def _name_ends(axes: Axes, ends: dict[str, tuple[float, float]], names: dict[str
             color=colour,
             fontsize=11.5,
             fontweight="bold" if column == SELF else "normal",
-            arrowprops={**_HAIR, "color": colour},
+            arrowprops={**_LEADER_LINE, "color": colour},
             annotation_clip=False,
         )

@@ -1,47 +1,49 @@
-"""A look at the whole process tree while a scenario runs, and at what is left of it afterwards.
+"""Samples the whole process tree while a scenario runs, and finds what is left of it afterwards.
 
-Lives here: psutil. CPU and context switches come from the kernel's own sum over children that were waited for, because
-a sample misses every process that lives shorter than the time between two looks. So a relay or a
-manager's process, which is nobody's child, is in the peaks and not in those. Never here: who is to blame.
+Responsible for: memory, threads and descriptors, which are sampled; CPU time and context switches, which come from the
+kernel's own sums over reaped children, because samples miss every process that lives for less than the interval between
+two of them. A relay or a manager is no child of any process of the run, so it is included in the peaks but not in those
+sums. Not responsible for: deciding what is a fault.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import sys
 import threading
 import time
 from typing import NamedTuple
 
 import psutil
 
-EVERY = 0.2  # seconds
-# The environment variables of which one has a run's folder: how a descendant is known whose parents are all gone. A
-# relay has the second one only, as it gets little of its starter's environment.
+INTERVAL = 0.2  # seconds
+# Environment variables that identify the descendants of a run by its folder, even after their parents have ended. A
+# relay has only the second, because it inherits little of the environment.
 FOLDER, RUNTIME = "STRESS_FOLDER", "XDG_RUNTIME_DIR"
 
 
 class Peaks(NamedTuple):
-    """The most that was seen at one look, over all processes of the tree."""
+    """The maximum of the samples, each summed over all processes of the tree."""
 
     peak_processes: int
-    peak_rss: int  # bytes; pages that several processes share count in each
-    peak_pss: int  # bytes; shared pages count once in all. 0 where the system does not tell
+    peak_rss: int  # bytes; shared pages count once for each process
+    peak_pss: int  # bytes; shared pages count once. 0 where the system does not provide it
     peak_threads: int
     peak_fds: int
 
 
-class Watch:
-    """Looks at the processes of the run in ``folder``, from its start to `end`."""
+class ProcessMonitor:
+    """Samples the processes of the run in ``folder``, from construction to `end`."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._known: dict[psutil.Process, bool] = {}  # whether it is one of ours
+        self._known: dict[psutil.Process, bool] = {}  # whether it belongs to the run
         self._peaks = Peaks(0, 0, 0, 0, 0)
         self._over = threading.Event()
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._look_on, daemon=True)
+        self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
     def end(self) -> dict[str, float]:
@@ -53,8 +55,8 @@ class Watch:
         seconds = time.monotonic() - self._began
         return {**self._peaks._asdict(), "seconds": seconds, "cpu_seconds": cpu, "switches": switches}
 
-    def _look_on(self) -> None:
-        while not self._over.wait(EVERY):
+    def _poll(self) -> None:
+        while not self._over.wait(INTERVAL):
             found = [_figures(process) for process in self._tree()]
             sums = Peaks(len(found), *(sum(each) for each in zip(*found))) if found else self._peaks
             self._peaks = Peaks(*map(max, self._peaks, sums))
@@ -76,12 +78,14 @@ def _figures(process: psutil.Process) -> tuple[int, int, int, int]:
 
 
 def _descriptors(process: psutil.Process) -> int:
-    return int(process.num_fds()) if hasattr(process, "num_fds") else int(process.num_handles())
+    if sys.platform == "win32":
+        return process.num_handles()
+    return process.num_fds()
 
 
 def _belongs_to(process: psutil.Process, folder: str) -> bool:
     try:
-        # A relay's environment can be read by root only; the path of its socket stands in its command line.
+        # Only root can read a relay's environment, but its command line contains the path of its socket.
         if any(part.startswith(folder) for part in process.cmdline()):
             return True
         environment = process.environ()
@@ -90,22 +94,22 @@ def _belongs_to(process: psutil.Process, folder: str) -> bool:
         return False
 
 
-def held(pid: int) -> tuple[int, int]:
-    """The threads and descriptors that a process has now."""
+def threads_and_descriptors(pid: int) -> tuple[int, int]:
+    """The numbers of threads and descriptors that a process has now."""
     process = psutil.Process(pid)
     return process.num_threads(), _descriptors(process)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it has not ended; nobody need have waited for it."""
+    """Whether it has not ended; a zombie has."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 
 
-def left_behind(folder: str, seconds: float) -> list[psutil.Process]:
-    """The processes of a run that still live after ``seconds`` of patience."""
+def surviving_processes(folder: str, seconds: float) -> list[psutil.Process]:
+    """The processes of a run that are still alive after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         found = [each for each in psutil.process_iter() if each.pid != os.getpid() and _lives(each, folder)]

@@ -1,7 +1,7 @@
-"""The page: everything that the files of results say, in one HTML file that needs nothing beside it.
+"""The HTML report: everything that the result files contain, in one self-contained file.
 
-Lives here: what the template is given, the pictures' colours as variables. Never here: markup and style
-(`page.html.jinja`), drawing (`pictures.py`), how a figure reads (`words.py`).
+Responsible for: the data of the template, and the colours of the charts as CSS variables. Not responsible for: markup
+and style (`report.html.jinja`), drawing (`charts.py`), the format of a figure (`formatting.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from markupsafe import Markup
 
 from ..ledger import FAULTS
 from ..peers import SELF
-from . import canvas, pictures, words
-from .results import COUNTS, RESOURCES, Bench, Entry, Held, Ledger, Origin
-from .tables import Lines, bench_lines, curve_lines, held_text
-from .words import Cell
+from . import canvas, charts, formatting
+from .formatting import Cell
+from .results import COUNTS, RESOURCES, Bench, Entry, Ledger, LimitResult, Origin
+from .tables import Lines, bench_lines, curve_lines, limit_text
 
 HERE = Path(__file__).resolve().parent
 _DARK = {
@@ -43,19 +43,19 @@ _DARK = {
     "none": "#8b949e",
     "none-paper": "#171d24",
 }
-_HELD_MARKS = {"met": ("✓", "balances"), "MISSED": ("✗", "red")}  # what else there is was not decided
+_LIMIT_MARKS = {"met": ("✓", "balances"), "MISSED": ("✗", "red")}  # every other verdict is undecided
 
 
 class Figure(NamedTuple):
     title: str
     under: str
     picture: Markup
-    notes: list[tuple[str, str, str]]  # a mark, its style, text
+    notes: list[tuple[str, str, str]]  # mark, style of the mark, text
     table: Lines | None = None
 
 
-class Square(NamedTuple):
-    """A cell of the grid, with all that is known of it."""
+class GridCell(NamedTuple):
+    """A cell of the grid, with all its details."""
 
     column: str
     cell: Cell
@@ -64,7 +64,7 @@ class Square(NamedTuple):
     remarks: list[str]
 
 
-def page(bench: Bench | None, ledger: Ledger | None) -> str:
+def html_report(bench: Bench | None, ledger: Ledger | None) -> str:
     environment = Environment(
         loader=FileSystemLoader(str(HERE)),
         autoescape=True,
@@ -72,12 +72,12 @@ def page(bench: Bench | None, ledger: Ledger | None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(
+    return environment.get_template("report.html.jinja").render(
         own=SELF,
         light=canvas.COLOURS,
         dark=_DARK,
-        marks=words.MARKS,
-        meanings=words.MEANINGS,
+        marks=formatting.MARKS,
+        meanings=formatting.MEANINGS,
         ledger=ledger and _ledger(ledger),
         bench=bench and _bench(bench),
     )
@@ -87,33 +87,33 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
     keys = (*COUNTS, *RESOURCES)
     return {
         "facts": list(_facts(ledger.origin, {"Seed": ledger.seed, "Seconds a scenario": ledger.seconds})),
-        "line": words.origin_line(ledger.origin) + ("" if ledger.seed is None else f", seed {ledger.seed}"),
+        "line": formatting.origin_line(ledger.origin) + ("" if ledger.seed is None else f", seed {ledger.seed}"),
         "columns": ledger.columns,
         "grid": [
-            (scenario, what, [_square(ledger, scenario, column) for column in ledger.columns])
+            (scenario, what, [_grid_cell(ledger, scenario, column) for column in ledger.columns])
             for scenario, what in ledger.scenarios.items()
         ],
-        "totals": [words.total(ledger, column).words for column in ledger.columns],
-        "titles": [(words.FIGURE_TITLES[key], words.FIGURE_MEANINGS.get(key, "")) for key in keys],
-        "glossary": [(words.FIGURE_TITLES[key], meaning) for key, meaning in words.FIGURE_MEANINGS.items()],
-        "notes": list(words.ledger_notes(ledger))[1:],  # the first is the line above
+        "totals": [formatting.total(ledger, column).parts for column in ledger.columns],
+        "titles": [(formatting.FIGURE_TITLES[key], formatting.FIGURE_MEANINGS.get(key, "")) for key in keys],
+        "glossary": [(formatting.FIGURE_TITLES[key], meaning) for key, meaning in formatting.FIGURE_MEANINGS.items()],
+        "notes": list(formatting.ledger_notes(ledger))[1:],  # the first one is `line`
     }
 
 
-def _square(ledger: Ledger, scenario: str, column: str) -> Square:
+def _grid_cell(ledger: Ledger, scenario: str, column: str) -> GridCell:
     entry = ledger.entries.get((scenario, column))
-    cell = words.cell(entry)
+    cell = formatting.cell(entry)
     figures = _figures(entry) if entry else []
     remarks = [*([f"could not run: {entry.failure}"] if entry.failure else []), *entry.notes] if entry else []
     some = [f"{title} {value}" for title, value, _ in figures[: len(COUNTS)] if value]
-    return Square(column, cell, "\n".join([f"{scenario}, {column}", ", ".join(some), *remarks]), figures, remarks)
+    return GridCell(column, cell, "\n".join([f"{scenario}, {column}", ", ".join(some), *remarks]), figures, remarks)
 
 
 def _figures(entry: Entry) -> list[tuple[str, str, str]]:
-    """All of them, so that the full table has its columns; of a client that could not run there are none."""
+    """One for each column of the full table; empty for a client that could not run."""
     blank = entry.verdict == "failed"
     return [
-        (words.FIGURE_TITLES[key], "" if blank else words.figure_text(key, value), _style(key, value))
+        (formatting.FIGURE_TITLES[key], "" if blank else formatting.figure_text(key, value), _style(key, value))
         for key, value in entry.figures.items()
     ]
 
@@ -125,38 +125,38 @@ def _style(key: str, value: float | None) -> str:
 
 
 def _bench(bench: Bench) -> dict[str, Any]:
-    titles = words.row_titles(bench.titles)
+    titles = formatting.metric_titles(bench.titles)
     return {
         "facts": list(_facts(bench.origin, {"Rounds": bench.rounds})),
-        "line": words.origin_line(bench.origin),
-        "rounds": words.rounds_text(bench),
+        "line": formatting.origin_line(bench.origin),
+        "rounds": formatting.rounds_text(bench),
         "bars": [_bars(bench, key, titles[key]) for key in titles if key in bench.samples],
         "curves": [_curve(bench, key) for key in bench.curves],
         "figures": bench_lines(bench)[0],
-        "notes": list(words.bench_notes(bench))[1:],
+        "notes": list(formatting.bench_notes(bench))[1:],
     }
 
 
-def _bars(bench: Bench, key: str, title: words.RowTitle) -> Figure:
-    held = [(*_held_mark(one.verdict), _held_note(one)) for one in bench.held if one.row == key]
+def _bars(bench: Bench, key: str, title: formatting.MetricTitle) -> Figure:
+    limits = [(*_limit_mark(one.verdict), _limit_note(one)) for one in bench.limits if one.row == key]
     failed = _failed(bench, bench.measures.get(key, key))
-    return Figure(title.what, title.under, _inline(pictures.bars(bench, key), title.what), [*held, *failed])
+    return Figure(title.what, title.under, _inline(charts.bars(bench, key), title.what), [*limits, *failed])
 
 
-def _held_mark(verdict: str) -> tuple[str, str]:
-    return _HELD_MARKS.get(verdict, ("?", "failed"))
+def _limit_mark(verdict: str) -> tuple[str, str]:
+    return _LIMIT_MARKS.get(verdict, ("?", "failed"))
 
 
-def _held_note(held: Held) -> str:
-    text = held_text(held)
-    return f"{held.limit}: {text}, {held.verdict}" if text else f"{held.limit}: {held.verdict}"
+def _limit_note(limit: LimitResult) -> str:
+    text = limit_text(limit)
+    return f"{limit.limit}: {text}, {limit.verdict}" if text else f"{limit.limit}: {limit.verdict}"
 
 
 def _curve(bench: Bench, key: str) -> Figure:
     lines = bench.curves[key]
-    under = words.direction(lines.y_title)
-    picture = _inline(pictures.curve(bench, key), lines.title)
-    notes = [("!", "told", note) for note in words.notes_of(bench, lines.measure)]
+    under = formatting.direction(lines.y_title)
+    picture = _inline(charts.curve(bench, key), lines.title)
+    notes = [("!", "told", note) for note in formatting.notes_of(bench, lines.measure)]
     return Figure(lines.title, under, picture, [*_failed(bench, lines.measure), *notes], curve_lines(bench, lines))
 
 
@@ -168,7 +168,7 @@ def _facts(origin: Origin, more: dict[str, object]) -> Iterator[tuple[str, str]]
     yield "Date", f"{origin.date:%Y-%m-%d %H:%M} UTC"
     yield "Machine", origin.machine
     yield "Python", origin.python
-    yield "Versions", words.named(origin.versions)
+    yield "Versions", formatting.named(origin.versions)
     for title, value in more.items():
         if value is not None:
             yield title, f"{value:g}" if isinstance(value, float) else str(value)
@@ -180,7 +180,7 @@ _VARIABLES = {colour: f"var(--{name})" for name, colour in canvas.COLOURS.items(
 
 
 def _inline(svg: str, label: str) -> Markup:
-    """The picture as a part of the page: its colours follow the page's, its letters have the page's font."""
+    """The picture as a part of the page, with the colours and the font of the page."""
     svg = re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match[0]], svg)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)

@@ -1,6 +1,7 @@
-"""How a figure reads, everywhere the same: on the terminal, in Markdown, on the page and in pictures.
+"""The format of figures, the same in the terminal, in Markdown, on the page and in charts.
 
-Lives here: the digits of a number, a cell of the ledger, a row's title and unit. Pure. Never here: tables, colours.
+Responsible for: the digits of a number, a cell of the ledger, the title and the unit of a metric. Pure. Not responsible
+for: tables, colours.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 from typing import Iterator, NamedTuple
 
 from ..ledger import FAULTS
+from ..metrics import Spread, spread
 from ..peers import FLOOR, SELF
-from ..rows import Spread, spread
 from .results import COUNTS, Bench, Entry, Ledger, Origin
 
-# A reader who sees no red and green has the mark.
+# The marks are for readers who cannot tell red from green.
 MARKS = {"balances": "✓", "told": "!", "red": "✗", "failed": "?", "none": "-"}
 MEANINGS = {
-    "balances": "all arrived, once, in order; nothing is left behind",
-    "told": "some did not arrive, and the program was told of each",
-    "red": "events lost in silence, doubled or out of order, or a program that hung or left something behind",
+    "balances": "all events arrived once and in order; nothing is left behind",
+    "told": "some events did not arrive, and each was reported to the program",
+    "red": "events lost without a report, duplicated or out of order, or a program that hung or left something behind",
     "failed": "could not run",
     "none": "not run",
 }
@@ -35,19 +36,19 @@ FIGURE_TITLES = {
 }
 FIGURE_MEANINGS = {
     "calls": "calls that returned",
-    "delivered": "of those, arrived at least once",
-    "told": "not delivered, but named to the program's error callback",
-    "lost": "neither delivered nor told",
+    "delivered": "events of those calls that arrived at least once",
+    "told": "not delivered, but reported to the program",
+    "lost": "neither delivered nor reported",
     "twice": "delivered under two ids",
-    "collided": "one id for two events",
-    "disordered": "out of order within a process",
+    "collided": "two events with one id",
+    "disordered": "out of order within a thread",
     "hung": "programs that did not end in time",
     "orphans": "processes left behind",
-    "leaked": "descriptors or threads more at the end than before",
-    "peak_rss": "most resident memory",
-    "peak_pss": "the same, pages that processes share counted once",
-    "peak_threads": "most threads at once",
-    "peak_fds": "most open descriptors at once",
+    "leaked": "additional threads or descriptors of an idle process",
+    "peak_rss": "maximum resident memory",
+    "peak_pss": "the same, with shared pages counted once",
+    "peak_threads": "maximum number of threads",
+    "peak_fds": "maximum number of open descriptors",
     "switches": "context switches",
 }
 
@@ -67,7 +68,7 @@ def spread_text(value: Spread | None, sign: str = "") -> str:
 
 
 def figure_text(key: str, value: float | None) -> str:
-    """A figure of an `Entry`; empty where nobody counted."""
+    """A figure of an `Entry`; empty if it was not counted."""
     if value is None:
         return ""
     if key in ("peak_rss", "peak_pss"):
@@ -79,7 +80,7 @@ class Cell(NamedTuple):
     """What one client did in one scenario, in a few words."""
 
     verdict: str  # a key of MARKS
-    words: list[str]
+    parts: list[str]
 
     @property
     def mark(self) -> str:
@@ -87,7 +88,7 @@ class Cell(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.mark} {', '.join(self.words)}"
+        return f"{self.mark} {', '.join(self.parts)}"
 
 
 def cell(entry: Entry | None) -> Cell:
@@ -114,7 +115,7 @@ def _lost(entry: Entry) -> str:
 
 
 class Total(NamedTuple):
-    """One client over all scenarios that it ran."""
+    """One client, summed over all scenarios that it ran."""
 
     verdicts: dict[str, int]
     calls: float
@@ -125,7 +126,7 @@ class Total(NamedTuple):
         return sum(count for verdict, count in self.verdicts.items() if verdict != "failed")
 
     @property
-    def words(self) -> list[str]:
+    def parts(self) -> list[str]:
         if not self.ran:
             return ["not run"]
         return [f"{self.verdicts['balances']} of {self.ran} balance", f"{self.lost:,.0f} of {self.calls:,.0f} lost"]
@@ -139,8 +140,8 @@ def total(ledger: Ledger, column: str) -> Total:
     return Total(verdicts, calls, lost)
 
 
-class RowTitle(NamedTuple):
-    """A row's title without its neighbours: ``the same`` is spelled out, the unit stands apart."""
+class MetricTitle(NamedTuple):
+    """The title of a metric by itself: with ``the same`` spelled out, and the unit separate."""
 
     what: str
     unit: str
@@ -154,7 +155,7 @@ class RowTitle(NamedTuple):
 _UNITS = {"us": "µs", "ms": "ms", "events/s": "events/s", "wake-ups/s": "wake-ups/s"}
 
 
-def row_titles(titles: dict[str, str]) -> dict[str, RowTitle]:
+def metric_titles(titles: dict[str, str]) -> dict[str, MetricTitle]:
     found = {}
     before = ""
     for key, title in titles.items():
@@ -166,12 +167,12 @@ def row_titles(titles: dict[str, str]) -> dict[str, RowTitle]:
         else:
             before = what
         unit = _UNITS.get(last) or ("ratio" if " over " in what else "")
-        found[key] = RowTitle(what, unit, direction(title))
+        found[key] = MetricTitle(what, unit, direction(title))
     return found
 
 
 def direction(title: str) -> str:
-    return "more is better" if "events/s" in title else "less is better"
+    return "higher is better" if "events/s" in title else "lower is better"
 
 
 def origin_line(origin: Origin) -> str:
@@ -179,7 +180,7 @@ def origin_line(origin: Origin) -> str:
 
 
 def versions_line(origin: Origin) -> str:
-    """The clients beside this one, and their versions."""
+    """The other clients and their versions."""
     return named({column: version for column, version in origin.versions.items() if column not in (FLOOR, SELF)})
 
 
@@ -197,11 +198,11 @@ def bench_notes(bench: Bench) -> Iterator[str]:
     yield f"{origin_line(bench.origin)}, {rounds_text(bench)}; {versions}."
     sizes = ", ".join(f"{column} {size:.0f}" for column, size in bench.event_sizes.items())
     if sizes:
-        yield f"Bytes of one event on the wire: {sizes}."
+        yield f"Bytes of one event in a request: {sizes}."
     fastest = max((s.middle for s in map(spread, bench.samples.get("stream", {}).values()) if s), default=None)
-    if fastest and bench.sink_speed:
-        times = bench.sink_speed / fastest
-        yield f"The sink alone takes {bench.sink_speed:,.0f} events/s, {times:.1f} x the fastest client."
+    if fastest and bench.server_rate:
+        times = bench.server_rate / fastest
+        yield f"The counting server alone takes {bench.server_rate:,.0f} events/s, {times:.1f} x the fastest client."
     yield from bench.notes
     for measure, failed in bench.failures.items():
         for column, why in failed.items():
@@ -209,7 +210,7 @@ def bench_notes(bench: Bench) -> Iterator[str]:
 
 
 def notes_of(bench: Bench, measure: str) -> list[str]:
-    """Those without which a picture of this measure would mislead: who was measured in another way."""
+    """The notes that a chart of this measure needs: which clients were measured in another way."""
     return [note for note in bench.notes if note.startswith(f"{measure} of ")]
 
 
@@ -219,12 +220,12 @@ def ledger_notes(ledger: Ledger) -> Iterator[str]:
     seed = "" if ledger.seed is None else f", seed {ledger.seed}"
     seconds = "" if ledger.seconds is None else f", {ledger.seconds:g} s a scenario"
     yield f"{origin_line(ledger.origin)}{seed}{seconds}; {versions}."
-    said: dict[tuple[str, str], dict[str, None]] = {}  # what and in which scenario, by whom
+    found: dict[tuple[str, str], dict[str, None]] = {}  # by note and scenario: the clients
     for entry in ledger.entries.values():
         for text in [f"could not run: {entry.failure}"] * bool(entry.failure) + entry.notes:
-            said.setdefault((text, entry.scenario), {})[entry.column] = None
-    where: dict[tuple[str, str], list[str]] = {}  # by whom and what: the scenarios
-    for (text, scenario), columns in said.items():
+            found.setdefault((text, entry.scenario), {})[entry.column] = None
+    where: dict[tuple[str, str], list[str]] = {}  # by clients and note: the scenarios
+    for (text, scenario), columns in found.items():
         who = "every client" if len(columns) == len(ledger.columns) > 1 else ", ".join(columns)
         where.setdefault((who, text), []).append(scenario)
     for (who, text), scenarios in where.items():

@@ -1,7 +1,8 @@
-"""The curves: what a figure does as something grows, workers, waiting events, clients.
+"""How figures scale: with the number of workers, of waiting events, of clients.
 
-Lives here: the order of the points, what is done after a failure, and the notes on that. Never here: starting a program
-with its sink (`bench.py` hands that in), clocks (`inside/measure.py`), the xs (`rows.py`).
+Responsible for: the order of the points, what follows from a failure, and the notes on that. Not responsible for:
+starting a program and its server (`bench.py` passes that in), timing (`inside/measure.py`), the values of x
+(`metrics.py`).
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import time
 from statistics import median
 from typing import Any, Callable, ContextManager, Dict
 
+from .metrics import CURVES, CurveSamples, spread
 from .peers import FLOOR, SELF, Peer
 from .programs import Failure
-from .rows import CURVES, CurveSamples, spread
 
-EVENTS = 19_200  # a multiple of each number of workers
+EVENTS = 19_200  # a multiple of every number of workers
 FORK_STEPS = 10
 
 Figures = Dict[str, float]
 
 
-class Curves:
-    """Takes one point of each client after the other and keeps what came of them."""
+class Scaling:
+    """Takes one point of each client after the other and keeps the results."""
 
     def __init__(
         self,
@@ -32,8 +33,8 @@ class Curves:
     ) -> None:
         self._columns = columns
         self._measured = measured
-        self._failures = failures  # measure, column: the first failure
-        self._made_late: set[str] = set()  # columns whose clients cannot be made before the fork
+        self._failures = failures  # by measure and column: the first failure
+        self._created_late: set[str] = set()  # columns whose client cannot be created before the fork
         self.samples: CurveSamples = {}
         self.notes: list[str] = []
 
@@ -50,19 +51,19 @@ class Curves:
                         points = self.samples.setdefault(curve.key, {}).setdefault(peer.column, {})
                         points.setdefault(x, []).append(figures[curve.key] if figures else None)
 
-    def compare_sink(self, speed: float, connections: int) -> None:
-        """Note how far the sink, on so many connections at once, is from being what ``scale_rate`` measures."""
+    def compare_server(self, speed: float, connections: int) -> None:
+        """Note how much faster the server is, on so many connections, than the clients that ``scale_rate`` measures."""
         rates = [spread(rates) for points in self.samples.get("scale_rate", {}).values() for rates in points.values()]
         fastest = max((rate.middle for rate in rates if rate), default=None)
         if fastest:
             self.notes.append(
-                f"The sink alone takes {speed:,.0f} events/s on {connections} connections, "
+                f"The counting server alone takes {speed:,.0f} events/s on {connections} connections, "
                 f"{speed / fastest:.1f} x the fastest point of scale_rate."
             )
 
     def _point(self, measure: str, peer: Peer, x: int) -> Figures | None:
         if peer.column in self._failures.get(measure, {}):
-            return None  # once is enough: what hangs with few hangs with many
+            return None  # not tried again: what hangs with few hangs with many
         try:
             if not hasattr(os, "fork"):
                 raise Failure("no os.fork() on this system")
@@ -73,51 +74,54 @@ class Curves:
             return None
 
     def _scale(self, peer: Peer, workers: int) -> Figures:
-        """Measure a client made before the fork. A peer that fails so is spared: its workers make their own then."""
-        if peer.column not in self._made_late:
+        """Measure a client that is created before the fork. If a peer fails so, its workers create their own."""
+        if peer.column not in self._created_late:
             try:
                 return self._scaled(peer, workers, preloaded=True)
             except Failure as failure:
                 if peer.column == SELF:
                     raise
-                self._made_late.add(peer.column)
+                self._created_late.add(peer.column)
                 self.notes.append(
-                    f"scale of {peer.column}: made in each worker, "
-                    f"because made before the fork, with {workers} workers, it failed: {failure}"
+                    f"scale of {peer.column}: created in each worker, "
+                    f"because it failed with {workers} workers when created before the fork: {failure}"
                 )
-                for curve in self.samples.values():  # a line is of one kind from end to end
+                for curve in self.samples.values():  # all points of a line must be measured in the same way
                     for rates in curve.get(peer.column, {}).values():
                         rates[:] = [None] * len(rates)
         return self._scaled(peer, workers, preloaded=False)
 
     def _scaled(self, peer: Peer, workers: int, preloaded: bool) -> Figures:
-        with self._measured(peer, "scale", EVENTS, workers, int(preloaded)) as (program, sink):
-            heard = program.hear()
-            tally = sink.end()
+        with self._measured(peer, "scale", EVENTS, workers, int(preloaded)) as (program, server):
+            result = program.receive()
+            counts = server.close_and_receive()
         if peer.column == FLOOR:
-            return {"scale_call": heard["median_us"]}
-        arrived = tally["events"] if tally else 0
-        ends = [f"{heard[how]} of {workers} workers {how}" for how in ("hung", "raised") if heard[how]]
+            return {"scale_call": result["median_us"]}
+        arrived = counts["events"] if counts else 0
+        ends = [f"{result[how]} of {workers} workers {how}" for how in ("hung", "raised") if result[how]]
         if ends or arrived != EVENTS:
             raise Failure("; ".join([f"{arrived:,} of {EVENTS:,} arrived", *ends]))
-        assert tally is not None
-        return {"scale_call": heard["median_us"], "scale_rate": EVENTS / (tally["last"] - heard["began"])}
+        assert counts is not None
+        return {"scale_call": result["median_us"], "scale_rate": EVENTS / (counts["last"] - result["began"])}
 
     def _fork_waiting(self, peer: Peer, events: int) -> Figures:
-        """Nothing is ever answered, so all wait. With none, the client was made and not used."""
-        return {"fork_waiting": self._forked(peer, events, 1, expect=min(events, 1), mute=True)}
+        """The server never responds, so all events wait. With 0 events the client was created but not used."""
+        return {"fork_waiting": self._forked(peer, events, 1, expect=min(events, 1), no_response=True)}
 
     def _fork_clients(self, peer: Peer, clients: int) -> Figures:
         return {"fork_clients": self._forked(peer, 1, clients, expect=clients)}
 
-    def _forked(self, peer: Peer, events: int, clients: int, expect: int, mute: bool = False) -> float:
-        with self._measured(peer, "forks", events, clients, expect=expect, mute=mute) as (program, sink):
-            program.hear()
+    def _forked(self, peer: Peer, events: int, clients: int, expect: int, no_response: bool = False) -> float:
+        with self._measured(peer, "forks", events, clients, expect=expect, no_response=no_response) as (
+            program,
+            server,
+        ):
+            program.receive()
             if expect:
-                sink.hear()
-            time.sleep(0.2)  # the clients' threads go to sleep
+                server.receive()
+            time.sleep(0.2)  # until the clients' threads sleep
             times: list[float] = []
             for _ in range(FORK_STEPS):
-                program.go_on()
-                times.extend(program.hear()["us"])
+                program.resume()
+                times.extend(program.receive()["us"])
         return median(times)

@@ -1,7 +1,7 @@
-"""The API of one performance: it stores what comes from any of the clients, and misbehaves when told.
+"""The API of one run: it stores the events of every client, and fails on demand.
 
-Lives here: reading each client's batch, and going down and up on one port. The faults are `letterapp.testing`'s. Never
-here: what must have come.
+Responsible for: parsing each client's batches, and stopping and restarting on the same port. The faults themselves are
+those of `letterapp.testing`. Not responsible for: which events must have arrived.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from .ports import free_port
 Rule = Callable[[Request], "Fault | None"]
 
 
-class Api:
-    """Listens from the start. What it has stored outlives `down` and `up`. Any thread may use it."""
+class ApiServer:
+    """Listens at once. What it has stored is kept during `down` and `up`. Thread-safe."""
 
     def __init__(self) -> None:
         self.arrivals: list[tuple[str, Key]] = []
         self.requests = 0
-        self.rule: Rule | None = None  # asked about each request; what it returns is done in the request's place
+        self.rule: Rule | None = None  # called with each request; a fault that it returns replaces the normal response
         self.max_body: int | None = None
-        self.changed = threading.Condition()  # guards the two figures above; notified when something came
-        self._server = _Server(free_port(), self)  # it comes back at the same
+        self.changed = threading.Condition()  # guards `arrivals` and `requests`; notified when an event arrives
+        self._server = _Server(free_port(), self)  # a free one, to which it can return after `down`
         self.port = self._server.port
         self.url = self._server.url
 
     def down(self) -> None:
-        """Refuse connections, and drop those that are open."""
+        """Refuse connections, and close those that are open."""
         self._server.close()
 
     def up(self) -> None:
         self._server = _Server(self.port, self)
 
     def wait_for(self, events: int, seconds: float = 20.0) -> bool:
-        """Wait until so many events were stored, repeated ones counted; False when it takes longer than ``seconds``."""
+        """Wait until so many events, duplicates included, are stored; False if it takes longer than ``seconds``."""
         return self.wait_until(lambda: len(self.arrivals) >= events, seconds)
 
-    def wait_until(self, true: Callable[[], bool], seconds: float = 20.0) -> bool:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 20.0) -> bool:
         with self.changed:
-            return self.changed.wait_for(true, seconds)
+            return self.changed.wait_for(condition, seconds)
 
     def settle(self, seconds: float = 5.0) -> None:
-        """Wait until what dead clients left in their sockets has been read: the server's threads have gone then."""
+        """Wait until the server's threads have read what ended clients left in their sockets."""
         deadline = time.monotonic() + seconds
         while self._server.is_busy and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -59,9 +59,9 @@ class Api:
 
 
 class _Server(IngestionServer):
-    """The test server, for every client's wire: no rule of letter.app's own, and gzip."""
+    """The test server for every client's format: without the validation that letter.app does, and with gzip."""
 
-    def __init__(self, port: int, api: Api) -> None:
+    def __init__(self, port: int, api: ApiServer) -> None:
         self._api = api
         super().__init__(port)
 

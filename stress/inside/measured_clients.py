@@ -1,0 +1,97 @@
+"""How each client is created and called in measurements, and the floor.
+
+Runs in the peer's interpreter; imports nothing but the client. Responsible for: one function for each client, which
+returns ``track``, to be called with ``properties=``, and ``close``, which returns when everything is delivered. Options
+are the defaults, except for a queue of ``capacity`` events, so that no client drops any. Not responsible for: timing.
+
+`functools.partial` instead of a function of our own around each client, because only the client's own call is timed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Callable, NamedTuple
+
+USER, EVENT = "user_12345", "Order Completed"
+
+
+class Client(NamedTuple):
+    track: Callable[..., object]
+    close: Callable[[], object]
+    relayed: Callable[[], int] = lambda: 0  # events of this process that another one sent
+
+
+def properties(number: int) -> dict[str, Any]:
+    """Five properties, such as a shop would send; a new dict for each event."""
+    return {"plan": "pro", "amount": 12.5, "count": number, "paid": True, "source": "newsletter"}
+
+
+def letterapp(url: str, capacity: int, **options: Any) -> Client:
+    from letterapp import Letter
+
+    # 0.2.0 has an unbounded queue, no option to change that, and no statistics.
+    bounded = "max_queue_events" in (Letter.__init__.__kwdefaults__ or ())
+    bounds: Any = (
+        {"max_queue_events": capacity, "max_queue_bytes": capacity * 1000, "exit_timeout": 60.0} if bounded else {}
+    )
+    letter = Letter("key", url, **bounds, **options)
+    track = partial(letter.track, USER, EVENT)
+    return Client(track, letter.close, lambda: int(letter.stats()["relayed"]) if bounded else 0)
+
+
+def letterapp_relay(url: str, capacity: int) -> Client:
+    return letterapp(url, capacity, relay=True)
+
+
+def letterapp_manager(url: str, capacity: int) -> Client:
+    from letterapp.relay import SenderManager
+
+    manager = SenderManager("key", url, max_queue_events=capacity, max_queue_bytes=capacity * 1000, exit_timeout=60.0)
+    manager.start()
+    return letterapp(url, capacity, relay=manager.queue)
+
+
+def posthog(url: str, capacity: int) -> Client:
+    from posthog import Posthog
+
+    client = Posthog("key", host=url, max_queue_size=capacity)
+    return Client(partial(client.capture, EVENT, distinct_id=USER), client.shutdown)
+
+
+def segment(url: str, capacity: int) -> Client:
+    from segment.analytics.client import Client as Segment
+
+    client = Segment("key", host=url, max_queue_size=capacity)
+    return Client(partial(client.track, USER, EVENT), client.shutdown)
+
+
+def rudder(url: str, capacity: int) -> Client:
+    from rudderstack.analytics.client import Client as Rudder
+
+    client = Rudder("key", host=url, max_queue_size=capacity)
+    return Client(partial(client.track, USER, EVENT), client.shutdown)
+
+
+def floor(url: str, capacity: int) -> Client:
+    """The minimum for any client that sends JSON with a unique id, in plain Python; it sends nothing."""
+    import json
+    import uuid
+    from collections import deque
+
+    queue: deque[str] = deque()
+
+    def track(properties: dict[str, Any]) -> None:
+        queue.append(
+            json.dumps(
+                {
+                    "type": "track",
+                    "event": EVENT,
+                    "properties": properties,
+                    "userId": USER,
+                    "timestamp": "2026-01-01T00:00:00.000000Z",
+                    "messageId": str(uuid.uuid4()),
+                }
+            )
+        )
+
+    return Client(track, queue.clear)
