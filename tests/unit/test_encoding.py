@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from letterapp import LetterError
 from letterapp._encoding.events import Encoder
-from letterapp._encoding.json_text import Unencodable
-from letterapp._encoding.json_text import MAX_DEPTH
+from letterapp._encoding.json_text import MAX_DEPTH, Unencodable
 
 ENCODER = Encoder(500_000, None)
 
