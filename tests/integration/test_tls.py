@@ -1,4 +1,4 @@
-"""TLS: which certificates are trusted, what is reported otherwise, and that children leave a parent's connection alone."""
+"""TLS: which certificates are trusted, what is reported otherwise, and children leave the parent's connection alone."""
 
 from __future__ import annotations
 
