@@ -1,4 +1,4 @@
-"""What the kernel and the interpreter really do with locks and shared memory, each fact by the smallest program.
+"""What the kernel and the interpreter do with locks and shared memory, each fact shown by a minimal program.
 
 A process's events are in memory that all processes share, each in a slot of its own; the owner of a slot is dead when
 the lock on the slot's byte can be taken. What servers make of it is in test_server_facts.py.

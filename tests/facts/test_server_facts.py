@@ -1,4 +1,4 @@
-"""What servers and multiprocessing really do with a lock file and a mapping made before their forks, and how they end.
+"""What servers and multiprocessing do with a lock file and a mapping made before they fork, and how they end.
 
 The facts about the kernel itself are in test_kernel_facts.py.
 """

@@ -1,4 +1,4 @@
-"""`python -m letterapp demo`: what it prints is a promise too."""
+"""`python -m letterapp demo`: what it prints, and its exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends that nobody announces: `os._exit`, Ctrl-C once and twice, a family that ends together, PID 1, late clients.
+"""How processes end: `os._exit`, Ctrl-C once and twice, a whole family at once, PID 1, clients that are made late.
 
 Responsible for: what becomes of events at such an end, with real programs (RQ, ForkingMixIn, pytest --forked among
 them). Not responsible for: kills (test_killed.py), servers' own ends.

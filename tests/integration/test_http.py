@@ -1,4 +1,4 @@
-"""What is tried again, when, and what the ends of a client and of a process make of it.
+"""What is retried and when, and what a `close` or the end of the process changes.
 
 Where a wait has a length that matters, the test takes the sender's turns itself and sets the clock (`driven`): nothing
 is slept through.

@@ -1,4 +1,4 @@
-"""What is not tried again: refusals, redirects, and a 413, which is split until it passes."""
+"""What is not retried: refusals, redirects, and a 413, which is split until it passes."""
 
 from __future__ import annotations
 

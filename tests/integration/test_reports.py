@@ -1,4 +1,4 @@
-"""What the program is told, by whom and when, and what is imported for it."""
+"""What `on_error` is told, by which thread and when, and what is imported for it."""
 
 from __future__ import annotations
 

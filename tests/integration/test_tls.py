@@ -1,4 +1,4 @@
-"""TLS: who is believed, what is said otherwise, and that a fork's child leaves the parent's connection alone."""
+"""TLS: which certificates are trusted, what is reported otherwise, and children leave the parent's connection alone."""
 
 from __future__ import annotations
 

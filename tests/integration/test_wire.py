@@ -1,4 +1,4 @@
-"""What travels: items, headers, batches, order, moments and identities."""
+"""What is sent: items, headers, batches, order, timestamps and message ids."""
 
 from __future__ import annotations
 

@@ -223,15 +223,29 @@ def threads_after_flush() -> None:
 
 
 def in_the_middle_of_imports() -> None:
+    from importlib.machinery import PathFinder
+
     reached, forking = threading.Event(), threading.Event()
 
     class Gate:
-        def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-            if name == "http.client" and not reached.is_set():
+        """Stands still where `http.client` is executed: while it is looked for, Python itself lets nobody fork."""
+
+        def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+            if name != "http.client" or reached.is_set():
+                return None
+            spec: Any = PathFinder.find_spec(name, path)
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
                 reached.set()
                 forking.wait(40)
+                execute(module)
 
-    sys.meta_path.insert(0, Gate())
+            spec.loader.exec_module = exec_module
+            return spec
+
+    gate: Any = Gate()
+    sys.meta_path.insert(0, gate)
     letter = make(flush_at=1)
     os.register_at_fork(before=forking.set)  # after the client's own hook, and so run before it
     work(letter, 10, "parent")

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import os
 
-from celery import Celery, signals
+from celery import signals
 from celery.exceptions import SoftTimeLimitExceeded
 
+from programs.celery_app import app
 from programs.relay_service import letter, say, stay, track
 
-app = Celery("application", broker="filesystem://")
-app.conf.update(
-    broker_transport_options={
-        "data_folder_in": "queue",
-        "data_folder_out": "queue",
-        "control_folder": "control",
-        "polling_interval": 0.02,
-    },
-    broker_connection_retry_on_startup=True,
-    worker_enable_remote_control=False,
-)
 track("import", os.getpid())
 
 

@@ -1,4 +1,4 @@
-"""gunicorn, the real one: every class of worker, preloaded or not, however its workers end."""
+"""gunicorn: every class of worker, preloaded or not, however its workers end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""uvicorn, the real one: alone and with workers, plain ASGI and FastAPI, by every way that it ends.
+"""uvicorn: alone and with workers, plain ASGI and FastAPI, in every way that it ends.
 
 On SIGTERM uvicorn shuts down gracefully and then raises the signal once more, so no `atexit` runs. Either the lifespan
 closes the client, or `exit_signals` names the signal.

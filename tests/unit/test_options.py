@@ -1,4 +1,4 @@
-"""Every option reaches its user, and a wrong one is named."""
+"""Every option has its effect, and an error names the one that is wrong."""
 
 from __future__ import annotations
 

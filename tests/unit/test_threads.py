@@ -1,4 +1,4 @@
-"""The client's own threads take no signals, and hand nothing of that on to the application.
+"""The client's own threads block all signals; the callbacks that they run, and what these start, do not.
 
 Responsible for: signals that the program waits for, the signal mask of programs that are started on a client's thread.
 Not responsible for: that a thread has gone after `flush` (test_forks.py), signals that end a process (test_ends.py).

@@ -1,4 +1,4 @@
-"""`python -X dev` has nothing to complain of, however a program with a client ends."""
+"""`python -X dev` warns of nothing, however a program with a client ends."""
 
 from __future__ import annotations
 
