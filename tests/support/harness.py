@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 import urllib.request
 from pathlib import Path
@@ -28,56 +27,6 @@ DEADLINE = 60.0  # seconds: far above what anything here takes, so that a busy m
 
 # From 3.12 on `os.fork` warns wherever a thread lives, and the tests fork with living threads on purpose.
 QUIET = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
-
-# What every program begins with. `work(n)` tracks n events that carry who tracked them.
-PRELUDE = """
-import os, sys, signal, time, threading
-from letterapp import Letter, LetterError
-
-API = os.environ["TEST_API"]
-
-if not hasattr(os, "waitid"):  # PyPy: the same by the C library, as Linux lays out a siginfo_t
-    import ctypes, types
-    os.P_PID, os.WSTOPPED, os.WEXITED, os.WNOWAIT = 1, 2, 4, 0x01000000
-    def waitid(kind, pid, options, call=ctypes.CDLL(None, use_errno=True).waitid):
-        info = (ctypes.c_int * 32)()
-        while call(kind, pid, info, options):
-            if ctypes.get_errno() != 4:  # EINTR
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return types.SimpleNamespace(si_pid=info[4], si_status=info[6], si_code=info[2])
-    os.waitid = waitid
-
-def suspend(pid):
-    # Until all its threads have stopped: the one that takes the signal may have to wait for a processor first.
-    os.kill(pid, signal.SIGSTOP)
-    def runs(thread):
-        with open(f"/proc/{pid}/task/{thread}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "T"
-    while os.path.isdir("/proc/self/task") and any(map(runs, os.listdir(f"/proc/{pid}/task"))):
-        time.sleep(0.001)
-
-def stay():
-    # In pieces: a signal that comes between the last instruction and a wait is handled by Python only after the wait.
-    while True:
-        threading.Event().wait(0.1)
-
-def work(letter, count, who="program", start=0):
-    for serial in range(start, start + count):
-        letter.track(who, "Worked", {"serial": serial, "pid": os.getpid()})
-
-def child(job, fork=getattr(os, 'fork', None)):
-    "A child whose exit code is what `job` returns."
-    pid = fork()
-    if pid:
-        return pid
-    code = 99
-    try:
-        code = int(job() or 0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(code)
-"""
 
 
 def suspend(pid: int) -> None:
@@ -107,11 +56,7 @@ def environment(api_url: str, **more: str) -> dict[str, str]:
 
 
 # ``python -c FEW_DESCRIPTORS COMMAND...``: the command, in a process that may have 64 files open.
-FEW_DESCRIPTORS = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+FEW_DESCRIPTORS = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 Running = TypeVar("Running", bound="Program")
@@ -206,27 +151,23 @@ def has_ended(process: dict[str, Any]) -> bool:
 
 
 def start(
-    program: Callable[..., object] | Path | str,
+    program: Callable[..., object] | Path,
     api_url: str,
     tmp_path: Path,
     *arguments: object,
     python: str = sys.executable,
     **env: str,
 ) -> Program:
-    """Start a program: a function of a module in ``tests/programs``, a file, or code that is run after `PRELUDE`."""
+    """Start a program: a function of a module in ``tests/programs``, or a file."""
     if isinstance(program, Path):
         command = [str(program)]
-    elif callable(program):
-        command = ["-m", program.__module__, program.__name__]
     else:
-        script = tmp_path / "program.py"
-        script.write_text(PRELUDE + textwrap.dedent(program))
-        command = [str(script)]
+        command = ["-m", program.__module__, program.__name__]
     return Program([python, *command, *map(str, arguments)], environment(api_url, **env), tmp_path)
 
 
 def run(
-    program: Callable[..., object] | Path | str, api_url: str, tmp_path: Path, *arguments: object, **env: str
+    program: Callable[..., object] | Path, api_url: str, tmp_path: Path, *arguments: object, **env: str
 ) -> Finished:
     """Run a program (see `start`) to its end, and see that it left no process behind."""
     with start(program, api_url, tmp_path, *arguments, **env) as running:
