@@ -33,7 +33,7 @@ SETTLING = 5.0  # seconds that threads which are about to end get before they co
 GRACE = 7.0  # seconds that a process may outlive its parents or clients; its own limit for sending the rest is 5
 # What a relay or a manager logs about lost events that it cannot report to any process, in either wording.
 LOGGED = re.compile(
-    r"^letterapp (?:relay|manager) \[\d+\]: ([\d,]+) (?:of processes that have ended|lost from ended processes): ",
+    r"^letterapp (?:relay|manager) \[\d+\]: ([\d,]+) lost from ended processes: ",
     re.MULTILINE,
 )
 

@@ -56,7 +56,9 @@ def environment(api_url: str, **more: str) -> dict[str, str]:
 
 
 # ``python -c FEW_DESCRIPTORS COMMAND...``: the command, in a process that may have 64 files open.
-FEW_DESCRIPTORS = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); os.execv(sys.argv[1], sys.argv[1:])"
+FEW_DESCRIPTORS = (
+    "import os, sys; from resource import *; setrlimit(RLIMIT_NOFILE, (64, 64)); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 Running = TypeVar("Running", bound="Program")
@@ -159,10 +161,7 @@ def start(
     **env: str,
 ) -> Program:
     """Start a program: a function of a module in ``tests/programs``, or a file."""
-    if isinstance(program, Path):
-        command = [str(program)]
-    else:
-        command = ["-m", program.__module__, program.__name__]
+    command = [str(program)] if isinstance(program, Path) else ["-m", program.__module__, program.__name__]
     return Program([python, *command, *map(str, arguments)], environment(api_url, **env), tmp_path)
 
 
