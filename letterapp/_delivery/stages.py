@@ -4,6 +4,8 @@
       |                                             |
       +--------- the process is ending -------------+-----> FINAL
 
+    FINAL ---- the signal did not end it, as the first process of a container ---> OPEN
+
 Responsible for: the stage, how long calls may still block once the process is ending, what `close` has given up.
 Not responsible for: `close` itself, which is possible in any stage (`BoundedQueue.closed`), how an end is detected
 (`shutdown`).
@@ -43,7 +45,10 @@ class Stages:
         return self.budget is not FOREVER
 
     def begin_exit(self, final: bool) -> None:
-        self.now = Stage.FINAL if final else Stage.EXITING
+        if final:
+            self.now = Stage.FINAL
+        elif self.now is Stage.OPEN:
+            self.now = Stage.EXITING
 
     def leave_to_calls(self, budget: float) -> None:
         """The end is over, and leaves ``budget`` seconds for later calls."""

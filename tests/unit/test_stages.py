@@ -1,0 +1,48 @@
+"""`Stages`: the transitions of the table at the head of its module, and no others."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pytest
+
+from letterapp._delivery.stages import Stage, Stages
+
+EVENTS: dict[str, Callable[[Stages], None]] = {
+    "a signal": lambda stages: stages.begin_exit(final=False),
+    "the end": lambda stages: stages.begin_exit(final=True),
+    "survived": lambda stages: stages.cancel_exit(),
+}
+REACHED = {
+    Stage.OPEN: [],
+    Stage.EXITING: ["a signal"],
+    Stage.FINAL: ["a signal", "the end"],
+}
+TRANSITIONS = {
+    (Stage.OPEN, "a signal"): Stage.EXITING,
+    (Stage.OPEN, "the end"): Stage.FINAL,
+    (Stage.EXITING, "the end"): Stage.FINAL,
+    (Stage.EXITING, "survived"): Stage.OPEN,
+    (Stage.FINAL, "survived"): Stage.OPEN,
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("stage", Stage)
+def test_the_table_of_transitions(stage: Stage, event: str) -> None:
+    stages = Stages()
+    for each in REACHED[stage]:
+        EVENTS[each](stages)
+    assert stages.now is stage
+    EVENTS[event](stages)
+    assert stages.now is TRANSITIONS.get((stage, event), stage)
+
+
+def test_calls_wait_for_their_events_from_the_end_until_it_is_survived() -> None:
+    stages = Stages()
+    stages.begin_exit(final=False)
+    assert not stages.calls_settle
+    stages.leave_to_calls(-1.0)
+    assert stages.calls_settle and stages.budget == 0.0
+    stages.cancel_exit()
+    assert not stages.calls_settle
