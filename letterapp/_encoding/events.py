@@ -52,10 +52,7 @@ class Encoder:
         max_batch_bytes: int,
         before_send: Callable[[dict[str, Any]], dict[str, Any] | None] | None,
         default: Callable[[Any], Any] | None = None,
-        encode_plain: Callable[[Any], str] = encode,
     ) -> None:
-        """``encode_plain``: `encode`, or what writes the same faster."""
-        self._encode_plain = encode_plain
         self._max_bytes = max_batch_bytes - _FRAME
         self._before_send = before_send
         self._default = default
@@ -127,7 +124,7 @@ class Encoder:
     def _json(self, name: str, properties: Any) -> str:
         if type(properties) is dict and self._is_plain(properties):
             try:
-                return self._encode_plain(properties)
+                return encode(properties)
             except Exception as error:  # nan, a set, a change by another thread: the copy shows what it is
                 reraise_signal_error(error)
         copy = self._copy(name, properties)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import sys
 
-from .._runtime import servers
 from .._runtime.signal_errors import reraise_signal_error
 from .._text import described, said, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any
 
 MAX_DEPTH = 100  # levels of nesting; far above any event, far below the interpreter's own limit at any call depth
 _MOST_VALUES = 5000  # for which `is_plain` looks
@@ -48,30 +47,6 @@ else:
 
 
 quote = encode_basestring  # a text as a JSON string
-
-
-def fastest_encoder() -> Callable[[Any], str]:
-    """`encode` for values that `is_plain`, by `orjson` if that is installed: ten times as fast for nested ones.
-
-    It is imported here and not in a call, because a fork in another thread could tear that import.
-    """
-    if servers.is_never_ended():
-        return encode  # a sub-interpreter, which orjson does not support
-    try:
-        from orjson import OPT_PASSTHROUGH_DATACLASS, OPT_PASSTHROUGH_DATETIME, OPT_PASSTHROUGH_SUBCLASS, dumps
-    except Exception as error:  # not installed, or broken: there is another one
-        reraise_signal_error(error)
-        return encode
-    options = OPT_PASSTHROUGH_SUBCLASS | OPT_PASSTHROUGH_DATETIME | OPT_PASSTHROUGH_DATACLASS
-
-    def encode_fast(value: Any) -> str:
-        try:
-            text: str = dumps(value, None, options).decode()
-        except TypeError:  # a key that is no text, a large int, a lone surrogate
-            return encode(value)
-        return encode(value) if "null" in text else text  # it may stand for nan, which is refused
-
-    return encode_fast
 
 
 try:

@@ -6,23 +6,21 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
-import importlib.util
 import json
 import math
 import sys
 import threading
 import uuid
 from collections import OrderedDict, UserDict
-from typing import Any, Callable
+from typing import Any
 
 import pytest
-from harness import needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from letterapp._encoding import events
 from letterapp._encoding.events import Encoder
-from letterapp._encoding.json_text import MAX_DEPTH, Unencodable, encode, fastest_encoder, is_plain
-from letterapp._runtime import servers
+from letterapp._encoding.json_text import MAX_DEPTH, Unencodable, encode, is_plain
 
 MOST = 500_000
 
@@ -53,15 +51,6 @@ class Item:
     price: float
 
 
-def encoders() -> dict[str, Callable[[Any], str]]:
-    found: dict[str, Callable[[Any], str]] = {"C": encode}
-    if importlib.util.find_spec("orjson") is not None:
-        found["orjson"] = fastest_encoder()
-        assert found["orjson"] is not encode
-    return found
-
-
-ENCODERS = encoders()
 PLAIN = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 keys = st.text(st.characters(), max_size=8) | st.sampled_from([1, -0.0, True, None, Text("k"), b"bytes", math.nan, "k"])
@@ -123,11 +112,10 @@ def written(encoder: Encoder, properties: Any) -> Any:
     return json.loads(data, parse_float=lambda text: ("float", float(text)), parse_int=lambda text: ("int", text))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
 @settings(derandomize=True, deadline=None, max_examples=1500)
 @given(st.dictionaries(keys, values, max_size=5))
-def test_both_ways_write_the_same_and_refuse_the_same(name: str, properties: dict[Any, Any]) -> None:
-    quick = Encoder(MOST, None, encode_plain=ENCODERS[name])
+def test_both_ways_write_the_same_and_refuse_the_same(properties: dict[Any, Any]) -> None:
+    quick = Encoder(MOST, None)
     copied = written(Copying(MOST, None), properties)
     assert written(quick, properties) == copied
 
@@ -140,7 +128,7 @@ CART = {
 
 
 @pytest.mark.skipif(not PLAIN, reason="needs CPython with its GIL")
-def test_an_order_is_encoded_as_it_stands() -> None:
+def test_an_order_is_encoded_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_plain(CART, MOST)
     seen: list[Any] = []
 
@@ -148,7 +136,8 @@ def test_an_order_is_encoded_as_it_stands() -> None:
         seen.append(value)
         return encode(value)
 
-    Encoder(MOST, None, encode_plain=note).track("user", "Event", CART, None, None)
+    monkeypatch.setattr(events, "encode", note)
+    Encoder(MOST, None).track("user", "Event", CART, None, None)
     assert len(seen) == 1 and seen[0] is CART
 
 
@@ -208,28 +197,10 @@ def test_a_value_that_another_thread_changes_meanwhile_costs_no_other_event() ->
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        encoder = Encoder(MOST, None, encode_plain=fastest_encoder())
+        encoder = Encoder(MOST, None)
         for _ in range(3000):
             data = encoder.track("user", "Event", properties, None, None)
             assert data is not None and json.loads(data)["properties"]["list"][:3] == [1, 2, 3]
     finally:
         over.set()
         thread.join()
-
-
-@needs("orjson")
-@pytest.mark.parametrize("value", [math.nan, -math.inf, 2**64, "\ud800", {1: 2}, {None: 1}, None, [nested(200)]])
-def test_what_orjson_would_write_otherwise_is_left_to_the_ordinary_encoder(value: Any) -> None:
-    for properties in ({"value": value}, {"list": [value]}):
-        quick = Encoder(MOST, None, encode_plain=fastest_encoder())
-        assert written(quick, properties) == written(Copying(MOST, None), properties)
-
-
-def test_without_orjson_the_ordinary_encoder_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "orjson", None)
-    assert fastest_encoder() is encode
-
-
-def test_in_a_sub_interpreter_orjson_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "is_never_ended", lambda: True)
-    assert fastest_encoder() is encode
