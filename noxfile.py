@@ -22,7 +22,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The library's own types, and those that a caller sees."""
-    session.install("mypy", "pyright", "pytest", ".")
+    session.install("mypy", "types-psutil", "pyright", ".[test]")
     session.run("mypy")
     with session.chdir("tests/typing"):  # where the library is the installed one
         session.run("mypy", ".")
