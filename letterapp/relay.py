@@ -296,6 +296,11 @@ class QueueListener(FixedOptions):
         source: Any = adapt(queue)
         self._reader = QueueReader(source, settings_of(api_key=api_key, base_url=base_url, **options))
 
+    @property
+    def exit_timeout(self) -> float:
+        """Seconds that one `stop` or the end of the process may take."""
+        return self._reader.exit_timeout
+
     def start(self) -> None:
         """Start reading the queue. Returns at once; a second call does nothing.
 
@@ -317,7 +322,7 @@ class QueueListener(FixedOptions):
         Raises:
             LetterError: ``timeout`` is not a number of seconds.
         """
-        timeout = self._reader.exit_timeout if timeout is None else seconds("timeout", timeout)
+        timeout = self.exit_timeout if timeout is None else seconds("timeout", timeout)
         return self._reader.stop(timeout)
 
     def stats(self) -> typing.Dict[str, typing.Any]:
