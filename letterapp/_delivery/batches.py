@@ -89,7 +89,9 @@ class BatchSender:
         # connection.
         self.lock = FairLock()
         self._in_flight = InFlight()
-        self.takes_over = True  # False once the process is sure to end: it would take what it has just left to others
+        self.recovers_orphans = (
+            True  # False once the process is sure to end: it would take what it has just left to others
+        )
         self._refusal_is_reported = False
         self._surprise_is_reported = False
 
@@ -157,7 +159,7 @@ class BatchSender:
         sends = False
         try:
             now = self._clock()
-            if self.takes_over:
+            if self.recovers_orphans:
                 self._recovery.recover_if_due(now)
             if self._queue.is_lost() or self._queue.needs_slot():
                 self._recovery.relocate()
@@ -196,10 +198,10 @@ class BatchSender:
         if not batch:
             return False
         self._in_flight.begin(self._queue.batch_number)
-        self._apply_outcome(self._hand_over_or_post(batch, timeout, linger), batch)
+        self._apply_outcome(self._send(batch, timeout, linger), batch)
         return True
 
-    def _hand_over_or_post(self, batch: list[bytes], timeout: float, linger: float) -> Outcome:
+    def _send(self, batch: list[bytes], timeout: float, linger: float) -> Outcome:
         if self.handover is not None:
             outcome = self.handover.offer(batch, min(timeout, linger), self._queue.is_flush_requested())
             if outcome is not None:

@@ -106,10 +106,10 @@ def judge(
     wait = backoff(attempt, jitter)
     if isinstance(outcome, Surprise):
         error = LetterError(f"the request could not be sent: {outcome.problem!r}")
-        return _again_or_not(error, wait, attempt, max_retries)
+        return _retry_or_give_up(error, wait, attempt, max_retries)
     if isinstance(outcome, Unreachable):
         error = LetterError(f"the API could not be reached: {outcome}")
-        return _again_or_not(error, wait, attempt, max_retries)
+        return _retry_or_give_up(error, wait, attempt, max_retries)
     status = outcome.status
     if 200 <= status < 300:
         return Delivered()
@@ -117,9 +117,9 @@ def judge(
     if status == 429:
         # Never sooner than the back-off: "0", and a date that has passed by our clock, mean "not yet" as well.
         wait = max(wait, retry_after(outcome.retry_after, now) * (1 + JITTER * jitter))
-        return _again_or_not(error, wait, attempt, max_retries)
+        return _retry_or_give_up(error, wait, attempt, max_retries)
     if status >= 500 or status < 200 or status == REQUEST_TIMEOUT:
-        return _again_or_not(error, wait, attempt, max_retries)
+        return _retry_or_give_up(error, wait, attempt, max_retries)
     if status == 413 and items > 1:
         return Split(in_search=False)
     if status in REFUSES_EVENTS and items > 1 and may_search:
@@ -162,7 +162,7 @@ def _seconds_until(date: str, now: float) -> float:
         return DEFAULT_RETRY_AFTER
 
 
-def _again_or_not(error: LetterError, wait: float, attempt: int, max_retries: float) -> Verdict:
+def _retry_or_give_up(error: LetterError, wait: float, attempt: int, max_retries: float) -> Verdict:
     if attempt < max_retries:
         return Again(wait, str(error))
     return GiveUp("undeliverable", error)

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from .._storage.queue import PutResult
 
 FOREVER = float("inf")
-_WHILE_LOOKING = 0.05  # seconds: the thread that looks may have been interrupted by an exception
-_LAST_LOOK = 0.5  # seconds that a look which is under way may take when events are given up; microseconds, mostly
+_SCAN_CHECK_INTERVAL = 0.05  # seconds: the thread that looks may have been interrupted by an exception
+_LAST_SCAN = 0.5  # seconds that a look which is under way may take when events are given up; microseconds, mostly
 
 
 class Sender(Delivery):
@@ -228,7 +228,7 @@ class Sender(Delivery):
 
     def end(self, deadline: float, final: bool) -> None:
         self._stages.begin_exit(final)
-        self._batches.takes_over = not final  # from then on the end itself looks, at moments of its own
+        self._batches.recovers_orphans = not final  # from then on the end itself looks, at moments of its own
         self._queue.mark_exiting(final)
         if self._stages.has_given_up and self._queue.is_empty():
             # What is on the wire is nobody's; what a killed process has left since is.
@@ -252,11 +252,11 @@ class Sender(Delivery):
         elif final and not self._queue.is_held_by_this_thread():
             # A signal has come while this very thread was sending, which it will not go on with.
             self._give_up("exit", "the process was ended while they were being sent")
-        self._stages.leave_to_calls(deadline - self._clock())
+        self._stages.set_budget(deadline - self._clock())
 
     def cancel_shutdown(self) -> None:
         self._stages.cancel_exit()
-        self._batches.takes_over = True
+        self._batches.recovers_orphans = True
         self._queue.mark_exiting(False)
         self._queue.set_wake_on_put(self._worker.state is WorkerState.UNAVAILABLE)
 
@@ -367,7 +367,7 @@ class Sender(Delivery):
                 self._wait_or_work(waiter, left)
 
     def _may_block(self) -> bool:
-        return self.may_wait() and not _runs_a_loop()  # a call never blocks an event loop
+        return self.may_wait() and not _runs_event_loop()  # a call never blocks an event loop
 
     # Waiting for settlement. Runs in the caller.
 
@@ -422,14 +422,14 @@ class Sender(Delivery):
         stages = self._stages
         if not self.may_wait():
             return
-        if not stages.is_final and _runs_a_loop():
+        if not stages.is_final and _runs_event_loop():
             return  # a signal came, and the loop goes on: so does the thread, and there will be another end
         started = self._clock()
         deadline = started + stages.budget
         settled = self._await(self._queue.request_flush(), deadline)
         if settled:
             self._stop_idle_worker(deadline)
-        stages.leave_to_calls(stages.budget - (self._clock() - started))
+        stages.set_budget(stages.budget - (self._clock() - started))
         if stages.is_final and not settled:
             self._give_up("exit", "the time that the end of the process may take (exit_timeout) was over")
 
@@ -445,7 +445,7 @@ class Sender(Delivery):
         if self.may_wait():
             # A look of another thread may have asked for a process just before it ended, and stands in the way of
             # asking again until it is over.
-            self.progress.wait_while(self._queue.recovering.has_others, deadline, self._clock, _WHILE_LOOKING)
+            self.progress.wait_while(self._queue.recovering.has_others, deadline, self._clock, _SCAN_CHECK_INTERVAL)
             if self._queue.needs_slot():
                 self._recovery.relocate()  # else it does not count among what waits
         self._recovery.recover()
@@ -457,7 +457,7 @@ class Sender(Delivery):
     def _give_up(self, cause: str, why: str) -> int:
         """Report what waits as lost for ``cause``, but what others may find; return how many events that is."""
         if cause == "exit":
-            self._hand_over_to_family()
+            self._release_to_family()
         elif self._recovery.has_more:
             self._recovery.recover(FOREVER)
         events = self._queue.abandon(cause)
@@ -468,19 +468,19 @@ class Sender(Delivery):
             self._report(LetterError(f"{count_of(events)} given up: {why}", cause=cause, events=events))
         return len(events)
 
-    def _hand_over_to_family(self) -> None:
+    def _release_to_family(self) -> None:
         # What others have left to this process is theirs too, and what its thread is just taking over.
-        until = self._clock() + _LAST_LOOK
-        self.progress.wait_while(self._queue.recovering.has_others, until, self._clock, _WHILE_LOOKING)
+        until = self._clock() + _LAST_SCAN
+        self.progress.wait_while(self._queue.recovering.has_others, until, self._clock, _SCAN_CHECK_INTERVAL)
         self._recovery.recover(FOREVER)
-        left = self._queue.hand_over_to_family()
+        left = self._queue.release_to_family()
         if left and not any(slot.has_successor() for slot in left):
             # Who went on has come to its own end meanwhile, and may have looked for the last time before there was
             # anything. It says first that it leaves and looks then; here it is the other way round: so one sees it.
             self._recovery.recover(FOREVER)
 
 
-def _runs_a_loop() -> bool:
+def _runs_event_loop() -> bool:
     """True in a thread that runs an asyncio loop."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None

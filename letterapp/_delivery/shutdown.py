@@ -64,16 +64,16 @@ def release(delivery: Delivery) -> None:
     _kept.discard(delivery)
 
 
-_LOOK = 1.0  # seconds between two searches of a process that forks
-_next_look = 0.0
+_RECOVERY_INTERVAL = 1.0  # seconds between two searches of a process that forks
+_next_recovery = 0.0
 
 
 def _after_fork_in_parent() -> None:
     """Send what a killed child has left. A parent that never uses its client would not search for it otherwise."""
-    global _next_look
+    global _next_recovery
     now = monotonic()
-    if now >= _next_look and not is_shutting_down():
-        _next_look = now + _LOOK
+    if now >= _next_recovery and not is_shutting_down():
+        _next_recovery = now + _RECOVERY_INTERVAL
         for delivery in own_deliveries():
             delivery.recover_from_children()
 

@@ -50,7 +50,7 @@ class Stages:
         elif self.now is Stage.OPEN:
             self.now = Stage.EXITING
 
-    def leave_to_calls(self, budget: float) -> None:
+    def set_budget(self, budget: float) -> None:
         """The end is over, and leaves ``budget`` seconds for later calls."""
         self.budget = max(0.0, budget)
 

@@ -1,16 +1,16 @@
-"""What a queue counts: its bounds, what became of events, how far it has been settled, losses to report.
+"""The accounting of a queue: bounds, counters, progress of settlement, unreported losses.
 
-Responsible for: the numbers and their rules. Not responsible for: the events (`queue`, `ring`), locks: the queue holds
-its own whenever it uses these.
+Responsible for: these numbers and their rules. Not responsible for: storing events (`queue`, `ring`), locking: the
+queue holds its lock whenever it uses these classes.
 """
 
 from __future__ import annotations
 
-OVERFLOW_SAMPLE = 100  # dropped events that one report carries: as many as a request
+OVERFLOW_SAMPLE = 100  # maximum number of dropped events in one report: as many as in a request
 
 
 class OverflowReport:
-    """Events that were dropped at the bounds since the last report."""
+    """The events dropped at the bounds since the last report: their number, and the first ones."""
 
     def __init__(self, began: float) -> None:
         self.began = began
@@ -24,7 +24,7 @@ class OverflowReport:
 
 
 class Bounds:
-    """What a queue takes, and what happens beyond that."""
+    """The limits of a queue, and its overflow policy."""
 
     def __init__(self, max_events: int, max_bytes: int, flush_at: int, drops_oldest: bool) -> None:
         self.max_events = max_events
@@ -33,12 +33,12 @@ class Bounds:
         self.drops_oldest = drops_oldest
 
     def allows(self, events: int, size: int) -> bool:
-        """True when ``events`` events of ``size`` bytes in all are within the bounds."""
+        """True if ``events`` events of ``size`` bytes in total are within the bounds."""
         return events <= self.max_events and size <= self.max_bytes
 
 
 class Counters:
-    """What became of events: accepted = delivered + lost + waiting."""
+    """Counts events by outcome: accepted = delivered + lost + waiting."""
 
     def __init__(self, recovered: int) -> None:
         self.delivered = 0
@@ -50,8 +50,8 @@ class Counters:
         if events:
             self.lost[cause] = self.lost.get(cause, 0) + events
 
-    def of(self, waiting: int) -> dict[str, object]:
-        """The counters when ``waiting`` events are waiting."""
+    def snapshot(self, waiting: int) -> dict[str, object]:
+        """The counters as a dict, for a queue in which ``waiting`` events are waiting."""
         return {
             "accepted": self.delivered + sum(self.lost.values()) + waiting,
             "delivered": self.delivered,
@@ -62,23 +62,23 @@ class Counters:
 
 
 class Progress:
-    """How far a queue has been settled, and how far it is to be settled without delay."""
+    """How many events have been settled, and up to which number events are to be sent without delay."""
 
     def __init__(self) -> None:
-        # Events that have left the queue in any way, less those that were put at its head: what is queued now is
-        # settled when as many more have left.
+        # Number of events that have left the queue for any reason, minus those recovered at its head. So everything
+        # that is in the queue now is settled once that many more events have left.
         self.settled = 0
-        self.flush_target = 0  # send without delay until `settled` is this: somebody waits
+        self.flush_target = 0  # send without delay until `settled` reaches this: a caller waits
         self.early_flush_target = 0  # the same, because `flush_at` events were queued
 
     def is_behind(self) -> bool:
-        """True while events are to be sent without delay."""
+        """True while there are events to be sent without delay."""
         return self.settled < max(self.flush_target, self.early_flush_target)
 
 
 class Unreported:
-    """Losses that are still to be reported."""
+    """Losses that have not been reported yet."""
 
     def __init__(self) -> None:
         self.overflow: OverflowReport | None = None
-        self.refused: list[bytes] = []  # of calls that interrupted another one, when the queue was closed by then
+        self.refused: list[bytes] = []  # events of nested calls that were refused because the queue was closed

@@ -42,10 +42,10 @@ class Backends:
     """The backends of one client in one process."""
 
     def __init__(
-        self, places: list[Backend], report: Callable[[LetterError], object] | None = None, unshared: str = ""
+        self, backends: list[Backend], report: Callable[[LetterError], object] | None = None, unshared: str = ""
     ) -> None:
         """``unshared``: why memory is not shared with the family; empty if that is not to be reported."""
-        self._backends = places
+        self._backends = backends
         self._report = report
         self._unshared = unshared
         self._losses: list[LetterError] = []
@@ -53,24 +53,24 @@ class Backends:
     @classmethod
     def open(cls, settings: Settings) -> Backends:
         report = Reporter(settings.on_error)
-        places: list[Backend] = [PrivateMemory(settings)]
+        backends: list[Backend] = [PrivateMemory(settings)]
         unshared = ""
         if settings.enabled:
             try:
-                places.insert(0, SharedMemory(settings))
+                backends.insert(0, SharedMemory(settings))
             except Unavailable as problem:
                 unshared = str(problem)
             if settings.spool:
                 from .spool import Spool
 
-                places.insert(0, Spool(settings, report, servers.is_before_fork))
-        return cls(places, report, unshared)
+                backends.insert(0, Spool(settings, report, servers.is_before_fork))
+        return cls(backends, report, unshared)
 
     def claim(self) -> Slot:
-        slots = (place.claim() for place in self._backends)
+        slots = (backend.claim() for backend in self._backends)
         slot = next(slot for slot in slots if slot is not None)  # private memory always has room
         if slot.kind == PrivateMemory.kind:
-            self._tell_unshared()
+            self._report_unshared()
         return slot
 
     def has_orphans(self) -> bool:
@@ -81,32 +81,32 @@ class Backends:
         return False
 
     def orphans(self) -> Iterator[Slot]:
-        for place in self._backends:
-            yield from place.orphans()
+        for backend in self._backends:
+            yield from backend.orphans()
 
     def has_orphans_in_memory(self) -> bool:
         """The same for shared memory only; takes microseconds."""
-        return any(place.has_orphans_in_memory() for place in self._backends)
+        return any(backend.has_orphans_in_memory() for backend in self._backends)
 
     def note_loss(self, error: LetterError) -> None:
         self._losses.append(error)
 
     def losses(self) -> list[LetterError]:
         mine, self._losses = self._losses, []
-        return mine + [error for place in self._backends for error in place.losses()]
+        return mine + [error for backend in self._backends for error in backend.losses()]
 
     def for_child(self) -> Backends:
-        places = [place.for_child() for place in self._backends]
-        shared, is_shared = _shared(self._backends), _shared(places)
+        backends = [backend.for_child() for backend in self._backends]
+        shared, is_shared = _shared(self._backends), _shared(backends)
         if shared is not None and is_shared is None and shared.is_first_without():
             return Backends(
-                places,
+                backends,
                 self._report,
                 "other code closed the descriptor of the shared memory, and no new one is available",
             )
-        return Backends(places, self._report, self._unshared)
+        return Backends(backends, self._report, self._unshared)
 
-    def _tell_unshared(self) -> None:
+    def _report_unshared(self) -> None:
         """Report once in a family that a kill loses events of this process."""
         why, self._unshared = self._unshared, ""
         shared = _shared(self._backends)
@@ -117,5 +117,5 @@ class Backends:
             self._report(LetterError(said, cause="degraded"))
 
 
-def _shared(places: list[Any]) -> SharedMemory | None:
-    return next((place for place in places if isinstance(place, SharedMemory)), None)
+def _shared(backends: list[Any]) -> SharedMemory | None:
+    return next((backend for backend in backends if isinstance(backend, SharedMemory)), None)

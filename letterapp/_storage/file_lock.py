@@ -96,8 +96,8 @@ def is_held(name: Hashable) -> bool:
 def is_locked(descriptor: int, offset: int) -> bool:
     """True if another process has locked that byte of a file.
 
-    Acquiring and releasing the lock would tell too, and is done where there is no other way. But for a moment all other
-    processes would then see an owner.
+    Acquiring and releasing the lock would show it too, and is the fallback. But for a moment all other processes would
+    see the byte as locked.
     """
     try:
         if _FLOCK is not None:

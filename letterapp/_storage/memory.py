@@ -1,7 +1,7 @@
 """Storage of events in memory.
 
-Responsible for: `SharedMemory`, mapped before the fork and so shared with every descendant; `PrivateMemory`, for when
-that is impossible; the file whose bytes lock the slots. Not responsible for: what is in a slot.
+Responsible for: `SharedMemory`, mapped before the fork and so shared with every descendant; `PrivateMemory`, the
+fallback; the file whose bytes lock the slots. Not responsible for: the contents of a slot.
 
     shared memory   [ words of slot 0, of slot 1, ... ][ slot 0: ring and in-flight area ][ slot 1 ] ...
 
@@ -23,7 +23,7 @@ from .._config import MAX_ITEMS
 from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
 from .file_lock import POSSIBLE, Lock, above_stderr, is_held, is_locked
-from .ring import LARGEST, UNIT, WORDS, holds_events, rooms
+from .ring import LARGEST, UNIT, WORDS, holds_events, ring_sizes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 SLOTS = 128  # processes that can use one client at a time; any other one uses private memory
 _REPORTED = WORDS + 1  # a word of the first slot: 1 when it was reported that a process of the family has no slot
-_APART = 64  # bytes from the words of one slot to those of the next: a cache line
-_LEAST = 4096  # bytes of the smallest queue that is worth having
+_STRIDE = 64  # bytes from the words of one slot to those of the next: a cache line
+_MIN_CAPACITY = 4096  # bytes; allocating less would be no use
 _ALIVE = WORDS  # the word after those of the ring: 1 until the process that uses the slot begins to end
 # Linux constants that `mmap` does not define in every version.
 _NO_RESERVE = 0x4000  # MAP_NORESERVE: the address space does not count as committed memory
@@ -48,18 +48,18 @@ class Unavailable(Exception):
 
 
 class MemorySlot:
-    """A piece of private memory for a ring: a `ring.Slot`."""
+    """A block of private memory for a ring; implements `ring.Slot`."""
 
     kind = "private"
     is_durable = False
     checked = False
 
-    def __init__(self, memory: Any, words: Any, base: int, room: int, hand: int) -> None:
+    def __init__(self, memory: Any, words: Any, base: int, capacity: int, in_flight_size: int) -> None:
         self.memory = memory
         self.words = words
         self.base = base
-        self.room = room
-        self.hand = hand
+        self.capacity = capacity
+        self.in_flight_size = in_flight_size
 
     def is_own(self) -> bool:
         return True
@@ -67,7 +67,7 @@ class MemorySlot:
     def has_successor(self) -> bool:
         return False
 
-    def mark_exiting(self, leaves: bool) -> None:
+    def mark_exiting(self, exiting: bool) -> None:
         pass
 
     def release(self) -> None:
@@ -84,24 +84,26 @@ class MemorySlot:
 
 
 class SharedSlot(MemorySlot):
-    """A piece of memory that the family shares."""
+    """A block of memory that the family shares."""
 
     kind = "shared"
 
-    def __init__(self, owner: SharedMemory, number: int, lock: Lock, is_home: bool) -> None:
-        room, hand = owner.rooms
-        super().__init__(owner.memory, owner.words_of(number), owner.first + number * owner.apart, room, hand)
+    def __init__(self, owner: SharedMemory, number: int, lock: Lock, for_own_events: bool) -> None:
+        capacity, in_flight_size = owner.sizes
+        super().__init__(
+            owner.memory, owner.words_of(number), owner.first + number * owner.stride, capacity, in_flight_size
+        )
         self._page = owner.page
         self.is_own = owner.is_open  # type: ignore[method-assign]
         self.has_successor = owner.has_others  # type: ignore[method-assign]
         self.release = lock.release  # type: ignore[method-assign]
         self._owner = owner
         self._shared_words = owner.words_of(number, _ALIVE + 1)
-        self._shared_words[_ALIVE] = is_home and not owner.is_exiting
+        self._shared_words[_ALIVE] = for_own_events and not owner.is_exiting
 
-    def mark_exiting(self, leaves: bool) -> None:
-        self._owner.is_exiting = leaves
-        self._shared_words[_ALIVE] = not leaves
+    def mark_exiting(self, exiting: bool) -> None:
+        self._owner.is_exiting = exiting
+        self._shared_words[_ALIVE] = not exiting
 
     def trim(self, start: int, end: int) -> None:
         start, end = -(-start // self._page) * self._page, end // self._page * self._page
@@ -117,20 +119,21 @@ class PrivateMemory:
     kind = MemorySlot.kind
 
     def __init__(self, settings: Settings) -> None:
-        self._rooms = _rooms(settings)
+        self._sizes = _sizes(settings)
 
     def claim(self) -> MemorySlot:
-        room, hand = self._rooms
+        capacity, in_flight_size = self._sizes
         words = UNIT * WORDS
         while True:
             try:
-                memory = _zeros(words + room + hand)
+                memory = _zeros(words + capacity + in_flight_size)
             except MemoryError:
-                if room < _LEAST:
+                if capacity < _MIN_CAPACITY:
                     raise
-                room, hand = room // (2 * UNIT) * UNIT, hand // (2 * UNIT) * UNIT  # events that do not fit are reported
+                capacity = capacity // (2 * UNIT) * UNIT  # events that do not fit are reported
+                in_flight_size = in_flight_size // (2 * UNIT) * UNIT
             else:
-                return MemorySlot(memory, memoryview(memory)[:words].cast("Q"), words, room, hand)
+                return MemorySlot(memory, memoryview(memory)[:words].cast("Q"), words, capacity, in_flight_size)
 
     def orphans(self) -> Iterable[MemorySlot]:
         return ()
@@ -152,18 +155,18 @@ class SharedMemory:
         """Raises `Unavailable`. Allocates address space, but no memory."""
         self._settings = settings
         self.is_exiting = False  # this process is ending
-        self.rooms = _rooms(settings)
+        self.sizes = _sizes(settings)
         if not hasattr(os, "fork"):
             raise Unavailable
         if not POSSIBLE:
             raise Unavailable("this Python has no fcntl or no mmap")
-        if self.rooms[0] > LARGEST:
+        if self.sizes[0] > LARGEST:
             raise Unavailable("max_queue_bytes or max_queue_events is too large for shared memory")
         try:
             self.page = mmap.PAGESIZE
-            self.first = -(-SLOTS * _APART // self.page) * self.page
-            self.apart = -(-sum(self.rooms) // self.page) * self.page
-            self.memory = _shared_pages(self.first + SLOTS * self.apart)
+            self.first = -(-SLOTS * _STRIDE // self.page) * self.page
+            self.stride = -(-sum(self.sizes) // self.page) * self.page
+            self.memory = _shared_pages(self.first + SLOTS * self.stride)
             self._file = _lock_file()
             self.is_open = self._file.is_open
         except (AttributeError, ImportError, OSError, TypeError, ValueError, OverflowError, MemoryError) as problem:
@@ -175,7 +178,7 @@ class SharedMemory:
         self._range = int.from_bytes(random_bytes(6), "big") * SLOTS
 
     def words_of(self, number: int, count: int = WORDS) -> Any:
-        at = number * _APART // UNIT
+        at = number * _STRIDE // UNIT
         return self._words[at : at + count]
 
     def claim(self) -> SharedSlot | None:
@@ -184,11 +187,11 @@ class SharedMemory:
         None if all slots are in use.
         """
         found = next(self._free(with_events=False), None) or next(self._free(with_events=True), None)
-        return SharedSlot(self, *found, is_home=True) if found else None
+        return SharedSlot(self, *found, for_own_events=True) if found else None
 
     def orphans(self) -> Iterator[SharedSlot]:
         """The slots with events of ended processes, claimed for this process."""
-        return (SharedSlot(self, *found, is_home=False) for found in self._free(with_events=True))
+        return (SharedSlot(self, *found, for_own_events=False) for found in self._free(with_events=True))
 
     def has_orphans_in_memory(self) -> bool:
         """True if there are events of an ended process. Takes microseconds, because a fork waits for it."""
@@ -215,7 +218,7 @@ class SharedMemory:
     def has_others(self) -> bool:
         """True while another process of the family is running and not about to end."""
         return self.is_open() and any(
-            self._words[number * _APART // UNIT + _ALIVE]
+            self._words[number * _STRIDE // UNIT + _ALIVE]
             and not is_held(self._name(number))
             and is_locked(self._file.descriptor, self._range + number)
             for number in range(SLOTS)
@@ -240,7 +243,7 @@ class SharedMemory:
                     lock.release()
 
     def _holds_events(self, number: int) -> bool:
-        return holds_events(self._words, number * _APART // UNIT)
+        return holds_events(self._words, number * _STRIDE // UNIT)
 
     def _name(self, number: int) -> tuple[LockFile, int]:
         return self._file, self._range + number
@@ -251,8 +254,8 @@ class SharedMemory:
         return Lock.take(self._name(number), self._file.descriptor, self._range + number)
 
 
-def _rooms(settings: Settings) -> tuple[int, int]:
-    return rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
+def _sizes(settings: Settings) -> tuple[int, int]:
+    return ring_sizes(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
 
 
 def _zeros(size: int) -> Any:

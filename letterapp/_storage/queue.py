@@ -1,10 +1,10 @@
-"""The bounded queue of one process's encoded events, and of those that ended processes left.
+"""The bounded queue of one process's encoded events and of the events recovered from ended processes.
 
-Responsible for: what waits, what is in flight, the two bounds and what gives way at them, the counters. Not responsible
-for: I/O, time-outs, threads, callbacks, JSON, and how events are stored (`ring`). Every method returns at once.
+Responsible for: waiting and in-flight events, the two bounds and the overflow policy, the counters. Not responsible
+for: I/O, timeouts, threads, JSON, how events are stored (`ring`). No method blocks, except on disk I/O in a spool.
 
 An event leaves the queue when it is settled, not when it is taken: `take` returns the next batch and keeps it, `settle`
-removes it. So accepted = delivered + lost + waiting, at any moment.
+removes it. So accepted = delivered + lost + waiting at any moment.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class PutResult(IntEnum):
-    """What `put` returns. For all but the first, which alone is false, the caller has something to do."""
+    """The result of `put`. All but QUEUED, the only falsy one, require an action of the caller."""
 
     QUEUED = 0
-    WAKE = 1  # queued, and whoever sends is to be woken
+    WAKE = 1  # queued; wake the sending thread
     FULL = 2
     CLOSED = 3
     SLOT_LOST = 4  # the slot is no longer this process's: call `relocate` first
@@ -36,23 +36,23 @@ class PutResult(IntEnum):
 QUEUED, WAKE, FULL, CLOSED, SLOT_LOST = PutResult
 
 
-def _nobody_asks(events: list[bytes], cause: str | None) -> None:
+def _ignore_removed(events: list[bytes], cause: str | None) -> None:
     pass
 
 
 class Orphans:
-    """The rings of ended processes that wait to be sent."""
+    """The rings recovered from ended processes."""
 
     def __init__(self) -> None:
-        self.rings: list[Ring] = []  # in the order in which they are sent; none is empty
-        self.drained: list[Ring] = []  # those that are empty by now, to be released
-        # The threads that look for more. Until they are done, nothing counts as settled for the others; for themselves
-        # it does, because a signal handler that interrupts them may have to wait until it is settled.
+        self.rings: list[Ring] = []  # in sending order; none is empty
+        self.drained: list[Ring] = []  # now empty, to be released
+        # The threads that are looking for orphans. Until they are done, nothing counts as settled for other threads.
+        # For themselves it does: a signal handler that interrupts one of them may have to wait for settlement.
         self.recovering = ReentrancyGuard()
 
 
 class TakenBatch:
-    """The batch that was taken and is not settled: the ring that it is in."""
+    """The batch in flight: the ring that contains it, and its number."""
 
     def __init__(self) -> None:
         self.ring: Ring | None = None
@@ -60,10 +60,10 @@ class TakenBatch:
 
 
 class BoundedQueue:
-    """First in, first out, bounded in events and in bytes. Any thread, signal handler and callback may call.
+    """A FIFO queue, bounded in events and in bytes. Any thread, signal handler or callback may call.
 
-    What ended processes left is sent before this process's own events, and does not count towards its bounds, unless it
-    was in the very ring that the process uses.
+    Recovered events are sent before this process's own ones. They do not count towards the bounds, unless they were
+    already in the ring that this process claimed.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class BoundedQueue:
         self._bounds = Bounds(max_events, max_bytes, flush_at, drops_oldest)
         self._clock = clock
 
-        # Guards everything below. Any thread takes it, for a few operations on these fields: no I/O, no callback, no
-        # other lock. It is re-entrant, because a signal handler, a `__del__` or a GC callback may call `put` in the
-        # thread that holds it. As the fields may be half changed then, such a `put` only stores its event in `_nested`;
-        # the next call queues it.
+        # Guards everything below. Any thread takes it, for a few operations on these fields: no I/O, no application
+        # code, no other lock. It is re-entrant, because a signal handler, a `__del__` or a GC callback may call `put`
+        # in the thread that holds it. The fields may be inconsistent then, so such a `put` only appends its event to
+        # `_nested`, and the next call queues it.
         self._lock = threading.RLock()
         self._nested: deque[bytes] = deque()
         self._ring = ring
         self._orphans = Orphans()
         self._taken = TakenBatch()
-        self._since = 0.0  # when the oldest event in `_ring` that is not in flight was queued
+        self._since = 0.0  # the time at which the oldest waiting event in `_ring` was queued
         self._unreported = Unreported()
         self._counters = Counters(recovered=len(ring))
         self._progress = Progress()
@@ -95,60 +95,60 @@ class BoundedQueue:
         self._wake_on_put = len(ring) > 0  # every `put` returns WAKE
         self.closed = False
         self._is_exiting = False
-        # Called under the lock with events that have left the queue, and the cause if they are lost. For a relay, which
-        # has to answer for each.
-        self.on_removed: Callable[[list[bytes], str | None], object] = _nobody_asks
+        # Called under the lock with events that have left the queue, and the cause if they are lost. A relay uses it to
+        # acknowledge each event to its client.
+        self.on_removed: Callable[[list[bytes], str | None], object] = _ignore_removed
 
     @property
     def kind(self) -> str:
-        """Where the events are: ``"shared"``, ``"spool"`` or ``"private"``."""
+        """Where the events are stored: ``"shared"``, ``"spool"`` or ``"private"``."""
         return self._ring.slot.kind
 
     @property
     def recovering(self) -> ReentrancyGuard:
-        """The threads that look for orphans."""
+        """The threads that are looking for orphans."""
         return self._orphans.recovering
 
     @property
     def batch_number(self) -> int:
-        """Of the batch in flight, and of all parts that it is split into."""
+        """The number of the batch in flight, which its parts keep when it is split."""
         return self._taken.number
 
     # Called by any thread.
 
     def put(self, event: bytes) -> PutResult:
-        """Queue ``event``, unless the result says why it was not."""
-        nested = self._lock._is_owned()  # type: ignore[attr-defined]  # what `threading.Condition` asks of it too
+        """Queue ``event``; the result says whether that succeeded, and what the caller has to do."""
+        nested = self._lock._is_owned()  # type: ignore[attr-defined]  # `threading.Condition` uses it too
         with self._lock:
             if nested:
                 self._nested.append(event)
                 return WAKE
             answer = self._admit(event)
             if self._nested:
-                self._sweep()
+                self._admit_nested()
             return answer
 
     def drop(self, event: bytes) -> bool:
-        """Count ``event`` as dropped for want of room; True if it is the first one, which somebody has to report."""
+        """Count ``event`` as dropped at the bounds. True if it is the first one of a new overflow report."""
         with self._lock:
             self._counters.note_lost("overflow", 1)
             return self._add_to_overflow_report(event)
 
     def refuse(self, cause: str, events: int = 1) -> None:
-        """Count events that were never queued."""
+        """Count ``events`` events that were never queued as lost for ``cause``."""
         with self._lock:
             self._counters.note_lost(cause, events)
 
     def is_lost(self) -> bool:
-        """True when another process took this one for dead, and has recovered the queue."""
+        """True if another process has recovered the queue because this one lost its lock."""
         return not self._ring.is_empty() and self._ring.is_lost()
 
     def needs_slot(self) -> bool:
-        """True when an event of a call that interrupted another needs a new slot, as the last one is no longer ours."""
+        """True if a nested call's event needs a new slot, because the last one no longer belongs to this process."""
         return bool(self._nested) and self._ring.is_empty() and not self._ring.slot.is_own()
 
     def relocate(self, ring: Ring) -> None:
-        """Use ``ring`` from now on, if the last one is no longer ours. What was in that another process sends."""
+        """Use ``ring`` from now on, if the last one is no longer ours. Another process sends the events in that."""
         with self._lock:
             if self._ring.is_empty() or self._ring.is_lost():
                 self._progress.settled += len(self._ring)
@@ -159,40 +159,40 @@ class BoundedQueue:
                 self._join(ring)
 
     def release_empty_slot(self) -> None:
-        """Remove an empty spool file. A later `put` is SLOT_LOST, and so gets another."""
+        """Remove an empty spool file. A later `put` returns SLOT_LOST, and the caller relocates."""
         with self._lock:
             if self._ring.slot.is_durable and self._ring.is_empty():
                 self._ring.slot.release()
 
     def sync(self) -> None:
-        """Return when what was queued would survive a loss of power."""
+        """Block until all queued events would survive a power loss, if `spool_sync` is set."""
         self._ring.slot.sync()
 
     def request_flush(self) -> int:
-        """Have all that is queued now sent without delay; return the count of settled events at which that is done."""
+        """Have everything that is queued now sent without delay. Returns the target for `has_settled`."""
         with self._lock:
-            self._sweep()
+            self._admit_nested()
             self._progress.flush_target = self._progress.settled + self._count()
             return self._progress.flush_target
 
-    def set_wake_on_put(self, prompt: bool) -> None:
-        """Have each `put` return WAKE from now on, because no thread looks by itself; or no longer."""
-        self._wake_on_put = prompt
+    def set_wake_on_put(self, wake: bool) -> None:
+        """Set whether each `put` returns WAKE, because no thread is there to check the queue."""
+        self._wake_on_put = wake
 
-    def mark_exiting(self, leaves: bool) -> None:
-        """Tell the family that this process is ending, or that it is not after all."""
+    def mark_exiting(self, exiting: bool) -> None:
+        """Record for the family whether this process is ending."""
         with self._lock:
-            self._is_exiting = leaves
+            self._is_exiting = exiting
             if not self._ring.is_lost():
-                self._ring.slot.mark_exiting(leaves)
+                self._ring.slot.mark_exiting(exiting)
 
     def close(self) -> None:
-        """Refuse further events; what waits is still sent."""
+        """Refuse further events. Those in the queue are still sent."""
         with self._lock:
             self.closed = True
 
     def has_room(self, events: int, size: int) -> bool:
-        """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
+        """True if ``events`` events of ``size`` bytes in total fit now, or would fit after dropping the oldest."""
         with self._lock:
             if self._bounds.drops_oldest:  # all but what is in flight can be dropped
                 in_flight = self._ring.in_flight()
@@ -205,12 +205,12 @@ class BoundedQueue:
         return min(self._bounds.max_bytes, self._ring.largest)
 
     def is_flush_requested(self) -> bool:
-        """True when somebody waits for what is queued: a flush, a close or the end of the process."""
+        """True if a caller waits for queued events: `flush`, `close` or the end of the process."""
         return self._progress.settled < self._progress.flush_target or self.closed
 
-    # These only read, and take no lock. They check for recovering threads first: one that has finished by then has
-    # queued what it found, and the rest of the check sees that. In the other order a recovery that finishes in between
-    # would be missed, and at the end of the process its events lost.
+    # These only read, and take no lock. They check for recovering threads first: one that has finished has queued what
+    # it found, and the rest of the check sees that. In the opposite order a recovery that finishes in between would be
+    # missed, and its events lost at the end of the process.
 
     def has_settled(self, target: int) -> bool:
         return not self._orphans.recovering.has_others() and self._progress.settled >= target
@@ -221,12 +221,12 @@ class BoundedQueue:
         )
 
     def quick_counts(self) -> tuple[int, int, int]:
-        """Events that wait, were delivered and were lost, not all of the same moment."""
+        """How many events are waiting, were delivered and were lost; not an atomic snapshot."""
         waiting = self._count() + len(self._nested)
         return waiting, self._counters.delivered, sum(self._counters.lost.copy().values())
 
     def is_held_by_this_thread(self) -> bool:
-        """True in a signal handler or callback that interrupted this very queue: to wait there would be a deadlock."""
+        """True in a signal handler or callback that interrupted a method of this queue: to wait would deadlock."""
         return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     def call_when_released(self, act: Callable[[], object]) -> None:
@@ -237,32 +237,32 @@ class BoundedQueue:
 
     def counts(self) -> dict[str, object]:
         with self._lock:
-            self._sweep()
+            self._admit_nested()
             waiting = self._count()
             waiting_bytes = self._ring.size + sum(ring.size for ring in self._orphans.rings)
-            return {**self._counters.of(waiting), "waiting": waiting, "waiting_bytes": waiting_bytes}
+            return {**self._counters.snapshot(waiting), "waiting": waiting, "waiting_bytes": waiting_bytes}
 
     @property
     def has_worker(self) -> bool:
-        """True while a thread that sends is there, or is being started."""
+        """True while the sending thread is running or being started."""
         return self.claim.is_active()
 
     def claim_worker(self) -> ThreadClaim | None:
-        """A claim for the caller to start the thread that sends; None if there is one."""
+        """A claim with which the caller starts the sending thread; None if there is one already."""
         with self._lock:
             return None if self.claim.is_active() else self.replace_worker()
 
     def replace_worker(self) -> ThreadClaim:
-        """The same, whether or not there is one."""
+        """The same, even if there is one already."""
         claim = self.claim = ThreadClaim()
         return claim
 
-    # Called by whoever sends, one thread at a time.
+    # Called by the sending thread, one at a time.
 
     def due(self, now: float, interval: float) -> float:
-        """Seconds until a batch should leave: 0 for now, infinity when nothing waits."""
+        """Seconds until a batch is to be sent: 0 for now, infinity if the queue is empty."""
         with self._lock:
-            self._sweep()
+            self._admit_nested()
             if self._orphans.rings or self._taken.ring or (self._ring.waiting and self._is_urgent()):
                 return 0.0
             if not self._ring.waiting:
@@ -270,13 +270,13 @@ class BoundedQueue:
             return max(0.0, self._since + interval - now)
 
     def add_recovered(self, ring: Ring) -> None:
-        """Queue what an ended process left, before this process's own events."""
+        """Queue the events of an ended process, ahead of this process's own ones."""
         with self._lock:
             self._orphans.rings.append(ring)
             self._join(ring)
 
     def recovered_count(self) -> int:
-        """How many rings of ended processes wait to be sent."""
+        """Number of rings of ended processes that are not fully sent."""
         return len(self._orphans.rings)
 
     def take_drained(self) -> list[Ring]:
@@ -288,10 +288,10 @@ class BoundedQueue:
             return rings
 
     def take(self, max_items: int, max_bytes: int) -> list[bytes]:
-        """The batch in flight, or else the next one. ``max_bytes`` counts a comma after each event."""
+        """The batch in flight or, if there is none, the next one. ``max_bytes`` includes a comma after each event."""
         with self._lock:
             while self._orphans.rings and self._orphans.rings[0].is_lost():
-                lost = self._orphans.rings.pop(0)  # our lock on it was lost: somebody else sends what is there
+                lost = self._orphans.rings.pop(0)  # its lock was lost: another process sends these events
                 self._progress.settled += len(lost)
                 if self._taken.ring is lost:
                     self._taken.ring = None
@@ -314,11 +314,11 @@ class BoundedQueue:
         return self._taken.ring is not None
 
     def is_durable(self) -> bool:
-        """True when the batch in flight is in a spool, where it may wait for as long as it takes."""
+        """True if the batch in flight is in a spool, where it can wait indefinitely."""
         return self._taken.ring is not None and self._taken.ring.slot.is_durable
 
     def retry(self) -> bool:
-        """Count the batch in flight as tried again; False if it has been given up meanwhile."""
+        """Count the batch in flight as retried; False if it has been given up in the meantime."""
         with self._lock:
             if self._taken.ring is None:
                 return False
@@ -326,7 +326,10 @@ class BoundedQueue:
             return True
 
     def settle(self, cause: str | None = None, lost: Mapping[str, int] | None = None) -> list[bytes]:
-        """Remove and return the batch in flight: lost for ``cause``, or delivered except for ``lost``, by cause."""
+        """Remove and return the batch in flight.
+
+        It is lost if there is a ``cause``, and otherwise delivered, except for the numbers of events in ``lost``.
+        """
         with self._lock:
             ring = self._taken.ring
             if ring is None:
@@ -341,14 +344,14 @@ class BoundedQueue:
                 self._counters.note_lost(cause, len(batch))
             self._progress.settled += len(batch)
             self.on_removed(batch, cause)
-            self._taken.ring = ring if ring.has_batches() else None
-            self._let_go_if_empty(ring)
+            self._taken.ring = ring if ring.has_in_flight() else None
+            self._note_if_drained(ring)
             return batch
 
-    def hand_over_to_family(self) -> list[Slot]:
-        """Leave what waits in shared memory to the family, if another process of it goes on. Returns the slots."""
+    def release_to_family(self) -> list[Slot]:
+        """Release the slots in shared memory that another process of the family will recover, and return them."""
         with self._lock:
-            self._sweep()
+            self._admit_nested()
             rings = [*self._orphans.rings, self._ring]
             left = [ring for ring in rings if not (ring.is_empty() or ring.slot.is_durable)]
             left = [ring for ring in left if ring.slot.has_successor()]
@@ -362,15 +365,15 @@ class BoundedQueue:
             return [ring.slot for ring in left]
 
     def abandon(self, cause: str) -> list[bytes]:
-        """Give up and return all that waits and is in flight. What is in a spool stays there."""
+        """Give up and return all waiting and in-flight events, except those in a spool, which stay there."""
         with self._lock:
-            self._sweep()
+            self._admit_nested()
             given_up = []
             for ring in (*self._orphans.rings, self._ring):
                 if ring.slot.is_durable:
                     continue
                 given_up += ring.clear()
-                self._let_go_if_empty(ring)
+                self._note_if_drained(ring)
                 if ring is self._taken.ring:
                     self._taken.ring = None
             self._counters.note_lost(cause, len(given_up))
@@ -379,7 +382,7 @@ class BoundedQueue:
             return given_up
 
     def take_refused(self) -> list[bytes]:
-        """The events of calls that interrupted another one, and were refused, since the last call of this."""
+        """The events of nested calls that were refused since this was last called."""
         if not self._unreported.refused:
             return []
         with self._lock:
@@ -387,21 +390,24 @@ class BoundedQueue:
             return refused
 
     def take_overflow_report(self, now: float, longest: float) -> tuple[OverflowReport | None, float]:
-        """The report of dropped events if it is due, and the seconds until it is."""
+        """The report of dropped events if it is due, and the seconds until the next one is.
+
+        It is due when the queue has room again, or ``longest`` seconds after the first event was dropped.
+        """
         with self._lock:
-            burst = self._unreported.overflow
-            if burst is None:
+            report = self._unreported.overflow
+            if report is None:
                 return None, float("inf")
-            left = burst.began + longest - now
-            if left > 0 and not self.closed and not self._has_drained():
-                return None, left
+            remaining = report.began + longest - now
+            if remaining > 0 and not self.closed and not self._has_drained():
+                return None, remaining
             self._unreported.overflow = None
-            return burst, float("inf")
+            return report, float("inf")
 
     def try_stop_worker(self) -> bool:
-        """Note that the thread stops; False if there is something left to do."""
+        """Record that the sending thread stops; False if it still has something to do."""
         with self._lock:
-            self._sweep()
+            self._admit_nested()
             if self._count() or self._unreported.overflow or self._unreported.refused:
                 return False
             self._ring.trim()
@@ -409,11 +415,11 @@ class BoundedQueue:
             return True
 
     def release_worker(self) -> None:
-        """Note that the thread has stopped, though something may wait: the next `put` returns WAKE."""
+        """Record that the sending thread has stopped, even if events are waiting: the next `put` returns WAKE."""
         with self._lock:
             self.claim = ThreadClaim()
 
-    # Only under the lock.
+    # Called with the lock held.
 
     def _admit(self, event: bytes) -> PutResult:
         if self.closed:
@@ -421,14 +427,14 @@ class BoundedQueue:
         ring, bounds = self._ring, self._bounds
         size = len(event)
         wake = self._wake_on_put
-        if ring.size + size > bounds.max_bytes or ring.waiting + ring.held >= bounds.max_events:
+        if ring.size + size > bounds.max_bytes or ring.waiting + ring.in_flight_count >= bounds.max_events:
             if not bounds.drops_oldest or size > self.largest:
                 return FULL
             if ring.is_lost():
-                return SLOT_LOST  # what would be dropped is not ours
+                return SLOT_LOST  # the oldest events now belong to another process
             wake = self._make_room(size) or wake
             if self._lacks_room(size):
-                return FULL  # the batch in flight takes up all the room
+                return FULL  # the batch in flight fills the queue, and cannot be dropped
         if not ring.waiting:
             if ring.is_empty() and not ring.slot.is_own():
                 return SLOT_LOST
@@ -444,7 +450,7 @@ class BoundedQueue:
         return not self._bounds.allows(len(self._ring) + 1, self._ring.size + size)
 
     def _make_room(self, size: int) -> bool:
-        """Drop the oldest until ``size`` bytes fit; True if that is to be reported."""
+        """Drop the oldest events until ``size`` bytes fit. True if that begins a new overflow report."""
         begins = False
         while self._ring.waiting and self._lacks_room(size):
             oldest = self._ring.pop()
@@ -461,12 +467,12 @@ class BoundedQueue:
     def _count(self) -> int:
         return len(self._ring) + sum(map(len, self._orphans.rings))
 
-    def _let_go_if_empty(self, ring: Ring) -> None:
+    def _note_if_drained(self, ring: Ring) -> None:
         if ring is not self._ring and ring.is_empty():
             self._orphans.rings.remove(ring)
             self._orphans.drained.append(ring)
 
-    def _sweep(self) -> None:
+    def _admit_nested(self) -> None:
         while self._nested:
             event = self._nested.popleft()
             answer = self._admit(event)
@@ -490,7 +496,7 @@ class BoundedQueue:
     def _is_urgent(self) -> bool:
         progress = self._progress
         if self._ring.waiting >= self._bounds.flush_at:
-            progress.early_flush_target = progress.settled + self._count()  # all of them, in as many requests as needed
+            progress.early_flush_target = progress.settled + self._count()  # all events, in as many requests as needed
         return progress.is_behind() or self.closed
 
     def _has_drained(self) -> bool:

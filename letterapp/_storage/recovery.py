@@ -1,7 +1,7 @@
-"""Recovery of what ended processes left, and the ring for this process's own events.
+"""Recovery of orphans, the events that ended processes left, and claiming a ring for this process's own events.
 
-Responsible for: `OrphanRecovery`, when to look for orphans and how many to take over at a time. Not responsible for:
-sending them (`batches`), their place in the queue (`_storage.queue`), how it is known that a process has ended
+Responsible for: `OrphanRecovery`, when to look for orphans and how many to recover at a time. Not responsible for:
+sending them (`batches`), their position in the queue (`_storage.queue`), detecting that a process has ended
 (`file_lock`).
 """
 
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
     from .queue import BoundedQueue
     from .ring import Slot
 
-LOOK = 1.0  # seconds between two looks for orphans while something is sent
-LOOK_AFTER_FAULT = 30.0  # the same after one that failed, as for want of descriptors: each lists a spool's directory
-SLOTS_AT_ONCE = 32  # slots recovered at a time; the others are left to new processes, which might find none free
+SCAN_INTERVAL = 1.0  # seconds between two scans for orphans while something is sent
+# The same after a scan that failed, for instance because no descriptor was left. Each scan lists a spool's directory.
+SCAN_INTERVAL_AFTER_ERROR = 30.0
+SLOTS_AT_ONCE = 32  # slots recovered at a time; the others stay available to new processes, which may find none free
 
 
 def claim_ring(backends: Backends) -> Ring:
-    """A ring for the events of this process. It may hold an ended one's already."""
+    """A ring for the events of this process. It may already contain events of an ended one."""
     return _ring_in(backends.claim(), backends)
 
 
 class OrphanRecovery:
-    """Recovers for one process, into its queue. Any thread may call; none waits for another here."""
+    """Recovers orphans into the queue of one process. Any thread may call; no method waits for another thread."""
 
     def __init__(
         self,
@@ -47,59 +48,59 @@ class OrphanRecovery:
         self._report = report
         self._clock = clock
         self._progress = progress
-        self._next_look = 0.0
-        self._is_told = False  # that looking failed
-        self.has_more = False  # there were more than `SLOTS_AT_ONCE`
+        self._next_scan = 0.0
+        self._has_reported_failure = False
+        self.has_more = False  # the last scan found more than `SLOTS_AT_ONCE` slots
 
     def for_child(self) -> Backends:
         """The storage for a forked child."""
         return self._backends.for_child()
 
     def relocate(self) -> None:
-        """Give this process another slot, if its last one is no longer its own."""
+        """Claim another slot for this process, if its last one no longer belongs to it."""
         self._backends = self._backends.for_child()
         self._queue.relocate(claim_ring(self._backends))
-        self._progress.notify_all()  # what another process sends now is nothing that anybody here waits for
+        self._progress.notify_all()  # events that another process sends now count as settled here
         self.report_losses()
 
     def report_losses(self) -> None:
-        """Count and report events of ended processes that are known to be lost."""
+        """Count and report lost events of ended processes."""
         for error in self._backends.losses():
             self._queue.refuse(error.cause or "damaged", error.lost)
             self._report(error)
 
     def has_orphans(self) -> bool:
-        """True when ended processes have left something. Recovers nothing."""
+        """True if there are events of ended processes. Recovers nothing."""
         return self._backends.has_orphans()
 
     def recover_if_due(self, now: float) -> None:
-        if now >= self._next_look or (self.has_more and not self._queue.recovered_count()):
-            self._next_look = now + LOOK
+        if now >= self._next_scan or (self.has_more and not self._queue.recovered_count()):
+            self._next_scan = now + SCAN_INTERVAL
             self.recover()
 
     def recover_soon(self) -> None:
-        """Have the next `recover_if_due` look, even if the last look was a moment ago."""
-        self._next_look = 0.0
+        """Make the next `recover_if_due` scan, however recent the last scan is."""
+        self._next_scan = 0.0
 
     def recover(self, most: float = SLOTS_AT_ONCE) -> None:
-        """Queue what ended processes left, until ``most`` of their slots are queued."""
+        """Queue the events of ended processes, until ``most`` of their slots are queued."""
         if self._queue.is_held_by_this_thread():
             return
         try:
-            self._queue.recovering.run(lambda: self._look(most))
+            self._queue.recovering.run(lambda: self._scan(most))
             self.report_losses()
-        except Exception as surprise:  # it must cost neither this process's own events nor its thread
+        except Exception as surprise:  # a failure must not affect this process's own events, nor end its thread
             reraise_signal_error(surprise)
-            self._next_look = self._clock() + LOOK_AFTER_FAULT
-            if not self._is_told:
-                self._is_told = True
+            self._next_scan = self._clock() + SCAN_INTERVAL_AFTER_ERROR
+            if not self._has_reported_failure:
+                self._has_reported_failure = True
                 said = f"events of ended processes cannot be searched for: {surprise!r}"
                 self._report(LetterError(said, cause="degraded"))
         finally:
             self._progress.notify_all()
 
     def has_orphans_in_memory(self) -> bool:
-        """True when a killed process of the family has left something in memory. Microseconds; lists no directory."""
+        """True if a killed process of the family left events in memory. Takes microseconds; lists no directory."""
         return self._backends.has_orphans_in_memory()
 
     def release_drained(self) -> None:
@@ -108,7 +109,7 @@ class OrphanRecovery:
             ring.trim()
             ring.slot.release()
 
-    def _look(self, most: float) -> None:
+    def _scan(self, most: float) -> None:
         self.has_more = self._queue.recovered_count() >= most
         if self.has_more:
             return

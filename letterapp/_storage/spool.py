@@ -1,7 +1,7 @@
 """Storage of events in files, which outlive all processes: `spool=`.
 
 Responsible for: `Spool`, the names, the format and the total size of its files, and which of them are trusted. Not
-responsible for: a file that is in use (`spool_slot`), its ring (`ring`), and when an event is sent.
+responsible for: a file in use (`spool_slot`), its ring (`ring`), when an event is sent.
 
     letter-KEY-RANDOM.ring            a process's queue: [ header and words of the ring ][ ring ][ in-flight area ]
     .letter-KEY-RANDOM.ring           a file that is being created
@@ -30,7 +30,7 @@ from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
 from ..errors import LetterError
 from .file_lock import POSSIBLE, LockedFile
-from .ring import LARGEST, Ring, are_rooms, bytes_in, holds_events, rooms
+from .ring import LARGEST, Ring, are_valid_sizes, bytes_in, holds_events, ring_sizes
 from .spool_slot import HEADER, WORDS_AT, SpoolSlot
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from typing import Callable, Iterator
 
     from .._config import Settings
-    from .spool_slot import Rooms
+    from .spool_slot import Sizes
 
 _NAME_OF_KEY = 16  # characters of a key's fingerprint in the names of its files
 KEPT = 8  # damaged files of one key that are kept; older ones are removed
@@ -46,13 +46,13 @@ _MAGIC = b"LTRSPOOL"
 _VERSION = 1
 # The first bytes of the file in every version, in native byte order, like the words of the ring. On a machine with the
 # other byte order the checksum is wrong.
-_head = Struct("=8sIIQQ32s")  # magic, version, HEADER, room, hand, SHA-256 of the key
+_head = Struct("=8sIIQQ32s")  # magic, version, HEADER, capacity, in_flight_size, SHA-256 of the key
 _checksum = Struct("=I")
-_STATE = Struct("=QQ")  # the words of a ring that say where its events are
+_STATE = Struct("=QQ")  # the words STATE and IN_FLIGHT of a ring
 _ZEROS = bytes(1 << 20)
-_NEXT_TO_EMPTY = 8  # a file is nearly empty if at most 1 / _NEXT_TO_EMPTY of its ring is used
+_NEARLY_EMPTY = 8  # a file is nearly empty if at most 1 / _NEARLY_EMPTY of its ring is used
 # Errors that may be temporary, and so are no reason to refuse the directory.
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+_TRANSIENT = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
 class UntrustedFile(Exception):
@@ -64,7 +64,7 @@ class CorruptFile(Exception):
 
 
 class Spool:
-    """The files of one key in one directory. Any thread of any process may call; only disk I/O blocks."""
+    """The files of one API key in one directory. Any thread of any process may call; blocks only on disk I/O."""
 
     def __init__(
         self,
@@ -86,19 +86,21 @@ class Spool:
         self._report = report
         self._key = sha256(settings.api_key.encode()).digest()
         self._prefix = f"letter-{self._key.hex()[:_NAME_OF_KEY]}-"
-        self._rooms = rooms(settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes)
-        self._size = HEADER + sum(self._rooms)
-        self._told: dict[str, object] = {}  # texts that were reported, by this process or its ancestors
+        self._sizes = ring_sizes(
+            settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes
+        )
+        self._size = HEADER + sum(self._sizes)
+        self._reported: dict[str, object] = {}  # texts that were reported, by this process or its ancestors
         self._losses: list[LetterError] = []
         self._damage: list[str] = []  # files that were set aside, to be reported
         self._aside: deque[str] | None = None  # files that were set aside, oldest first, as of the last listing
         self._has_looked = False  # has searched for files of other keys
         if not POSSIBLE:
             raise LetterError("spool needs POSIX file locks, which this system does not have: leave it out")
-        if self._rooms[0] > LARGEST:
+        if self._sizes[0] > LARGEST:
             raise LetterError(
                 f"max_queue_bytes and max_queue_events are too large for a spool: its file would need "
-                f"{self._rooms[0]:,} bytes, and may have {LARGEST:,}"
+                f"{self._sizes[0]:,} bytes, and may have {LARGEST:,}"
             )
         if self._size > self._limit:
             raise LetterError(
@@ -117,15 +119,17 @@ class Spool:
         try:
             if not self._has_looked:
                 self._has_looked = True
-                self._tell_of_other_keys()
-            self._sweep()
+                self._report_other_keys()
+            self._remove_incomplete()
             slot = self._reuse()
             if slot is None:
-                slot = self._make() if self._size_with_another() <= self._limit else self._do_without_another()
+                slot = self._create() if self._size_with_another() <= self._limit else self._claim_from_full_spool()
             return slot
         except OSError as problem:
             reraise_signal_error(problem)
-            self._tell(f"the spool {self._directory} cannot be used: {_text(problem)}; events are kept in memory")
+            self._report_once(
+                f"the spool {self._directory} cannot be used: {_text(problem)}; events are kept in memory"
+            )
             return None
 
     def orphans(self) -> Iterator[SpoolSlot]:
@@ -135,11 +139,11 @@ class Spool:
                 if slot.is_empty():
                     slot.release()
                 else:
-                    slot.must_have_room()
+                    slot.check_space()
                     yield slot
         except OSError as problem:
             reraise_signal_error(problem)
-            self._tell(f"the spool {self._directory} cannot be read: {_text(problem)}")
+            self._report_once(f"the spool {self._directory} cannot be read: {_text(problem)}")
 
     def for_child(self) -> Spool:
         return self  # it keeps no file open
@@ -161,11 +165,11 @@ class Spool:
             losses.append(LetterError(said, cause="damaged", lost=more))
         return losses
 
-    def discard(self, path: str, file: LockedFile, spoilt: bool) -> None:
+    def discard(self, path: str, file: LockedFile, corrupt: bool) -> None:
         """Remove an empty file, or set it aside, before it is closed."""
         if not file.is_at(path):
             pass  # another program has removed or replaced it
-        elif spoilt:
+        elif corrupt:
             self._set_aside(path)
         else:
             _remove(path)
@@ -176,7 +180,7 @@ class Spool:
                 file.sync()
             except OSError as problem:
                 reraise_signal_error(problem)
-                self._tell(f"the spool {self._directory} cannot be synced: {_text(problem)}")
+                self._report_once(f"the spool {self._directory} cannot be synced: {_text(problem)}")
 
     # Files.
 
@@ -195,12 +199,12 @@ class Spool:
             file = LockedFile.open(path, status)
             if file is None:
                 return None
-            return SpoolSlot(self, path, file, self._rooms_of(file))
+            return SpoolSlot(self, path, file, self._sizes_of(file))
         except UntrustedFile as problem:
-            self._tell(f"{path} is left alone: {problem}")
+            self._report_once(f"{path} is left alone: {problem}")
         except OSError as problem:
             reraise_signal_error(problem)
-            self._tell(f"{path} cannot be recovered: {_text(problem)}")
+            self._report_once(f"{path} cannot be recovered: {_text(problem)}")
         except CorruptFile as problem:
             self._set_aside(path)
             self._note_damage(f"{path} cannot be read: {problem}; it is kept as .damaged")
@@ -208,7 +212,7 @@ class Spool:
             file.close()
         return None
 
-    def _rooms_of(self, file: LockedFile) -> Rooms:
+    def _sizes_of(self, file: LockedFile) -> Sizes:
         start = os.pread(file.descriptor(), HEADER, 0)
         if not start.startswith(_MAGIC):
             raise CorruptFile("it is not a spool file")
@@ -216,54 +220,54 @@ class Spool:
             raise CorruptFile("it is truncated")
         if _checksum.unpack_from(start, _head.size)[0] != crc32(start[: _head.size]):
             raise CorruptFile("its header's checksum is wrong")
-        _, version, header, room, hand, key = _head.unpack_from(start)
+        _, version, header, capacity, in_flight_size, key = _head.unpack_from(start)
         if version > _VERSION:
             raise UntrustedFile("it was written by a newer version of letterapp")
         if key != self._key:
             raise UntrustedFile("it belongs to another API key")
-        if version < 1 or header != HEADER or not are_rooms(room, hand):
-            raise CorruptFile(f"its header has impossible sizes: {header:,}, {room:,} and {hand:,} bytes")
+        if version < 1 or header != HEADER or not are_valid_sizes(capacity, in_flight_size):
+            raise CorruptFile(f"its header has impossible sizes: {header:,}, {capacity:,} and {in_flight_size:,} bytes")
         size = os.fstat(file.descriptor()).st_size
-        if size != header + room + hand:
-            raise CorruptFile(f"it has {size:,} bytes instead of {header + room + hand:,}")
+        if size != header + capacity + in_flight_size:
+            raise CorruptFile(f"it has {size:,} bytes instead of {header + capacity + in_flight_size:,}")
         if size > self._limit:
             raise UntrustedFile(f"it has {size:,} bytes, more than spool_max_bytes={self._limit:,} allows")
-        return room, hand
+        return capacity, in_flight_size
 
     def _reuse(self) -> SpoolSlot | None:
         for slot in self._free():
-            if slot.rooms == self._rooms and slot.is_empty() and not slot.is_corrupt():
+            if slot.sizes == self._sizes and slot.is_empty() and not slot.is_corrupt():
                 os.utime(slot.path)
-                slot.must_have_room()
+                slot.check_space()
                 return slot
             slot.release()
         return None
 
-    def _do_without_another(self) -> SpoolSlot | None:
-        slot = None if self._may_only_fork() else self._go_on()
+    def _claim_from_full_spool(self) -> SpoolSlot | None:
+        slot = None if self._may_only_fork() else self._reuse_nearly_empty()
         if slot is None:
-            if self._overflow == "drop_oldest" and self._make_room():
-                return self._make()
+            if self._overflow == "drop_oldest" and self._free_space():
+                return self._create()
             full = f"the spool {self._directory} is full (spool_max_bytes={self._limit:,})"
-            self._tell(f"{full}; events are kept in memory")
+            self._report_once(f"{full}; events are kept in memory")
         return slot
 
-    def _go_on(self) -> SpoolSlot | None:
+    def _reuse_nearly_empty(self) -> SpoolSlot | None:
         """The emptiest file with events of ended processes, if it is nearly empty.
 
         Without this, processes that run one job each would fill the spool with a few events per file.
         """
         emptiest: SpoolSlot | None = None
-        least = self._rooms[0] // _NEXT_TO_EMPTY
+        least = self._sizes[0] // _NEARLY_EMPTY
         for slot in self._free():
-            if slot.rooms == self._rooms and not slot.is_corrupt() and bytes_in(slot) <= least:
+            if slot.sizes == self._sizes and not slot.is_corrupt() and bytes_in(slot) <= least:
                 if emptiest is not None:
                     emptiest.release()
                 emptiest, least = slot, bytes_in(slot) - 1
             else:
                 slot.release()
         if emptiest is not None:
-            emptiest.must_have_room()
+            emptiest.check_space()
         return emptiest
 
     def _read(self, slot: SpoolSlot) -> Ring:
@@ -273,15 +277,15 @@ class Spool:
             self._losses.append(unreadable(ring.unreadable, wrong))
         return ring
 
-    def _make(self) -> SpoolSlot | None:
+    def _create(self) -> SpoolSlot | None:
         for _ in range(3):
             name = f"{self._prefix}{random_bytes(8).hex()}.ring"
-            slot = self._made(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
+            slot = self._create_at(os.path.join(self._directory, "." + name), os.path.join(self._directory, name))
             if slot is not None:
                 return slot
         raise OSError(errno.EBUSY, "another program removes the files that are created there")
 
-    def _made(self, hidden: str, path: str) -> SpoolSlot | None:
+    def _create_at(self, hidden: str, path: str) -> SpoolSlot | None:
         """A new file, visible to others when it is complete.
 
         None if another process removed it before that, as the file of an ended process.
@@ -291,8 +295,8 @@ class Spool:
             return None
         try:
             _allocate(file.descriptor(), self._size)
-            slot = SpoolSlot(self, path, file, self._rooms)
-            head = _head.pack(_MAGIC, _VERSION, HEADER, *self._rooms, self._key)
+            slot = SpoolSlot(self, path, file, self._sizes)
+            head = _head.pack(_MAGIC, _VERSION, HEADER, *self._sizes, self._key)
             slot.memory[: _head.size + _checksum.size] = head + _checksum.pack(crc32(head))
             if self._syncs:
                 os.fsync(file.descriptor())
@@ -311,7 +315,7 @@ class Spool:
     def _size_with_another(self) -> int:
         return self._size + sum(status.st_size for _, status in self._listed(self._prefix, ".ring"))
 
-    def _make_room(self) -> bool:
+    def _free_space(self) -> bool:
         """Drop events of ended processes, oldest first, until there is room for another file."""
         size = self._size_with_another()
         if size > self._limit:
@@ -328,7 +332,7 @@ class Spool:
                 self._losses.append(LetterError(said, cause="overflow", events=dropped))
         return size <= self._limit
 
-    def _tell_of_other_keys(self) -> None:
+    def _report_other_keys(self) -> None:
         """Report events of another API key, which no process with this key can send."""
         found = []
         for path, status in self._listed("letter-", ".ring"):
@@ -347,12 +351,12 @@ class Spool:
             names = {f"{os.path.basename(path)[: len('letter-') + _NAME_OF_KEY]}-*" for path, _ in found}
             size = sum(status.st_size for _, status in found)
             since = strftime("%Y-%m-%d %H:%M", localtime(min(status.st_mtime for _, status in found)))
-            self._tell(
+            self._report_once(
                 f"{len(found):,} files of {size:,} bytes, the oldest of {since}, hold events of another API key "
                 f"({', '.join(sorted(names))} in {self._directory}): start a process with that key once, or remove them"
             )
 
-    def _sweep(self) -> None:
+    def _remove_incomplete(self) -> None:
         """Remove incomplete files of killed processes."""
         for path, status in self._listed("." + self._prefix, ""):
             try:
@@ -412,7 +416,7 @@ class Spool:
             must_be_ours(self._directory)
             self._try_out(os.path.join(self._directory, f".{self._prefix}{random_bytes(8).hex()}.probe"))
         except OSError as problem:
-            if problem.errno not in _PASSING:
+            if problem.errno not in _TRANSIENT:
                 raise LetterError(f"spool={self._directory!r} cannot be used: {_text(problem)}")
 
     def _try_out(self, path: str) -> None:
@@ -421,19 +425,19 @@ class Spool:
             _remove(path)
             file.close()
 
-    def _tell(self, text: str) -> None:
-        """Report a problem that is not a loss, once."""
+    def _report_once(self, text: str) -> None:
+        """Report a problem that is not a loss, unless the same text was already reported."""
         if self._is_new(text):
             self._report(LetterError(text, cause="degraded"))
 
     def _note_damage(self, text: str) -> None:
-        """Report a file that cannot be read, once."""
+        """Report a file that cannot be read, unless the same text was already reported."""
         if self._is_new(text):
             self._damage.append(text)
 
     def _is_new(self, text: str) -> bool:
         mark = object()
-        return self._told.setdefault(text, mark) is mark
+        return self._reported.setdefault(text, mark) is mark
 
 
 def _must_be_trusted(status: os.stat_result) -> None:

@@ -1,7 +1,7 @@
-"""One file of a spool, with the queue of one process in it.
+"""One file of a spool, which contains the queue of one process.
 
-Responsible for: `SpoolSlot`, and where in a file the words of its ring lie. Not responsible for: creating, finding and
-trusting files, and the header (`spool`), what is in the ring (`ring`).
+Responsible for: `SpoolSlot`, the position of the ring and its words in a file. Not responsible for: creating, finding
+and trusting files, their header (`spool`), the contents of the ring (`ring`).
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ if TYPE_CHECKING:
     from .file_lock import LockedFile
     from .spool import Spool
 
-    Rooms = tuple[int, int]  # bytes of the ring and of the in-flight area
+    Sizes = tuple[int, int]  # bytes of the ring and of the in-flight area
 
 HEADER = 4096  # bytes before the ring
-WORDS_AT = 128  # where the words of the ring begin
-CORRUPT_AT = WORDS_AT + WORDS * UNIT  # one byte: 1 when a process found something that it could not read
+WORDS_AT = 128  # offset of the words of the ring
+CORRUPT_AT = WORDS_AT + WORDS * UNIT  # offset of a byte that is 1 after a process found a corrupt record
 
 
 class SpoolSlot:
-    """A file with a ring in it: a `ring.Slot`."""
+    """A file that contains a ring; implements `ring.Slot`."""
 
     kind = "spool"
     is_durable = True
     checked = True
 
-    def __init__(self, spool: Spool, path: str, file: LockedFile, of_rooms: Rooms) -> None:
+    def __init__(self, spool: Spool, path: str, file: LockedFile, sizes: Sizes) -> None:
         self._spool = spool
         self._file = file
         self.path = path
-        self.rooms = of_rooms
-        self.room, self.hand = of_rooms
+        self.sizes = sizes
+        self.capacity, self.in_flight_size = sizes
         self.base = HEADER
-        self.memory = file.map(HEADER + self.room + self.hand)
+        self.memory = file.map(HEADER + self.capacity + self.in_flight_size)
         self.words = file.words(WORDS_AT, WORDS)
 
     def is_own(self) -> bool:
-        """False if other code has closed, removed or truncated the file: access to a missing page is a SIGBUS."""
+        """False if other code has closed, removed or truncated the file. Accessing a missing page raises SIGBUS."""
         status = self._file.status()
         return status is not None and status.st_nlink > 0 and status.st_size >= len(self.memory)
 
-    def must_have_room(self) -> None:
-        """Raise the `OSError` of a full copy-on-write file system: a store to the mapping would be a SIGBUS there."""
+    def check_space(self) -> None:
+        """Raise `OSError` if a copy-on-write file system is full: writing to the mapping would raise SIGBUS then."""
         os.pwrite(self._file.descriptor(), self.memory[:1], 0)
 
     def has_successor(self) -> bool:
         return True
 
-    def mark_exiting(self, leaves: bool) -> None:
+    def mark_exiting(self, exiting: bool) -> None:
         pass  # the next start recovers the file in any case
 
     def mark_corrupt(self) -> None:

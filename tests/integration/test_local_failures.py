@@ -64,7 +64,7 @@ def failing(real: Callable[..., Any], error: Exception, times: float) -> Callabl
 
 
 @pytest.mark.parametrize("error", UNEXPECTED, ids=repr)
-@pytest.mark.parametrize("place", ["_transport.post", "_transport.prepare", "_queue.take", "_hand_over_or_post"])
+@pytest.mark.parametrize("place", ["_transport.post", "_transport.prepare", "_queue.take", "_send"])
 def test_an_unexpected_error_while_sending_is_retried(
     place: str,
     error: Exception,

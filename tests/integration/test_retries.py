@@ -160,7 +160,7 @@ def test_tries_of_a_batch_that_another_process_recovered_do_not_count_for_the_ne
     while len(letter_api.requests) < 3:
         one.now += one.sender._batches.send_once()
     ring = one.sender._queue._ring
-    ring._words[2] += 1  # OWNER: the memory is owned by another process now
+    ring._words[2] += 1  # EPOCH: another process uses the memory now
     one.track()
     assert len(one.settle()) >= 3
     assert letter_api.distinct == 1 and errors == []

@@ -174,16 +174,16 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported_once(
     assert Path(path + ".damaged").read_bytes() == content
 
 
-def write_header(path: str, header: int, room: int, hand: int) -> None:
+def write_header(path: str, header: int, capacity: int, in_flight_size: int) -> None:
     """Give the file a header with these sizes and a valid checksum, and the length that they add up to."""
     magic, version, _, _, _, key = spool_module._head.unpack_from(Path(path).read_bytes())
-    head = spool_module._head.pack(magic, version, header, room, hand, key)
+    head = spool_module._head.pack(magic, version, header, capacity, in_flight_size, key)
     change(path, 0, head + spool_module._checksum.pack(crc32(head)))
-    os.truncate(path, min(header + room + hand, 1 << 34))  # sparse
+    os.truncate(path, min(header + capacity + in_flight_size, 1 << 34))  # sparse
 
 
 @pytest.mark.parametrize(
-    "header, room, hand",
+    "header, capacity, in_flight_size",
     [
         (HEADER, 0, 0),
         (HEADER, 0, 3616),
@@ -200,10 +200,16 @@ def write_header(path: str, header: int, room: int, hand: int) -> None:
     ],
 )
 def test_odd_sizes_in_a_header_with_a_valid_checksum_are_damage(
-    header: int, room: int, hand: int, spool_dir: SpoolDir, make: Any, errors: list[LetterError], letter_api: Any
+    header: int,
+    capacity: int,
+    in_flight_size: int,
+    spool_dir: SpoolDir,
+    make: Any,
+    errors: list[LetterError],
+    letter_api: Any,
 ) -> None:
     path = spool_dir.leave(*MANY, key="test-key")
-    write_header(path, header, room, hand)
+    write_header(path, header, capacity, in_flight_size)
     letter = make(spool=spool_dir.path, **SMALL)
     letter.track("u", "E")
     assert letter.flush(DEADLINE) and len(letter_api.events) == 1
@@ -214,9 +220,9 @@ def test_odd_sizes_in_a_header_with_a_valid_checksum_are_damage(
 
 def test_a_header_cannot_have_more_read_than_the_spools_bound(spool_dir: SpoolDir) -> None:
     path = spool_dir.leave(b"x")
-    room = hand = 1 << 33
-    write_header(path, HEADER, room, hand - HEADER)
-    change(path, WORDS_AT, (room >> 3).to_bytes(4, sys.byteorder) + bytes(4))
+    capacity = in_flight_size = 1 << 33
+    write_header(path, HEADER, capacity, in_flight_size - HEADER)
+    change(path, WORDS_AT, (capacity >> 3).to_bytes(4, sys.byteorder) + bytes(4))
     change(path, HEADER, (0xFFFFFFF0).to_bytes(4, "little"))  # one record, whose checksum covers as much
     spool = spool_dir.spool()
     assert spool_dir.recover(spool) == []
@@ -418,14 +424,14 @@ def test_a_file_that_becomes_too_short_while_it_is_opened_costs_a_report(
     spool_dir: SpoolDir, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, spool = spool_dir.leave(b"x", key="test-key"), spool_dir.spool("test-key")
-    rooms_of = spool_module.Spool._rooms_of
+    sizes_of = spool_module.Spool._sizes_of
 
     def cut(spool: Any, file: Any) -> Any:
-        rooms = rooms_of(spool, file)
+        sizes = sizes_of(spool, file)
         os.truncate(path, HEADER)
-        return rooms
+        return sizes
 
-    monkeypatch.setattr(spool_module.Spool, "_rooms_of", cut)
+    monkeypatch.setattr(spool_module.Spool, "_sizes_of", cut)
     size, before = os.path.getsize(path), descriptors()
     assert spool_dir.recover(spool) == [] and descriptors() == before
     assert spool_dir.reported_once("cannot be recovered: mmap length is greater than file size")

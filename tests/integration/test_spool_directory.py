@@ -47,7 +47,7 @@ def test_a_file_is_private_to_this_user_and_does_not_reveal_the_key(spool_dir: S
     assert stat.S_IMODE(os.stat(spool_dir.path).st_mode) == 0o700
     content = Path(slot.path).read_bytes()
     assert b"an event" in content and b"secret" not in content
-    assert len(content) == HEADER + slot.room + slot.hand
+    assert len(content) == HEADER + slot.capacity + slot.in_flight_size
 
 
 def test_disk_space_is_allocated_when_the_file_is_created(spool_dir: SpoolDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_disk_space_is_allocated_when_the_file_is_created(spool_dir: SpoolDir, m
         monkeypatch.setattr(os, "posix_fallocate", allocate, raising=False)
         slot = claimed(spool_dir.spool(max_queue_bytes=3_000_000))
         status = os.stat(slot.path)
-        assert status.st_size == HEADER + slot.room + slot.hand <= status.st_blocks * 512
+        assert status.st_size == HEADER + slot.capacity + slot.in_flight_size <= status.st_blocks * 512
 
 
 def test_each_key_has_its_own_files(spool_dir: SpoolDir) -> None:

@@ -29,7 +29,7 @@ def main(programs: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.alarm(_LONGEST)
         # A parent that forks does not look for orphans, or who recovers them would be a matter of luck.
-        shutdown._next_look = float("inf")
+        shutdown._next_recovery = float("inf")
     common.main(programs)
 
 
@@ -40,7 +40,7 @@ def has_looked(sender: Any) -> None:
 
     def is_looking() -> bool:
         is_between = sender._batches.lock.is_taken() and sender._queue._taken.ring is None
-        return not sender._recovery._next_look or is_between
+        return not sender._recovery._next_scan or is_between
 
     while sender._queue.has_worker and is_looking():
         time.sleep(0.001)

@@ -162,7 +162,7 @@ def no_time() -> None:
 def next_fork() -> None:
     letter: Any = make()
     assert leave(letter, 30) == -signal.SIGKILL
-    shutdown._next_look = 0
+    shutdown._next_recovery = 0
     while letter.stats()["adopted"] < 30 or letter.stats()["waiting"]:
         assert reap(fork(os._exit, 7)) == 7
         time.sleep(0.01)

@@ -21,16 +21,16 @@ class Slot:
     is_durable = False
     checked = True
 
-    def __init__(self, room: int, hand: int) -> None:
-        self.memory: Any = bytearray(room + hand)
+    def __init__(self, capacity: int, in_flight_size: int) -> None:
+        self.memory: Any = bytearray(capacity + in_flight_size)
         self.words: Any = [0] * WORDS
         self.base = 0
-        self.room = room
-        self.hand = hand
+        self.capacity = capacity
+        self.in_flight_size = in_flight_size
 
     def copy(self) -> Slot:
         """What another process sees."""
-        other = Slot(self.room, self.hand)
+        other = Slot(self.capacity, self.in_flight_size)
         other.memory[:] = self.memory
         other.words[:] = self.words
         return other
@@ -41,7 +41,7 @@ class Slot:
     def has_successor(self) -> bool:
         return False
 
-    def mark_exiting(self, leaves: bool) -> None:
+    def mark_exiting(self, exiting: bool) -> None:
         pass
 
     def release(self) -> None:

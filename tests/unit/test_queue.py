@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from rings import Slot
 
 from letterapp._storage.queue import CLOSED, FULL, QUEUED, WAKE, BoundedQueue
-from letterapp._storage.ring import Ring, rooms
+from letterapp._storage.ring import Ring, ring_sizes
 
 
 def make_queue(
@@ -21,7 +21,7 @@ def make_queue(
     drops_oldest: bool = False,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> BoundedQueue:
-    slot = Slot(*rooms(max_bytes, max_events, 100, max_bytes))
+    slot = Slot(*ring_sizes(max_bytes, max_events, 100, max_bytes))
     return BoundedQueue(Ring(slot), max_events, max_bytes, flush_at, drops_oldest, clock)
 
 
@@ -228,7 +228,7 @@ TestModelThatDropsTheOldest = ModelThatDropsTheOldest.TestCase
     "ask", [BoundedQueue.is_empty, lambda queue: queue.has_settled(0)], ids=["is_empty", "has_settled"]
 )
 def test_what_a_recovery_adds_while_it_ends_is_not_missed(ask: Any, monkeypatch: Any) -> None:
-    queue, found = make_queue(), Ring(Slot(*rooms(10_000, 100, 100, 10_000)))
+    queue, found = make_queue(), Ring(Slot(*ring_sizes(10_000, 100, 100, 10_000)))
     found.append(b"of a dead one")
 
     def recovery_ends() -> bool:

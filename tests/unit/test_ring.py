@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rings import WRAP, Slot, cover, drain, filled, found, numbered, record
 
-from letterapp._storage.ring import IN_FLIGHT, KEPT, STATE, Ring, holds_events, rooms
+from letterapp._storage.ring import IN_FLIGHT, KEPT, STATE, Ring, holds_events, ring_sizes
 
 # The layout.
 
@@ -31,7 +31,7 @@ def test_a_record_is_its_size_its_checksum_and_the_padded_event() -> None:
 @pytest.mark.parametrize("base", [0, 64])
 def test_a_ring_that_begins_within_the_memory_touches_nothing_else(base: int) -> None:
     slot = Slot(base + 96, 48)
-    slot.base, slot.room = base, 96
+    slot.base, slot.capacity = base, 96
     slot.memory += b"after"
     slot.memory[:base] = b"b" * base
     ring = Ring(slot)
@@ -200,7 +200,7 @@ def test_an_empty_ring_returns_the_memory_it_used_but_for_a_little() -> None:
     slot.trim = lambda start, end: given.append((start, end))  # type: ignore[method-assign]
     ring = Ring(slot)
     ring.trim()
-    assert given == [(KEPT, slot.room), (slot.room, slot.room + slot.hand)], (
+    assert given == [(KEPT, slot.capacity), (slot.capacity, slot.capacity + slot.in_flight_size)], (
         "a process that had it before may have used all"
     )
     given.clear()
@@ -217,8 +217,8 @@ def test_an_empty_ring_returns_the_memory_it_used_but_for_a_little() -> None:
     drain(ring)
     ring.trim()
     ring.trim()
-    assert len(given) == 2 and given[0][0] == KEPT and 2 * KEPT <= given[0][1] <= slot.room
-    assert given[1][0] == slot.room, "of the in-flight area too"
+    assert len(given) == 2 and given[0][0] == KEPT and 2 * KEPT <= given[0][1] <= slot.capacity
+    assert given[1][0] == slot.capacity, "of the in-flight area too"
 
 
 def test_a_record_larger_than_the_in_flight_area_is_refused_and_counts_as_damage() -> None:
@@ -254,7 +254,7 @@ def test_a_ring_works_whatever_its_words_were(start: int, end: int) -> None:
 def test_there_is_room_below_the_bounds_wherever_the_ring_wraps(
     event_bytes: int, max_events: int, items: int, batch_bytes: int, acts: list[tuple[str, int]]
 ) -> None:
-    ring = Ring(Slot(*rooms(event_bytes, max_events, items, batch_bytes)))
+    ring = Ring(Slot(*ring_sizes(event_bytes, max_events, items, batch_bytes)))
     for serial, (act, size) in enumerate(acts):
         if act == "a" and len(ring) < max_events and ring.size + size <= event_bytes and size <= batch_bytes:
             assert ring.append(numbered(serial, size))

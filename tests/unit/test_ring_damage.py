@@ -47,7 +47,7 @@ def used_slot() -> tuple[Slot, list[bytes], list[bytes], set[bytes]]:
 def covered(slot: Slot, in_flight: Iterable[bytes], waiting: Iterable[bytes]) -> set[int]:
     """Where the headers and the events are in the memory, without their padding."""
     places: set[int] = set()
-    for events, first, last in ((in_flight, slot.room, len(slot.memory)), (waiting, 0, slot.room)):
+    for events, first, last in ((in_flight, slot.capacity, len(slot.memory)), (waiting, 0, slot.capacity)):
         for event in events:
             at = slot.memory.rindex(record(event), first, last)
             places.update(range(at, at + UNIT + len(event)))
@@ -66,7 +66,7 @@ def test_any_flipped_bit_in_an_event_or_its_header_is_noticed() -> None:
         if position in places or position in wraps:
             assert wrong, (position, bit)
             noticed += 1
-            kept, broken = (waiting, in_flight) if position >= slot.room else (in_flight, waiting)
+            kept, broken = (waiting, in_flight) if position >= slot.capacity else (in_flight, waiting)
             rest = [event for event in events if event not in kept]
             assert rest == broken[: len(rest)] and len(rest) < len(broken) and len(events) == len(rest) + len(kept)
         else:
@@ -84,7 +84,10 @@ def test_no_flipped_bit_in_a_word_makes_up_an_event() -> None:
             assert [event for event in events if event in whole] == whole, (position, bit)
             if events != in_flight + waiting and not wrong:  # it happens to cover records still
                 start, end = divmod(other.words[position], 1 << 32)
-                assert max(start, end) * UNIT <= (slot.hand if position == IN_FLIGHT else slot.room), (position, bit)
+                assert max(start, end) * UNIT <= (slot.in_flight_size if position == IN_FLIGHT else slot.capacity), (
+                    position,
+                    bit,
+                )
                 assert position == STATE or start <= end, (position, bit)
 
 
@@ -102,7 +105,7 @@ def test_what_precedes_a_damaged_event_in_flight_survives_another_kill() -> None
     ring = Ring(slot)
     events = filled(ring, 8, 8, 8, 8)
     ring.take(4, 1000)
-    slot.memory[slot.room + 3 * 16 + UNIT] ^= 1
+    slot.memory[slot.capacity + 3 * 16 + UNIT] ^= 1
     recovered, wrong = Ring.recovered_from(slot)
     assert wrong and recovered.take(4, 1000) == events[:3]
     recovered.halve()

@@ -52,8 +52,8 @@ class Killed(BaseException):
 class Watched:
     """A ring in which, at any instant, one of the allowed lists of events must be found, and nothing in between."""
 
-    def __init__(self, room: int, hand: int, grain: int = 1) -> None:
-        self.slot = Slot(room, hand)
+    def __init__(self, capacity: int, in_flight_size: int, grain: int = 1) -> None:
+        self.slot = Slot(capacity, in_flight_size)
         self.slot.memory = memory = Memory(self.slot.memory)
         self.slot.words = words = Words(self.slot.words)
         memory.grain = grain
@@ -192,7 +192,7 @@ def test_after_a_kill_in_the_middle_of_take_the_batch_is_found_once() -> None:
     slot.memory[96 : 96 + 48] = slot.memory[:48]
     slot.words[IN_FLIGHT] = cover(0, 48)  # and killed before it left the ring
     ring, wrong = Ring.recovered_from(slot)
-    assert not wrong and len(ring) == 4 and not ring.has_batches()
+    assert not wrong and len(ring) == 4 and not ring.has_in_flight()
     assert ring.take(2, 1000) == events[:2]
     assert slot.words[:2] == [cover(32, 64), cover(0, 32)]
     assert found(slot) == (events, "")
@@ -252,7 +252,7 @@ class Model(RuleBasedStateMachine):
         ring, there = self.watched.ring, self.watched.there
         assert (len(ring), ring.size) == (len(there), sum(map(len, there)))
         assert ring.is_empty() == (not there) == (not holds_events(self.watched.slot.words))
-        assert ring.has_batches() == bool(self.watched.in_flight)
+        assert ring.has_in_flight() == bool(self.watched.in_flight)
         assert ring.waiting == len(there) - self.watched.in_flight
 
 

@@ -42,7 +42,7 @@ def test_calls_wait_for_their_events_from_the_end_until_it_is_survived() -> None
     stages = Stages()
     stages.begin_exit(final=False)
     assert not stages.calls_settle
-    stages.leave_to_calls(-1.0)
+    stages.set_budget(-1.0)
     assert stages.calls_settle and stages.budget == 0.0
     stages.cancel_exit()
     assert not stages.calls_settle
