@@ -1,7 +1,7 @@
-"""The interface between the client and what delivers its events.
+"""The interface through which the client delivers events.
 
-Responsible for: the methods and what each guarantees. Not responsible for: how events are delivered (`sender`,
-`_relay.delivery`), reports (`_reporter`). The client uses a delivery only through this interface.
+Responsible for: the methods and what each guarantees. Not responsible for: the implementations (`sender`,
+`_relay.delivery`), reports (`_reporter`).
 """
 
 from __future__ import annotations
@@ -26,32 +26,35 @@ class Delivery(ABC):
     """
 
     owner: Process
-    reporter: Reporter  # tells the application of losses and other problems
-    exit_timeout: float  # seconds that it may take at the end of the process
-    ends_last = False  # it ends after the deliveries that may still give it events
+    reporter: Reporter  # reports losses and other problems to the application
+    exit_timeout: float  # maximum time that `end` takes, in seconds
+    ends_last = False  # it ends after the deliveries that may still pass events to it
 
     @abstractmethod
     def put(self, event: bytes) -> None:
-        """Queue an encoded event, or count and report it as lost. Takes microseconds. A full queue does not raise."""
+        """Queue an encoded event, or count and report it as lost. Never raises because the queue is full.
+
+        Takes microseconds, unless `overflow="block"` makes it wait or the process is ending.
+        """
 
     @abstractmethod
     def refuse(self, cause: str, error: LetterError | None = None) -> None:
-        """Count an event that was not queued as lost, by ``cause``; report ``error`` if there is one."""
+        """Count an event that was not queued as lost for ``cause``; report ``error`` if it is given."""
 
     @abstractmethod
     def flush(self, timeout: float) -> bool:
-        """Send what was queued before this call. True if it was settled within ``timeout`` seconds."""
+        """Send the events queued before this call. True if all were settled within ``timeout`` seconds."""
 
     @abstractmethod
     def close(self, timeout: float) -> bool:
-        """Refuse further events and send what waits; give up the rest after ``timeout`` seconds.
+        """Refuse further events and send those in the queue. Gives up the rest after ``timeout`` seconds.
 
-        True if everything was settled.
+        True if none was given up.
         """
 
     @abstractmethod
     def begin_shutdown(self) -> None:
-        """The process is ending: start to send what waits. Returns at once, so that all clients share one deadline."""
+        """The process is ending: start sending everything. Returns at once, so that all clients share one deadline."""
 
     @abstractmethod
     def end(self, deadline: float, final: bool) -> None:
@@ -68,22 +71,22 @@ class Delivery(ABC):
 
     @abstractmethod
     def start_recovery(self) -> None:
-        """Start to send what ended processes have left in a spool: no other process may do so. Returns at once."""
+        """Start sending the events of ended processes in a spool, because no other process may. Returns at once."""
 
     @property
     def sends_on_os_exit(self) -> bool:
-        """True if `os._exit` first sends what waits."""
+        """True if `os._exit` sends the waiting events first."""
         return True
 
     @abstractmethod
     def recover_from_children(self) -> None:
-        """This process has forked: start to send what a killed child may have left. Takes microseconds."""
+        """This process has forked: start sending what killed children may have left. Takes microseconds."""
 
     @abstractmethod
     def defer_signal(self, act: Callable[[], object]) -> bool:
-        """For a signal handler. True if it has interrupted a method of this object, which then cannot send anything.
+        """For a signal handler. True if it has interrupted a method of this object, so that nothing can be sent now.
 
-        In that case ``act`` is called in another thread when the interrupted method has released its lock.
+        Then ``act`` is called in another thread, as soon as the interrupted method has released its lock.
         """
 
     @abstractmethod
@@ -92,11 +95,11 @@ class Delivery(ABC):
 
     @abstractmethod
     def quick_counts(self) -> tuple[int, int, int]:
-        """How many events wait, were delivered and were lost. For `repr`: takes no lock, and may not add up."""
+        """How many events are waiting, delivered and lost. For `repr`: takes no lock, so they may not add up."""
 
     @abstractmethod
     def for_child(self) -> Delivery:
-        """The delivery for this process, a descendant of ``owner``: empty, and the same one for all threads."""
+        """The delivery for the current process, a descendant of ``owner``: empty, and the same for all threads."""
 
 
 class NullDelivery(Delivery):

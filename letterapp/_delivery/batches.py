@@ -1,4 +1,4 @@
-"""Sending what waits in one process's queue, a batch at a time.
+"""Sending the events in one process's queue, a batch at a time.
 
     queue ---- take -----> send_once ---> transport.post ---> judge
       ^                 or handover.offer                       |
@@ -6,15 +6,15 @@
                                  +-------- again: `InFlight.wait`
                                  +-------- split: halve
 
-Responsible for: `BatchSender`, which batch is sent when and by which way, and what its outcome means for the queue.
-Not responsible for: threads (`worker`), who waits until something is settled (`sender`), what an answer means
-(`retry`), HTTP.
+Responsible for: `BatchSender`, when a batch is sent and over which transport, applying the outcome to the queue.
+Not responsible for: threads (`worker`), callers that wait for settlement (`sender`), what an answer means (`retry`),
+HTTP.
 
-Between two tries nothing is kept on a stack: the batch stays in the queue, and `InFlight` has its tries and the time of
-the next one. So consecutive tries may be made by different threads.
+No stack frame holds a batch between two tries: it stays in the queue, and `InFlight` has the number of its tries and
+the time of the next one. So consecutive tries may be made by different threads.
 
-Only the API's answer settles a batch, or the failure of its last try. Any other exception (no descriptor left, no
-memory, half an import, a mistake of ours) is a failed try.
+Only the API's answer settles a batch, or the failure of its last try. Any unexpected exception (no descriptor left, no
+memory, a partial import, a bug of ours) is a failed try.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ if TYPE_CHECKING:
 
     Outcome = Union[Answer, Unreachable, Surprise, Settled, Pending]
 
-OVERFLOW_REPORT_DELAY = 1.0  # seconds after which drops are reported though the queue is still full
+OVERFLOW_REPORT_DELAY = 1.0  # seconds after which dropped events are reported even if the queue is still full
 FOREVER = float("inf")
 _HEAD, _TAIL = b'{"batch":[', b"]}"
-ENVELOPE = len(_HEAD) + len(_TAIL)  # bytes of a request besides its events
+ENVELOPE = len(_HEAD) + len(_TAIL)  # bytes of a request's body in addition to its events
 
 
 class BatchSender:
-    """Sends for one process. One thread at a time sends; others wait for it only with a deadline."""
+    """Sends the batches of one process. One thread at a time sends; others wait for it only with a deadline."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class BatchSender:
         clock: Callable[[], float],
         handover: Handover | None,
     ) -> None:
-        """``handover``: the way into a queue whose process sends, if there is one; otherwise this one posts."""
+        """``handover``: passes batches to another process; without it, this process posts them."""
         self._settings = settings
         self._queue = queue
         self._recovery = recovery
@@ -85,46 +85,45 @@ class BatchSender:
         self._transport = Transport(settings)
         self.handover = handover
         self.interval = settings.flush_interval
-        # Held while something is sent, during the request too: the queue has one batch in flight and the transport one
-        # connection.
+        # Held while a batch is sent, including the request: the queue has one batch in flight, and the transport has
+        # one connection.
         self.lock = FairLock()
         self._in_flight = InFlight()
-        self.recovers_orphans = (
-            True  # False once the process is sure to end: it would take what it has just left to others
-        )
+        # False once the process is certain to end: it would recover what it has just released to its family.
+        self.recovers_orphans = True
         self._refusal_is_reported = False
         self._surprise_is_reported = False
 
     # Called by any thread.
 
     def prepare(self) -> None:
-        """Load what the first request needs now, in a process that may be short of it later. Never raises for that."""
+        """Load what the first request needs now, because descriptors or memory may run out later. Does not raise."""
         try:
             self._transport.prepare()
         except Exception as problem:
-            reraise_signal_error(problem)  # else the first request meets it again, and says what it is
+            reraise_signal_error(problem)  # otherwise the first request fails in the same way and reports it
 
     def is_due(self) -> bool:
-        """True when a batch should be sent now."""
+        """True if a batch is to be sent now."""
         now = self._clock()
         return self._queue.due(now, self.interval) <= 0 and self._in_flight.not_before <= now
 
     def expedite(self) -> None:
-        """Give a batch that waits for its next try that try now: there may be no later. So it does not count."""
+        """Make the next try of the batch in flight due now, because there may be no later one. Any thread may call."""
         if self.handover is not None:
             self.handover.is_ending = True
         self._in_flight.expedite(self._clock())
 
     def give_up(self) -> None:
-        """The events that waited, those in flight included, have been given up."""
+        """All events in the queue, including those in flight, were given up."""
         self._in_flight.give_up()
 
     def disconnect(self) -> None:
-        """Close the connections, unless somebody uses them. A batch that comes nevertheless opens others."""
+        """Close the connections, unless a thread is using them. A later batch opens new ones."""
         self.lock.run(self._close_connections, 0.0)
 
     def send_within(self, patience: float, linger: float = FOREVER) -> float:
-        """`send_once`, unless another thread sends for all of ``patience`` seconds; then 0."""
+        """Call `send_once`. Returns 0 if another thread is sending for all of ``patience`` seconds."""
         wait = 0.0
 
         def send() -> None:
@@ -135,26 +134,26 @@ class BatchSender:
         return wait
 
     def report_drops(self, longest: float) -> float:
-        """Report a burst of drops that is over, or that lasts ``longest``; return the seconds until another look.
+        """Report dropped events and refused nested calls, if a report is due. Returns the seconds until the next one.
 
-        And what interrupted another call when the client was closed already.
+        Drops are reported once the queue has room again, or after ``longest`` seconds.
         """
         refused = self._queue.take_refused()
         if refused:
             self._report(closed_error(refused))
-        burst, wait = self._queue.take_overflow_report(self._clock(), longest)
-        if burst is not None:
-            self._report(self._overflow_error(burst))
+        overflow, wait = self._queue.take_overflow_report(self._clock(), longest)
+        if overflow is not None:
+            self._report(self._overflow_error(overflow))
         return wait
 
-    # Called by whoever has the lock.
+    # Called with the lock held.
 
     def send_once(self, patience: float = FOREVER, linger: float = FOREVER) -> float:
         """Send the next batch if it is due, waiting at most ``patience`` seconds for the answer.
 
-        ``linger``: seconds that a batch which was handed over may be waited for, 0 in a call that must go on.
+        ``linger``: maximum seconds to wait for another process to settle the batch; 0 in a call that must not block.
 
-        Returns the seconds until there is something to do: 0 for at once, infinity when nothing waits.
+        Returns the seconds until there is more to do: 0 for at once, infinity if the queue is empty.
         """
         sends = False
         try:
@@ -169,16 +168,16 @@ class BatchSender:
                 return min(wait, until_overflow_report)
             sends = True
             return 0.0 if self._send_batch(min(patience, self._settings.timeout), linger) else until_overflow_report
-        except Exception as surprise:  # it costs a try, and neither an event nor the thread
+        except Exception as surprise:  # a failed try: it must not lose an event, nor end the thread
             reraise_signal_error(surprise)
             return self._handle_surprise(surprise, sends)
 
     def _handle_surprise(self, surprise: Exception, sends: bool) -> float:
-        """What `send_once` returns when ``surprise`` came out of it, in the middle of sending or before."""
+        """Handle an unexpected exception in `send_once`, and return its result; ``sends``: a batch was being sent."""
         pause = backoff(0, 0.0)
         try:
             if sends and self._queue.is_sending():
-                if self._in_flight.state is not InFlightState.SENDING:  # it was interrupted before
+                if self._in_flight.state is not InFlightState.SENDING:  # the exception came before `begin`
                     self._in_flight.begin(self._queue.batch_number)
                 self._apply_outcome(Surprise(surprise), [])
                 return 0.0
@@ -193,7 +192,7 @@ class BatchSender:
         return pause
 
     def _send_batch(self, timeout: float, linger: float) -> bool:
-        """Take the next batch, send it and do what its outcome demands; False when there is none."""
+        """Take the next batch, send it and apply the outcome; False if there is none."""
         batch = self._queue.take(MAX_ITEMS, self._settings.max_batch_bytes - ENVELOPE + 1)
         if not batch:
             return False
@@ -219,7 +218,7 @@ class BatchSender:
         if self.handover is not None:
             self.handover.close()
 
-    # What becomes of a batch.
+    # The outcome of a batch.
 
     def _apply_outcome(self, outcome: Outcome, batch: list[bytes]) -> None:
         in_flight, now = self._in_flight, self._clock()
@@ -235,7 +234,7 @@ class BatchSender:
             self._most_retries(),
             len(batch),
             time.time(),
-            int.from_bytes(random_bytes(2), "big") / 65536,  # not `random`: forked workers would draw alike
+            int.from_bytes(random_bytes(2), "big") / 65536,  # not `random`: forked workers would get the same numbers
             may_search=in_flight.may_search(),
             durable=self._queue.is_durable(),
         )
@@ -263,7 +262,7 @@ class BatchSender:
     def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
         kept = [error for error in errors if error.cause != "rejected" or is_refusal_of_all(error)]
         if self._queue.is_durable() and kept:
-            # The manager has given up, and a spool never does: all of it goes again, under the same ids.
+            # The manager has given up, but a spool never does: the whole batch is sent again, with the same IDs.
             refusals = [error for error in kept if is_refusal_of_all(error)]
             if self._queue.retry():
                 longest = LONGEST_WHILE_REFUSED if refusals else LONGEST_BACKOFF
@@ -286,7 +285,7 @@ class BatchSender:
             self._report(error)
 
     def _report_refusal(self, error: LetterError) -> None:
-        """Say that the API refuses whatever it is sent, and the spool keeps it: once, until something is accepted."""
+        """Report that the API refuses every request, while the spool keeps the events. Once, until one is accepted."""
         if not self._refusal_is_reported:
             self._refusal_is_reported = True
             said = f"{error}; waiting events stay in the spool and are retried at growing intervals"
@@ -305,19 +304,19 @@ class BatchSender:
         self._recovery.release_drained()
         self._progress.notify_all()
 
-    def _overflow_error(self, burst: OverflowReport) -> LetterError:
+    def _overflow_error(self, overflow: OverflowReport) -> LetterError:
         settings = self._settings
         return LetterError(
-            f"{count_of(range(burst.lost))} dropped ({settings.overflow}): the queue is full "
+            f"{count_of(range(overflow.lost))} dropped ({settings.overflow}): the queue is full "
             f"({settings.max_queue_events:,} events or {settings.max_queue_bytes:,} bytes)",
             cause="overflow",
-            lost=burst.lost,
-            events=burst.sample,
+            lost=overflow.lost,
+            events=overflow.sample,
         )
 
 
 def closed_error(events: list[bytes]) -> LetterError:
-    """The report of ``events`` that came after `close`."""
+    """The report of ``events`` that were tracked after `close`."""
     what = "the event was" if len(events) == 1 else f"{count_of(events)} were"
     return LetterError(f"the client is closed: {what} not accepted", cause="closed", events=events)
 

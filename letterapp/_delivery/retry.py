@@ -1,7 +1,7 @@
-"""What the outcome of a request means: delivered, try again, split, or give up.
+"""The retry policy: whether the outcome of a request means delivered, try again, split, or give up.
 
-Responsible for: the rules. Pure: the time and the jitter are arguments; no clock, no sleep, no socket. Not responsible
-for: how many tries a batch has had (`in_flight`), sending, queues.
+Responsible for: the rules. The functions are pure: the time and the jitter are arguments; no clock, no sleep, no
+socket. Not responsible for: counting the tries of a batch (`in_flight`), sending, queues.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 BACKOFF = 0.25  # seconds before the first retry, doubled for each further one
 LONGEST_BACKOFF = 30.0  # seconds
 DEFAULT_RETRY_AFTER = 1.0  # seconds, for a 429 without Retry-After
-LONGEST_RETRY_AFTER = 300.0  # seconds; more is a mistake, or the queue overflows first
-REFUSES_EVENTS = (400, 422)  # statuses that may be about a single event of the batch
-# Statuses that any request would have: a wrong key, no payment, a wrong address. So are redirects.
+LONGEST_RETRY_AFTER = 300.0  # seconds; a longer one is a mistake, or the queue would overflow before that
+REFUSES_EVENTS = (400, 422)  # statuses that may be due to a single event of the batch
+# Statuses that any request would get: a wrong key, no payment, a wrong address. Redirects count among them.
 REFUSES_ALL = (401, 402, 403, 404, 405, 407)
-LONGEST_WHILE_REFUSED = 300.0  # seconds between two tries while an API refuses every request
-JITTER = 0.25  # of the wait, so that the workers of one server do not retry at the same time
+LONGEST_WHILE_REFUSED = 300.0  # seconds between two tries while the API refuses every request
+JITTER = 0.25  # as a fraction of the wait, so that the workers of one server do not retry at the same time
 
 
 class Surprise:
-    """An unexpected exception: a fault of the machine, or of ours. No reason to lose an event."""
+    """An unexpected exception, caused by the machine or by a bug of ours. Treated as a failed try: no event is lost."""
 
     def __init__(self, problem: Exception) -> None:
         self.problem = problem
@@ -38,7 +38,7 @@ class Delivered:
 class Again:
     """Send the same again, ``seconds`` from now.
 
-    ``refusal``: the API would answer any request like this, because the key is wrong for instance.
+    ``refusal``: given if the API would refuse any request like this, for instance because the key is wrong.
     """
 
     def __init__(self, seconds: float, problem: str, refusal: LetterError | None = None) -> None:
@@ -48,7 +48,7 @@ class Again:
 
 
 class Split:
-    """Send it in two parts: it is too large, or ``in_search`` of an event that is refused."""
+    """Send it in two parts: it is too large, or ``in_search`` of a refused event."""
 
     def __init__(self, in_search: bool) -> None:
         self.in_search = in_search
@@ -63,14 +63,14 @@ class GiveUp:
 
 
 class Settled:
-    """A relay has settled the batch: delivered, except for the losses in ``errors``."""
+    """A relay has settled the batch: all events were delivered, except for the losses in ``errors``."""
 
     def __init__(self, errors: list[LetterError]) -> None:
         self.errors = errors
 
 
 class Pending:
-    """A relay has the batch, or has no room for it yet: ask again ``seconds`` from now. That is not a try."""
+    """A relay has not settled the batch, or has no room for it yet: ask again after ``seconds``. Not a failed try."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -95,13 +95,13 @@ def judge(
     """The verdict on one request.
 
     Args:
-        attempt: failed tries before this one.
-        max_retries: tries after the first; infinity for no bound.
-        items: events in the request.
+        attempt: number of failed tries before this one.
+        max_retries: maximum number of tries after the first; infinity for no limit.
+        items: number of events in the request.
         now: seconds since the epoch, for a `Retry-After` that is a date.
-        jitter: from 0 to 1.
+        jitter: a random number from 0 to 1.
         may_search: the batch may be split to find the events that the API refuses.
-        durable: the batch can wait for as long as it takes, in a spool.
+        durable: the batch is in a spool, where it can wait indefinitely.
     """
     wait = backoff(attempt, jitter)
     if isinstance(outcome, Surprise):
@@ -115,7 +115,7 @@ def judge(
         return Delivered()
     error = _error(outcome)
     if status == 429:
-        # Never sooner than the back-off: "0", and a date that has passed by our clock, mean "not yet" as well.
+        # Never sooner than the back-off: "0", and a date in the past by our clock, mean "not yet" as well.
         wait = max(wait, retry_after(outcome.retry_after, now) * (1 + JITTER * jitter))
         return _retry_or_give_up(error, wait, attempt, max_retries)
     if status >= 500 or status < 200 or status == REQUEST_TIMEOUT:
@@ -130,17 +130,20 @@ def judge(
 
 
 def is_refusal_of_all(error: LetterError) -> bool:
-    """True for an answer that is not about the events: any request would have it, because of a wrong key or address."""
+    """True if the answer does not depend on the events: any request would get it, because of a wrong key or address."""
     return error.status is not None and (300 <= error.status < 400 or error.status in REFUSES_ALL)
 
 
 def backoff(attempt: int, jitter: float, longest: float = LONGEST_BACKOFF) -> float:
-    """Seconds to wait after the failed ``attempt`` (0 for the first)."""
+    """Seconds to wait after the failed try number ``attempt``, 0 being the first. At most ``longest``, plus jitter."""
     return min(longest, BACKOFF * 2.0 ** min(attempt, 30)) * (1 + JITTER * jitter)
 
 
 def retry_after(header: str | None, now: float) -> float:
-    """Seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), a number or a date; clamped; 1 if it is neither."""
+    """Seconds that a `Retry-After` header requests (RFC 9110, 10.2.3), as a number or a date.
+
+    Between 0 and LONGEST_RETRY_AFTER; DEFAULT_RETRY_AFTER if there is no header, or it is invalid.
+    """
     if header is None:
         return DEFAULT_RETRY_AFTER
     try:
@@ -158,7 +161,7 @@ def _seconds_until(date: str, now: float) -> float:
     try:
         parsed = parsedate_tz(date)
         return DEFAULT_RETRY_AFTER if parsed is None else mktime_tz(parsed) - now
-    except (IndexError, OverflowError, TypeError, ValueError):  # `email.utils` of older Pythons fails on garbage
+    except (IndexError, OverflowError, TypeError, ValueError):  # `email.utils` of older Pythons raises for garbage
         return DEFAULT_RETRY_AFTER
 
 
@@ -184,7 +187,7 @@ def _error(answer: Answer) -> LetterError:
 
 
 def _named(body: str) -> dict[str, Any]:
-    # A gateway may answer with anything; only strings inside an object are used.
+    # A gateway may send any body; only strings inside an object are used.
     from json import loads
 
     try:

@@ -1,6 +1,6 @@
-"""What a process is told, once, about settings or surroundings in which less is promised than usual.
+"""One-time reports about settings or environments that weaken the guarantees.
 
-Responsible for: the texts of these reports and warnings. Not responsible for: noticing the situation (`sender`,
+Responsible for: the texts of these reports and warnings. Not responsible for: detecting the situation (`sender`,
 `_runtime.servers`).
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def report_exposure(settings: Settings, report: Callable[[LetterError], object]) -> None:
-    """Report that the API key goes over a network in clear text, if it does."""
+    """Report it if the API key is sent over a network in clear text."""
     if settings.exposed:
         shutdown.report_once(
             report,

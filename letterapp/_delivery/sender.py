@@ -6,8 +6,8 @@
                ^                            |
                +----- settled, recovered ---+
 
-Responsible for: `Sender`, which joins a queue, a worker and what sends batches, and who waits for whom. Not responsible
-for: sending (`batches`), the thread (`worker`), what an event is, how the end of a process is noticed (`shutdown`).
+Responsible for: `Sender`, which combines a queue, a worker and a `BatchSender`; callers that wait for settlement. Not
+responsible for: sending (`batches`), the thread (`worker`), encoding, detecting the end of the process (`shutdown`).
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from .._storage.queue import PutResult
 
 FOREVER = float("inf")
-_SCAN_CHECK_INTERVAL = 0.05  # seconds: the thread that looks may have been interrupted by an exception
-_LAST_SCAN = 0.5  # seconds that a look which is under way may take when events are given up; microseconds, mostly
+_SCAN_CHECK_INTERVAL = 0.05  # seconds after which a waiting thread checks again: the scan may have been interrupted
+_LAST_SCAN = 0.5  # seconds to wait for another thread's scan before events are given up; it usually takes microseconds
 
 
 class Sender(Delivery):
-    """Delivers the events of this process itself, on one thread of its own."""
+    """Delivers events from this process, on a background thread."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class Sender(Delivery):
         progress: Condition | None = None,
         handover: Callable[[Any, Any], Handover] | None = None,
     ) -> None:
-        """``handover`` makes the way into a queue whose process sends, if there is one; else this one posts.
+        """``handover``: creates what passes batches to another process; without it, this process posts them.
 
-        Whoever makes one has `shutdown` tell it of the end of the process.
+        The code that creates a sender registers it with `shutdown`.
         """
         self.owner = this_process()
         self.exit_timeout = settings.exit_timeout
@@ -68,7 +68,7 @@ class Sender(Delivery):
         self._clock = clock
         self.reporter = Reporter(settings.on_error)
         self._report = report or self.reporter
-        self.progress = progress or Condition()  # notifies those who wait until something is settled
+        self.progress = progress or Condition()  # notified when events were settled
         self._make_handover = handover
         self._successors: dict[int, Sender] = {}
         self._stages = Stages()
@@ -95,7 +95,7 @@ class Sender(Delivery):
         self._recovery.report_losses()
         risks.report_exposure(settings, self._report)
         if servers.is_never_ended():
-            self._batches.interval = 0.0  # what waits for more events would be lost
+            self._batches.interval = 0.0  # events that wait for a full batch would be lost
             if not settings.spool and (not settings.relay or handover is not None):
                 risks.report_sub_interpreter(self._report)
 
@@ -109,7 +109,7 @@ class Sender(Delivery):
             self.handle_put_result(answer, event)
 
     def put_if_room(self, event: bytes) -> bool:
-        """`put`, but False, and the event is nobody's loss, when there is no room for it."""
+        """Like `put`, but if the queue is full, return False and count no loss."""
         answer = self._queue.put(event)
         if answer == FULL:
             return False
@@ -119,21 +119,19 @@ class Sender(Delivery):
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest event that is ever taken."""
+        """Bytes of the largest event that can be queued."""
         return self._queue.largest
 
     def is_settled(self) -> bool:
-        """True when nothing waits."""
+        """True if the queue is empty."""
         return self._queue.is_empty()
 
     def watch_removals(self, on_removed: Callable[[list[bytes], str | None], object]) -> None:
-        """Have ``on_removed`` called, under the queue's lock, with the events that leave the queue and why they are
-        lost.
-        """
+        """Have ``on_removed`` called, under the queue's lock, with removed events and the cause if they are lost."""
         self._queue.on_removed = on_removed
 
     def prepare(self) -> None:
-        """Load what the first request needs, now. Never raises for that."""
+        """Load what the first request needs now. Does not raise."""
         self._batches.prepare()
 
     def start_recovery(self) -> None:
@@ -141,10 +139,10 @@ class Sender(Delivery):
             return
         if not self._queue.is_empty() or self._recovery.has_orphans():
             self.wake()
-            self._worker.stop_when_idle()  # the thread is for that alone
+            self._worker.stop_when_idle()  # the thread was started only for that
 
     def has_room(self, events: int, size: int) -> bool:
-        """True when ``events`` events of ``size`` bytes in all fit now, or would by dropping the oldest."""
+        """True if ``events`` events of ``size`` bytes in total fit now, or would fit after dropping the oldest."""
         return self._queue.has_room(events, size)
 
     @property
@@ -152,7 +150,7 @@ class Sender(Delivery):
         return self._settings.send_on_os_exit
 
     def uses(self, queue: Target) -> bool:
-        """True when batches are handed over to ``queue``."""
+        """True if batches are passed to ``queue``."""
         handover = self._batches.handover
         return handover is not None and handover.target.is_same(queue)
 
@@ -173,7 +171,7 @@ class Sender(Delivery):
         return settled
 
     def request_flush(self) -> None:
-        """Have all that waits sent without further delay. Returns at once."""
+        """Have everything in the queue sent without delay. Returns at once."""
         self._queue.request_flush()
         self.wake()
 
@@ -181,13 +179,11 @@ class Sender(Delivery):
         return self.close_by(self._clock() + timeout, timeout)
 
     def close_by(self, deadline: float, timeout: float) -> bool:
-        """`close`, until ``deadline``; ``timeout`` is what the report of what is given up says."""
+        """`close`, until ``deadline``. ``timeout``, in seconds, appears in the report of events that were given up."""
         self._queue.close()
         settled = self.drain(deadline)
         if self.may_wait() and not settled:
-            self._stages.give_up(
-                self._give_up("closed", f"not delivered within the {timeout:g} s that close() may take")
-            )
+            self._stages.give_up(self._give_up("closed", f"not delivered within the {timeout:g} s timeout of close()"))
             self._stop_idle_worker(deadline)
         if self.may_wait():
             self._disconnect()
@@ -217,7 +213,7 @@ class Sender(Delivery):
         if self._recovery.has_orphans_in_memory():
             self._recovery.recover_soon()
             self.wake()
-            self._worker.stop_when_idle()  # the next fork finds no thread, if that can be
+            self._worker.stop_when_idle()  # so that there is no thread at the next fork, if possible
 
     # The end of the process.
 
@@ -228,10 +224,10 @@ class Sender(Delivery):
 
     def end(self, deadline: float, final: bool) -> None:
         self._stages.begin_exit(final)
-        self._batches.recovers_orphans = not final  # from then on the end itself looks, at moments of its own
+        self._batches.recovers_orphans = not final  # from now on this method recovers, when the order is right
         self._queue.mark_exiting(final)
         if self._stages.has_given_up and self._queue.is_empty():
-            # What is on the wire is nobody's; what a killed process has left since is.
+            # `close` has given up the request in flight. A killed process may have left events since.
             self._recover_all(deadline)
             if self._queue.is_empty():
                 return
@@ -240,7 +236,7 @@ class Sender(Delivery):
         if self.may_wait():
             if final and not settled:
                 self._give_up(
-                    "exit", f"not delivered within the {self.exit_timeout:g} s that the end of the process may take"
+                    "exit", f"not delivered within exit_timeout ({self.exit_timeout:g} s) at the end of the process"
                 )
                 self._stop_idle_worker(deadline)
             self._batches.report_drops(0.0)
@@ -250,7 +246,7 @@ class Sender(Delivery):
                 self._disconnect()
                 self._queue.release_empty_slot()
         elif final and not self._queue.is_held_by_this_thread():
-            # A signal has come while this very thread was sending, which it will not go on with.
+            # A signal handler interrupted this very thread while it was sending, and will not return to it.
             self._give_up("exit", "the process was ended while they were being sent")
         self._stages.set_budget(deadline - self._clock())
 
@@ -269,7 +265,7 @@ class Sender(Delivery):
     # Forks.
 
     def for_child(self) -> Sender:
-        # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
+        # `setdefault` is atomic; a lock might have been held by another thread at the fork.
         child = self._successors.setdefault(
             os.getpid(),
             Sender(self._settings, self._clock, self._recovery.for_child(), handover=self._make_handover),
@@ -278,19 +274,19 @@ class Sender(Delivery):
             child._queue.close()
         shutdown.release(self)
         if self._settings.exit_signals:
-            shutdown.install_exit_signals(self._settings.exit_signals)  # gunicorn has reset them since
+            shutdown.install_exit_signals(self._settings.exit_signals)  # gunicorn resets them in its workers
         return child
 
     @property
     def is_closed(self) -> bool:
         return self._queue.closed
 
-    # What `put` does beyond queueing. Runs in the caller.
+    # What `put` does after queueing. Runs in the calling thread.
 
     def handle_put_result(self, answer: PutResult, event: bytes) -> None:
-        """Do what the queue's ``answer`` to ``event`` demands."""
+        """Do what the queue's ``answer`` to ``event`` requires."""
         if answer == WAKE:
-            if shutdown.is_finalizing():  # a `__del__`'s
+            if shutdown.is_finalizing():  # called by a `__del__`
                 self._give_up("exit", shutdown.TORN_DOWN)
                 return
             if not self.wake():
@@ -306,7 +302,7 @@ class Sender(Delivery):
             self.refuse("closed", closed_error([event]))
 
     def wake(self) -> bool:
-        """Have the worker look at the queue; False where no thread can run."""
+        """Make the worker check the queue; False if no thread can run."""
         was_unavailable = self._worker.state is WorkerState.UNAVAILABLE
         if self._worker.wake(self._send, self._before_start, self._stages.calls_settle):
             return True
@@ -348,7 +344,7 @@ class Sender(Delivery):
             said = f"1 event dropped: it has {len(event):,} bytes, and the maximum is {most:,} ({bound})"
             self.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
         elif self._queue.drop(event):
-            self.wake()  # it reports the burst when it is over
+            self.wake()  # the worker reports the dropped events later, all in one report
 
     def _put_when_there_is_room(self, event: bytes) -> bool:
         deadline = self._clock() + self._settings.timeout
@@ -369,14 +365,14 @@ class Sender(Delivery):
     def _may_block(self) -> bool:
         return self.may_wait() and not _runs_event_loop()  # a call never blocks an event loop
 
-    # Waiting for settlement. Runs in the caller.
+    # Waiting for settlement. Runs in the calling thread.
 
     def may_wait(self) -> bool:
-        """False in a callback of the thread that sends, in a handler that interrupted the queue, in the very end."""
+        """False in a callback on the sending thread, in a handler that interrupted the queue, and at finalization."""
         return not (self._batches.lock.is_mine() or self._queue.is_held_by_this_thread() or shutdown.is_finalizing())
 
     def _await(self, target: int, deadline: float) -> bool:
-        """Wait until ``target`` events are settled; False when ``deadline`` has come, or waiting is impossible."""
+        """Wait until ``target`` events are settled; False after ``deadline``, or if waiting is impossible."""
         if self._queue.has_settled(target):
             return True
         if not self.may_wait():
@@ -392,7 +388,7 @@ class Sender(Delivery):
                 self._wait_or_work(waiter, left)
 
     def _wait_or_work(self, waiter: Any, seconds: float) -> None:
-        """Wait for the thread's progress or, where there is no thread, take a turn."""
+        """Wait for the worker's progress or, if there is no thread, send in this one."""
         if self._worker.is_there:
             waiter.wait(seconds)
             return
@@ -401,7 +397,10 @@ class Sender(Delivery):
             pause.wait(min(wait, seconds))
 
     def drain(self, deadline: float) -> bool:
-        """Have everything settled and the thread leave; False when ``deadline`` has come, or waiting is impossible."""
+        """Wait until everything is settled and the thread has stopped.
+
+        False after ``deadline``, or if waiting is impossible.
+        """
         self._batches.expedite()
         while True:
             self._recover_all(deadline)
@@ -409,8 +408,8 @@ class Sender(Delivery):
                 return False
             if self._has_more_orphans(deadline):
                 continue
-            # What is settled may still have to be reported, by a thread that the end would stop. And it may just have
-            # found what another process left.
+            # The thread may still have to report losses, and the end of the process would stop it. And it may have just
+            # recovered events of another process.
             self._stop_idle_worker(deadline)
             if not self.may_wait() or (self._queue.is_empty() and not self._recovery.has_more):
                 return True
@@ -418,12 +417,12 @@ class Sender(Delivery):
                 return False
 
     def _settle_now(self) -> None:
-        """The process is ending: return only when what waits is settled, or its budget is spent."""
+        """The process is ending: wait until everything is settled, or the budget is used up."""
         stages = self._stages
         if not self.may_wait():
             return
         if not stages.is_final and _runs_event_loop():
-            return  # a signal came, and the loop goes on: so does the thread, and there will be another end
+            return  # after a signal the event loop continues, and so does the thread; `end` will be called again
         started = self._clock()
         deadline = started + stages.budget
         settled = self._await(self._queue.request_flush(), deadline)
@@ -431,31 +430,34 @@ class Sender(Delivery):
             self._stop_idle_worker(deadline)
         stages.set_budget(stages.budget - (self._clock() - started))
         if stages.is_final and not settled:
-            self._give_up("exit", "the time that the end of the process may take (exit_timeout) was over")
+            self._give_up("exit", "the time allowed for the end of the process (exit_timeout) was over")
 
     def _stop_idle_worker(self, deadline: float) -> None:
-        """Have an idle thread leave, so that a fork that follows finds none."""
+        """Stop the thread if it is idle, so that there is none at the next fork."""
         self._worker.stop_when_idle()
         self._worker.notify()
         if self.may_wait():
             self._worker.await_stop(deadline, self._clock)
 
     def _recover_all(self, deadline: float) -> None:
-        """Take over what every process left that has ended by now."""
+        """Recover the events of all processes that have ended so far."""
         if self.may_wait():
-            # A look of another thread may have asked for a process just before it ended, and stands in the way of
-            # asking again until it is over.
+            # Another thread's scan may have checked a process just before it ended. This thread cannot check it again
+            # before that scan is over.
             self.progress.wait_while(self._queue.recovering.has_others, deadline, self._clock, _SCAN_CHECK_INTERVAL)
             if self._queue.needs_slot():
-                self._recovery.relocate()  # else it does not count among what waits
+                self._recovery.relocate()  # otherwise the nested event is not counted as waiting
         self._recovery.recover()
 
     def _has_more_orphans(self, deadline: float) -> bool:
-        """True when an ended process's events are still to be taken over, and there is time."""
+        """True if there are more events of ended processes to recover, and time to do so."""
         return self._recovery.has_more and self.may_wait() and self._clock() < deadline
 
     def _give_up(self, cause: str, why: str) -> int:
-        """Report what waits as lost for ``cause``, but what others may find; return how many events that is."""
+        """Report the events in the queue as lost for ``cause``, except those that others will recover.
+
+        Returns their number.
+        """
         if cause == "exit":
             self._release_to_family()
         elif self._recovery.has_more:
@@ -469,18 +471,19 @@ class Sender(Delivery):
         return len(events)
 
     def _release_to_family(self) -> None:
-        # What others have left to this process is theirs too, and what its thread is just taking over.
+        # This includes events that this process has recovered, or that its thread is about to recover.
         until = self._clock() + _LAST_SCAN
         self.progress.wait_while(self._queue.recovering.has_others, until, self._clock, _SCAN_CHECK_INTERVAL)
         self._recovery.recover(FOREVER)
-        left = self._queue.release_to_family()
-        if left and not any(slot.has_successor() for slot in left):
-            # Who went on has come to its own end meanwhile, and may have looked for the last time before there was
-            # anything. It says first that it leaves and looks then; here it is the other way round: so one sees it.
+        released = self._queue.release_to_family()
+        if released and not any(slot.has_successor() for slot in released):
+            # The last successor is ending by now, and may have scanned for the last time before these were released.
+            # It marks itself as exiting and then scans; this process releases and then checks the marks. So at least
+            # one of the two sees the events.
             self._recovery.recover(FOREVER)
 
 
 def _runs_event_loop() -> bool:
-    """True in a thread that runs an asyncio loop."""
+    """True in a thread that runs an asyncio event loop."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None

@@ -1,7 +1,7 @@
-"""The end of this process: how it is detected, and which deliveries are told.
+"""The end of this process: detecting it, and notifying the deliveries.
 
 Responsible for: the exit paths of plain processes, multiprocessing, Celery, Twisted and signals.
-Not responsible for: sending. A delivery is asked to end, and decides how.
+Not responsible for: sending, which each delivery does in its `end`.
 
 Nothing is imported for this: a framework is recognised by the modules that the application has imported.
 """
@@ -39,7 +39,7 @@ _knows_forks = False  # multiprocessing calls us in its children; forked childre
 
 
 def register(delivery: Delivery) -> None:
-    """From now on, tell ``delivery`` of forks and of the end of this process. Cheap; starts nothing."""
+    """Notify ``delivery`` of forks and of the end of this process from now on. Cheap; starts nothing."""
     _deliveries.add(ref(delivery, _deliveries.discard))
     atfork.install_hooks(_after_fork_in_parent)
     _register_exit_hooks()
@@ -50,7 +50,7 @@ def register(delivery: Delivery) -> None:
 
 
 def unregister(delivery: Delivery) -> None:
-    """Do not tell ``delivery`` of the end: the code that created it does so."""
+    """Do not notify ``delivery`` of the end: the code that created it does that."""
     _deliveries.discard(ref(delivery))
 
 
@@ -64,12 +64,12 @@ def release(delivery: Delivery) -> None:
     _kept.discard(delivery)
 
 
-_RECOVERY_INTERVAL = 1.0  # seconds between two searches of a process that forks
+_RECOVERY_INTERVAL = 1.0  # minimum time between two searches in a process that forks, in seconds
 _next_recovery = 0.0
 
 
 def _after_fork_in_parent() -> None:
-    """Send what a killed child has left. A parent that never uses its client would not search for it otherwise."""
+    """Send the events of killed children. A parent that never uses its client would not look for them otherwise."""
     global _next_recovery
     now = monotonic()
     if now >= _next_recovery and not is_shutting_down():
@@ -85,7 +85,7 @@ def own_deliveries() -> list[Delivery]:
     return [delivery for delivery in alive if delivery is not None and delivery.owner.pid == pid]
 
 
-# Ends.
+# Exit hooks.
 
 
 def _register_exit_hooks() -> None:
@@ -158,7 +158,7 @@ def is_finalizing() -> bool:
 
 
 def shut_down_process(*_: object, **__: object) -> None:
-    """Settle what waits in this process's clients. Everything that announces the end calls it, within one budget."""
+    """Settle all events of this process's clients. Every exit hook calls it; they share one time budget."""
     _shut_down_within_budget(lambda delivery: True)
 
 
@@ -184,7 +184,7 @@ def _shut_down_despite_signals(started: float, chosen: Callable[[Delivery], bool
         except SystemExit:
             pass  # a second signal's handler, or a greenlet of gunicorn, asks for what is already happening
         except KeyboardInterrupt:
-            _end(float("-inf"), True, chosen)  # the user does not want to wait: report what is not delivered
+            _end(float("-inf"), True, chosen)  # the user does not want to wait: report undelivered events
             raise
 
 
@@ -231,7 +231,7 @@ def _register_with_twisted() -> None:
 
 
 def on_first_event(signals: Iterable[int], wraps_exit: bool) -> None:
-    """To be called when a client starts its thread: at the first event, or the first one after a pause."""
+    """Install the remaining hooks. Called when a client starts its thread: at its first event, or after a pause."""
     if wraps_exit:
         _wrap_os_exit()
     _register_with_twisted()
@@ -247,7 +247,7 @@ def _wrap_os_exit() -> None:
 
 
 def _exit_after_sending(status: int) -> NoReturn:
-    """`os._exit`, after sending what waits in this process within the rest of its exit budget."""
+    """`os._exit`, after sending all events of this process within the rest of its exit budget."""
     try:
         if any(delivery.sends_on_os_exit for delivery in own_deliveries()) and not is_in_signal_handler():
             _shut_down_within_budget(lambda delivery: delivery.sends_on_os_exit)
@@ -265,10 +265,10 @@ _reported: set[str] = set()  # problems with signals, each of which is reported 
 
 
 def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError], object] | None = None) -> None:
-    """Make ``signals`` send what waits before their previous action. Another call installs what is missing.
+    """Make ``signals`` send all waiting events before their previous action. Another call installs missing handlers.
 
-    Only the main thread can do that. A call in another thread, or a signal that is handled outside of Python, is
-    reported once if there is a ``report``, and does not raise: such an option must not stop the application.
+    Only the main thread can do that. A call in another thread, or a signal with a handler outside of Python, is
+    reported once if there is a ``report``, and does not raise: this option must not stop the application.
     """
     import signal
 
@@ -278,7 +278,7 @@ def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError],
             continue
         name = signal.Signals(number).name
         if handler is None:
-            said = f"exit_signals: {name} has a handler that Python did not install, so it does not send what waits"
+            said = f"exit_signals: {name} has a handler that Python did not install, so it does not send waiting events"
             report_once(report, said)
             continue
         previous, _previous[number] = _previous.get(number), handler  # before a signal can arrive
@@ -304,7 +304,7 @@ def report_once(report: Callable[[LetterError], object] | None, trouble: str) ->
 def _on_signal(number: int, frame: Any) -> None:
     pid = os.getpid()
     if any(delivery.defer_signal(lambda: os.kill(pid, number)) for delivery in own_deliveries()):
-        return  # it has interrupted a `put`, and will be sent again after that
+        return  # it has interrupted a `put`; the signal is sent again after that
     if not greenlets.spawn(_exit_by_signal, number, frame):
         _exit_by_signal(number, frame)
 
@@ -343,7 +343,7 @@ def _watch_raising() -> None:
 
 
 def _raise_after_sending(number: int) -> None:
-    """`signal.raise_signal`, after sending what waits if one of `exit_signals` is about to end the process."""
+    """`signal.raise_signal`, after sending all events if one of `exit_signals` is about to end the process."""
     import signal
 
     ends = number in _previous and signal.getsignal(number) is signal.SIG_DFL

@@ -6,7 +6,7 @@
 
     FINAL ---- the signal did not end it, as the first process of a container ---> OPEN
 
-Responsible for: the stage, how long calls may still block once the process is ending, what `close` has given up.
+Responsible for: the stage, how long calls may still block while the process is ending, what `close` has given up.
 Not responsible for: `close` itself, which is possible in any stage (`BoundedQueue.closed`), how an end is detected
 (`shutdown`).
 """
@@ -21,7 +21,7 @@ FOREVER = float("inf")
 class Stage(Enum):
     OPEN = "open"
     EXITING = "exiting"  # the process may still survive the signal
-    FINAL = "final"  # what is not delivered in time is lost
+    FINAL = "final"  # events that are not delivered in time are lost
 
 
 class Stages:
@@ -29,8 +29,8 @@ class Stages:
 
     def __init__(self) -> None:
         self.now = Stage.OPEN
-        # Seconds in total that calls may still wait until their events are settled; the end has used up the rest.
-        # Infinite until the end is over; no call waits before that.
+        # Total time in seconds that later calls may wait for their events to be settled: what `end` has left of
+        # `exit_timeout`. Infinite until `end` has returned; no call waits before that.
         self.budget = FOREVER
         self.has_given_up = False  # by `close`: no caller waits for what is still in flight
         self.lost_at_close = 0  # number of events; if there are any, no later `close` returns True
@@ -51,7 +51,7 @@ class Stages:
             self.now = Stage.EXITING
 
     def set_budget(self, budget: float) -> None:
-        """The end is over, and leaves ``budget`` seconds for later calls."""
+        """`end` has returned: later calls may wait for ``budget`` seconds in total."""
         self.budget = max(0.0, budget)
 
     def cancel_exit(self) -> None:

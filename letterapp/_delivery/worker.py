@@ -7,8 +7,8 @@
 Responsible for: starting the thread, at most one, when there is something to send, and stopping it when it is idle, so
 that a process that forks has no threads. Not responsible for: what it sends, and when (`batches`).
 
-Whether a thread is there is decided under the queue's lock, together with whether anything waits, so no event is queued
-between the thread's last look and its end.
+The thread stops under the queue's lock, and only if the queue is empty. So an event that is queued after the thread has
+checked the queue for the last time starts a new one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .._runtime.atfork import Process
     from .._storage.queue import BoundedQueue
 
-IDLE = 5.0  # seconds without an event after which the thread stops; starting it again costs some 50 us
+IDLE = 5.0  # seconds without an event after which the thread stops; starting it again takes about 50 us
 FOREVER = float("inf")
 
 
@@ -40,18 +40,18 @@ class WorkerState(Enum):
 
 
 class Worker:
-    """Any thread, signal handler and callback may call. A forked child makes its own."""
+    """Manages the thread. Any thread, signal handler or callback may call. A forked child creates its own."""
 
     def __init__(self, process: Process, queue: BoundedQueue, progress: Condition) -> None:
         """Starts nothing. ``progress`` is notified when the thread has stopped."""
         self._process = process
         self._queue = queue
         self._progress = progress
-        self._wakeup = Condition()  # of whoever sends
+        self._wakeup = Condition()  # notified when there may be something to send
         self._stops_when_idle = False
-        self._token: object = None  # what the thread that may send was started with
+        self._token: object = None  # identifies the current thread; one with another token stops
         self._started_by: object = _thread.start_new_thread  # the function that started it
-        self._native_id = 0  # of the last thread, as the system knows it
+        self._native_id = 0  # the operating system's ID of the last thread
         self._is_unavailable = False
 
     @property
@@ -70,27 +70,27 @@ class Worker:
 
     @property
     def wakeup(self) -> Condition:
-        """Notified when there may be something to send: for a caller that sends itself, as the thread would."""
+        """Notified when there may be something to send. For a caller that sends instead of the thread."""
         return self._wakeup
 
     def notify(self) -> None:
-        """Have a thread that is there look at the queue. Starts none."""
+        """Make the thread check the queue, if it is running. Starts none."""
         self._wakeup.notify_all()
 
     def wake(self, send: Callable[[], float], before_start: Callable[[], object], calls_settle: bool) -> bool:
-        """Have the thread look at the queue, starting it if need be; False where no thread can run.
+        """Make the thread check the queue, starting it if necessary; False if no thread can run.
 
         ``send``: sends what is due, and returns the seconds until there is more to do, infinity for nothing.
         ``before_start``: called before a thread is started.
-        ``calls_settle``: each call sees to its event itself, though there is a thread.
+        ``calls_settle``: calls wait until their events are settled, so each `put` has to return WAKE.
         """
         claim = self._queue.claim_worker()
         if claim is None:
             self._wakeup.notify_all()
             if self._started_by is _thread.start_new_thread:
                 return True
-            # gevent has patched since. Our thread is a real one, in which gevent's objects do not work: it stops when
-            # it sees that its token has been replaced, and a greenlet takes its place.
+            # gevent has patched in the meantime. The running thread is a real one, in which gevent's objects do not
+            # work: it stops when it sees that its token has been replaced, and a greenlet replaces it.
             claim = self._queue.replace_worker()
         before_start()
         with claim.starting:
@@ -102,7 +102,7 @@ class Worker:
         return claim.started
 
     def stop_when_idle(self) -> None:
-        """Have the thread stop as soon as nothing waits."""
+        """Make the thread stop as soon as the queue is empty."""
         self._stops_when_idle = True
 
     def await_stop(self, deadline: float, clock: Callable[[], float]) -> None:
@@ -118,16 +118,16 @@ class Worker:
         self._token = token = object()
         return servers.start_thread(self._run, token, send)
 
-    # The thread.
+    # Runs in the thread.
 
     def _run(self, token: object, send: Callable[[], float]) -> None:
         stopped = False
         self._native_id = _thread.get_native_id()
         try:
-            # A callback may have forked, and the child is not this thread's; or another thread has replaced it.
+            # A callback may have forked, and this is the child; or another thread has replaced this one.
             while self._process.pid == os.getpid() and self._token is token:
                 if self._started_by is not _thread.start_new_thread:
-                    self._queue.set_wake_on_put(True)  # gevent has patched: the next call has a greenlet take over
+                    self._queue.set_wake_on_put(True)  # gevent has patched: the next call starts a greenlet
                     return
                 with self._wakeup.waiter() as waiter:
                     wait = send()

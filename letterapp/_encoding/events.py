@@ -1,14 +1,14 @@
-"""A call becomes one event: checked, stamped, encoded to the bytes that travel.
+"""Encoding of a call as one event: check the arguments, add timestamp and ID, encode to the bytes that are sent.
 
-Responsible for: the items of the wire format, the arguments of a call, time and identity. Not responsible for: which
-values JSON can carry (`plain`, `json_text`), queues, batches, what is done with an event that was refused.
+Responsible for: the items of the wire format, the arguments of a call, timestamps and message IDs. Not responsible for:
+which values JSON can represent (`plain`, `json_text`), queues, batches, reporting a refused event.
 
-Encoding happens once, in the call (docs/architecture.md, rule 6), from a copy that holds values of Python's own types
-alone: no other thread can change it meanwhile, and the C encoder runs no foreign code. For flat properties, the usual
-case, that copy is a `dict.copy`. Anything nested or unusual is copied by `Copier`, which knows the path of each value
-for error messages, and stops when the event would be too large.
+An event is encoded once, in the call (docs/architecture.md, rule 6). Properties of plain types and bounded size are
+encoded as they are, by C code during which no other thread runs. Anything else is first copied to plain values by
+`Copier`, which knows the path of each value for error messages, and stops when the event would be too large. So the C
+encoder runs no code of other classes.
 
-Pure: no lock, no I/O, nothing per process, so any thread may call it and a fork cannot hurt it.
+No lock, no I/O, no state of the process except a cached timestamp: any thread may call, before or after a fork.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ if TYPE_CHECKING:
     MessageId = Union[str, UUID, None]
 
 _REQUIRED = ("type", "userId", "messageId")
-_FRAME = len(b'{"batch":[]}')  # what a request adds around a single event
+_FRAME = len(b'{"batch":[]}')  # bytes that a request adds to a single event
 
 
-_FEW = 1000  # entries of flat properties, for which nothing but the length of texts needs counting
+_FEW = 1000  # up to this many entries, only the length of strings needs counting in flat properties
 _NUMBERS = FLAT - {str}
 
 
 class Encoder:
     """Encodes the three kinds of event.
 
-    Each method returns the event's bytes, None when ``before_send`` dropped it, raises `LetterError` for a wrong
-    argument and `Unencodable` for a value that JSON cannot carry. ``default`` is `json.dumps`'s, for such values.
+    Each method returns the event's bytes, or None if ``before_send`` dropped it. It raises `LetterError` for a wrong
+    argument, and `Unencodable` for a value that JSON cannot represent. ``default`` converts such values, like that of
+    `json.dumps`.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Encoder:
         if type(properties) is dict and self._is_plain(properties):
             try:
                 return encode(properties)
-            except Exception as error:  # nan, a set, a change by another thread: the copy shows what it is
+            except Exception as error:  # NaN, a set, a change by another thread: copying it shows which
                 reraise_signal_error(error)
         copy = self._copy(name, properties)
         try:
@@ -135,7 +136,7 @@ class Encoder:
             raise fault_of(copy, name, error) from None
 
     def _is_plain(self, properties: dict[Any, Any]) -> bool:
-        """True when ``properties`` can be encoded as they are."""
+        """True if ``properties`` can be encoded as they are."""
         if len(properties) > _FEW:
             return False
         size = 0
@@ -165,12 +166,12 @@ class Encoder:
         return data
 
     def _change(self, before_send: Callable[[dict[str, Any]], dict[str, Any] | None], data: bytes) -> bytes | None:
-        # The function gets what would travel, decoded again: a copy, so that nothing of the caller's can change.
-        from json import loads  # imported already, by the client's constructor
+        # The function gets the event as it would be sent, decoded again: a copy, so it cannot change the caller's data.
+        from json import loads  # already imported by the client's constructor
 
         try:
             item = before_send(loads(data))
-        except Exception as error:  # the function is the application's; its failure costs this event alone
+        except Exception as error:  # an application's function; its failure affects only this event
             reraise_signal_error(error)
             raise Unencodable(f"before_send raised {said(error)}") from error
         if item is None:
@@ -188,9 +189,9 @@ class Encoder:
 def copied_fields(
     name: str, fields: dict[str, Any], max_bytes: int, default: Callable[[Any], Any] | None
 ) -> dict[str, Any]:
-    """Copy the fields of a request that is no event to plain values; `LetterError` with the path of what is none.
+    """Copy the fields of a request other than an event to plain values. Raises `LetterError` with the path of a value.
 
-    ``max_bytes`` bounds them all together, texts excepted.
+    ``max_bytes`` limits their total size, not counting strings at the top level.
     """
     texts = sum(len(value) for value in fields.values() if type(value) is str)
     try:
@@ -218,7 +219,7 @@ def _as_bytes(copy: Any) -> bytes:
 
 
 def _argument(name: str, value: Any, read: Callable[[str, Any], str]) -> str:
-    """What ``read`` makes of an argument, or a `LetterError`, whatever the argument's class raises meanwhile."""
+    """The result of ``read`` for an argument. Raises only `LetterError`, whatever the argument's class raises."""
     try:
         return read(name, value)
     except LetterError:
@@ -233,7 +234,7 @@ def _text(name: str, value: Any) -> str:
         if value is None:
             raise LetterError(f"{name} is required")
         raise LetterError(f"{name} must be a string, not {described(value)}")
-    text = str.__str__(value)  # of a subclass, too, what the C encoder would take
+    text = str.__str__(value)  # for a subclass too, what the C encoder would read
     if not text:
         raise LetterError(f"{name} is required")
     return text
@@ -256,20 +257,20 @@ def _optional_text(name: str, value: Any) -> str:
 def _unquoted(text: str) -> str:
     if "\\" not in text:
         return text[1:-1]
-    from json import loads  # of a text that somebody made up
+    from json import loads  # only for a message_id or timestamp given by the caller
 
     plain: str = loads(text)
     return plain
 
 
-# Time and identity.
+# Timestamps and message IDs.
 
 
 def _now() -> str:
-    """The moment of the call as a quoted ISO 8601 text in UTC, to the microsecond."""
+    """The current time as a quoted ISO 8601 string in UTC, in microseconds."""
     global _second
     now = str(time.time_ns())
-    seconds, text = _second  # one tuple, swapped whole: threads may race to write it, none can read half of it
+    seconds, text = _second  # one tuple, replaced atomically: threads may race to write it
     if now[:-9] != seconds:
         seconds = now[:-9]
         text = time.strftime('"%Y-%m-%dT%H:%M:%S.', time.gmtime(int(seconds or "0")))
@@ -281,7 +282,7 @@ _second = ("", "")
 
 
 def _wire_time(name: str, timestamp: Any) -> str:
-    """A datetime in UTC (a naive one is local time), a date as a date, text as it is."""
+    """A datetime in UTC (a naive one is local time), a date as a date, a string unchanged."""
     if isinstance(timestamp, str):
         return str.__str__(timestamp)
     try:
@@ -299,8 +300,8 @@ _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 def _new_id() -> str:
     """A random UUID, version 4 (RFC 9562, 5.4), quoted.
 
-    From the kernel at each call: a generator of one's own would repeat itself in forked children and in copies of a
-    whole machine, and `uuid.uuid4` costs three times as much.
+    From the kernel at each call: a generator in this process would repeat its numbers in forked children and in copies
+    of a whole machine, and `uuid.uuid4` takes three times as long.
     """
     digits = random_bytes(16).hex()
     return f'"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"'

@@ -1,10 +1,10 @@
-"""The JSON encoder, and the error for a value that has no JSON.
+"""The JSON encoder, and the error for values that JSON cannot represent.
 
-Responsible for: `encode`, which writes plain values; `is_plain`, which says whether a value is; `Unencodable`, with the
-path of the value; finding the value that the encoder refused. Not responsible for: turning other values into plain ones
+Responsible for: `encode`, which writes plain values; `is_plain`, which checks a value; `Unencodable`, with the path of
+the value; finding the value that the encoder refused. Not responsible for: converting other values to plain ones
 (`plain`), events (`events`).
 
-Pure: no lock, no I/O, no state of the process.
+No lock, no I/O, no state.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-MAX_DEPTH = 100  # levels of nesting; far above any event, far below the interpreter's own limit at any call depth
-_MOST_VALUES = 5000  # for which `is_plain` looks
-_EXCESS = 16  # times the bytes that an event may have: what is encoded in vain at the most, before it is measured
+MAX_DEPTH = 100  # levels of nesting; far above any real event, far below the interpreter's recursion limit
+_MOST_VALUES = 5000  # maximum number of values that `is_plain` checks; it returns False for more
+_EXCESS = 16  # `is_plain` allows a bound on the size up to this many times `max_bytes`; the exact size is checked later
 
 
 def _never(value: object) -> Any:
@@ -28,8 +28,8 @@ def _never(value: object) -> Any:
 
 
 try:
-    # CPython's own encoder, held directly: `json.dumps` costs half as much again, and importing `json` costs more
-    # than this whole package.
+    # CPython's encoder, used directly: `json.dumps` takes half as long again, and importing `json` takes longer than
+    # importing this whole package.
     from _json import encode_basestring, make_encoder
 except ImportError:  # PyPy
     from json.encoder import JSONEncoder, encode_basestring
@@ -38,15 +38,15 @@ except ImportError:  # PyPy
         ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), default=_never
     ).encode
 else:
-    # By position, because the keywords of the C type differ between versions: markers (no check for cycles: nesting
-    # is bounded before), default, text encoder, indent, separators, sort_keys, skipkeys, allow_nan.
+    # By position, because the keywords of the C type differ between versions: markers (no check for cycles, because
+    # the depth has been checked), default, string encoder, indent, separators, sort_keys, skipkeys, allow_nan.
     _pieces = make_encoder(None, _never, encode_basestring, None, ":", ",", False, False, False)
 
     def encode(o: Any) -> str:
         return "".join(_pieces(o, 0))
 
 
-quote = encode_basestring  # a text as a JSON string
+quote = encode_basestring  # a str as a JSON string
 
 
 try:
@@ -61,12 +61,12 @@ else:
 
 
 def is_plain(value: Any, max_bytes: int) -> bool:
-    """True when ``value`` can be encoded as it stands: it has plain types only, and its size is bounded.
+    """True if ``value`` can be encoded as it is: it consists of plain types, and its size is bounded.
 
-    Two functions in C look, much faster than Python code. `gc.get_referents` lists what containers hold, level by
-    level, repeated objects each time: it bounds the count and the depth. `marshal.dumps` refuses subclasses, and writes
-    repeated objects once: its length bounds the length of each text. A large value may be plain all the same:
-    `Copier` measures it exactly.
+    Two C functions check this, much faster than Python code. `gc.get_referents` lists the contents of containers, level
+    by level, and repeated objects each time, which bounds their number and the depth. `marshal.dumps` refuses
+    subclasses and writes repeated objects once, so the length of its result bounds the length of each string. False
+    does not mean that a value is not plain: `Copier` measures a large one exactly.
     """
     if not _inspects:
         return False
@@ -88,9 +88,9 @@ def is_plain(value: Any, max_bytes: int) -> bool:
 
 
 class Unencodable(Exception):
-    """A value is not JSON, or the event is too large; ``path`` says where: ``properties.cart[3].price``."""
+    """A value is not JSON, or the event is too large. ``path`` is that of the value: ``properties.cart[3].price``."""
 
-    timestamp = message_id = ""  # those that the event would have had on the wire
+    timestamp = message_id = ""  # of the refused event
 
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(problem)
@@ -98,7 +98,7 @@ class Unencodable(Exception):
         self.path = path
 
     def within(self, step: str) -> Unencodable:
-        """Note that the value lay inside ``step``; called from the inside outward."""
+        """Prepend ``step`` to the path. Called from the innermost level outward."""
         self.path = step + self.path
         return self
 
@@ -107,11 +107,11 @@ class Unencodable(Exception):
         return f"{path}: {self.problem}" if path else self.problem
 
 
-# What the C encoder refuses.
+# Values that the C encoder refuses.
 
 
 def fault_of(copy: Any, name: str, error: Exception) -> Unencodable:
-    """The report of the value in ``copy`` for which ``error`` was raised."""
+    """The error to raise, with the path of the value in ``copy`` for which the encoder raised ``error``."""
     fault = _find_fault(copy)
     if fault is not None:
         return fault.within(name)
@@ -158,7 +158,7 @@ def is_finite(number: float) -> bool:
 
 
 def key_text(key: Any) -> str:
-    """As `json.dumps` writes keys."""
+    """A key as `json.dumps` writes it."""
     if isinstance(key, str):
         return str.__str__(key)
     if key is None:

@@ -1,9 +1,9 @@
-"""Copying the values of one event to plain ones: Python's own types, which JSON can carry.
+"""Copying the values of one event to plain ones: built-in types that JSON can represent.
 
 Responsible for: `Copier`, the rules in docs/configuration.md for subclasses, dates, decimals, enums, dataclasses, numpy
-and so on; the bound on the copy's size. Not responsible for: JSON text (`json_text`), events (`events`).
+and so on; the limit on the copy's size. Not responsible for: JSON text (`json_text`), events (`events`).
 
-Pure: no lock, no I/O, no state of the process. Whatever a foreign class raises becomes `Unencodable` (`within`).
+No lock, no I/O, no state. Whatever a value's class raises becomes `Unencodable` (`within`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FLAT = frozenset((str, int, float, bool, type(None)))
 _TEXTS = frozenset((str,))
-_LARGE = 1 << 256  # an int from which on its digits are counted
+_LARGE = 1 << 256  # the digits of smaller integers are not counted
 
 
 def copied(name: str, properties: Any, max_bytes: int, default: Callable[[Any], Any] | None) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def copied(name: str, properties: Any, max_bytes: int, default: Callable[[Any], 
 
 
 def within(step: str, error: Exception) -> Unencodable:
-    """The report of what came up while the value at ``step`` was read: whatever its class raised, it is no JSON."""
+    """The error to raise for the value at ``step``, after reading it has raised ``error``."""
     if not isinstance(error, Unencodable):
         reraise_signal_error(error)
         error = Unencodable(f"could not be read: {said(error)}")
@@ -46,10 +46,10 @@ def within(step: str, error: Exception) -> Unencodable:
 
 
 class Copier:
-    """Copies the values of one event to plain ones, by the rules in docs/configuration.md, or raises `Unencodable`.
+    """Copies the values of one event to plain ones by the rules in docs/configuration.md, or raises `Unencodable`.
 
-    It counts what they take as JSON at the least and stops above ``max_bytes``: what is small in memory may be endless
-    as JSON, as a list is that holds another one twice, and so on. It never counts more than they take.
+    It computes a lower bound of their size as JSON, and stops above ``max_bytes``. A value that is small in memory may
+    be huge as JSON: a list that contains another list twice, which contains a third one twice, and so on.
     """
 
     def __init__(self, max_bytes: int, default: Callable[[Any], Any] | None) -> None:
@@ -85,8 +85,8 @@ class Copier:
         return self._unusual(value, depth)
 
     def _fields(self, fields: dict[Any, Any], depth: int) -> dict[str, Any]:
-        """Make the values of ``fields``, which nobody else has, plain."""
-        self._spend(5 * len(fields) or 1)  # each with two quotes, a colon, a comma, and a character at least
+        """Replace the values of ``fields``, which is a private copy, by plain ones."""
+        self._spend(5 * len(fields) or 1)  # two quotes, a colon, a comma and at least one character each
         if not _TEXTS.issuperset(map(type, fields)):
             fields = {key_text(key): value for key, value in fields.items()}
         self._spend(sum(map(len, fields)))
@@ -94,13 +94,13 @@ class Copier:
         return fields
 
     def _items(self, items: list[Any], depth: int) -> list[Any]:
-        """Make ``items``, which nobody else has, plain."""
+        """Replace the values of ``items``, which is a private copy, by plain ones."""
         self._spend(2 * len(items) or 1)
         self._each(items, enumerate(items), depth, "[%d]")
         return items
 
     def _each(self, holder: Any, pairs: Iterable[tuple[Any, Any]], depth: int, place: str) -> None:
-        """Make each value of ``pairs``, the keys and values of ``holder``, plain. ``place`` names it in an error."""
+        """Replace each value of ``pairs``, the items of ``holder``, by a plain one. ``place``: its path in an error."""
         size = 0
         for at, value in pairs:
             kind = type(value)
@@ -124,10 +124,10 @@ class Copier:
     def _mapping(self, mapping: Any, depth: int) -> dict[str, Any]:
         items = getattr(type(mapping), "items", None)
         if items is dict.items or items is getattr(loaded("collections", "OrderedDict"), "items", None):
-            return self._fields(dict.copy(mapping), depth)  # at once, as no other thread can change it
+            return self._fields(dict.copy(mapping), depth)  # atomic: no other thread can change it meanwhile
         return self._fields_of(mapping.items(), depth)
 
-    # What a foreign class yields may be without an end, and made for the occasion: each is dealt with as it comes.
+    # Other classes may yield endlessly many values, created on demand, so each one is copied and counted as it comes.
 
     def _fields_of(self, pairs: Any, depth: int) -> dict[str, Any]:
         fields: dict[str, Any] = {}
@@ -151,7 +151,7 @@ class Copier:
         return items
 
     def _unusual(self, value: Any, depth: int) -> Any:
-        """What is neither JSON's own nor refused: subclasses, dates, ids, decimals, enums, sets, dataclasses, ..."""
+        """Convert values of other supported types: subclasses, dates, UUIDs, decimals, enums, sets, dataclasses, ..."""
         if isinstance(value, loaded("enum", "Enum")):
             return self._plain(value.value, depth - 1)
         if isinstance(value, str):
@@ -172,7 +172,7 @@ class Copier:
         if isinstance(value, (set, frozenset)):
             return _in_order(self._items_of(list(value) if type(value) in (set, frozenset) else value, depth))
         if hasattr(type(value), "__dataclass_fields__"):
-            # Not all that stands there: class variables do too, and arguments of `__init__` alone, a password perhaps.
+            # Not `__dataclass_fields__` itself: it also lists class variables and `InitVar`s, such as a password.
             fields = sys.modules["dataclasses"].fields(value)
             return self._fields({field.name: getattr(value, field.name) for field in fields}, depth)
         if isinstance(value, _Mapping):
@@ -180,13 +180,13 @@ class Copier:
         return self._foreign(value, depth)
 
     def _foreign(self, value: Any, depth: int) -> Any:
-        """Classes that are known by what they can do: numpy's, pandas' and their like; then the application's turn."""
+        """Convert values of numpy, pandas and similar classes, recognised by their methods; else call ``default``."""
         kind = type(value)
         if hasattr(kind, "tolist") and hasattr(kind, "dtype"):
             sort = getattr(value.dtype, "kind", "")
             if value.shape:
                 return self._array(value, sort, depth)
-            # In nanoseconds a moment would be an int. So would a span, which is left to the application.
+            # A datetime64 in nanoseconds would become an int. So would a timedelta64, which `default` has to convert.
             single = value.astype("datetime64[us]").tolist() if sort == "M" else value.tolist()
             if sort != "m" and type(single) is not kind:
                 return self._plain(single, depth - 1)
@@ -209,13 +209,13 @@ class Copier:
         count = 1
         for length in value.shape:
             count *= length
-        if 2 * count > self._left:  # before there is a list of them: one value may stand for all of a large array
+        if 2 * count > self._left:  # before a list is created: a large array may be a view of a single value
             raise _TooLarge(self._max_bytes)
         return self._plain(value.tolist(), depth)
 
 
 class _TooLarge(Unencodable):
-    """Of no single value: it has no path."""
+    """The event as a whole is too large, so there is no path."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(f"its size is over the {max_bytes:,} that max_batch_bytes allows")
@@ -230,25 +230,25 @@ def _refused(value: object) -> Unencodable:
 
 def _in_order(values: list[Any]) -> list[Any]:
     try:
-        return sorted(values)  # so that the same set is the same text in each process
+        return sorted(values)  # so that equal sets have the same JSON in every process
     except TypeError:
         return values
 
 
 def loaded(module: str, name: str) -> Any:
-    """A class for `isinstance`, if its module is loaded: where it is not, no value can be of it.
+    """A class for `isinstance`, or an empty tuple if its module is not loaded: then no value can be an instance.
 
-    An import here could be torn by a fork in another thread, and would cost those who never use the class.
+    A fork in another thread could interrupt an import here, and programs that never use the class would pay for it.
     """
     return getattr(sys.modules.get(module), name, ())
 
 
 def from_date(value: Any) -> str | None:
-    """The text of a datetime or a date; None for all else."""
+    """A datetime or a date as an ISO 8601 string; None for any other value."""
     kind = loaded("datetime", "datetime")
     if isinstance(value, kind):
         if type(value) is not kind:
-            # A subclass may refuse what its base does: pandas' does for a naive moment.
+            # A subclass may not support what its base class does, like pandas' for a naive datetime.
             value = kind(
                 *(value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond),
                 tzinfo=value.tzinfo,
@@ -267,6 +267,6 @@ def from_date(value: Any) -> str | None:
 
 
 def is_missing(value: Any) -> bool:
-    """True for pandas' marks of a value that is not there."""
+    """True for pandas' markers of missing values."""
     pandas: Any = sys.modules.get("pandas")
     return pandas is not None and (value is getattr(pandas, "NaT", pandas) or value is getattr(pandas, "NA", pandas))

@@ -196,7 +196,7 @@ class RelayDelivery(Delivery):
         settled = self._await_relay(deadline)
         settled = self._local.close_by(deadline, timeout) and settled
         self._await_start(deadline)
-        self._tell_rest(f"the {timeout:g} s that close() may take")
+        self._tell_rest(f"the {timeout:g} s timeout of close()")
         self._client.close()
         self._keeper.close()
         return settled
@@ -213,7 +213,7 @@ class RelayDelivery(Delivery):
         self._local.drain(deadline)
         self._await_relay(deadline)
         if final:
-            self._tell_rest(f"the {self.exit_timeout:g} s that the end of the process may take")
+            self._tell_rest(f"exit_timeout ({self.exit_timeout:g} s) at the end of the process")
             self._client.close()
 
     def defer_signal(self, act: Callable[[], object]) -> bool:

@@ -3,8 +3,8 @@
 Responsible for: one set of hooks for the whole interpreter, and their state. Not responsible for: clients, queues.
 
 After a fork, each page that either process writes is copied. Visiting all clients would copy dozens of pages in a child
-that never uses them. So the hook visits only open descriptors, and one number that all objects of the parent share
-marks them as foreign.
+that never uses them. So the hook visits only open descriptors, and sets one number that all objects of the parent
+share, which marks them as not belonging to the child.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def block_forks(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
     outside of the GIL, which are never released in the child.
     """
     mine = object()
-    try:  # it includes the first line: an entry that a Ctrl-C has left would delay every later fork
+    try:  # includes the assignment: an entry left behind by a Ctrl-C would delay every later fork
         _blocking[mine] = os.getpid(), _thread.get_ident(), monotonic() + longest
         return act(*arguments)
     finally:

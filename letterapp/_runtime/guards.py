@@ -1,10 +1,11 @@
-"""Guards that stay correct when a signal handler raises anywhere.
+"""Guards that stay correct wherever a signal handler raises.
 
 Responsible for: `ReentrancyGuard`, `FairLock`, `ThreadClaim`. Not responsible for: the code that they guard.
 
 A signal handler may raise wherever Python checks for signals, even in a `finally`. So a counter, or a set of threads,
-that is updated in a `finally` would become wrong one day, and stay so. A lock in a `with` is released by C code:
-between the end of the block and the release Python does not check for signals.
+that is updated in a `finally` would sooner or later become wrong, and stay wrong. A lock in a `with` is released by C
+code: from CPython 3.9 on, Python does not check for signals between the end of the block and the release. In 3.8 it may
+(bpo-29988), so there an exception from a signal handler can leave a lock locked (docs/guarantees.md, limits).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _CUT_SHORT = 0.05  # seconds after which a waiting thread checks again: an excep
 
 
 class ReentrancyGuard:
-    """Knows which threads are inside a section of code. Any thread may ask; no method waits for another thread."""
+    """Tracks which threads are inside a section of code. Any thread may call; no method waits for another thread."""
 
     def __init__(self) -> None:
         self._locks: dict[int, Any] = {}  # a lock for each thread that is inside; a thread takes only its own
@@ -60,7 +61,7 @@ class FairLock:
     """A lock for slow work: first come, first served, with a timeout."""
 
     def __init__(self) -> None:
-        # Held for two operations. Re-entrant, because a signal handler may interrupt them and need the lock too.
+        # Held only for a few operations. Re-entrant, because a signal handler may interrupt them and need it too.
         self._choosing = threading.RLock()
         self._holder: tuple[Any, int] = (
             _thread.allocate_lock(),

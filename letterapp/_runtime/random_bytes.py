@@ -12,7 +12,7 @@ from itertools import count
 __all__ = ["random_bytes"]
 
 try:
-    # Not `urandom`, which releases the GIL: each call would let the sender's thread run, and wait for it.
+    # Not `urandom`, which releases the GIL: the sender's thread would run, and each call would wait for it.
     from os import getrandom as random_bytes
 
     random_bytes(1)  # an old kernel or a sandbox may refuse it

@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-# Caused by the thread itself. If they were blocked, they would end the process without a report by faulthandler.
+# Signals caused by the thread itself. If they were blocked, they would end the process without faulthandler's report.
 _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGABRT")
 _ENDING = 1.0  # seconds that the system may take to remove a thread; usually tens of microseconds
 _this = threading.local()  # `mask`: the signal mask of the thread that started this one

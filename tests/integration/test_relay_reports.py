@@ -145,8 +145,8 @@ def test_what_is_unsettled_when_a_process_ends_is_reported_and_what_the_relay_gi
     with start(relays.end_with_unsettled_events, letter_api.url, tmp_path, ends) as program:
         assert program.finish().code == 0, program.output
         assert runtime.left_behind() == []
-        told, logged = program.output.splitlines()
+        report, logged = program.output.splitlines()
     hold.release()
-    time = "0.3 s that close() may take" if ends == "close" else "0.3 s that the end of the process may take"
-    assert told.startswith(f"degraded 0 True 40 events were sent to the relay and are not settled after the {time}")
+    time = "the 0.3 s timeout of close()" if ends == "close" else "exit_timeout (0.3 s) at the end of the process"
+    assert report.startswith(f"degraded 0 True 40 events were sent to the relay and are not settled after {time}")
     assert re.fullmatch(r"letterapp relay \[\d+\]: 40 lost from ended processes: 40 events given up: .+", logged)
