@@ -22,7 +22,7 @@ class Records(NamedTuple):
     """What was logged outside the client."""
 
     returned: dict[Key, int]  # calls that returned, and their duration in microseconds
-    told: dict[Key, str]  # events that the client reported to its error callback or refused by what it returned
+    reported: dict[Key, str]  # events that the client reported to its error callback or refused by what it returned
     arrivals: list[tuple[str, Key]]  # what the API stored, in order: the client's id of the event, and the event
     unnamed: int = 0  # events that the client reported only as a number
 
@@ -32,7 +32,7 @@ class Counts(NamedTuple):
 
     calls: int
     delivered: int  # of the calls that returned
-    told: int  # not delivered, but reported to the program
+    reported: int  # not delivered, but reported to the program
     lost: int  # neither delivered nor reported
     twice: int  # events that arrived under two ids: the API counts them twice
     collided: int  # ids that two events share: the API drops one
@@ -50,12 +50,12 @@ def balance(records: Records) -> Counts:
     missing = records.returned.keys() - ids.keys()
     # A number alone counts as a report too: the program knows how many events are gone. A client that overstates the
     # number could hide a loss, but no more than it overstated.
-    told = min(len(missing), len(missing & records.told.keys()) + records.unnamed)
+    reported = min(len(missing), len(missing & records.reported.keys()) + records.unnamed)
     return Counts(
         calls=len(records.returned),
         delivered=len(records.returned) - len(missing),
-        told=told,
-        lost=len(missing) - told,
+        reported=reported,
+        lost=len(missing) - reported,
         twice=sum(len(each) > 1 for each in ids.values()),
         collided=sum(len(each) > 1 for each in keys.values()),
         disordered=_disordered(key for _, key in records.arrivals),
@@ -79,9 +79,9 @@ def _disordered(arrivals: Iterable[Key]) -> int:
 
 
 def verdict(entry: Mapping[str, object]) -> str:
-    """``balances``, ``told`` (all lost events were reported), ``red``, or ``failed`` if nothing could be counted."""
+    """``balances``, ``reported`` (every loss was reported), ``red``, or ``failed`` if nothing could be counted."""
     if entry["failure"]:
         return "failed"
     if any(entry[fault] for fault in FAULTS):
         return "red"
-    return "told" if entry["told"] else "balances"
+    return "reported" if entry["reported"] else "balances"

@@ -19,7 +19,7 @@ from .scenario_run import Scenario, run_scenario
 from .scenarios import SCENARIOS, chosen
 
 THIS, THROUGH_RELAY, THROUGH_MANAGER = "this", "relay", "manager"  # names of this client on the command line
-SEVERITY = ("balances", "told", "failed", "red")
+SEVERITY = ("balances", "reported", "failed", "red")
 SERVERS = (
     *("gunicorn", "packaging", "gevent", "uvicorn", "celery", "pyuwsgi>=2.0.27; sys_platform != 'win32'"),
     *("rq>=2", "twisted", "python-daemon>=3"),

@@ -143,11 +143,11 @@ class ScenarioRun:
     @property
     def calls(self) -> int:
         """The number of calls that have returned so far, in all processes."""
-        return sum(log.read_bytes().count(b"\n") for log in self._logs.iterdir() if "told" not in log.name)
+        return sum(log.read_bytes().count(b"\n") for log in self._logs.iterdir() if "reported" not in log.name)
 
     def times(self) -> dict[Key, int]:
         """The duration in microseconds of each call that has returned so far."""
-        logs = [log for log in self._logs.iterdir() if "told" not in log.name]
+        logs = [log for log in self._logs.iterdir() if "reported" not in log.name]
         lines = [(log.name, line.split()) for log in logs for line in log.read_text().splitlines()]
         return {(who, int(words[0])): int(words[1]) for who, words in lines}
 
@@ -207,26 +207,26 @@ class ScenarioRun:
 
     def records(self) -> Records:
         returned: dict[Key, int] = {}
-        told: dict[Key, str] = {}
+        reported: dict[Key, str] = {}
         unnamed, unspecific = self._logged, 0
         for log in self._logs.iterdir():
             for line in log.read_text().splitlines():
                 words = line.split()
-                if log.name.startswith("told"):
+                if log.name.startswith("reported"):
                     if words[1:]:
-                        told[words[0], int(words[1])] = "told"
+                        reported[words[0], int(words[1])] = "reported"
                     else:
                         unnamed += int(words[0])
                         unspecific += words[0] == "0"
                     continue
                 returned[log.name, int(words[0])] = int(words[1])
                 if words[2:]:
-                    told[log.name, int(words[0])] = words[2]
+                    reported[log.name, int(words[0])] = words[2]
         if unspecific:
             self.notes.append(f"{unspecific} errors reached the program that name no event")
             # Such as the report that a busy relay accepts no events for now: those tracked meanwhile bypass it.
             self.allows_overtaking = self.allows_overtaking or self.peer.column == RELAY
-        return Records(returned, told, list(self.api.arrivals), unnamed)
+        return Records(returned, reported, list(self.api.arrivals), unnamed)
 
 
 def run_scenario(

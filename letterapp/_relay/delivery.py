@@ -43,7 +43,7 @@ class LeaseKeeper:
         settings: Settings,
         clock: Callable[[], float],
         lease: Any,
-        tell: TroubleReporter,
+        report_trouble: TroubleReporter,
         client: RelayClient,
         progress: Condition,
     ) -> None:
@@ -51,7 +51,7 @@ class LeaseKeeper:
         self._settings = settings
         self._clock = clock
         self.lease = lease  # forked children inherit it
-        self._tell = tell
+        self._report_trouble = report_trouble
         self._client = client
         self._progress = progress
         self._claim = ThreadClaim()  # held by the thread that starts a relay
@@ -93,7 +93,7 @@ class LeaseKeeper:
         try:
             self._start_and_join()
         except LetterError as problem:
-            self._tell(str(problem))
+            self._report_trouble(str(problem))
         finally:
             self._claim = ThreadClaim()
             self._progress.notify_all()
@@ -108,13 +108,13 @@ class LeaseKeeper:
         self._client.retry_soon()
 
 
-class Told:
+class Reported:
     """What a `RelayDelivery` has reported about its relay."""
 
     def __init__(self) -> None:
         self.is_away = False  # reported that there is no relay at present
         self.breaks = 0  # number of lost connections when that was reported
-        self.has_rest = False  # reported what the relay still has at the end
+        self.has_unsettled = False  # reported what the relay still has at the end
         self.start_trouble = ""  # why no relay could be started; still to be reported
 
 
@@ -147,8 +147,8 @@ class RelayDelivery(Delivery):
         self._has_left = False  # the client is closed or the process is ending: it sends everything itself
         self._handling = ReentrancyGuard()  # threads that handle reports of the relay, and may call `on_error`
         self._returning = threading.Lock()  # held by the thread that returns the events of a lost relay
-        self._told = Told()
-        self._tell = TroubleReporter(self.reporter, clock)
+        self._reported = Reported()
+        self._report_trouble = TroubleReporter(self.reporter, clock)
         self._client = RelayClient(
             lambda: launcher.place(settings),
             lambda: protocol.Caller(settings.api_key, settings.base_url, protocol.EVENTS),
@@ -156,7 +156,7 @@ class RelayDelivery(Delivery):
             settings.max_queue_bytes,
             settings.relay_user,
         )
-        self._keeper = LeaseKeeper(settings, clock, lease, self._tell, self._client, self._progress)
+        self._keeper = LeaseKeeper(settings, clock, lease, self._report_trouble, self._client, self._progress)
 
     @classmethod
     def start(cls, settings: Settings) -> RelayDelivery:
@@ -169,7 +169,7 @@ class RelayDelivery(Delivery):
             return cls(settings, lease=launcher.lease(settings) if settings.enabled else None)
         except launcher.NoRelay as problem:
             sender = cls(settings)
-            sender._told.start_trouble = str(problem)
+            sender._reported.start_trouble = str(problem)
             sender._client.news = True
             return sender
 
@@ -196,7 +196,7 @@ class RelayDelivery(Delivery):
         settled = self._await_relay(deadline)
         settled = self._local.close_by(deadline, timeout) and settled
         self._await_start(deadline)
-        self._tell_rest(f"the {timeout:g} s timeout of close()")
+        self._report_unsettled(f"the {timeout:g} s timeout of close()")
         self._client.close()
         self._keeper.close()
         return settled
@@ -213,7 +213,7 @@ class RelayDelivery(Delivery):
         self._local.drain(deadline)
         self._await_relay(deadline)
         if final:
-            self._tell_rest(f"exit_timeout ({self.exit_timeout:g} s) at the end of the process")
+            self._report_unsettled(f"exit_timeout ({self.exit_timeout:g} s) at the end of the process")
             self._client.close()
 
     def defer_signal(self, act: Callable[[], object]) -> bool:
@@ -290,31 +290,33 @@ class RelayDelivery(Delivery):
             self._progress.notify_all()
         for error in link.take_errors():
             self.reporter(error)
-        told = self._told
-        trouble, told.start_trouble = told.start_trouble, ""
+        reported = self._reported
+        trouble, reported.start_trouble = reported.start_trouble, ""
         if trouble:
-            told.is_away = True
-            self._tell(trouble)
+            reported.is_away = True
+            self._report_trouble(trouble)
         if not link.trouble and not trouble:
             self._keeper.note_success()
-            told.is_away = False
+            reported.is_away = False
             return
-        if told.breaks != link.breaks:
-            self._tell.forget()  # it is another relay that was lost
-        if told.breaks != link.breaks or not told.is_away:
-            told.breaks = link.breaks
-            told.is_away = True
-            self._tell(f"the relay {link.trouble}; this process sends its events itself until the relay is back")
+        if reported.breaks != link.breaks:
+            self._report_trouble.forget()  # it is another relay that was lost
+        if reported.breaks != link.breaks or not reported.is_away:
+            reported.breaks = link.breaks
+            reported.is_away = True
+            self._report_trouble(
+                f"the relay {link.trouble}; this process sends its events itself until the relay is back"
+            )
         if self._settings.relay is True and not link.is_connected():
             self._keeper.start_if_due()
 
-    def _tell_rest(self, time_that_is_over: str) -> None:
-        """Report events that the relay has not settled: nobody will be told whether it delivers them or loses them."""
+    def _report_unsettled(self, time_limit: str) -> None:
+        """Report events that the relay has not settled: this process will not learn whether it delivers them."""
         events = self._client.unsettled()
-        if events and not self._told.has_rest:
-            self._told.has_rest = True
+        if events and not self._reported.has_unsettled:
+            self._reported.has_unsettled = True
             said = (
-                f"{len(events):,} events were sent to the relay and are not settled after {time_that_is_over}: "
+                f"{len(events):,} events were sent to the relay and are not settled after {time_limit}: "
                 "it keeps trying, and logs those that it gives up"
             )
             self.reporter(LetterError(said, cause="degraded", lost=0, events=events))

@@ -69,7 +69,7 @@ class Handover:
         self._full_since: float | None = None
         self._next_try = 0.0
         self._wait = FIRST_WAIT
-        self._is_told = False
+        self._is_reported = False
 
     @property
     def is_up(self) -> bool:
@@ -97,7 +97,7 @@ class Handover:
         except ValueError as problem:
             reraise_signal_error(problem)
             self.close()
-            self._tell(f"did not accept a batch: {problem}")  # this one only: the queue works
+            self._report_queue_trouble(f"did not accept a batch: {problem}")  # this one only: the queue works
         except Exception as problem:
             reraise_signal_error(problem)
             self._fail(reason(problem))
@@ -167,7 +167,7 @@ class Handover:
     def _recover(self) -> None:
         self._is_working = True
         self._wait = FIRST_WAIT
-        self._is_told = False
+        self._is_reported = False
 
     def _fail(self, why: str) -> None:
         self.close()
@@ -177,9 +177,9 @@ class Handover:
         now = self._clock()
         self._next_try = now + self._wait
         self._wait = min(2 * self._wait, LONGEST_WAIT)
-        if not self._is_told:
-            self._tell(f"cannot be used: {why}")
-        self._is_told = True
+        if not self._is_reported:
+            self._report_queue_trouble(f"cannot be used: {why}")
+        self._is_reported = True
 
-    def _tell(self, trouble: str) -> None:
+    def _report_queue_trouble(self, trouble: str) -> None:
         self._report_trouble(f"relay: {self.target!r} {trouble}; this process sends its events itself meanwhile")

@@ -346,5 +346,5 @@ def own_directory() -> str:
 
 
 def _name(settings: Settings) -> str:
-    told = [__version__, protocol.VERSION, {name: getattr(settings, name) for name in PASSED_ON}]
-    return sha256(json.dumps(told, default=revealed).encode()).hexdigest()[:16]
+    identity = [__version__, protocol.VERSION, {name: getattr(settings, name) for name in PASSED_ON}]
+    return sha256(json.dumps(identity, default=revealed).encode()).hexdigest()[:16]

@@ -60,19 +60,19 @@ class Caller:
     def __init__(self, api_key: Secret, base_url: str, wants: str) -> None:
         self._key = api_key
         self._nonce = _nonce()
-        self._said = _told(base_url, wants)
+        self._purpose = _purpose(base_url, wants)
         self.hello = line_of({"letterapp": VERSION, "nonce": self._nonce, "api": base_url, "wants": wants})
 
     def answer(self, line: bytes) -> bytes:
         """The response to the relay's challenge in ``line``. Raises `Refused` if that is invalid or of another key."""
-        told = parse(line)
-        if "refused" in told:
-            raise refusal(told)
-        challenge = str(told.get("challenge"))
-        if not _is_same(told.get("proof"), _proof(self._key, _RELAY, self._nonce, challenge, self._said)):
-            known = "challenge" in told
+        message = parse(line)
+        if "refused" in message:
+            raise refusal(message)
+        challenge = str(message.get("challenge"))
+        if not _is_same(message.get("proof"), _proof(self._key, _RELAY, self._nonce, challenge, self._purpose)):
+            known = "challenge" in message
             raise Refused("refuses this client: it has another API key" if known else "sent an invalid response")
-        return line_of({"proof": _proof(self._key, _PROCESS, self._nonce, challenge, self._said)})
+        return line_of({"proof": _proof(self._key, _PROCESS, self._nonce, challenge, self._purpose)})
 
 
 class Callee:
@@ -81,7 +81,7 @@ class Callee:
     def __init__(self, api_key: Secret, base_url: str) -> None:
         self._key = api_key
         self._url = base_url
-        self._nonce = self._challenge = self._said = self._wants = ""
+        self._nonce = self._challenge = self._purpose = self._wants = ""
 
     @property
     def has_challenged(self) -> bool:
@@ -92,29 +92,31 @@ class Callee:
 
         Raises `Refused`.
         """
-        told = parse(line)
+        message = parse(line)
         if self._challenge:
-            if not _is_same(told.get("proof"), _proof(self._key, _PROCESS, self._nonce, self._challenge, self._said)):
+            if not _is_same(
+                message.get("proof"), _proof(self._key, _PROCESS, self._nonce, self._challenge, self._purpose)
+            ):
                 raise Refused("it has another API key")
             return b"", self._wants
-        if told.get("letterapp") != VERSION:
-            raise Refused(UNKNOWN_PROTOCOL if "letterapp" not in told else "it uses another version of the protocol")
-        if told.get("api") != self._url:
+        if message.get("letterapp") != VERSION:
+            raise Refused(UNKNOWN_PROTOCOL if "letterapp" not in message else "it uses another version of the protocol")
+        if message.get("api") != self._url:
             raise Refused(f"it sends to another API than {self._url}")
-        if told.get("wants") not in (EVENTS, LEASE, STATUS):
+        if message.get("wants") not in (EVENTS, LEASE, STATUS):
             raise Refused("it asks for something that this relay does not offer")
-        self._nonce = str(told.get("nonce"))
-        self._wants = told["wants"]
-        self._said = _told(self._url, self._wants)
+        self._nonce = str(message.get("nonce"))
+        self._wants = message["wants"]
+        self._purpose = _purpose(self._url, self._wants)
         self._challenge = _nonce()
-        own = _proof(self._key, _RELAY, self._nonce, self._challenge, self._said)
+        own = _proof(self._key, _RELAY, self._nonce, self._challenge, self._purpose)
         return line_of({"challenge": self._challenge, "proof": own}), ""
 
 
-def refusal(told: Mapping[str, Any]) -> Refused:
+def refusal(message: Mapping[str, Any]) -> Refused:
     """The relay's refusal as an exception."""
-    refused = Refused(f"refuses this client: {readable(told.get('refused', 'no reason given'))}")
-    refused.is_busy = bool(told.get("busy"))
+    refused = Refused(f"refuses this client: {readable(message.get('refused', 'no reason given'))}")
+    refused.is_busy = bool(message.get("busy"))
     return refused
 
 
@@ -127,7 +129,7 @@ def _nonce() -> str:
     return random_bytes(16).hex()
 
 
-def _told(base_url: str, wants: str) -> str:
+def _purpose(base_url: str, wants: str) -> str:
     return dumps([VERSION, base_url, wants])
 
 

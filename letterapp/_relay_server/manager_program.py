@@ -162,14 +162,14 @@ def _spawned(options: dict[str, Any], address: Address | None, authkey: bytes, l
 
 def run_for_manager() -> int:
     """``python -m letterapp relay --for-manager``: the program that `start_process` runs."""
-    given = sys.stdin.readline()
-    if not given:
+    line = sys.stdin.readline()
+    if not line:
         return 1  # the starter has ended
-    told = json.loads(given)
-    del given  # contains the keys
-    told["options"]["api_key"] = Secret(told["options"]["api_key"])
-    authkey = SecretBytes.fromhex(told.pop("authkey"))
-    address = tuple(told["address"]) if isinstance(told["address"], list) else told["address"]
+    request = json.loads(line)
+    del line  # contains the keys
+    request["options"]["api_key"] = Secret(request["options"]["api_key"])
+    authkey = SecretBytes.fromhex(request.pop("authkey"))
+    address = tuple(request["address"]) if isinstance(request["address"], list) else request["address"]
     daemon.detach()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -180,7 +180,7 @@ def run_for_manager() -> int:
         os.dup2(2, 1)
 
     try:
-        serve(batches_of(told["options"]), address, authkey, announce, lambda: os.read(0, 64))
+        serve(batches_of(request["options"]), address, authkey, announce, lambda: os.read(0, 64))
     except (LetterError, OSError) as problem:
         os.write(1, f"{problem}\n".encode())
         return 1
@@ -201,13 +201,13 @@ def run_kept(options: argparse.Namespace) -> int:
         address, authkey = address_of(options.manager), authkey_of(options.authkey_file)
         api_key = daemon.read_api_key(options.api_key_file)
         given = {"api_key": api_key, "base_url": options.base_url, "spool": options.spool}
-        told = {name: value for name, value in given.items() if value is not None}
-        settings = settings_of(**told)
+        options_given = {name: value for name, value in given.items() if value is not None}
+        settings = settings_of(**options_given)
         if options.status:
             print(json.dumps(_status(settings, address, authkey)))
             return 0
         api = settings.base_url
-        serve(batches_of(told), address, authkey, lambda place: log(f"serving at {place} for {api}"), None)
+        serve(batches_of(options_given), address, authkey, lambda place: log(f"serving at {place} for {api}"), None)
         return 0
     except LetterError as problem:
         log(str(problem))
@@ -235,15 +235,15 @@ def serve(
     """
     if hasattr(os, "umask"):
         os.umask(0o077)
-    told_to_end, tell = os.pipe()  # a signal handler must not take a lock: it may have interrupted its holder
+    wakeup_read, wakeup_write = os.pipe()  # a signal handler must not take a lock: it may have interrupted its holder
     if starters_word is None:
         if os.name == "posix":
             # Makes the C handler write to it as well: if the signal comes just before the `read` below, Python's
             # handler runs only after it.
-            os.set_blocking(tell, False)
-            signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+            os.set_blocking(wakeup_write, False)
+            signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: os.write(tell, b"."))
+            signal.signal(number, lambda *_: os.write(wakeup_write, b"."))
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = _bound(batches, address, authkey)
@@ -254,7 +254,7 @@ def serve(
     announce(place)
     if starters_word is None:
         daemon.notify("READY=1")
-        os.read(told_to_end, 1)
+        os.read(wakeup_read, 1)
         daemon.notify("STOPPING=1")
     elif starters_word() != SHUTDOWN:
         _serve_the_connected(batches)

@@ -151,7 +151,7 @@ class Batches:
         if owner.resends or not owner.is_settled():
             return None  # `resends`: given up here at the end, so the client's process sends it
         self._session().batch = None
-        return owner.untold()
+        return owner.pending_reports()
 
     def status(self) -> dict[str, Any]:
         stats = self._sender.stats()

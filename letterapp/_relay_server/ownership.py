@@ -27,45 +27,47 @@ if TYPE_CHECKING:
     from .._config import Settings
     from .._runtime.condition import Condition
 
-UNHEARD = 262_144  # bytes of reports that an owner may leave unread; after that only losses by cause are counted
+MAX_UNREAD = 262_144  # bytes of reports that an owner may leave unread; beyond that only losses by cause are counted
 
 
 class Owner:
-    """A source of events, in order, that is told their outcome."""
+    """A source of events, in order, that receives their outcome."""
 
     def __init__(self) -> None:
         self.admitted = 0  # events, of which those below `settled` are settled, and those in `early`
         self.settled = 0
         self.early: set[int] = set()
         self.reports: deque[bytes] = deque()  # of lost events, to be sent before the acknowledgement that counts them
-        self.unheard = 0  # bytes of these
-        self.more: dict[str, tuple[LetterError, int]] = {}  # by cause: a report beyond `UNHEARD`, and how many events
+        self.unread = 0  # bytes of `reports`
+        self.more: dict[
+            str, tuple[LetterError, int]
+        ] = {}  # by cause: a report beyond `MAX_UNREAD`, and how many events
         self.reporting = threading.Lock()  # guards the three above, for a moment
-        self.is_reachable = True  # it can still be told
+        self.is_reachable = True  # reports can still be sent to it
         self.resends = False  # it sends events that are not settled itself
 
     def report(self, error: LetterError, count: int, events: list[bytes]) -> None:
-        """Tell the owner of ``count`` lost events; ``events`` are some of them."""
+        """Add a report of ``count`` lost events for the owner; ``events`` are some of them."""
         with self.reporting:
-            if self.unheard < UNHEARD:
+            if self.unread < MAX_UNREAD:
                 self.reports.append(protocol.lost(error, count, events))
-                self.unheard += len(self.reports[-1])
+                self.unread += len(self.reports[-1])
             else:
                 cause = error.cause or ""
                 self.more[cause] = error, self.more.get(cause, (error, 0))[1] + count
 
-    def untold(self) -> list[bytes]:
+    def pending_reports(self) -> list[bytes]:
         """The reports that have to be sent to the owner before the next acknowledgement."""
         with self.reporting:
             return [*self.reports, *(protocol.lost(error, count, []) for error, count in self.more.values())]
 
     def take_reports(self) -> list[bytes]:
-        """Return them, and forget them."""
+        """Return these reports, and remove them."""
         with self.reporting:
             lines = [*self.reports, *(protocol.lost(error, count, []) for error, count in self.more.values())]
             self.reports.clear()
             self.more.clear()
-            self.unheard = 0
+            self.unread = 0
             return lines
 
 
@@ -73,9 +75,9 @@ class OwnedSender:
     """A sender that knows the owner of each event. `shutdown` ends it with the process, like any other sender."""
 
     def __init__(self, settings: Settings, log: Callable[[str], None], progress: Condition) -> None:
-        places: list[Any] = [PrivateMemory(settings)]
+        backends: list[Any] = [PrivateMemory(settings)]
         if settings.spool:
-            places.insert(0, Spool(settings, self._tell))
+            backends.insert(0, Spool(settings, self._report))
         self._log = log
         self._largest = min(settings.max_queue_bytes, settings.max_batch_bytes - ENVELOPE)
         # Guards the four below. Held for a moment: by whoever admits an event, and under the queue's own lock when an
@@ -89,7 +91,7 @@ class OwnedSender:
         ] = {}  # lost events by cause, until they are reported
         self._pending_acks: set[Owner] = set()  # owners that are to be answered
         self._progress = progress
-        self.sender = Sender(settings, backends=Backends(places), report=self._tell, progress=progress)
+        self.sender = Sender(settings, backends=Backends(backends), report=self._report, progress=progress)
         self.sender.watch_removals(self._record_removal)
         shutdown.register(self.sender)
 
@@ -153,7 +155,7 @@ class OwnedSender:
 
     # Called by any thread that notices a loss.
 
-    def _tell(self, error: LetterError) -> None:
+    def _report(self, error: LetterError) -> None:
         with self._owners_lock:
             lost_events = self._unreported.pop(error.cause or "", [])
         self._attribute_losses(lost_events, error)
@@ -163,17 +165,17 @@ class OwnedSender:
         of_each: dict[Owner, list[bytes]] = {}
         for event, owner, _ in lost_events:
             of_each.setdefault(owner, []).append(event)
-        unheard = error.lost - len(lost_events)  # from the spool
+        unattributed = error.lost - len(lost_events)  # from the spool
         for owner, events in of_each.items():
             if owner.is_reachable:
                 owner.report(error, len(events), events[:SAMPLE])
             elif not owner.resends:
-                unheard += len(events)
+                unattributed += len(events)
         with self._owners_lock:
             for _, owner, number in lost_events:
                 self._settle(owner, number)
         self._progress.notify_all()
-        if unheard > 0:
-            self._log(f"{unheard:,} lost from ended processes: {error}")
+        if unattributed > 0:
+            self._log(f"{unattributed:,} lost from ended processes: {error}")
         elif not lost_events:
             self._log(str(error))

@@ -46,7 +46,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is t
 class QueueReader:
     """Reads a queue and sends what it reads, in one process. Any thread may call; `stop` waits for the thread.
 
-    `shutdown` tells it of the end of the process, as it tells a `Delivery`.
+    `shutdown` notifies it of the end of the process, like a `Delivery`.
     """
 
     def __init__(self, source: ProxyQueue | ForeignQueue, settings: Settings) -> None:
@@ -60,7 +60,7 @@ class QueueReader:
         self._has_marked_end = False  # a sentinel is behind that
         self._is_last = False  # all that was in the queue by then has been read
         self._is_over = False  # the time of `stop` or of the process's end is over: the rest stays in the queue
-        self._told = ""
+        self._trouble = ""
 
     def start(self) -> None:
         """Start reading. Returns at once; a second call does nothing. Raises `LetterError` after `stop`."""
@@ -85,7 +85,7 @@ class QueueReader:
         flush_clients_of(self._source, deadline)
         drained = self._drain(deadline)
         self._is_over = True
-        return self._sender.close(max(0.0, deadline - monotonic())) and drained and not self._told
+        return self._sender.close(max(0.0, deadline - monotonic())) and drained and not self._trouble
 
     def stats(self) -> dict[str, Any]:
         """The sender's counters; empty before `start`."""
@@ -164,7 +164,9 @@ class QueueReader:
                     item = channel.get(0.0 if self._is_last else _GET)
                 except Empty:
                     if channel is not None and channel.is_kept_from_us():
-                        self._tell("the queue has items, but another reader, perhaps a killed one, holds its lock")
+                        self._report_trouble(
+                            "the queue has items, but another reader, perhaps a killed one, holds its lock"
+                        )
                         has_marked_end = self._is_draining
                     if has_marked_end and not (channel is not None and channel.is_being_written()):
                         return
@@ -174,13 +176,13 @@ class QueueReader:
                     if channel is not None:
                         channel.close()
                         channel = None
-                    self._tell(f"the queue cannot be read: {text_of(problem)}")
+                    self._report_trouble(f"the queue cannot be read: {text_of(problem)}")
                     if self._is_draining:
                         return
                     self._pause(wait)
                     wait = min(2 * wait, _LONGEST_WAIT)
                     continue
-                wait, self._told = _FIRST_WAIT, ""
+                wait, self._trouble = _FIRST_WAIT, ""
                 self._take(item)
         finally:
             if channel is not None:
@@ -230,9 +232,9 @@ class QueueReader:
             why = "were read from the queue and not sent before the listener stopped"
             self._report(LetterError(f"{len(events):,} events {why}", cause="closed", events=events))
 
-    def _tell(self, trouble: str) -> None:
-        if trouble != self._told:
-            self._told = trouble
+    def _report_trouble(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
             self._report(LetterError(trouble, cause="degraded"))
 
 

@@ -77,7 +77,7 @@ class _WakingCondition(Condition):
 
 
 class Lifetime:
-    """When a relay exits: when it was told to or, if it was started for clients, after the last of them."""
+    """When a relay exits: when it was asked to, or, if it was started for clients, after the last of them."""
 
     def __init__(self, leased: bool) -> None:
         """``leased``: exit when the last connection is closed, not before."""
@@ -283,7 +283,7 @@ class RelayServer:
     def _hear_or_refuse(self, peer: Peer, reason: str) -> None:
         self._read(peer)  # its hello may just have arrived
         if not peer.role and peer in self._peers:
-            self._refuse(peer, reason, tell=False)  # a slow client may reconnect at once
+            self._refuse(peer, reason, notify=False)  # a slow client may reconnect at once
 
     def _read(self, peer: Peer) -> None:
         try:
@@ -295,7 +295,7 @@ class RelayServer:
         if not data:
             peer.is_read = True
             if peer.callee.has_challenged and not peer.role and not self._is_draining:
-                self._refuse(peer, "it disconnected before it proved that it has the API key", tell=False)
+                self._refuse(peer, "it disconnected before it proved that it has the API key", notify=False)
             elif self._is_draining and peer.is_reachable:
                 self._watch(peer)  # it has shut down its sending side, and waits for responses
             else:
@@ -395,9 +395,9 @@ class RelayServer:
     def _no_longer_hears(self, peer: Peer) -> None:
         """The peer has ended, or does not wait for responses: log its reports."""
         peer.is_reachable = False
-        untold, peer.unsent = peer.unsent + b"".join(peer.take_reports()), b""
+        unread, peer.unsent = peer.unsent + b"".join(peer.take_reports()), b""
         losses: dict[str, list[Any]] = {}  # by cause, so that there are few lines per process
-        for line in [] if peer.resends else untold.split(protocol.END):
+        for line in [] if peer.resends else unread.split(protocol.END):
             said = protocol.parse(line)
             if "lost" in said:
                 losses.setdefault(said["cause"], [0, said["message"]])[0] += said["lost"]
@@ -415,11 +415,11 @@ class RelayServer:
                 peer.unsent += protocol.settled(settled)
         return bool(peer.unsent)
 
-    def _refuse(self, peer: Peer, reason: str, tell: bool = True, is_busy: bool = False) -> None:
+    def _refuse(self, peer: Peer, reason: str, notify: bool = True, is_busy: bool = False) -> None:
         self._refused += 1
         self._say(f"a connection was refused: {reason}")
         try:
-            if tell:
+            if notify:
                 peer.sock.send(protocol.line_of({"refused": reason, **({"busy": True} if is_busy else {})}), QUIETLY)
         except OSError:
             pass

@@ -46,7 +46,7 @@ def lost(url: str, on_given_up: OnGivenUp) -> Client:
     )
 
 
-def told(url: str, on_given_up: OnGivenUp) -> Client:
+def reported(url: str, on_given_up: OnGivenUp) -> Client:
     """One event in fifty is given up and reported to the program: no fault, but not green either."""
     return _with(
         url,

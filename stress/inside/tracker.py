@@ -54,7 +54,8 @@ class Tracker:
         lines = [f"{item['properties']['who']} {item['properties']['serial']}\n" for item in events]
         if unnamed or not lines:
             lines.append(f"{unnamed}\n")  # 0: an error that mentions no events
-        file = os.open(os.path.join(self.folder, f"told-{os.getpid()}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        path = os.path.join(self.folder, f"reported-{os.getpid()}")
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.write(file, "".join(lines).encode())
         os.close(file)
 

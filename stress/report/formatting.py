@@ -14,10 +14,10 @@ from ..peers import FLOOR, SELF
 from .results import COUNTS, Bench, Entry, Ledger, Origin
 
 # The marks are for readers who cannot tell red from green.
-MARKS = {"balances": "✓", "told": "!", "red": "✗", "failed": "?", "none": "-"}
+MARKS = {"balances": "✓", "reported": "!", "red": "✗", "failed": "?", "none": "-"}
 MEANINGS = {
     "balances": "all events arrived once and in order; nothing is left behind",
-    "told": "some events did not arrive, and each was reported to the program",
+    "reported": "some events did not arrive, and each was reported to the program",
     "red": "events lost without a report, duplicated or out of order, or a program that hung or left something behind",
     "failed": "could not run",
     "none": "not run",
@@ -37,7 +37,7 @@ FIGURE_TITLES = {
 FIGURE_MEANINGS = {
     "calls": "calls that returned",
     "delivered": "events of those calls that arrived at least once",
-    "told": "not delivered, but reported to the program",
+    "reported": "not delivered, but reported to the program",
     "lost": "neither delivered nor reported",
     "twice": "delivered under two ids",
     "collided": "two events with one id",
@@ -97,7 +97,7 @@ def cell(entry: Entry | None) -> Cell:
     if entry.verdict == "failed":
         return Cell("failed", ["failed"])
     words = [_lost(entry)]
-    for key in ("told", *FAULTS[1:]):
+    for key in ("reported", *FAULTS[1:]):
         count = entry.figures[key]
         if count:
             name = "orphan" if key == "orphans" and count == 1 else FIGURE_TITLES[key]

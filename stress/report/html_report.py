@@ -34,8 +34,8 @@ _DARK = {
     "floor": "#8b949e",
     "balances": "#7ee29a",
     "balances-paper": "#10331f",
-    "told": "#f2cc60",
-    "told-paper": "#3d2f07",
+    "reported": "#f2cc60",
+    "reported-paper": "#3d2f07",
     "red": "#ffa198",
     "red-paper": "#4d1519",
     "failed": "#b1bac4",
@@ -121,7 +121,7 @@ def _figures(entry: Entry) -> list[tuple[str, str, str]]:
 def _style(key: str, value: float | None) -> str:
     if not value:
         return "zero"
-    return "red" if key in FAULTS else "told" if key == "told" else ""
+    return "red" if key in FAULTS else "reported" if key == "reported" else ""
 
 
 def _bench(bench: Bench) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _curve(bench: Bench, key: str) -> Figure:
     lines = bench.curves[key]
     under = formatting.direction(lines.y_title)
     picture = _inline(charts.curve(bench, key), lines.title)
-    notes = [("!", "told", note) for note in formatting.notes_of(bench, lines.measure)]
+    notes = [("!", "reported", note) for note in formatting.notes_of(bench, lines.measure)]
     return Figure(lines.title, under, picture, [*_failed(bench, lines.measure), *notes], curve_lines(bench, lines))
 
 

@@ -22,7 +22,7 @@ from ..ledger import FAULTS
 from ..metrics import CURVES, METRICS, CurveSamples, Samples, Spread, check_limits
 from ..peers import Peer
 
-COUNTS = ("calls", "delivered", "told", *FAULTS)
+COUNTS = ("calls", "delivered", "reported", *FAULTS)
 RESOURCES = (
     "seconds",
     "longest_call_ms",
@@ -33,7 +33,7 @@ RESOURCES = (
     "peak_fds",
     "switches",
 )
-VERDICTS = ("balances", "told", "red", "failed")
+VERDICTS = ("balances", "reported", "red", "failed")
 
 
 class Result(NamedTuple):
@@ -189,8 +189,8 @@ def machine() -> str:
 # ---- Reading
 
 
-def read(paths: list[Path], tell: Callable[[str], None]) -> tuple[Bench | None, Ledger | None]:
-    """The newest of each kind; ``tell`` is called about ignored files. Raises ValueError for an invalid file."""
+def read(paths: list[Path], warn: Callable[[str], None]) -> tuple[Bench | None, Ledger | None]:
+    """The newest of each kind; ``warn`` is called about ignored files. Raises ValueError for an invalid file."""
     newest: dict[type, tuple[Path, Bench | Ledger]] = {}
     for path in paths:
         found = _read_one(path)
@@ -200,7 +200,7 @@ def read(paths: list[Path], tell: Callable[[str], None]) -> tuple[Bench | None, 
             continue
         old, new = sorted([other, (path, found)], key=lambda pair: pair[1].origin.date)
         newest[type(found)] = new
-        tell(f"{old[0]} is ignored: {new[0]} is newer ({new[1].origin.date:%Y-%m-%d %H:%M})")
+        warn(f"{old[0]} is ignored: {new[0]} is newer ({new[1].origin.date:%Y-%m-%d %H:%M})")
     kept = {kind: found for kind, (_, found) in newest.items()}
     bench_found, ledger_found = kept.get(Bench), kept.get(Ledger)
     assert not isinstance(bench_found, Ledger) and not isinstance(ledger_found, Bench)
@@ -285,6 +285,8 @@ def entry(line: Any, where: str = "entry") -> Entry:
     """Check one of a ledger's entries. Raises ValueError as `ledger` does."""
     if not isinstance(line, dict):
         raise ValueError(f"{where} is not an object")
+    if "told" in line:  # as older versions named this column
+        line = {"reported": line["told"], **line}
     figures = {key: _field(line, key, float, None, where) for key in (*COUNTS, *RESOURCES)}
     failure = _field(line, "failure", str, None, where)
     verdict = _field(line, "verdict", str, "", where)
@@ -303,7 +305,7 @@ def _verdict(figures: dict[str, float | None], failure: str | None) -> str:
         return "failed"
     if any(figures[fault] for fault in FAULTS):
         return "red"
-    return "told" if figures["told"] else "balances"
+    return "reported" if figures["reported"] else "balances"
 
 
 def _limit(line: Any, where: str) -> LimitResult:

@@ -18,7 +18,7 @@ from . import results
 from .formatting import MARKS, MEANINGS, bench_notes, cell, ledger_notes, spread_text, total
 from .results import Bench, CurveLines, Ledger, LimitResult
 
-STYLES = {"balances": "green", "told": "yellow", "red": "red", "failed": "dim", "none": "dim"}
+STYLES = {"balances": "green", "reported": "yellow", "red": "red", "failed": "dim", "none": "dim"}
 
 
 Rows = List[Tuple[str, ...]]

@@ -40,6 +40,6 @@ def test_an_owner_that_never_reads_its_reports_costs_little_memory_and_a_few_lin
     error = LetterError("no" * 200, 400, "b" * 60_000, cause="rejected")
     for _ in range(20_000):
         owner.report(error, 2, [b"{}", b"{}"])
-    assert sum(map(len, owner.untold())) < 524_288
+    assert sum(map(len, owner.pending_reports())) < 524_288
     assert sum(protocol.parse(line)["lost"] for line in owner.take_reports()) == 40_000
     assert owner.take_reports() == []

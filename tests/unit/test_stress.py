@@ -55,10 +55,10 @@ def test_no_more_than_so_many_ports_are_marked() -> None:
     assert len(ports._reservations) == ports._MAX_RESERVED
 
 
-def sums(returned: list[Any], arrivals: list[Any], told: tuple[Any, ...] = ()) -> dict[str, Any]:
-    records = Records(dict.fromkeys(returned, 1500), dict.fromkeys(told, "told"), arrivals)
+def sums(returned: list[Any], arrivals: list[Any], reported: tuple[Any, ...] = ()) -> dict[str, Any]:
+    records = Records(dict.fromkeys(returned, 1500), dict.fromkeys(reported, "reported"), arrivals)
     found = balance(records)._asdict()
-    assert found["calls"] == found["delivered"] + found["told"] + found["lost"]
+    assert found["calls"] == found["delivered"] + found["reported"] + found["lost"]
     return {name: value for name, value in found.items() if value and name not in ("calls", "longest_call_ms")}
 
 
@@ -72,8 +72,8 @@ def test_a_second_delivery_under_the_same_id_is_no_fault() -> None:
 
 def test_an_event_that_did_not_come_is_lost_unless_the_program_was_told() -> None:
     assert sums([ONE, OTHER], [("a", ONE)]) == {"delivered": 1, "lost": 1}
-    assert sums([ONE, OTHER], [("a", ONE)], told=(OTHER,)) == {"delivered": 1, "told": 1}
-    assert sums([ONE], [("a", ONE)], told=(ONE,)) == {"delivered": 1}, "given up, but delivered nevertheless"
+    assert sums([ONE, OTHER], [("a", ONE)], reported=(OTHER,)) == {"delivered": 1, "reported": 1}
+    assert sums([ONE], [("a", ONE)], reported=(ONE,)) == {"delivered": 1}, "given up, but delivered nevertheless"
 
 
 def test_two_ids_of_one_event_and_two_events_of_one_id() -> None:
@@ -92,12 +92,12 @@ def test_a_call_that_was_cut_short_is_no_fault() -> None:
 
 
 def test_every_fault_makes_the_verdict_red() -> None:
-    clean = {**dict.fromkeys(FAULTS, 0), "told": 0, "failure": None}
+    clean = {**dict.fromkeys(FAULTS, 0), "reported": 0, "failure": None}
     assert verdict(clean) == "balances"
-    assert verdict({**clean, "told": 1}) == "told"
+    assert verdict({**clean, "reported": 1}) == "reported"
     assert verdict({**clean, "failure": "no server"}) == "failed"
     for fault in FAULTS:
-        assert verdict({**clean, "told": 1, fault: 1}) == "red"
+        assert verdict({**clean, "reported": 1, fault: 1}) == "red"
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_what_a_process_keeps_at_its_os_exit_is_lost(perform: Any) -> None:
 def test_a_family_that_a_ctrl_c_ends_is_told_of_every_event(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exits, "FAMILIES", 1)
     entry = perform("family-ctrl-c-hurried", "letterapp")
-    assert (entry["verdict"], entry["told"], entry["calls"], faults(entry)) == ("told", 40, 40, {}), entry
+    assert (entry["verdict"], entry["reported"], entry["calls"], faults(entry)) == ("reported", 40, 40, {}), entry
 
 
 @needs_unix
@@ -177,8 +177,8 @@ def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatc
 def test_what_a_relay_writes_into_its_log_is_told(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario_run, "GRACE", 15.0)  # a relay may run for a while after its last client
     entry = perform("outage-end", "letterapp", relay=True, exit_timeout=1.0)
-    assert (entry["verdict"], faults(entry)) == ("told", {}), entry
-    assert entry["calls"] == entry["told"] + entry["delivered"] > entry["delivered"]
+    assert (entry["verdict"], faults(entry)) == ("reported", {}), entry
+    assert entry["calls"] == entry["reported"] + entry["delivered"] > entry["delivered"]
 
 
 @needs_unix
@@ -331,8 +331,8 @@ def test_a_client_that_keeps_something_of_each_burst_leaks(
 
 
 def test_what_the_program_was_told_is_no_loss_and_not_green(perform: Any) -> None:
-    entry = perform("single", "broken:told")
-    assert (entry["verdict"], entry["told"], faults(entry)) == ("told", 100, {}), entry
+    entry = perform("single", "broken:reported")
+    assert (entry["verdict"], entry["reported"], faults(entry)) == ("reported", 100, {}), entry
 
 
 def test_a_program_that_breaks_is_no_ledger(perform: Any) -> None:
@@ -416,7 +416,7 @@ def test_every_scenario_is_listed() -> None:
     assert [line.split()[0] for line in listed.splitlines()] == list(SCENARIOS)
 
 
-@pytest.mark.parametrize(("client", "status"), [("letterapp", 0), ("broken:told", 0), ("broken:lost", 1)])
+@pytest.mark.parametrize(("client", "status"), [("letterapp", 0), ("broken:reported", 0), ("broken:lost", 1)])
 def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int, perform: Any) -> None:
     console = Console(quiet=True)
     data = ledger(perform("single", client))
@@ -431,7 +431,7 @@ def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int,
 def test_the_worst_of_several_performances_is_kept() -> None:
     entries = [
         {"verdict": verdict, "lost": lost, "notes": ["as it was"]}
-        for verdict, lost in [("balances", 0), ("red", 10), ("told", 0), ("red", 40), ("failed", 0)]
+        for verdict, lost in [("balances", 0), ("red", 10), ("reported", 0), ("red", 40), ("failed", 0)]
     ]
     assert run.worst(entries[:1]) == entries[0]
     assert run.worst(entries) == {
