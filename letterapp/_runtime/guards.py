@@ -5,7 +5,7 @@ Responsible for: `ReentrancyGuard`, `FairLock`, `ThreadClaim`. Not responsible f
 A signal handler may raise wherever Python checks for signals, even in a `finally`. So a counter, or a set of threads,
 that is updated in a `finally` would sooner or later become wrong, and stay wrong. A lock in a `with` is released by C
 code: from CPython 3.9 on, Python does not check for signals between the end of the block and the release. In 3.8 it may
-(bpo-29988), so there an exception from a signal handler can leave a lock locked (docs/guarantees.md, limits).
+(bpo-29988), so there an exception from a signal handler can leave a lock locked (docs/guarantees.md).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ TITLES = {
     "kill-in-sender": "the same on the client's own thread, in all that it does to take, send and settle events",
     "kill-before-stored": "20 SIGKILLs of workers or a relay, when a request has arrived and is not yet stored",
     "kill-after-stored": "the same, when it is stored and not yet answered",
-    "kill-heirs": "12 SIGKILLs of processes that send events of a killed one, before or after they are stored",
+    "kill-recovery": "12 SIGKILLs of processes that send events of a killed one, before or after they are stored",
     "sudden-ends": "60 children that end with os._exit, os.abort or a segmentation fault, in turn",
 }
 CHILDREN = 500
@@ -58,7 +58,7 @@ def inside(name: str, seed: str) -> None:
     else:
         import family
 
-        family.run(parent_tracks=name != "kill-heirs")
+        family.run(parent_tracks=name != "kill-recovery")
 
 
 def _kill_at_any_time(rng: random.Random) -> None:
@@ -219,12 +219,12 @@ def outside(run: ScenarioRun) -> None:
     from ..scenario_run import NotApplicable
 
     has_relay = run.peer.column == RELAY
-    if has_relay and run.name in ("kill-in-sender", "kill-heirs"):
+    if has_relay and run.name in ("kill-in-sender", "kill-recovery"):
         raise NotApplicable("the relay sends all events, and no worker any")
     run.allows_overtaking = has_relay
     program = run.start(run.name, run.random.randrange(2**32), timeout=TIMEOUT)
     killer = None
-    if run.name in ("kill-before-stored", "kill-after-stored", "kill-heirs"):
+    if run.name in ("kill-before-stored", "kill-after-stored", "kill-recovery"):
         program.receive()
         killer = SenderKiller(run, program.pid)
         run.api.rule = killer.decide
@@ -232,7 +232,7 @@ def outside(run: ScenarioRun) -> None:
         run.api.rule = None
         program.close_stdin()
     run.finish(program, seconds=TIMEOUT)
-    if killer and not killer.killed and (run.is_this_client or run.name != "kill-heirs"):
+    if killer and not killer.killed and (run.is_this_client or run.name != "kill-recovery"):
         raise Failure("no worker sent a request during its life, so none was killed")
 
 
@@ -246,7 +246,7 @@ class SenderKiller:
     def __init__(self, run: ScenarioRun, parent: int) -> None:
         from ..peers import MANAGER, RELAY
 
-        self._recovering_only = run.name == "kill-heirs"
+        self._recovering_only = run.name == "kill-recovery"
         self._stored = {"kill-before-stored": (False,), "kill-after-stored": (True,)}.get(run.name, (False, True))
         self._target = RECOVERIES if self._recovering_only else REQUESTS
         self._parent = parent
@@ -279,7 +279,7 @@ class SenderKiller:
         return kill
 
     def wait(self) -> None:
-        """Wait until enough senders are killed. In `kill-heirs` workers are killed too, so others send for them."""
+        """Wait until enough senders are killed. In `kill-recovery` workers are killed too, so others send for them."""
         deadline = time.monotonic() + KILLING_TIME
         while self.killed < self._target and time.monotonic() < deadline:
             time.sleep(self._chance.uniform(0.1, 0.3))

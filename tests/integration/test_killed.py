@@ -18,7 +18,7 @@ from programs import killed
 
 from letterapp.testing import stall, status
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere less is promised")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the guarantees are weaker on other systems")
 
 
 @pytest.fixture

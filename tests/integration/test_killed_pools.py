@@ -11,7 +11,7 @@ from families import output_of
 from harness import whose
 from programs import killed_pools
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere less is promised")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the guarantees are weaker on other systems")
 
 # Which of the two ends that a process has is the first depends on what was imported first.
 both_orders = pytest.mark.parametrize("first", ["multiprocessing", "client"])

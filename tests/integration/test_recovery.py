@@ -17,7 +17,7 @@ from programs import recovery
 
 from letterapp.testing import Hold, status
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere less is promised")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the guarantees are weaker on other systems")
 
 
 @pytest.fixture

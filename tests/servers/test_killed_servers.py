@@ -13,7 +13,7 @@ from harness import ROOT, WebServer, environment, eventually, whose
 
 from stress.ports import free_port
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere less is promised")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the guarantees are weaker on other systems")
 
 APPLICATION = "programs.killed_gunicorn:app"
 CONFIGURATION = ROOT / "tests" / "programs" / "killed_gunicorn_conf.py"
