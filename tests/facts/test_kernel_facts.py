@@ -39,11 +39,11 @@ def holds(program: Callable[..., None], tmp_path: Path, *arguments: object, lock
 
 
 @pytest.mark.parametrize("how", ["is killed", "leaves by os._exit", "aborts", "crashes"])
-def test_a_lock_is_given_back_before_its_owner_is_reaped_that(how: str, locks: Callable[..., None]) -> None:
+def test_a_lock_is_released_before_its_owner_is_reaped(how: str, locks: Callable[..., None]) -> None:
     locks(kernel_facts.owner_ends, how)
 
 
-def test_a_lock_is_kept_by_a_stopped_owner_and_given_back_when_that_is_killed(locks: Callable[..., None]) -> None:
+def test_a_stopped_process_keeps_its_lock_until_it_is_killed(locks: Callable[..., None]) -> None:
     locks(kernel_facts.stopped_owner)
 
 
@@ -52,7 +52,7 @@ def test_a_lock_is_kept_by_a_stopped_owner_and_given_back_when_that_is_killed(lo
     ["not inheritable", "inheritable"],
     ids=["given back", "kept if the descriptor is inheritable"],
 )
-def test_at_exec_a_lock_is(descriptor: str, locks: Callable[..., None]) -> None:
+def test_lock_across_exec(descriptor: str, locks: Callable[..., None]) -> None:
     locks(kernel_facts.owner_executes, descriptor)
 
 
@@ -66,7 +66,7 @@ WITHOUT_HOOKS = pytest.param(
 
 
 @pytest.mark.parametrize("hooks", ["with hooks", WITHOUT_HOOKS])
-def test_a_lock_is_not_inherited_and_not_given_back_by_a_child(hooks: str, locks: Callable[..., None]) -> None:
+def test_a_child_neither_inherits_nor_releases_a_lock(hooks: str, locks: Callable[..., None]) -> None:
     locks(kernel_facts.fork_of_an_owner, hooks)
 
 
@@ -78,19 +78,19 @@ def test_a_lock_is_kept_while_and_after_its_owner_runs_programs(locks: Callable[
     locks(kernel_facts.owner_runs_programs)
 
 
-def test_a_lock_is_its_process_s_own_and_may_be_taken_twice(locks: Callable[..., None]) -> None:
+def test_a_process_can_take_its_own_lock_twice(locks: Callable[..., None]) -> None:
     locks(kernel_facts.owner_with_threads)
 
 
 @pytest.mark.parametrize("what", ["a copy", "the file opened anew", "a mapping of the file"])
-def test_all_locks_are_given_back_when_their_owner_closes(what: str, locks: Callable[..., None]) -> None:
+def test_closing_any_descriptor_releases_all_locks_of_a_file(what: str, locks: Callable[..., None]) -> None:
     locks(kernel_facts.owner_closes, what)
 
 
 # What a killed writer leaves.
 
 
-def test_a_word_that_a_killed_child_stored_is_there_and_was_never_seen_half(tmp_path: Path) -> None:
+def test_a_word_stored_by_a_killed_child_is_complete(tmp_path: Path) -> None:
     holds(kernel_facts.stored_word, tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_a_fork_copies_no_page_tables_of_a_shared_mapping(tmp_path: Path) -> Non
     holds(kernel_facts.page_tables_after_a_fork, tmp_path)
 
 
-def test_removed_pages_are_given_back_by_all_processes_and_read_as_zeros(tmp_path: Path) -> None:
+def test_removed_pages_are_freed_in_all_processes_and_read_as_zeros(tmp_path: Path) -> None:
     holds(kernel_facts.removed_pages, tmp_path)
 
 
@@ -114,5 +114,5 @@ EXIT = {"x86_64": 60, "aarch64": 93}  # the system call that ends the thread tha
 
 
 @pytest.mark.skipif(platform.machine() not in EXIT, reason="its number is not known here")
-def test_a_process_whose_first_thread_alone_has_ended_looks_like_a_zombie_and_keeps_all(tmp_path: Path) -> None:
+def test_a_process_whose_main_thread_has_ended_looks_like_a_zombie_and_keeps_its_lock_and_socket(tmp_path: Path) -> None:
     holds(kernel_facts.first_thread_has_ended, tmp_path, EXIT[platform.machine()])

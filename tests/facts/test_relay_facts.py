@@ -28,7 +28,7 @@ def test_what_a_writer_sent_can_be_read_before_the_reset_that_its_unread_answers
     holds(relay_facts.unread_answers, tmp_path)
 
 
-def test_after_shut_rd_a_send_fails_and_what_was_sent_before_can_be_read(tmp_path: Path) -> None:
+def test_after_shut_rd_a_send_fails_and_earlier_data_can_be_read(tmp_path: Path) -> None:
     holds(relay_facts.shut_rd, tmp_path)
 
 
@@ -45,7 +45,7 @@ def test_a_send_of_60_kb_may_be_partial(tmp_path: Path) -> None:
     holds(relay_facts.send_60_kb, tmp_path)
 
 
-def test_a_stopped_process_takes_connections_and_bytes_until_its_buffers_are_full(tmp_path: Path) -> None:
+def test_a_stopped_process_accepts_connections_and_data_until_its_buffers_are_full(tmp_path: Path) -> None:
     holds(relay_facts.stopped_process, tmp_path)
 
 

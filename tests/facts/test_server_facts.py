@@ -71,7 +71,7 @@ STARTS: dict[str, Callable[[Path], Program]] = {
 
 
 @pytest.mark.parametrize("server", STARTS)
-def test_a_worker_has_both_and_the_next_has_its_slot_when_it_is_killed(server: str, tmp_path: Path) -> None:
+def test_a_worker_inherits_memory_and_locks_and_the_slot_of_a_killed_one_is_reused(server: str, tmp_path: Path) -> None:
     def ask() -> None:
         if isinstance(program, WebServer):
             program.get()
@@ -108,13 +108,13 @@ def tells(program: Callable[..., None], tmp_path: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("what, states", CHILDREN.items(), ids=CHILDREN.keys())
-def test_a_finalize_below_zero_runs_when_the_children_are_dead(what: str, states: list[str], tmp_path: Path) -> None:
+def test_a_finalize_below_zero_runs_after_the_children_have_ended(what: str, states: list[str], tmp_path: Path) -> None:
     moments = ["atexit, registered last", "Finalize 100", "Finalize -100", "atexit, registered first"]
     expected = "".join(f"{moment}: {state}\n" for moment, state in zip(moments, states))
     assert tells(finalizers.children, tmp_path, what) == expected
 
 
-def test_a_child_inherits_no_finalize_and_its_own_one_below_zero_runs_when_its_pool_is_dead(tmp_path: Path) -> None:
+def test_a_child_inherits_no_finalize_and_its_own_below_zero_runs_after_its_pool_has_ended(tmp_path: Path) -> None:
     assert tells(finalizers.child_with_a_pool, tmp_path, "none") == ""
     told = tells(finalizers.child_with_a_pool, tmp_path, "its own")
     assert told == "Finalize 100: alive\nFinalize -100: dead\n"
@@ -129,12 +129,12 @@ ENDS_OF_A_POOL = {
 
 
 @pytest.mark.parametrize("end, output", ENDS_OF_A_POOL.values(), ids=ENDS_OF_A_POOL.keys())
-def test_a_finalize_of_a_worker_of_a_pool(end: str, output: str, tmp_path: Path) -> None:
+def test_a_finalize_of_a_pool_worker(end: str, output: str, tmp_path: Path) -> None:
     assert tells(finalizers.worker_of_a_pool, tmp_path, end) == output
 
 
 @pytest.mark.slow
-def test_in_a_child_of_celery_no_finalize_runs_and_in_its_parent_all_do_when_it_is_dead(tmp_path: Path) -> None:
+def test_celery_runs_no_finalize_in_a_child_and_all_in_its_parent_after_the_child_has_ended(tmp_path: Path) -> None:
     with start_celery("programs.celery_finalizers", tmp_path) as worker:
         found(worker, 1)
         worker.signal(signal.SIGTERM)

@@ -113,7 +113,7 @@ def test_the_families_of_a_hosts_addresses_alternate() -> None:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc to look into")
-def test_a_child_that_is_forked_while_addresses_are_tried_keeps_none_of_the_sockets(
+def test_a_child_forked_while_addresses_are_tried_keeps_none_of_the_sockets(
     letter_api: IngestionServer, tmp_path: Path
 ) -> None:
     assert run(forks_while_connecting, letter_api.url, tmp_path).output == "3\n0\n3\n"

@@ -40,7 +40,7 @@ async def ticks_while(awaitable: Any, until: Any) -> int:
     return ticks
 
 
-def test_the_loop_goes_on_while_aflush_waits(letter_api: Any) -> None:
+def test_the_loop_runs_while_aflush_waits(letter_api: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
 
@@ -53,7 +53,7 @@ def test_the_loop_goes_on_while_aflush_waits(letter_api: Any) -> None:
     asyncio.run(main())
 
 
-def test_the_loop_goes_on_while_aclose_waits(letter_api: Any) -> None:
+def test_the_loop_runs_while_aclose_waits(letter_api: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
 
@@ -75,7 +75,7 @@ def test_async_with_delivers_all(letter_api: Any) -> None:
     asyncio.run(main())
 
 
-def test_aflush_says_when_time_ran_out(letter_api: Any) -> None:
+def test_aflush_returns_false_at_its_timeout(letter_api: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
 
@@ -103,7 +103,7 @@ def no_executor_to_be_had(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("wait", ["aflush", "aclose", "async with"])
-def test_waiting_needs_no_thread_of_the_loop_s_executor(wait: str, letter_api: Any) -> None:
+def test_waiting_uses_no_thread_of_the_loops_executor(wait: str, letter_api: Any) -> None:
     async def main() -> None:
         with no_executor_to_be_had(asyncio.get_running_loop()):
             letter = Letter("k", letter_api.url, flush_interval=30)
@@ -135,7 +135,7 @@ def test_the_time_of_each_aflush_counts_from_its_call(letter_api: Any) -> None:
     asyncio.run(main())
 
 
-def test_a_cancelled_aflush_keeps_nobody_waiting(letter_api: Any) -> None:
+def test_a_cancelled_aflush_returns_at_once(letter_api: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
     letter = Letter("k", letter_api.url, flush_at=1)
@@ -157,7 +157,7 @@ def test_a_cancelled_aflush_keeps_nobody_waiting(letter_api: Any) -> None:
     assert letter.close(DEADLINE) is True
 
 
-def test_a_cancelled_aclose_closes_all_the_same(letter_api: Any) -> None:
+def test_a_cancelled_aclose_still_closes(letter_api: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
     letter = Letter("k", letter_api.url, flush_at=1, on_error=lambda error: None)
@@ -199,7 +199,7 @@ def test_a_wrong_timeout_is_an_error_and_so_is_one_of_the_call_itself(letter_api
     asyncio.run(main())
 
 
-def test_where_no_thread_can_run_the_call_itself_waits(
+def test_without_threads_the_call_itself_waits(
     letter_api: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     def none(*_: Any) -> int:
@@ -252,17 +252,17 @@ def survive(letter_api: Any, tmp_path: Path, way: str = "loop", last: str = "end
 
 
 @pytest.mark.parametrize("last", ["end", "close", "flush"])
-def test_after_a_signal_that_the_loop_survives_no_call_waits_in_it_and_all_arrives(
+def test_after_a_signal_that_the_loop_survives_no_call_blocks_it_and_all_events_arrive(
     last: str, letter_api: Any, tmp_path: Path
 ) -> None:
     survive(letter_api, tmp_path, last=last)
 
 
-def test_a_thread_beside_the_loop_waits_for_its_event_then(letter_api: Any, tmp_path: Path) -> None:
+def test_after_the_signal_a_call_in_another_thread_waits_for_its_event(letter_api: Any, tmp_path: Path) -> None:
     survive(letter_api, tmp_path, "thread")
 
 
-def test_no_call_waits_in_the_loop_then_for_room_or_a_spool(letter_api: Any, tmp_path: Path) -> None:
+def test_after_the_signal_no_call_in_the_loop_waits_for_room_or_a_spool(letter_api: Any, tmp_path: Path) -> None:
     survive(letter_api, tmp_path, "spool")
 
 
@@ -284,7 +284,7 @@ def test_a_program_that_raises_its_signal_again_as_uvicorn_does(answers: bool, l
         assert whose(letter_api) == {"program": list(range(23))}
 
 
-def test_what_a_loop_of_an_exit_callback_tracks_is_sent(letter_api: Any, tmp_path: Path) -> None:
+def test_events_tracked_in_an_exit_callbacks_loop_are_sent(letter_api: Any, tmp_path: Path) -> None:
     finished = run(loops.loop_of_an_exit_callback, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     assert whose(letter_api) == {"program": list(range(6))}

@@ -84,7 +84,7 @@ def test_a_status_that_concerns_the_whole_request_does_not_split_the_batch(
     assert len(letter_api.requests) == 1 and lost(errors) == list(range(100))
 
 
-def test_a_part_of_a_split_batch_has_all_of_its_tries(
+def test_each_part_of_a_split_batch_has_all_its_tries(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     busy = [status(503)] * 3

@@ -33,7 +33,9 @@ def test_a_process_closes_all_descriptors_in_the_middle_of_use(act: str, letter_
     once(letter_api, program=40, killed=20, busy=40)
 
 
-def test_a_process_that_lost_its_lock_and_those_who_took_its_slot_lose_nothing(letter_api: Any, tmp_path: Path) -> None:
+def test_a_process_that_lost_its_lock_and_those_that_took_its_slot_lose_nothing(
+    letter_api: Any, tmp_path: Path
+) -> None:
     # To the others its events are orphans: they deliver them and use the slot for their own.
     runs_quietly(closed_descriptors.slot_is_taken, letter_api, tmp_path)
     came = whose(letter_api)
@@ -56,13 +58,13 @@ def test_a_flush_does_not_wait_for_events_that_another_process_has_taken_over(le
         "gives memory back",
     ],
 )
-def test_a_slot_is_left_alone_by_a_process_that_has_lost_it_and(act: str, letter_api: Any, tmp_path: Path) -> None:
+def test_a_process_that_has_lost_its_slot_does_not_touch_it(act: str, letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(closed_descriptors.lost_slot, letter_api, tmp_path, act)
     assert whose(letter_api)["next"] == list(range(60))
     assert whose(letter_api)["before"] == list(range(60))
 
 
-def test_a_temporary_file_of_the_program_at_the_same_number_is_not_taken_for_the_lock_file(
+def test_a_temporary_file_with_the_same_descriptor_is_not_taken_for_the_lock_file(
     letter_api: Any, tmp_path: Path
 ) -> None:
     # A disk gives a new file the number of an old one's inode.

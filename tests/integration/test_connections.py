@@ -68,7 +68,7 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced_without_a_re
 
 @pytest.mark.parametrize("stored", [False, True], ids=["before it was stored", "after it was stored"])
 @pytest.mark.parametrize("fault", [raw, reset], ids=["closed", "reset"])
-def test_a_connection_that_the_server_closes_under_a_request_is_replaced_without_a_retry(
+def test_a_connection_that_the_server_closes_during_a_request_is_replaced_without_a_retry(
     fault: Any, stored: bool, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     # The server's idle time was over just when the request came: no look at the socket before can see that.
@@ -145,7 +145,7 @@ def test_a_server_that_restarts_on_its_port_is_found_again(make: Any, errors: li
     ],
     ids=["Connection: close", "HTTP/1.0", "no length", "chunked"],
 )
-def test_a_response_that_ends_the_connection_costs_nothing(
+def test_a_response_that_ends_the_connection_causes_no_retry(
     answer: Any, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(answer, answer)
@@ -168,7 +168,7 @@ def test_the_test_servers_reset_is_a_reset(letter_api: IngestionServer) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its sockets are no descriptors")
 @pytest.mark.parametrize("by", ["itself", "a child"])
-def test_a_connection_whose_descriptor_was_reused_is_left_alone(
+def test_a_reused_descriptor_of_a_connection_is_not_closed(
     by: str, letter_api: IngestionServer, tmp_path: Path
 ) -> None:
     # The numbers that a daemon library closes are those of the next files, which must not get any of our bytes.

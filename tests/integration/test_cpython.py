@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 
-def test_a_client_makes_none_of_them_fail() -> None:
+def test_cpythons_tests_pass_with_a_client() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "stress", "cpython", "--again", "2", *CHOSEN],
         env=environment(""),

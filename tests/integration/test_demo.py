@@ -30,7 +30,7 @@ def demo(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedPro
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_the_demo_s_ledger_balances(tmp_path: Path) -> None:
+def test_the_demos_ledger_balances(tmp_path: Path) -> None:
     done = demo(tmp_path, "--workers", "2", "--events", "120")
     assert done.returncode == 0, done.stdout
     assert "the ledger balances" in done.stdout
@@ -43,7 +43,7 @@ def test_the_demo_s_ledger_balances(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_the_demo_against_a_real_api_sends_one_event_a_job(letter_api: Any, tmp_path: Path) -> None:
+def test_the_demo_with_a_real_api_sends_one_event_per_job(letter_api: Any, tmp_path: Path) -> None:
     done = demo(tmp_path, "--workers", "2", "--base-url", letter_api.url, LETTER_API_KEY="k")
     assert done.returncode == 0, done.stdout
     assert letter_api.distinct == 19 and "the ledger balances" in done.stdout
@@ -57,11 +57,11 @@ def test_the_demo_fails_when_events_are_lost(letter_api: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("arguments", [("--workers", "0"), ("--events", "x"), ("--unknown",)])
-def test_the_demo_says_what_is_wrong_with_its_arguments(arguments: list[str], tmp_path: Path) -> None:
+def test_the_demo_reports_wrong_arguments(arguments: list[str], tmp_path: Path) -> None:
     done = demo(tmp_path, *arguments)
     assert done.returncode == 2 and "usage:" in done.stdout
 
 
-def test_the_demo_against_a_real_api_needs_a_key(tmp_path: Path) -> None:
+def test_the_demo_with_a_real_api_requires_a_key(tmp_path: Path) -> None:
     done = demo(tmp_path, "--base-url", "http://127.0.0.1:9")
     assert done.returncode == 2 and "api_key is required" in done.stdout

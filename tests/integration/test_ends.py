@@ -35,13 +35,13 @@ DOWN = "http://127.0.0.1:9"  # where nobody listens
 # os._exit
 
 
-def test_a_forked_child_that_leaves_by_os_exit_sends_first(letter_api: Any, tmp_path: Any) -> None:
+def test_a_forked_child_that_calls_os_exit_sends_first(letter_api: Any, tmp_path: Any) -> None:
     finished = run(ends.leaves_by_os_exit, letter_api.url, tmp_path)
     assert finished.output == "0 7 True\n", finished
     assert sorted(whose(letter_api)["child"]) == [0, 0, 1, 1, 2, 2]
 
 
-def test_a_child_that_has_not_used_its_client_leaves_at_once(letter_api: Any, tmp_path: Any) -> None:
+def test_a_child_that_has_not_used_its_client_exits_at_once(letter_api: Any, tmp_path: Any) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
     with start(ends.unused_in_children, letter_api.url, tmp_path) as program:
@@ -51,7 +51,7 @@ def test_a_child_that_has_not_used_its_client_leaves_at_once(letter_api: Any, tm
     assert not program.left_behind()
 
 
-def test_os_exit_takes_no_longer_than_the_end_of_a_process_may(letter_api: Any, tmp_path: Any) -> None:
+def test_os_exit_takes_at_most_exit_timeout(letter_api: Any, tmp_path: Any) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
     finished = run(ends.os_exit_in_an_exit_callback, letter_api.url, tmp_path)
@@ -59,7 +59,7 @@ def test_os_exit_takes_no_longer_than_the_end_of_a_process_may(letter_api: Any, 
     assert finished.code == 3 and "True\n" in finished.output and "3 events given up" in finished.output, finished
 
 
-def test_os_exit_is_left_alone_where_it_is_asked_for_and_in_a_signal_handler(letter_api: Any, tmp_path: Any) -> None:
+def test_os_exit_does_not_send_if_disabled_or_in_a_signal_handler(letter_api: Any, tmp_path: Any) -> None:
     with start(ends.os_exit_left_alone, letter_api.url, tmp_path) as program:
         assert program.finish().output == ""
     assert whose(letter_api) in ({"on": [0]}, {"on": [0], "handler": [0]})  # of a dead sibling's the next child sends
@@ -163,7 +163,7 @@ def test_pysparks_daemon(reused: bool, letter_api: Any, tmp_path: Path) -> None:
 
 
 @needs("daemon")
-def test_a_daemon_keeps_what_was_tracked_before_it_became_one(letter_api: Any, tmp_path: Path) -> None:
+def test_a_daemon_loses_no_event_tracked_before_it_detached(letter_api: Any, tmp_path: Path) -> None:
     # It forks twice, leaves by `os._exit` both times, and closes every descriptor that it inherited.
     with start(ends.daemon, letter_api.url, tmp_path) as program:
         finished = program.finish()
@@ -188,7 +188,7 @@ def test_twisteds_reactor_ends_by_a_signal_s_default_action(number: int, letter_
 # One budget a process.
 
 
-def test_an_end_takes_one_exit_timeout_however_deep_the_process_is(letter_api: Any, tmp_path: Any) -> None:
+def test_an_end_takes_one_exit_timeout_at_any_fork_depth(letter_api: Any, tmp_path: Any) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
     with start(ends.nested_forks, letter_api.url, tmp_path) as program:
@@ -206,14 +206,14 @@ def test_multiprocessing_s_registry_does_not_grow_with_nested_processes(letter_a
 # Ctrl-C.
 
 
-def test_a_program_that_ctrl_c_ends_dies_of_it(letter_api: Any, tmp_path: Any) -> None:
+def test_a_program_ended_by_ctrl_c_dies_of_sigint(letter_api: Any, tmp_path: Any) -> None:
     finished = run(ends.interrupted, letter_api.url, tmp_path)
     assert finished.code == -signal.SIGINT and "KeyboardInterrupt" in finished.output, finished
     assert whose(letter_api) == {"program": list(range(10))}
     assert run(ends.interrupted_and_handled, letter_api.url, tmp_path).code == 0
 
 
-def test_a_second_ctrl_c_during_the_end_tells_what_is_lost(letter_api: Any, tmp_path: Any) -> None:
+def test_a_second_ctrl_c_during_the_end_reports_what_is_lost(letter_api: Any, tmp_path: Any) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
     with start(ends.interrupted, letter_api.url, tmp_path, 50) as program:
@@ -225,7 +225,7 @@ def test_a_second_ctrl_c_during_the_end_tells_what_is_lost(letter_api: Any, tmp_
     assert "10 events given up" in finished.output, finished
 
 
-def test_a_family_that_ends_together_while_the_api_is_down_tells_each_event(tmp_path: Any) -> None:
+def test_a_family_that_ends_together_while_the_api_is_down_reports_each_event(tmp_path: Any) -> None:
     with start(ends.family, DOWN, tmp_path) as program:
         assert eventually(lambda: program.output.count("ready"), lambda count: count == 4) == 4
         program.signal_group(signal.SIGINT)
@@ -234,7 +234,7 @@ def test_a_family_that_ends_together_while_the_api_is_down_tells_each_event(tmp_
         assert sum(int(line.split()[1]) for line in program.output.splitlines() if line.startswith("told")) == 40
 
 
-def test_what_a_killed_child_left_after_a_close_that_gave_up_is_delivered(letter_api: Any, tmp_path: Any) -> None:
+def test_a_killed_childs_events_are_delivered_after_a_close_that_gave_up(letter_api: Any, tmp_path: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
     with start(ends.orphans_after_close, letter_api.url, tmp_path) as program:
@@ -248,7 +248,7 @@ def test_what_a_killed_child_left_after_a_close_that_gave_up_is_delivered(letter
 
 
 @pytest.mark.parametrize("where", ["here", "in a forked child"])
-def test_the_first_client_of_a_process_may_be_made_by_an_exit_callback(
+def test_the_first_client_of_a_process_may_be_created_by_an_exit_callback(
     where: str, letter_api: Any, tmp_path: Any
 ) -> None:
     if where != "here" and sys.version_info[:2] == (3, 12):
@@ -261,14 +261,14 @@ def test_the_first_client_of_a_process_may_be_made_by_an_exit_callback(
 # exit_signals.
 
 
-def test_exit_signals_keep_no_application_from_starting(letter_api: Any, tmp_path: Any) -> None:
+def test_exit_signals_never_prevent_an_application_from_starting(letter_api: Any, tmp_path: Any) -> None:
     finished = run(ends.exit_signals_in_a_thread, letter_api.url, tmp_path)
     assert finished.code == -signal.SIGTERM, finished
     assert finished.output.count("only the main thread") == 1 and "Traceback" not in finished.output, finished
     assert whose(letter_api) == {"program": [0, 1, 2]}
 
 
-def test_a_handler_that_replaced_ours_is_left_alone(letter_api: Any, tmp_path: Any) -> None:
+def test_a_handler_that_replaced_ours_is_not_replaced(letter_api: Any, tmp_path: Any) -> None:
     assert run(ends.replaced_handler, letter_api.url, tmp_path).output == "True\n"
 
 
@@ -285,7 +285,7 @@ def _can_be_first() -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or not _can_be_first(), reason="needs root and process namespaces")
-def test_the_first_process_of_a_container_goes_on_after_a_signal_that_the_kernel_ignores(
+def test_the_first_process_of_a_container_continues_after_a_signal_that_the_kernel_ignores(
     letter_api: Any, tmp_path: Path
 ) -> None:
     python = [sys.executable, "-m", ends.__name__, ends.first_process.__name__]
@@ -321,15 +321,13 @@ def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, 
     assert finished.seconds < 20
 
 
-def test_what_a_process_leaves_to_another_it_does_not_take_back(tmp_path: Any) -> None:
+def test_a_process_does_not_recover_what_it_released_to_its_family(tmp_path: Any) -> None:
     # It is held up in a later exit callback, with its sender's thread still there, while the other comes to its end.
     finished = run(ends.left_to_another, DOWN, tmp_path)
     assert finished.output == "other told 1\n", finished
 
 
-def test_a_signal_in_the_middle_of_a_request_that_the_call_itself_sends_tells_what_is_lost(
-    letter_api: Any, tmp_path: Any
-) -> None:
+def test_a_signal_during_a_request_sent_by_the_call_itself_reports_what_is_lost(letter_api: Any, tmp_path: Any) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
     with start(ends.signal_during_an_inline_request, letter_api.url, tmp_path, PYTHONWARNINGS="ignore") as program:
@@ -340,6 +338,6 @@ def test_a_signal_in_the_middle_of_a_request_that_the_call_itself_sends_tells_wh
     assert (finished.code, finished.output) == (-signal.SIGTERM, "told exit 2\n"), finished
 
 
-def test_a_second_end_leaves_a_slot_alone_that_is_another_process_s_by_now(letter_api: Any, tmp_path: Any) -> None:
+def test_a_second_end_does_not_touch_a_slot_that_another_process_uses(letter_api: Any, tmp_path: Any) -> None:
     with start(ends.second_end, letter_api.url, tmp_path) as program:
         assert program.finish().output == "0\n", program.output

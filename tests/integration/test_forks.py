@@ -24,7 +24,7 @@ def once(api: Any, expected: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("end", ["return", "exit", "raise", "close"])
-def test_with_events_waiting_in_the_parent_a_child_that_ends_by(end: str, letter_api: Any, tmp_path: Path) -> None:
+def test_a_child_forked_while_events_wait_that_ends_by(end: str, letter_api: Any, tmp_path: Path) -> None:
     finished = run(forks.waiting_events, letter_api.url, tmp_path, end)
     assert finished.code == 0, finished
     once(letter_api, {"parent": 500, "child 0": 300, "child 1": 300, "child 2": 300})
@@ -40,7 +40,7 @@ def test_a_child_counts_from_zero(letter_api: Any, tmp_path: Path) -> None:
     assert run(forks.counts, letter_api.url, tmp_path).output == "True 0 0 True\n40\n"
 
 
-def test_a_request_on_the_wire_at_the_fork_is_sent_once_and_by_the_parent(letter_api: Any, tmp_path: Path) -> None:
+def test_a_request_in_progress_at_the_fork_is_sent_once_by_the_parent(letter_api: Any, tmp_path: Path) -> None:
     hold = Hold()
     letter_api.plan(hold)
     gate = tmp_path / "gate"
@@ -69,7 +69,7 @@ def test_the_childs_copy_of_the_connection_is_closed_in_the_child_and_open_in_th
     assert len({request.connection for request in letter_api.requests}) == 1
 
 
-def test_a_descriptor_that_became_something_else_in_the_child_is_left_alone(letter_api: Any, tmp_path: Path) -> None:
+def test_a_descriptor_that_was_reused_in_the_child_is_not_closed(letter_api: Any, tmp_path: Path) -> None:
     # A daemon closes all that it inherited, and its log gets the number. Without a fork hook (as under uWSGI) the
     # client finds out late.
     finished = run(forks.daemon, letter_api.url, tmp_path)
@@ -109,7 +109,7 @@ def test_a_child_of_a_child_that_never_used_the_client(letter_api: Any, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hooks", ["called", "not called"])
-def test_200_children_while_four_threads_track_without_rest(hooks: str, letter_api: Any, tmp_path: Path) -> None:
+def test_200_children_while_four_threads_track_continuously(hooks: str, letter_api: Any, tmp_path: Path) -> None:
     finished = run(forks.many_children, letter_api.url, tmp_path, hooks)
     assert finished.code == 0, finished
     counts: list[int] = [int(text) for text in finished.output.splitlines()[-1].split()]

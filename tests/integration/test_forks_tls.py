@@ -12,14 +12,14 @@ from programs import forks_tls
 from letterapp.testing import IngestionServer, status
 
 
-def test_a_fork_on_the_very_thread_for_which_forks_wait_does_not_wait(tmp_path: Path) -> None:
+def test_a_fork_on_the_thread_that_blocks_forks_does_not_wait(tmp_path: Path) -> None:
     # The program's own function may run a program, or fork, while a request is being prepared.
     finished = run(forks_tls.fork_in_ssl_context, "https://127.0.0.1:9", tmp_path)
     assert finished.output.endswith("True\n") and "1 event lost" in finished.output, finished
 
 
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs os.fork")
-def test_a_fork_while_the_sender_makes_its_tls_context_leaves_a_child_that_can_send(
+def test_a_child_forked_while_the_sender_creates_its_tls_context_can_send(
     tls_api: IngestionServer, ca_file: str, tmp_path: Path
 ) -> None:
     finished = run(forks_tls.fork_while_the_context_is_made, tls_api.url, tmp_path, ca_file)
@@ -29,7 +29,7 @@ def test_a_fork_while_the_sender_makes_its_tls_context_leaves_a_child_that_can_s
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how far a thread's end has come is told by /proc")
 @pytest.mark.parametrize("ends", ["flush", "idle"])
-def test_a_fork_waits_until_the_sender_s_thread_has_ended_in_c_too(
+def test_a_fork_waits_until_the_senders_thread_has_also_ended_in_c(
     ends: str, letter_api: IngestionServer, tmp_path: Path
 ) -> None:
     # OpenSSL cleans up after a thread when that ends, under a lock which the end of a process takes too. A child that
@@ -40,7 +40,7 @@ def test_a_fork_waits_until_the_sender_s_thread_has_ended_in_c_too(
     assert finished.code == 0, finished
 
 
-def test_a_child_that_is_forked_right_after_a_flush_over_tls_comes_to_its_end(
+def test_a_child_forked_right_after_a_flush_over_tls_ends(
     tls_api: IngestionServer, ca_file: str, tmp_path: Path
 ) -> None:
     finished = run(forks_tls.fork_right_after_flush, tls_api.url, tmp_path, ca_file)

@@ -59,7 +59,7 @@ PASSING: dict[str, Callable[[bool], Fault]] = {
 
 @pytest.mark.parametrize("stored", [False, True], ids=["not stored", "stored"])
 @pytest.mark.parametrize("kind", PASSING)
-def test_tried_again_with_the_same_events_after(
+def test_the_same_events_are_sent_again_after(
     kind: str, stored: bool, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(PASSING[kind](stored))
@@ -101,7 +101,7 @@ def test_a_request_is_bounded_by_timeout_when_the_answer(
     assert says in str(error) and error.status is None and error.cause == "undeliverable" and error.lost == 1
 
 
-def test_an_event_that_was_stored_after_the_client_had_lost_patience_arrives_twice(
+def test_an_event_that_was_stored_after_the_clients_timeout_arrives_twice(
     letter_api: IngestionServer, driven: Any
 ) -> None:
     hold = Hold()
@@ -114,7 +114,7 @@ def test_an_event_that_was_stored_after_the_client_had_lost_patience_arrives_twi
     assert len(letter_api.repeated()) == 1
 
 
-def test_a_body_without_end_is_read_no_further_than_64_kib(
+def test_an_endless_body_is_read_up_to_64_kib(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(endless(stored=True), endless(head=b"HTTP/1.1 400 Bad Request\r\nContent-Length: 99999999\r\n\r\n"))
@@ -150,7 +150,7 @@ def test_a_refused_connection_is_tried_again(driven: Any, errors: list[LetterErr
         "http://a..example",
     ],
 )
-def test_an_api_that_is_not_there_is_reported(url: str, driven: Any, errors: list[LetterError]) -> None:
+def test_an_unreachable_api_is_reported(url: str, driven: Any, errors: list[LetterError]) -> None:
     one = driven(url, max_retries=2)
     one.track(5)
     waits = one.settle()
@@ -248,7 +248,7 @@ def is_between_tries(letter: Letter) -> Any:
 @pytest.mark.parametrize(
     "fault", [status(429, headers={"Retry-After": "300"}), status(503)], ids=["Retry-After", "back-off"]
 )
-def test_close_cuts_a_wait_between_two_tries_short(
+def test_close_cuts_the_back_off_short(
     fault: Any, letter_api: IngestionServer, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letterapp._delivery.retry.BACKOFF", 20.0)
@@ -260,7 +260,7 @@ def test_close_cuts_a_wait_between_two_tries_short(
     assert letter_api.distinct == 1 and len(letter_api.requests) == 2 and errors == []
 
 
-def test_an_end_that_begins_while_a_request_is_on_the_wire_cuts_the_wait_after_it_short(
+def test_an_end_during_a_request_cuts_the_back_off_after_it_short(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     one = driven(max_retries=1)
@@ -276,7 +276,7 @@ def test_an_end_that_begins_while_a_request_is_on_the_wire_cuts_the_wait_after_i
     assert len(letter_api.requests) == 3 and letter_api.distinct == 1 and errors == []
 
 
-def test_flush_respects_a_wait_between_two_tries(letter_api: IngestionServer, make: Any) -> None:
+def test_flush_respects_the_back_off(letter_api: IngestionServer, make: Any) -> None:
     letter_api.plan(status(429, headers={"Retry-After": "300"}))
     letter = make(flush_at=1)
     letter.track("u", "E")
@@ -286,7 +286,7 @@ def test_flush_respects_a_wait_between_two_tries(letter_api: IngestionServer, ma
     assert letter.stats()["waiting"] == 1
 
 
-def test_close_reports_what_is_left_when_its_time_is_over(
+def test_close_reports_the_rest_at_its_timeout(
     letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     hold = Hold()
@@ -305,7 +305,7 @@ def test_close_reports_what_is_left_when_its_time_is_over(
     assert letter.close() is False  # they were not delivered, nor will they be
 
 
-def test_close_with_no_time_at_all_reports_at_once(
+def test_close_with_timeout_0_reports_at_once(
     letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(status(503))
@@ -318,7 +318,7 @@ def test_close_with_no_time_at_all_reports_at_once(
     assert len(errors) == 1 - delivered
 
 
-def test_the_sender_goes_on_after_every_kind_of_failure(
+def test_the_sender_continues_after_every_kind_of_failure(
     letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(

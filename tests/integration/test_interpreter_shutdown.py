@@ -15,7 +15,7 @@ from letterapp.testing import Hold
 pytestmark = pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy removes no modules")
 
 
-def test_a_call_in_a_finalizer_at_shutdown_waits_for_nothing_and_is_reported(letter_api: Any, tmp_path: Path) -> None:
+def test_a_call_in_a_finalizer_at_shutdown_does_not_wait_and_is_reported(letter_api: Any, tmp_path: Path) -> None:
     finished = run(shutdown.tracks, letter_api.url, tmp_path)
     reported, last = finished.output.splitlines()
     assert reported == "1 event given up: the interpreter is shutting down, and nothing can be sent any more"
@@ -24,7 +24,7 @@ def test_a_call_in_a_finalizer_at_shutdown_waits_for_nothing_and_is_reported(let
 
 
 @pytest.mark.parametrize("call", shutdown.CALLS)
-def test_what_cannot_be_done_in_a_finalizer_at_shutdown_is_a_letter_error(
+def test_impossible_calls_in_a_finalizer_at_shutdown_raise_a_letter_error(
     call: str, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(shutdown.raises, letter_api.url, tmp_path, call)

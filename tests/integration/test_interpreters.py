@@ -22,7 +22,9 @@ each_interval = pytest.mark.parametrize("interval", [0, 3600], ids=["sent at onc
 
 @each_interval
 @pytest.mark.parametrize("ends", ["closed", "with the process"])
-def test_an_interpreter_s_end_delivers_what_waits(interval: float, ends: str, letter_api: Any, tmp_path: Path) -> None:
+def test_the_end_of_an_interpreter_delivers_waiting_events(
+    interval: float, ends: str, letter_api: Any, tmp_path: Path
+) -> None:
     finished = run(interpreters.created, letter_api.url, tmp_path, interval, ends)
     assert finished.code == 0 and "letterapp:" not in finished.output, finished
     each = {f"interpreter {number}": list(range(5)) for number in range(interpreters.INTERPRETERS)}

@@ -361,9 +361,7 @@ def strike(given: Any) -> Any:
     ],
     ids=["before_send", "on_error", "default", "properties", "a value", "timestamp", "metadata"],
 )
-def test_in_a_function_of_the_applications(
-    options: Any, act: Any, make: Callable[..., Letter], letter_api: Any
-) -> None:
+def test_in_a_function_of_the_application(options: Any, act: Any, make: Callable[..., Letter], letter_api: Any) -> None:
     letter = make(**options)
     handler = Handler(set(), set())
     with pytest.raises(Limit):
@@ -375,7 +373,7 @@ def test_in_a_function_of_the_applications(
     assert [item["event"] for item in letter_api.events][-1:] == ["next"]
 
 
-def test_while_a_mail_is_on_the_wire(make: Callable[..., Letter], letter_api: Any) -> None:
+def test_while_a_mail_is_being_sent(make: Callable[..., Letter], letter_api: Any) -> None:
     letter = make()
     hold = Hold()
     letter_api.plan(hold)
@@ -413,7 +411,7 @@ HANDLERS = [raising, Raising().method, Raising(), partial(raising, 1), partial(p
 
 
 @pytest.mark.parametrize("handler", HANDLERS, ids=["function", "method", "object", "partial", "partial of a partial"])
-def test_what_a_handler_raised_is_passed_on_and_nothing_else(handler: Any) -> None:
+def test_only_what_a_handler_raised_is_raised_again(handler: Any) -> None:
     signal.signal(signal.SIGUSR1, handler)
     for act, is_passed_on in ((lambda: signal.raise_signal(signal.SIGUSR1), True), (lambda: int("x"), False)):
         try:
@@ -428,7 +426,7 @@ def test_what_a_handler_raised_is_passed_on_and_nothing_else(handler: Any) -> No
             reraise_signal_error(caught)
 
 
-def test_who_is_inside() -> None:
+def test_reentrancy_guard() -> None:
     inside = ReentrancyGuard()
     seen: list[Any] = []
 

@@ -39,7 +39,7 @@ CODES = {
 
 
 @pytest.mark.parametrize("end", CODES)
-def test_what_waits_in_a_child_outlives(end: str, letter_api: Any, tmp_path: Path) -> None:
+def test_waiting_events_of_a_child_survive(end: str, letter_api: Any, tmp_path: Path) -> None:
     output_of(killed.outlived, letter_api, tmp_path, end, int(CODES[end]))
     once(letter_api, dead=300)
 
@@ -65,7 +65,7 @@ stored_or_not = pytest.mark.parametrize("stored", [False, True], ids=["not store
 
 
 @stored_or_not
-def test_killed_while_its_request_is_on_the_wire(stored: bool, letter_api: Any, gates: Gates, tmp_path: Path) -> None:
+def test_killed_during_its_request(stored: bool, letter_api: Any, gates: Gates, tmp_path: Path) -> None:
     gates.plan(no_answer(stored))
     with start(killed.on_the_wire, letter_api.url, tmp_path) as program:
         kill_on_the_wire(program, int(said(program, 1)[0]), letter_api, 40 * stored)
@@ -77,7 +77,7 @@ def test_killed_while_its_request_is_on_the_wire(stored: bool, letter_api: Any, 
 
 
 @stored_or_not
-def test_killed_with_a_batch_on_the_wire_and_more_that_waits(
+def test_killed_during_a_request_with_more_events_waiting(
     stored: bool, letter_api: Any, gates: Gates, tmp_path: Path
 ) -> None:
     gates.plan(no_answer(stored))
@@ -92,7 +92,7 @@ def test_killed_with_a_batch_on_the_wire_and_more_that_waits(
 
 
 @stored_or_not
-def test_killed_while_it_delivers_what_another_left(
+def test_killed_while_it_delivers_another_ones_events(
     stored: bool, letter_api: Any, gates: Gates, tmp_path: Path
 ) -> None:
     gates.plan(no_answer(stored))
@@ -152,12 +152,12 @@ def test_two_generations(letter_api: Any, tmp_path: Path) -> None:
     arrived(letter_api, child=200, grandchild=150, parent=10)  # the child may have begun with the grandchild's
 
 
-def test_a_child_that_never_used_the_client_has_one_that_did(letter_api: Any, tmp_path: Path) -> None:
+def test_a_killed_child_of_a_child_that_never_used_the_client(letter_api: Any, tmp_path: Path) -> None:
     output_of(killed.grandchild, letter_api, tmp_path)
     once(letter_api, grandchild=150)
 
 
-def test_a_child_delivers_what_its_killed_parent_left(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
+def test_a_child_delivers_its_killed_parents_events(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
     with start(killed.parent, letter_api.url, tmp_path) as program:
         gates.wait("orphan")
         program.signal(signal.SIGKILL)

@@ -28,7 +28,7 @@ def test_a_pool_whose_with_terminates_its_workers(letter_api: Any, tmp_path: Pat
 
 
 @both_orders
-def test_a_pool_that_nobody_closes(first: str, letter_api: Any, tmp_path: Path) -> None:
+def test_a_pool_that_is_not_closed(first: str, letter_api: Any, tmp_path: Path) -> None:
     output_of(killed_pools.open_pool, letter_api, tmp_path, first)
     all_jobs(letter_api)
 
@@ -39,7 +39,7 @@ def test_a_pool_in_a_multiprocessing_child(letter_api: Any, tmp_path: Path) -> N
 
 
 @both_orders
-def test_a_daemon_that_the_end_of_its_parent_terminates(first: str, letter_api: Any, tmp_path: Path) -> None:
+def test_a_daemonic_process_terminated_at_the_end_of_its_parent(first: str, letter_api: Any, tmp_path: Path) -> None:
     output_of(killed_pools.daemon, letter_api, tmp_path, first)
     all_jobs(letter_api, 500)
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("kind", ["manager", "plain"])
-def test_a_listener_sends_the_events_of_every_kind_of_process(
+def test_a_listener_sends_the_events_of_processes_of_every_kind(
     kind: str, method: str, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(listeners.every_kind_of_process, letter_api.url, tmp_path, kind, method)
@@ -45,7 +45,7 @@ def test_a_listener_sends_the_events_of_every_kind_of_process(
     assert len({request.connection for request in letter_api.requests}) == 1
 
 
-def test_what_start_and_stop_of_a_listener_do(letter_api: Any, errors: Any) -> None:
+def test_start_and_stop_of_a_listener(letter_api: Any, errors: Any) -> None:
     with pytest.raises(TypeError, match="no option 'overflow'"):
         QueueListener(multiprocessing.Queue(), KEY, overflow="block")
     with pytest.raises(LetterError, match="queue must be an object with a get method"):
@@ -182,7 +182,7 @@ def test_a_listener_whose_get_times_out_as_it_is_stopped_reads_once_more(letter_
 
 
 @pytest.mark.slow
-def test_a_listener_waits_for_a_stopped_manager_to_go_on(letter_api: Any, errors: Any) -> None:
+def test_a_listener_waits_for_a_stopped_manager_to_continue(letter_api: Any, errors: Any) -> None:
     with multiprocessing.Manager() as other:
         queue = other.Queue()
         manager_pid = other._process.pid  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("spool", [False, True], ids=["memory", "spool"])
-def test_no_descriptor_at_the_first_request_costs_no_event(
+def test_no_descriptor_at_the_first_request_loses_no_event(
     spool: bool, letter_api: IngestionServer, tmp_path: Path
 ) -> None:
     finished = run(failures.no_descriptors, letter_api.url, tmp_path, *["spool"] * spool)
@@ -32,7 +32,7 @@ def test_no_descriptor_at_the_first_request_costs_no_event(
 
 @pytest.mark.parametrize("module", ["http.client", "ssl", "socket", "json", "encodings.idna"])
 @pytest.mark.parametrize("error", failures.ERRORS)
-def test_an_import_that_fails_once_costs_no_event(
+def test_an_import_that_fails_once_loses_no_event(
     module: str, error: str, letter_api: IngestionServer, tmp_path: Path
 ) -> None:
     finished = run(failures.import_fails_once, letter_api.url, tmp_path, module, error)

@@ -78,7 +78,7 @@ def test_the_id_that_before_send_saw_is_the_one_that_is_reported(make: Any, erro
     ],
     ids=["text", "size", "the id itself"],
 )
-def test_every_refusal_of_a_call_names_id_and_time(call: Any, make: Any, errors: list[LetterError]) -> None:
+def test_every_refusal_of_a_call_has_the_id_and_the_timestamp(call: Any, make: Any, errors: list[LetterError]) -> None:
     call(make())
     assert errors[0].events[0]["messageId"] and errors[0].events[0]["timestamp"].endswith("Z")
 
@@ -100,7 +100,7 @@ def lost_by(cause: str, make: Any, api: IngestionServer) -> Any:
 
 
 @pytest.mark.parametrize("cause", ["rejected", "undeliverable", "overflow", "closed"])
-def test_what_is_lost_later_can_be_sent_again(
+def test_events_that_are_lost_later_can_be_sent_again(
     cause: str, make: Any, errors: list[LetterError], letter_api: IngestionServer
 ) -> None:
     lost_by(cause, make, letter_api)
@@ -115,7 +115,7 @@ def test_what_is_lost_later_can_be_sent_again(
     assert letter_api.events[before:] == lost
 
 
-def test_what_the_end_of_the_process_gave_up_can_be_sent_by_the_next_one(
+def test_events_given_up_at_the_end_can_be_sent_by_the_next_process(
     letter_api: IngestionServer, make: Any, tmp_path: Path
 ) -> None:
     hold = Hold()

@@ -71,7 +71,7 @@ def test_a_queue_carries_the_key_and_the_address(manager: Any, letter_api: Any) 
     assert [request.headers["authorization"] for request in letter_api.requests] == [f"Bearer {KEY}"] * 2
 
 
-def test_a_key_or_an_address_other_than_the_manager_s_is_refused(manager: Any, letter_api: Any) -> None:
+def test_a_key_or_an_api_address_other_than_the_managers_is_refused(manager: Any, letter_api: Any) -> None:
     queue = manager().queue
     with pytest.raises(LetterError, match="api_key differs from the SenderManager's"):
         Letter("another", relay=queue)
@@ -261,7 +261,7 @@ def test_small_batches_of_many_processes_are_sent_together_and_a_flush_does_not_
     assert len(letter_api.requests) == 3
 
 
-def test_a_flush_sends_a_small_batch_that_waits_for_others(manager: Any, letter_api: Any) -> None:
+def test_a_flush_sends_a_small_batch_without_delay(manager: Any, letter_api: Any) -> None:
     one = manager(flush_interval=3600)
     letter = Letter(relay=one.queue, flush_interval=0)
     work(letter, 1)
@@ -270,7 +270,7 @@ def test_a_flush_sends_a_small_batch_that_waits_for_others(manager: Any, letter_
     assert letter.close()
 
 
-def test_where_calls_must_not_wait_the_outcome_is_asked_for_later(manager: Any, letter_api: Any) -> None:
+def test_where_calls_must_not_wait_the_outcome_is_requested_later(manager: Any, letter_api: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
     handover = Handover(manager().queue, 1.0, 5.0, lambda trouble: None, time.monotonic)

@@ -71,7 +71,7 @@ def test_a_process_that_ends_does_not_wait_for_space(manager: Any, letter_api: A
     assert first.close(DEADLINE)
 
 
-def test_a_request_on_the_wire_is_not_dropped_for_newer_events(manager: Any, letter_api: Any) -> None:
+def test_a_request_in_progress_is_not_dropped_for_newer_events(manager: Any, letter_api: Any) -> None:
     # `drop_oldest` drops what waits. Here all that the queue holds is on the wire, so there is no space for a batch.
     one = manager(max_queue_events=100, overflow="drop_oldest")
     hold = Hold()

@@ -71,7 +71,7 @@ def test_a_killed_manager_loses_nothing_and_is_reported_once(manager: Any, lette
 
 
 @pytest.mark.slow
-def test_a_stopped_manager_delays_nobody_and_is_used_again(manager: Any, letter_api: Any, errors: Any) -> None:
+def test_a_stopped_manager_delays_no_call_and_is_used_again(manager: Any, letter_api: Any, errors: Any) -> None:
     one = manager()
     letter = Letter(relay=one.queue, on_error=errors.append, flush_interval=0)
     calls_in_time(letter, 1, 0)
@@ -100,7 +100,7 @@ def test_a_stopped_manager_delays_nobody_and_is_used_again(manager: Any, letter_
 
 
 @pytest.mark.parametrize("options", [SLOW, {"flush_interval": 0}], ids=["at the end", "on the wire"])
-def test_a_process_ends_in_time_though_its_manager_is_stopped(
+def test_a_process_ends_in_time_even_if_its_manager_is_stopped(
     options: dict[str, Any], manager: Any, letter_api: Any, tmp_path: Path
 ) -> None:
     queue = manager().queue
@@ -116,7 +116,7 @@ def test_a_process_ends_in_time_though_its_manager_is_stopped(
 
 
 @pytest.mark.filterwarnings("ignore:letterapp. no thread can run:RuntimeWarning")
-def test_a_flush_keeps_its_timeout_though_the_manager_is_stopped(manager: Any, letter_api: Any) -> None:
+def test_a_flush_keeps_its_timeout_even_if_the_manager_is_stopped(manager: Any, letter_api: Any) -> None:
     one = manager()
     pid = one.status()["pid"]
     letter: Any = Letter(relay=one.queue, on_error=lambda error: None, **SLOW)
@@ -270,7 +270,7 @@ def test_connect_refuses_a_server_that_is_not_a_manager_but(answer: bytes, lette
         responder.join(DEADLINE)
 
 
-def test_where_nobody_serves_the_process_sends(directory: Directory, letter_api: Any, errors: Any) -> None:
+def test_without_a_server_the_process_sends(directory: Directory, letter_api: Any, errors: Any) -> None:
     nobody = ManagerQueue(str(directory.path / "nobody"), SECRET, Secret(KEY), letter_api.url, "0" * 64)
     letter = Letter(relay=nobody, on_error=errors.append)
     work(letter, 3)

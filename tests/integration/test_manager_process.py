@@ -59,7 +59,7 @@ def test_a_manager_whose_starter_was_killed_serves_its_forked_children(
     assert whose(letter_api) == {"orphan": list(range(5))}
 
 
-def test_a_manager_to_which_no_reference_is_left_ends_without_a_shutdown(letter_api: Any, directory: Directory) -> None:
+def test_a_garbage_collected_manager_ends_without_a_shutdown(letter_api: Any, directory: Directory) -> None:
     one = SenderManager(KEY, letter_api.url)
     one.start()
     queue = one.queue
@@ -162,7 +162,7 @@ def test_a_manager_over_tcp(directory: Directory, letter_api: Any) -> None:
     assert whose(letter_api) == {"program": list(range(250))}
 
 
-def test_of_managers_that_start_at_one_address_one_serves(directory: Directory, letter_api: Any) -> None:
+def test_only_one_of_several_managers_serves_at_an_address(directory: Directory, letter_api: Any) -> None:
     with directory.keep() as kept:
         kept.signal(signal.SIGKILL)
         kept.finish()
@@ -202,7 +202,7 @@ def test_a_manager_with_a_spool_ends_within_its_time(directory: Directory, lette
     assert letter.close(DEADLINE)
 
 
-def test_what_the_command_line_reports_as_wrong(directory: Directory) -> None:
+def test_invalid_arguments_on_the_command_line(directory: Directory) -> None:
     def says(*options: str) -> str:
         done = directory.command(*options)
         assert done.returncode in (1, 2)

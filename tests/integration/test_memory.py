@@ -58,7 +58,7 @@ def test_memory_is_shared_with(system: Callable[[], None] | None, letter_api: An
 
 
 @pytest.mark.parametrize("system", PRIVATE.values(), ids=PRIVATE.keys())
-def test_memory_is_private_which_is_reported_once_and_nothing_else_changes_where(
+def test_private_memory_is_reported_once_and_works_otherwise(
     system: Callable[[], None], letter_api: Any, tmp_path: Path
 ) -> None:
     says = r"letterapp: events are kept in private memory \(.+\n"
@@ -68,9 +68,7 @@ def test_memory_is_private_which_is_reported_once_and_nothing_else_changes_where
     assert "killed" not in whose(letter_api)
 
 
-def test_near_the_limit_of_the_address_space_memory_is_private_which_a_family_reports_once(
-    letter_api: Any, tmp_path: Path
-) -> None:
+def test_near_the_address_space_limit_a_family_reports_private_memory_once(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory.near_limit, letter_api, tmp_path)
     once(letter_api, parent=500, child=100, other=100)
 
@@ -81,18 +79,18 @@ def test_children_that_lose_the_shared_memory_and_cannot_map_any_report_it_once(
     runs_quietly(memory.lost_for_good, letter_api, tmp_path)
 
 
-def test_where_there_is_no_memory_for_the_whole_queue_it_is_smaller(letter_api: Any, tmp_path: Path) -> None:
+def test_without_memory_for_the_whole_queue_a_smaller_one_is_created(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory.smaller_queue, letter_api, tmp_path)
     assert len([item for item in letter_api.events if "serial" in item["properties"]]) == 20
 
 
-def test_private_memory_is_used_page_by_page_and_is_a_childs_own(letter_api: Any, tmp_path: Path) -> None:
+def test_private_memory_is_allocated_page_by_page_and_not_shared_with_a_child(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory.private_pages, letter_api, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mlockall as Linux has it")
 @pytest.mark.parametrize("flags, keeps", [(2, 8192), (3, 8192), (6, 0)], ids=["future", "current too", "on fault"])
-def test_where_all_memory_is_locked_a_client_uses_only_what_it_writes(
+def test_with_mlockall_a_client_allocates_only_the_pages_that_it_writes(
     flags: int, keeps: int, letter_api: Any, tmp_path: Path
 ) -> None:
     runs_quietly(memory.locked_memory, letter_api, tmp_path, flags, keeps)

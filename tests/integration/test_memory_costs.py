@@ -20,7 +20,7 @@ def test_200_clients_cost_one_descriptor_and_a_child_uses_them_all(letter_api: A
     once(letter_api, **{f"{who} {n}": 1 for who in ("parent", "child", "killed") for n in range(200)})
 
 
-def test_clients_that_are_thrown_away_leave_nothing(letter_api: Any, tmp_path: Path) -> None:
+def test_discarded_clients_leave_nothing(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory_costs.thrown_away, letter_api, tmp_path)
     assert letter_api.distinct == 22
 
@@ -31,7 +31,7 @@ def test_10_000_forks_leak_nothing(letter_api: Any, tmp_path: Path) -> None:
     once(letter_api, **{"parent": 1, **{f"child {n}": 1 for n in range(0, 10_000, 100)}})
 
 
-def test_an_idle_client_holds_little_memory_after_a_backlog_too(letter_api: Any, tmp_path: Path) -> None:
+def test_an_idle_client_uses_little_memory_even_after_a_backlog(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory_costs.idle_after_a_backlog, letter_api, tmp_path)
     assert letter_api.distinct == 50_010
 
@@ -41,13 +41,13 @@ def test_an_idle_client_holds_little_memory_after_a_backlog_too(letter_api: Any,
     [memory_costs.large_events, memory_costs.killed_process, memory_costs.killed_before_its_thread_left],
     ids=["large events", "a killed process", "a process that was killed before its thread left, when the slot is used"],
 )
-def test_memory_is_given_back_after(program: Callable[[], None], letter_api: Any, tmp_path: Path) -> None:
+def test_memory_is_returned_after(program: Callable[[], None], letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(program, letter_api, tmp_path)
 
 
-def test_a_client_that_is_switched_off_reserves_nothing(letter_api: Any, tmp_path: Path) -> None:
+def test_a_disabled_client_reserves_nothing(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory.switched_off, letter_api, tmp_path)
 
 
-def test_a_client_that_is_switched_off_costs_nothing_and_changes_no_signal(letter_api: Any, tmp_path: Path) -> None:
+def test_a_disabled_client_does_nothing_and_changes_no_signal(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory.switched_off_often, letter_api, tmp_path)

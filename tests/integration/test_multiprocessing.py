@@ -77,7 +77,7 @@ def test_a_child_of_a_multiprocessing_child(method: str, letter_api: Any, tmp_pa
     once(letter_api, {"0": 50, "0, grandchild": 50})
 
 
-def test_events_of_a_terminated_pool_are_kept_down_to_what_waits(letter_api: Any, tmp_path: Path) -> None:
+def test_a_terminated_pool_loses_only_waiting_events(letter_api: Any, tmp_path: Path) -> None:
     # `with Pool` ends its workers by SIGTERM, where nothing of theirs can run. What was sent before is there; the
     # workers' last batch is what docs/guarantees.md says can be lost.
     if "fork" not in METHODS:
@@ -87,7 +87,7 @@ def test_events_of_a_terminated_pool_are_kept_down_to_what_waits(letter_api: Any
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_multiprocessing_imported_after_the_client_was_made_and_used(letter_api: Any, tmp_path: Path) -> None:
+def test_multiprocessing_imported_after_the_client_was_created_and_used(letter_api: Any, tmp_path: Path) -> None:
     assert run(late_multiprocessing.forked, letter_api.url, tmp_path).code == 0
     once(letter_api, {"0": 50})
 

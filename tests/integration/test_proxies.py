@@ -163,7 +163,7 @@ def test_no_proxy_bypasses_the_proxy_over_https(
 
 
 @pytest.mark.parametrize("no_proxy", ["other.example", "", "127.0.0.2"])
-def test_no_proxy_that_names_others_changes_nothing(
+def test_no_proxy_with_other_hosts_has_no_effect(
     no_proxy: str, letter_api: Any, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", NOWHERE)
@@ -374,7 +374,7 @@ def test_the_host_header_leaves_out_the_default_port_of_https(
     assert tls_api.requests[0].headers["host"] == "localhost"
 
 
-def test_what_connect_says(make: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connect_request(make: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
     with Scripted(lambda sock: sock.sendall(b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n")) as scripted:
         address = scripted.url.replace("http://", f"http://{ENCODED}@")
         assert not delivers(through(address, make, trusting, monkeypatch))

@@ -64,14 +64,14 @@ def test_a_full_queue_is_not_used_and_reported_once(letter_api: Any, errors: Any
     assert whose(letter_api) == {"program": list(range(10))}
 
 
-def test_a_process_ends_though_nobody_reads_its_queue(letter_api: Any, tmp_path: Path) -> None:
+def test_a_process_ends_even_if_its_queue_is_not_read(letter_api: Any, tmp_path: Path) -> None:
     finished = run(listeners.nobody_reads, letter_api.url, tmp_path)
     assert finished.code == 0 and "no process reads it" in finished.output, finished
     came = whose(letter_api)["program"]
     assert came == sorted(came) and came[-1] == 19 and len(came) > 15  # a pipe holds 64 KiB: three events
 
 
-def test_a_queue_that_nobody_reads_does_not_grow(letter_api: Any, errors: Any) -> None:
+def test_a_queue_that_is_not_read_does_not_grow(letter_api: Any, errors: Any) -> None:
     queue: Any = multiprocessing.Queue()
     letter: Any = Letter(KEY, letter_api.url, relay=queue, on_error=errors.append, **SLOW)
     handover = letter._delivery._batches.handover
@@ -91,7 +91,7 @@ def test_a_queue_whose_descriptor_was_closed_writes_to_no_other_file(letter_api:
     assert whose(letter_api) == {"child": list(range(5))}
 
 
-def test_a_forked_child_does_not_wait_for_its_parent_s_feeder(letter_api: Any, tmp_path: Path) -> None:
+def test_a_forked_child_does_not_wait_for_its_parents_feeder(letter_api: Any, tmp_path: Path) -> None:
     finished = run(listeners.child_of_a_parent_whose_feeder_holds_its_lock, letter_api.url, tmp_path)
     assert finished.output == "256\n", finished  # `close` was True
 

@@ -29,17 +29,17 @@ def gates(letter_api: Any) -> Gates:
 
 
 @pytest.mark.parametrize("act", ["flush", "close", "its end", "sys.exit"])
-def test_its_parent_that_tracked_nothing_by(act: str, letter_api: Any, tmp_path: Path) -> None:
+def test_recovered_by_a_parent_that_tracked_nothing_by(act: str, letter_api: Any, tmp_path: Path) -> None:
     output_of(recovery.idle_parent, letter_api, tmp_path, act)
     once(letter_api, dead=300)
 
 
-def test_its_parent_before_it_is_reaped(letter_api: Any, tmp_path: Path) -> None:
+def test_recovered_by_its_parent_before_it_is_reaped(letter_api: Any, tmp_path: Path) -> None:
     output_of(recovery.before_it_is_reaped, letter_api, tmp_path)
     once(letter_api, dead=300)
 
 
-def test_a_sibling_that_is_born_later_with_its_first_event(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
+def test_recovered_by_a_later_sibling_with_its_first_event(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
     # Nothing else would make it look: its own event waits for an hour.
     with start(recovery.later_sibling, letter_api.url, tmp_path) as program:
         assert letter_api.wait_for(300), program.output
@@ -48,7 +48,7 @@ def test_a_sibling_that_is_born_later_with_its_first_event(letter_api: Any, gate
     once(letter_api, dead=300, sibling=1)
 
 
-def test_a_sibling_that_goes_on_sending(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
+def test_recovered_by_a_sibling_that_continues_to_send(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
     # It has looked before, and looks again after a while. The dead one has too few for a batch.
     with start(recovery.busy_sibling, letter_api.url, tmp_path) as program:
         assert letter_api.wait_until(lambda: len(whose(letter_api).get("dead", [])) == 39), program.output
@@ -57,25 +57,27 @@ def test_a_sibling_that_goes_on_sending(letter_api: Any, gates: Gates, tmp_path:
         once(letter_api, dead=39, sibling=int(program.output))
 
 
-def test_one_of_eight_that_look_at_once(letter_api: Any, tmp_path: Path) -> None:
+def test_recovered_by_one_of_eight_that_scan_at_the_same_time(letter_api: Any, tmp_path: Path) -> None:
     adopted = [int(word) for word in output_of(recovery.eight_at_once, letter_api, tmp_path).split()]
     assert sorted(adopted) == [0] * 7 * 15 + [20] * 15
     once(letter_api, **{f"dead {number}": 20 for number in range(15)})
 
 
 @pytest.mark.parametrize("act", ["flush", "close", "its end"])
-def test_its_parent_while_another_thread_has_just_found_it_alive(act: str, letter_api: Any, tmp_path: Path) -> None:
+def test_recovered_by_its_parent_while_another_thread_has_just_found_it_alive(
+    act: str, letter_api: Any, tmp_path: Path
+) -> None:
     output_of(recovery.just_found_alive, letter_api, tmp_path, act)
     once(letter_api, dead=69)
 
 
-def test_one_who_has_no_time_leaves_it_to_the_next(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
+def test_a_process_without_time_leaves_recovery_to_the_next(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
     gates.plan(no_answer(False))
     output_of(recovery.no_time, letter_api, tmp_path)
     once(letter_api, dead=250)
 
 
-def test_a_parent_that_never_tracks_when_it_forks_again(letter_api: Any, tmp_path: Path) -> None:
+def test_recovered_by_a_parent_that_never_tracks_when_it_forks_again(letter_api: Any, tmp_path: Path) -> None:
     # As a forking server does whose children are killed. Nothing else would look: no child that lives tracks.
     with start(recovery.next_fork, letter_api.url, tmp_path) as program:
         assert program.finish().code == -signal.SIGKILL
@@ -86,14 +88,16 @@ def test_a_parent_that_never_tracks_when_it_forks_again(letter_api: Any, tmp_pat
 
 
 @pytest.mark.parametrize("option, bound", [("max_queue_events", 20), ("max_queue_bytes", 4000)])
-def test_of_a_full_queue_comes_what_was_accepted(option: str, bound: int, letter_api: Any, tmp_path: Path) -> None:
+def test_of_a_full_queue_the_accepted_events_are_recovered(
+    option: str, bound: int, letter_api: Any, tmp_path: Path
+) -> None:
     waited = int(output_of(recovery.full_queue, letter_api, tmp_path, option, bound))
     assert 0 < waited < 100
     once(letter_api, dead=waited)
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["not stored", "stored"])
-def test_of_a_queue_that_drops_the_oldest_comes_what_is_on_the_wire_and_the_newest(
+def test_of_a_drop_oldest_queue_the_batch_in_flight_and_the_newest_are_recovered(
     stored: bool, letter_api: Any, gates: Gates, tmp_path: Path
 ) -> None:
     gates.plan(no_answer(stored))
@@ -106,7 +110,7 @@ def test_of_a_queue_that_drops_the_oldest_comes_what_is_on_the_wire_and_the_newe
     assert list(letter_api.repeated().values()) == [2] * 30 * stored
 
 
-def test_what_is_recovered_takes_no_room_in_the_queue(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
+def test_recovered_events_do_not_count_towards_the_bounds(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
     hold = Hold()
     gates.plan(hold)
     with start(recovery.no_room_taken, letter_api.url, tmp_path) as program:
@@ -116,7 +120,7 @@ def test_what_is_recovered_takes_no_room_in_the_queue(letter_api: Any, gates: Ga
     once(letter_api, **{f"dead {number}": 50 for number in range(4)}, parent=50)
 
 
-def test_where_every_slot_belongs_to_a_dead_process_a_new_one_reuses_one(letter_api: Any, tmp_path: Path) -> None:
+def test_with_all_slots_of_dead_processes_a_new_process_uses_one(letter_api: Any, tmp_path: Path) -> None:
     words = output_of(recovery.no_free_slot, letter_api, tmp_path).split()
     assert 0 <= int(words[0]) <= 2 * 127 + 150 and words[1] == "{}"
     arrived(letter_api, **{f"dead {number}": 2 for number in range(127)}, new=150)
@@ -137,7 +141,7 @@ def test_a_new_process_finds_a_slot_while_another_recovers_more_than_it_can_send
     assert came == {**{f"dead {number}": [0, 1] for number in range(127)}, "new": [0, 1, 2]}
 
 
-def test_what_could_not_be_recovered_in_time_is_reported(letter_api: Any, tmp_path: Path) -> None:
+def test_events_that_could_not_be_recovered_in_time_are_reported(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: status(503)
     output_of(recovery.no_time_for_all, letter_api, tmp_path)
     assert letter_api.events == []
@@ -146,7 +150,7 @@ def test_what_could_not_be_recovered_in_time_is_reported(letter_api: Any, tmp_pa
 # Not dead.
 
 
-def test_a_stopped_process_is_not_taken_for_dead_and_goes_on(letter_api: Any, tmp_path: Path) -> None:
+def test_a_stopped_process_is_not_taken_for_dead_and_continues(letter_api: Any, tmp_path: Path) -> None:
     output_of(recovery.stopped, letter_api, tmp_path)
     once(letter_api, dead=50, parent=10, child=300)
     assert in_turn(letter_api) == ["dead", "parent", "child"]

@@ -85,7 +85,7 @@ def test_a_call_after_close_is_reported_and_counted_and_never_raises(make: Any, 
 # exit_signals
 
 
-def test_sigterm_without_exit_signals_loses_what_waits(letter_api: Any, tmp_path: Path) -> None:
+def test_sigterm_without_exit_signals_loses_waiting_events(letter_api: Any, tmp_path: Path) -> None:
     # What the option is for; should this fail one day, the option can go.
     with start(reentrance.terminated, letter_api.url, tmp_path, "none") as program:
         assert eventually(lambda: program.output, lambda text: "tracked" in text)
@@ -94,7 +94,7 @@ def test_sigterm_without_exit_signals_loses_what_waits(letter_api: Any, tmp_path
     assert whose(letter_api) == {}
 
 
-def test_with_exit_signals_what_waits_is_sent_and_the_signal_still_ends_the_process(
+def test_with_exit_signals_waiting_events_are_sent_and_the_signal_still_ends_the_process(
     letter_api: Any, tmp_path: Path
 ) -> None:
     with start(reentrance.terminated, letter_api.url, tmp_path, "SIGTERM") as program:
@@ -117,7 +117,7 @@ def test_the_signal_may_come_in_the_middle_of_any_call(attempt: int, letter_api:
     assert came == list(range(len(came))) and last < len(came) <= last + 2
 
 
-def test_a_signal_inside_the_queues_own_lock_is_acted_upon_when_the_call_has_left_it(
+def test_a_signal_inside_the_queues_lock_is_handled_when_the_call_has_released_it(
     letter_api: Any, tmp_path: Path
 ) -> None:
     # The queue asks its clock under its lock, for the first event: there the signal comes.
@@ -126,7 +126,9 @@ def test_a_signal_inside_the_queues_own_lock_is_acted_upon_when_the_call_has_lef
     assert whose(letter_api) == {"program": [0]}
 
 
-def test_the_handler_before_is_called_after_and_the_program_may_go_on(letter_api: Any, tmp_path: Path) -> None:
+def test_the_previous_handler_is_called_afterwards_and_the_program_may_continue(
+    letter_api: Any, tmp_path: Path
+) -> None:
     finished = run(reentrance.handler_before, letter_api.url, tmp_path)
     assert finished.output == "before 0\nafter 20\n", finished
     assert whose(letter_api) == {"program": list(range(20))}
@@ -141,14 +143,14 @@ def test_a_forked_child_keeps_its_exit_signals(letter_api: Any, tmp_path: Path) 
     assert whose(letter_api) == {"child": list(range(10))}
 
 
-def test_an_exit_with_the_api_silent_is_bounded_and_told(letter_api: Any, tmp_path: Path) -> None:
+def test_an_exit_while_the_api_is_silent_is_bounded_and_reported(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: Hold()
     finished = run(reentrance.terminated_with_the_api_silent, letter_api.url, tmp_path)
     letter_api.rule = None
     assert finished.code == -signal.SIGTERM and "10 events given up" in finished.output, finished
 
 
-def test_an_event_that_comes_inside_a_closed_queue_is_reported(
+def test_an_event_tracked_inside_a_closed_queue_is_reported(
     make: Any, errors: list[LetterError], letter_api: Any
 ) -> None:
     # As a `__del__` may track it, in the middle of another call of a client that has been closed.
@@ -163,7 +165,7 @@ def test_an_event_that_comes_inside_a_closed_queue_is_reported(
     assert letter.stats()["lost"] == {"closed": 1}
 
 
-def test_an_event_that_comes_inside_a_queue_without_a_place_is_sent(make: Any, letter_api: Any) -> None:
+def test_an_event_tracked_inside_a_queue_without_a_slot_is_sent(make: Any, letter_api: Any) -> None:
     # Its slot was lost with the descriptor that locks it, as to a daemon that closes what it has inherited.
     letter = make(flush_interval=3600, exit_timeout=DEADLINE)
     letter.track("u", "before")

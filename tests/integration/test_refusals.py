@@ -24,7 +24,7 @@ KEEP_ALIVE_200 = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 @pytest.mark.parametrize(
     "code, events", [(400, 1), (422, 1), (401, 2), (403, 2), (404, 2), (405, 2), (409, 2), (410, 2), (451, 2)]
 )
-def test_another_4xx_is_reported_at_once_with_all_that_was_said(
+def test_another_4xx_is_reported_at_once_with_the_whole_response(
     code: int, events: int, letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     body = json.dumps({"error": {"code": "bad_thing", "message": "Ünusable.", "reason": "because"}})
@@ -158,7 +158,7 @@ def test_a_split_batch_has_all_its_tries_again(
     assert errors == [] and one.letter.stats()["delivered"] == 2
 
 
-def test_the_second_half_of_a_split_batch_does_not_wait_for_company_again(
+def test_the_second_half_of_a_split_batch_does_not_wait_for_more_events(
     letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(status(413))
@@ -216,7 +216,7 @@ class Hasty:
         self._listener.close()
 
 
-def test_a_413_from_a_server_that_does_not_read_the_rest_is_heard(driven: Any, errors: list[LetterError]) -> None:
+def test_a_413_from_a_server_that_does_not_read_the_rest_is_received(driven: Any, errors: list[LetterError]) -> None:
     # What stands unread in the server's buffer makes its close a reset, and the client's writing fails. The answer
     # has come before that.
     api = Hasty(3_000_000)
@@ -232,7 +232,7 @@ def test_a_413_from_a_server_that_does_not_read_the_rest_is_heard(driven: Any, e
 
 
 @pytest.mark.parametrize("code", [401, 402, 403, 404, 405, 407, 301, 308])
-def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_told_once(
+def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_reported_once(
     code: int, letter_api: IngestionServer, driven: Any, errors: list[LetterError], tmp_path: Path
 ) -> None:
     body = b'{"error": {"code": "bad_key", "message": "No such key.", "reason": "revoked"}}'
@@ -261,7 +261,7 @@ def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_told_onc
 
 
 @pytest.mark.parametrize("code", [400, 409, 413, 422])
-def test_what_is_about_an_event_is_refused_out_of_a_spool_too(
+def test_a_refusal_of_an_event_removes_it_from_a_spool_too(
     code: int, letter_api: IngestionServer, driven: Any, errors: list[LetterError], tmp_path: Path
 ) -> None:
     letter_api.plan(status(code))
@@ -270,7 +270,7 @@ def test_what_is_about_an_event_is_refused_out_of_a_spool_too(
     assert one.settle() == [] and one.letter.stats()["lost"] == {"rejected": 1}
 
 
-def test_close_says_that_a_refused_key_left_events_and_the_next_start_sends_them(
+def test_close_returns_false_for_a_refused_key_and_the_next_start_sends_the_events(
     make: Any, letter_api: IngestionServer, errors: list[LetterError], tmp_path: Path
 ) -> None:
     letter_api.rule = lambda request: status(401)

@@ -33,7 +33,7 @@ FORKS = pytest.mark.parametrize("hooks", ["called", "not called"], ids=["os.fork
 # Handing over.
 
 
-def test_a_process_that_hands_its_events_over_runs_no_thread(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
+def test_a_process_with_a_relay_runs_no_thread(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     finished = run(relays.have_no_threads, letter_api.url, tmp_path)
     assert finished.code == 0, finished
     assert whose(letter_api) == {"program": list(range(200))}
@@ -71,7 +71,9 @@ def test_many_threads(make: Callable[..., Letter], letter_api: Any, errors: list
 
 
 @FORKS
-def test_forks_while_threads_hand_events_over(hooks: str, runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
+def test_forks_while_threads_send_events_to_the_relay(
+    hooks: str, runtime: Runtime, letter_api: Any, tmp_path: Path
+) -> None:
     finished = run(relays.fork_while_threads_track, letter_api.url, tmp_path, hooks)
     assert finished.code == 0, finished
     assert runtime.left_behind() == []
@@ -122,7 +124,7 @@ def test_flush_sends_at_once_and_waits_for_retries(make: Callable[..., Letter], 
     assert letter.stats()["mode"] == "relay"
 
 
-def test_close_returns_true_when_all_is_settled_and_otherwise_leaves_it_to_the_relay(
+def test_close_returns_true_when_all_is_settled_and_false_if_the_relay_still_has_events(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:
     hold = Hold()
@@ -140,14 +142,16 @@ def test_close_returns_true_when_all_is_settled_and_otherwise_leaves_it_to_the_r
     assert (error.cause, error.lost, [event["userId"] for event in error.events]) == ("degraded", 0, ["first"] * 5)
 
 
-def test_what_the_relay_settles_in_time_is_not_reported(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
+def test_events_that_the_relay_settles_in_time_are_not_reported(
+    make: Any, letter_api: Any, errors: list[LetterError]
+) -> None:
     letter = make(relay=True)
     track(letter, 40)
     assert letter.close(DEADLINE) and letter.close() and errors == []
 
 
 @pytest.mark.parametrize("how", ["a thread", "no thread"])
-def test_a_client_without_its_relay_sends_its_events_though_it_is_garbage_collected(
+def test_a_garbage_collected_client_without_its_relay_still_sends_its_events(
     how: str, runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relays.drop_the_client, letter_api.url, tmp_path, tmp_path / "away" / "r.sock", how)

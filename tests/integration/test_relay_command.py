@@ -173,7 +173,7 @@ def test_a_second_relay_at_the_same_socket_exits(
     assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 1
 
 
-def test_the_socket_of_a_killed_relay_is_replaced_and_another_file_is_left_alone(
+def test_the_socket_of_a_killed_relay_is_replaced_but_no_other_file(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any
 ) -> None:
     kept.signal(signal.SIGKILL)

@@ -50,7 +50,7 @@ def test_without_a_directory_for_the_socket_the_process_sends_its_events_itself(
     )
 
 
-def test_without_a_descriptor_for_a_relay_the_process_sends_its_events_itself_and_says_so(
+def test_without_a_descriptor_for_a_relay_the_process_sends_its_events_itself_and_reports_that(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relay_trouble.no_descriptor_for_a_relay, letter_api.url, tmp_path)
@@ -68,7 +68,7 @@ def test_without_a_descriptor_to_load_modules_the_error_is_a_letter_error(letter
 
 @needs_root
 @pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="needs a Python that others may run")
-def test_without_a_process_for_a_relay_the_process_sends_its_events_itself_and_says_so(
+def test_without_a_process_for_a_relay_the_process_sends_its_events_itself_and_reports_that(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     runtime.path.chmod(0o755)
@@ -83,7 +83,7 @@ def test_without_a_process_for_a_relay_the_process_sends_its_events_itself_and_s
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
-def test_a_relay_whose_stderr_nobody_reads_goes_on(
+def test_a_relay_whose_stderr_is_not_read_keeps_running(
     runtime: Runtime, make: Callable[..., Letter], letter_api: Any
 ) -> None:
     ends = os.pipe()

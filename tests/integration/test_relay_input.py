@@ -30,7 +30,7 @@ NO_EVENTS = {
 
 
 @pytest.mark.parametrize("what", NO_EVENTS)
-def test_a_line_that_is_no_event_harms_only_its_sender(
+def test_an_invalid_line_affects_only_its_sender(
     what: str, make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:
     with runtime.keep() as relay:
@@ -48,7 +48,7 @@ def test_a_line_that_is_no_event_harms_only_its_sender(
         assert b"refused" in heard or "not an event" in relay.output or "too long" in relay.output
 
 
-def test_incomplete_lines_and_lines_that_find_no_room_take_little_memory(runtime: Runtime, letter_api: Any) -> None:
+def test_incomplete_lines_and_lines_without_room_take_little_memory(runtime: Runtime, letter_api: Any) -> None:
     letter_api.rule = lambda request: status(503)  # nothing leaves
     with runtime.keep() as relay, contextlib.ExitStack() as opened:
         process = psutil.Process(relay.pid)

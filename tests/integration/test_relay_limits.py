@@ -67,7 +67,7 @@ def test_a_relay_with_64_descriptors_loses_nothing_of_100_clients(
 
 
 @pytest.mark.slow
-def test_a_relay_that_is_started_gets_max_retries_none(
+def test_a_started_relay_gets_max_retries_none(
     letter_api: IngestionServer, make: Any, errors: list[LetterError], runtime: Runtime
 ) -> None:
     letter_api.plan(*[status(429, headers={"Retry-After": "0"})] * 4)

@@ -30,7 +30,7 @@ def count(sock: socket.socket, target: int) -> list[int]:
     return [int(line[1:-1]) for line in heard.splitlines()]
 
 
-def test_events_may_come_in_any_pieces(connect: Any, letter_api: Any) -> None:
+def test_events_may_arrive_in_any_pieces(connect: Any, letter_api: Any) -> None:
     sock = connect()
     said = b"".join(raw_event(number) for number in range(30)) + b"!\n"
     for place in range(0, len(said), 61):
@@ -39,7 +39,7 @@ def test_events_may_come_in_any_pieces(connect: Any, letter_api: Any) -> None:
     assert counts == sorted(set(counts)) and letter_api.distinct == 30
 
 
-def test_each_connection_is_told_of_its_own_events(connect: Any, letter_api: Any) -> None:
+def test_each_connection_gets_acknowledgements_of_its_own_events(connect: Any, letter_api: Any) -> None:
     first, second = connect(), connect()
     for number in range(30):
         (first if number % 3 else second).sendall(raw_event(number))
@@ -56,7 +56,7 @@ def test_the_same_event_over_two_connections_counts_for_both(connect: Any, lette
     assert letter_api.distinct == 1
 
 
-def test_what_came_before_a_connection_ended_is_sent(connect: Any, letter_api: Any, runtime: Runtime) -> None:
+def test_events_received_before_a_connection_ended_are_sent(connect: Any, letter_api: Any, runtime: Runtime) -> None:
     sock = connect()
     sock.sendall(b"".join(raw_event(number) for number in range(200)) + b'{"half')
     sock.close()
@@ -65,7 +65,7 @@ def test_what_came_before_a_connection_ended_is_sent(connect: Any, letter_api: A
     assert (status["processes"], status["accepted"], status["refused"]) == (0, 200, 0)
 
 
-def test_a_process_that_never_reads_its_answers_harms_nobody(connect: Any, letter_api: Any) -> None:
+def test_a_process_that_never_reads_its_answers_affects_no_other(connect: Any, letter_api: Any) -> None:
     deaf, other = connect(), connect()
     for number in range(2000):
         deaf.sendall(raw_event(number))

@@ -70,7 +70,7 @@ def say(path: str, data: bytes | Callable[[socket.socket], object]) -> bytes:
 
 
 @pytest.mark.parametrize("reason", [*WRONG, "greeting without an end"])
-def test_a_wrong_line_is_refused_and_each_reason_logged_once(
+def test_an_invalid_line_is_refused_and_each_reason_logged_once(
     reason: str, make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any
 ) -> None:
     letter = make(relay=runtime.socket)
@@ -86,7 +86,7 @@ def test_a_wrong_line_is_refused_and_each_reason_logged_once(
     assert letter.flush(DEADLINE) and letter.stats()["relayed"] == 2 and letter_api.distinct == 2
 
 
-def test_a_client_that_is_refused_says_why_without_the_key(runtime: Runtime, letter_api: Any, kept: Any) -> None:
+def test_a_refused_client_reports_why_without_the_key(runtime: Runtime, letter_api: Any, kept: Any) -> None:
     with pytest.raises(LetterError, match="refuses this client: it has another API key") as raised:
         Letter("another-key", letter_api.url, relay=runtime.socket)
     assert "another-key" not in str(raised.value)
@@ -99,7 +99,7 @@ def test_a_client_that_is_refused_says_why_without_the_key(runtime: Runtime, let
 
 
 @pytest.mark.slow
-def test_a_thousand_silent_connections_harm_nobody(
+def test_a_thousand_silent_connections_affect_no_client(
     runtime: Runtime, letter_api: Any, tmp_path: Path, make: Callable[..., Letter], kept: Any
 ) -> None:
     letter = make(relay=runtime.socket)

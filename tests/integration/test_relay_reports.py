@@ -82,7 +82,7 @@ def test_what_the_relay_drops_is_reported_to_its_owner(
 
 
 @pytest.mark.slow
-def test_reports_that_nobody_reads_for_long_lose_their_events_and_not_their_count(
+def test_reports_that_are_not_read_for_long_keep_only_the_number_of_events(
     make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer, errors: list[LetterError]
 ) -> None:
     letter_api.rule = lambda request: status(400, b"no")
@@ -139,7 +139,7 @@ def test_on_error_that_tracks_and_flushes_is_not_called_recursively(
 
 
 @pytest.mark.parametrize("ends", ["close", "exit"])
-def test_what_is_unsettled_when_a_process_ends_is_reported_and_what_the_relay_gives_up_is_logged(
+def test_unsettled_events_are_reported_at_the_end_and_logged_if_the_relay_gives_them_up(
     ends: str, hold: Hold, letter_api: Any, runtime: Runtime, tmp_path: Path
 ) -> None:
     with start(relays.end_with_unsettled_events, letter_api.url, tmp_path, ends) as program:

@@ -108,7 +108,7 @@ def test_processes_that_start_together_share_one_relay(runtime: Runtime, letter_
     assert runtime.left_behind() == [] and len(letter_api.events) == 6
 
 
-def test_a_program_that_replaces_itself_gives_up_its_lease(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
+def test_a_program_that_calls_exec_releases_its_lease(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     # As uWSGI's master at a reload: the same process, and no code of ours in it that could close the connection.
     with start(relays.replace_itself, letter_api.url, tmp_path) as program:
         assert "ready" in eventually(lambda: program.output, lambda text: "ready" in text)
@@ -116,7 +116,7 @@ def test_a_program_that_replaces_itself_gives_up_its_lease(runtime: Runtime, let
     assert whose(letter_api) == {"program": list(range(5))}
 
 
-def test_the_key_is_visible_nowhere_and_only_this_user_may_use_the_socket(
+def test_the_key_is_not_visible_and_only_this_user_may_use_the_socket(
     make: Callable[..., Letter], runtime: Runtime
 ) -> None:
     key = "a-key-that-nobody-may-see"
@@ -205,7 +205,7 @@ def test_a_relay_inherits_no_open_file_but_stderr(runtime: Runtime, make: Any, l
 
 
 @linux
-def test_a_program_without_stderr_starts_a_relay_that_writes_into_none_of_its_sockets(
+def test_a_relay_started_without_stderr_writes_to_none_of_its_sockets(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     with start(relays.start_a_relay_without_stderr, letter_api.url, tmp_path) as program:
@@ -214,7 +214,7 @@ def test_a_program_without_stderr_starts_a_relay_that_writes_into_none_of_its_so
 
 
 @linux
-def test_a_relay_inherits_only_what_it_needs_of_the_environment(
+def test_a_relay_inherits_only_the_environment_variables_that_it_needs(
     runtime: Runtime, make: Callable[..., Letter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgres://user:secret@db")
@@ -277,7 +277,7 @@ def test_options_that_cannot_work_are_refused(
     assert runtime.relays() == []
 
 
-def test_a_frozen_program_must_keep_a_relay_itself(
+def test_a_frozen_program_must_run_a_relay_as_a_service(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)

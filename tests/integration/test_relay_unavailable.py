@@ -80,7 +80,7 @@ def test_a_constructor_does_not_hang_if_the_relay_is_stopped(
     assert letter.flush(DEADLINE) and letter_api.distinct == 3
 
 
-def test_a_new_client_delivers_though_the_backlog_of_a_stopped_relay_is_full(
+def test_a_new_client_delivers_even_if_the_backlog_of_a_stopped_relay_is_full(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any
 ) -> None:
     first = make(relay=True)
@@ -108,7 +108,7 @@ def test_a_new_client_delivers_though_the_backlog_of_a_stopped_relay_is_full(
 
 
 @pytest.mark.slow
-def test_a_relay_reads_the_events_of_all_that_had_connected_however_many_were_killed(
+def test_a_relay_reads_the_events_of_all_connected_processes_even_if_many_were_killed(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     with start(relay_trouble.killed_after_the_relay_stopped, letter_api.url, tmp_path) as program:
@@ -131,7 +131,7 @@ def test_a_relay_does_not_wait_for_processes_that_were_killed_before_it_answered
 
 
 @pytest.mark.slow
-def test_local_events_are_sent_at_the_end_though_the_relay_is_stopped_and_no_thread_runs(
+def test_local_events_are_sent_at_the_end_with_a_stopped_relay_and_no_thread(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     with start(relay_trouble.end_without_threads, letter_api.url, tmp_path) as program:
@@ -143,7 +143,7 @@ def test_local_events_are_sent_at_the_end_though_the_relay_is_stopped_and_no_thr
 
 
 @pytest.mark.parametrize("piece", [b"", b"x"])
-def test_a_peer_that_answers_byte_by_byte_does_not_hold_a_constructor(
+def test_a_peer_that_answers_byte_by_byte_does_not_block_a_constructor(
     piece: bytes, make: Callable[..., Letter], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letterapp._relay.launcher.ANSWERING", 0.3)  # seconds that a constructor waits
@@ -191,7 +191,7 @@ def test_more_events_than_the_relay_may_hold_are_sent_by_the_process_itself(
     assert "settles events more slowly" in str(error) and not error.lost
 
 
-def test_a_full_relay_reads_no_more_and_goes_on_later(
+def test_a_full_relay_stops_reading_and_continues_later(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, hold: Hold, errors: list[LetterError]
 ) -> None:
     first, second = make(relay=True, max_queue_events=100), make(relay=True, max_queue_events=100)
@@ -210,7 +210,7 @@ def test_a_full_relay_reads_no_more_and_goes_on_later(
 
 
 @pytest.mark.slow
-def test_what_a_killed_relay_had_is_sent_again_and_a_new_relay_is_started(
+def test_a_killed_relays_events_are_sent_again_and_a_new_relay_is_started(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, hold: Hold, errors: list[LetterError]
 ) -> None:
     letter = make(relay=True)
@@ -267,7 +267,7 @@ def test_a_relay_whose_socket_was_removed_does_not_keep_others_from_starting(
     assert second.stats()["relayed"] == 1 and len(runtime.relays()) == 2 and letter_api.distinct == 2
 
 
-def test_a_closed_descriptor_is_noticed_and_what_has_its_number_now_gets_nothing(
+def test_a_closed_descriptor_is_noticed_and_nothing_is_written_to_a_file_with_its_number(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
     finished = run(relay_trouble.lose_the_descriptor, letter_api.url, tmp_path)

@@ -84,7 +84,7 @@ def test_a_path_that_another_user_could_redirect_is_not_trusted(
 
 
 @needs_root
-def test_another_users_path_is_trusted_if_relay_user_names_him(make: Callable[..., Letter], runtime: Runtime) -> None:
+def test_another_users_path_is_trusted_if_named_by_relay_user(make: Callable[..., Letter], runtime: Runtime) -> None:
     import pwd
 
     (runtime.path / "a" / "b").mkdir(parents=True, mode=0o700)
@@ -95,7 +95,7 @@ def test_another_users_path_is_trusted_if_relay_user_names_him(make: Callable[..
         make(relay=path, relay_user=STRANGER - 1)
 
 
-def test_a_directory_for_everybody_is_trusted_if_it_has_the_sticky_bit(runtime: Runtime) -> None:
+def test_a_world_writable_directory_is_trusted_if_it_has_the_sticky_bit(runtime: Runtime) -> None:
     (runtime.path / "a" / "b").mkdir(parents=True)
     (runtime.path / "a").chmod(0o1777)
     (runtime.path / "link").symlink_to(runtime.path / "a")
@@ -155,7 +155,7 @@ def read(descriptor: int) -> bytes:
 
 
 @needs_root
-def test_nothing_is_said_to_another_user_who_listens(
+def test_nothing_is_sent_to_another_user_who_listens(
     make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:
     path = str(runtime.path / "r.sock")
@@ -169,7 +169,7 @@ def test_nothing_is_said_to_another_user_who_listens(
 
 
 @needs_root
-def test_another_user_who_is_named_is_greeted_and_must_have_the_key(
+def test_a_named_other_user_is_greeted_and_must_have_the_key(
     make: Callable[..., Letter],
     runtime: Runtime,
     letter_api: Any,
@@ -218,6 +218,6 @@ def test_the_socket_is_inaccessible_to_others_from_its_first_moment(runtime: Run
 
 
 @needs_root
-def test_a_relay_that_runs_as_root_says_so(runtime: Runtime) -> None:
+def test_a_relay_that_runs_as_root_logs_that(runtime: Runtime) -> None:
     with runtime.keep() as relay:
         assert relay.output.count("as root") == 1

@@ -40,7 +40,7 @@ def test_flush_in_on_error_on_the_senders_thread_returns_at_once(letter_api: Ing
     assert [item["event"] for item in letter_api.events] == ["Behind it"]
 
 
-def test_on_error_may_close_and_what_was_accepted_still_goes_out(letter_api: IngestionServer, make: Any) -> None:
+def test_on_error_may_close_and_accepted_events_are_still_sent(letter_api: IngestionServer, make: Any) -> None:
     answers: list[bool] = []
     hold = Hold(status(400))
     letter_api.plan(hold)
@@ -58,7 +58,7 @@ def test_on_error_may_close_and_what_was_accepted_still_goes_out(letter_api: Ing
 
 
 @pytest.mark.parametrize("failure", [ValueError("mine"), LetterError("mine"), RecursionError("mine")])
-def test_an_on_error_that_raises_is_reported_and_the_sender_goes_on(
+def test_an_on_error_that_raises_is_reported_and_the_sender_continues(
     failure: Exception, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def on_error(error: LetterError) -> None:
@@ -92,7 +92,7 @@ def test_a_failure_is_one_line_on_stderr_by_default(
     assert line.isprintable(), "an answer must not be able to steer a terminal"
 
 
-def test_a_closed_or_missing_stderr_costs_nothing(
+def test_a_closed_or_missing_stderr_has_no_effect(
     letter_api: IngestionServer, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     letter = make(on_error=None)
@@ -106,7 +106,7 @@ def test_a_closed_or_missing_stderr_costs_nothing(
     assert letter_api.distinct == 1
 
 
-def test_on_error_runs_while_every_other_thread_can_go_on(letter_api: IngestionServer, make: Any) -> None:
+def test_on_error_does_not_block_other_threads(letter_api: IngestionServer, make: Any) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def on_error(error: LetterError) -> None:
@@ -156,7 +156,7 @@ def test_nothing_heavy_is_imported_by(code: str, heavy: list[str], letter_api: I
     assert (finished.code, finished.output) == (0, "[]\n"), finished
 
 
-def test_a_fault_in_the_look_for_what_dead_processes_left_costs_nothing_else(
+def test_a_failed_scan_for_orphans_has_no_other_effect(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     def breaks() -> None:
@@ -191,7 +191,7 @@ def test_flush_is_true_when_all_was_delivered_or_reported(
 
 
 @pytest.mark.parametrize("again", ["close", "with", "flush"])
-def test_a_close_that_gave_events_up_is_false_and_so_is_each_later_one(
+def test_a_close_that_gave_up_events_is_false_and_so_is_each_later_one(
     again: str, letter_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     hold = Hold()
@@ -214,7 +214,7 @@ def test_a_close_that_gave_events_up_is_false_and_so_is_each_later_one(
     assert sum(letter.stats()["lost"].values()) == 20
 
 
-def test_with_a_spool_a_later_close_is_true_when_what_was_left_is_delivered(
+def test_with_a_spool_a_later_close_is_true_when_the_rest_is_delivered(
     letter_api: IngestionServer, make: Any, errors: list[LetterError], tmp_path: Path
 ) -> None:
     hold = Hold()
@@ -229,7 +229,7 @@ def test_with_a_spool_a_later_close_is_true_when_what_was_left_is_delivered(
     assert letter.stats()["lost"] == {} and errors == []
 
 
-def test_a_child_s_close_answers_for_the_child_alone(letter_api: IngestionServer, tmp_path: Path) -> None:
+def test_the_result_of_a_childs_close_concerns_only_the_child(letter_api: IngestionServer, tmp_path: Path) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
     with start(reports.close_in_a_child, letter_api.url, tmp_path) as program:
@@ -254,7 +254,7 @@ REFUSED: dict[str, Any] = {
 
 @pytest.mark.parametrize("cause", REFUSED)
 @pytest.mark.parametrize("times", [1, 2, 7])
-def test_what_on_error_tracks_and_loses_at_once_is_printed_and_no_report_of_its_own(
+def test_an_event_of_on_error_that_is_lost_at_once_is_printed_and_not_reported(
     times: int, cause: str, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[LetterError] = []
@@ -277,7 +277,7 @@ def test_what_on_error_tracks_and_loses_at_once_is_printed_and_no_report_of_its_
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"flush_at": 1, "flush_interval": 0}], ids=["batches", "one by one"])
-def test_what_on_error_tracks_and_loses_later_is_no_report_of_its_own_either(
+def test_an_event_of_on_error_that_is_lost_later_is_not_reported_either(
     options: dict[str, Any], times: int, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[LetterError] = []
@@ -298,7 +298,9 @@ def test_what_on_error_tracks_and_loses_later_is_no_report_of_its_own_either(
     assert own_lines(capsys)
 
 
-def test_an_on_error_that_tracks_keeps_no_program_from_ending(letter_api: IngestionServer, tmp_path: Path) -> None:
+def test_an_on_error_that_tracks_does_not_prevent_a_program_from_ending(
+    letter_api: IngestionServer, tmp_path: Path
+) -> None:
     letter_api.rule = lambda request: status(401)
     with start(reports.report_that_tracks, letter_api.url, tmp_path) as program:
         finished = program.finish()
@@ -325,7 +327,7 @@ def test_events_of_others_that_on_error_s_close_gives_up_are_reported(letter_api
     hold.release()
 
 
-def test_a_thread_that_tracks_while_another_is_in_on_error_is_told(letter_api: IngestionServer, make: Any) -> None:
+def test_losses_of_another_thread_during_on_error_are_reported(letter_api: IngestionServer, make: Any) -> None:
     inside, leave = threading.Event(), threading.Event()
     told: list[str] = []
 
@@ -347,7 +349,7 @@ def test_a_thread_that_tracks_while_another_is_in_on_error_is_told(letter_api: I
     assert told == ["First", "Second", "Third"]
 
 
-def test_two_clients_that_report_to_each_other_come_to_an_end(letter_api: IngestionServer, make: Any) -> None:
+def test_two_clients_that_report_to_each_other_terminate(letter_api: IngestionServer, make: Any) -> None:
     first: Any = make(on_error=lambda error: second.track("u", "Lost by the first"))
     second: Any = make(on_error=lambda error: first.track("u", "Lost by the second"))
     first.close()
@@ -364,7 +366,7 @@ def test_a_child_that_is_forked_in_on_error_reports_its_own(letter_api: Ingestio
     assert letter_api.distinct == 1
 
 
-def test_what_on_error_tracks_is_forgotten_by_and_by(letter_api: IngestionServer) -> None:
+def test_events_tracked_by_on_error_are_forgotten_eventually(letter_api: IngestionServer) -> None:
     calls = 0
 
     def on_error(error: LetterError) -> None:
@@ -380,7 +382,7 @@ def test_what_on_error_tracks_is_forgotten_by_and_by(letter_api: IngestionServer
     assert len(reporter._own) + len(reporter._own_before) <= 20_000
 
 
-def test_what_is_no_event_raises_nothing_when_it_is_reported() -> None:
+def test_reporting_an_invalid_event_raises_nothing() -> None:
     deep = b"[" * 100_000
     error = LetterError("lost", events=[b"{", b"[1]", b"\xff", deep, b'{"userId":"u"}', {"userId": "v"}])
     assert error.events == [{"userId": "u"}, {"userId": "v"}] and error.lost == 6

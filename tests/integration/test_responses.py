@@ -86,7 +86,7 @@ def padded(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [100, 8191, 8192, 8193, 16_000])
-def test_a_second_response_that_was_not_requested_is_not_taken_for_the_next(
+def test_an_unrequested_second_response_is_not_taken_for_the_next(
     size: int, any_api: tuple[IngestionServer, dict[str, Any]], driven: Any, errors: list[LetterError]
 ) -> None:
     api, options = any_api

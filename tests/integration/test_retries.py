@@ -94,7 +94,7 @@ def test_max_retries_none_tries_as_long_as_the_queue_has_room(
     assert all(wait <= 30.0 * 1.25 for wait in waits) and waits[-1] >= 30.0
 
 
-def test_max_retries_none_gives_up_what_is_refused(
+def test_max_retries_none_gives_up_refused_events(
     letter_api: IngestionServer, driven: Any, errors: list[LetterError]
 ) -> None:
     letter_api.plan(status(401))
@@ -103,7 +103,7 @@ def test_max_retries_none_gives_up_what_is_refused(
     assert one.settle() == [] and errors[0].cause == "rejected"
 
 
-def test_max_retries_none_reports_what_does_not_fit_into_the_queue(driven: Any, errors: list[LetterError]) -> None:
+def test_max_retries_none_reports_events_that_do_not_fit_into_the_queue(driven: Any, errors: list[LetterError]) -> None:
     one = driven(f"http://127.0.0.1:{free_port()}", max_retries=None, max_queue_events=10)
     one.track(15)
     for _ in range(20):

@@ -22,7 +22,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letterapp._delivery.retry.DEFAULT_RETRY_AFTER", 0.001)
 
 
-def test_every_field_travels_under_its_name(letter_api: IngestionServer, make: Any) -> None:
+def test_every_field_is_sent_under_its_name(letter_api: IngestionServer, make: Any) -> None:
     answer = make().send(
         "ada@example.com",
         "Hello",
@@ -73,7 +73,7 @@ def test_the_arguments_may_be_given_by_position_as_documented(letter_api: Ingest
 
 
 @pytest.mark.parametrize("content", [{"html": "<p>Hi</p>"}, {"text": "Hi"}])
-def test_what_was_not_given_does_not_travel(content: dict[str, str], letter_api: IngestionServer, make: Any) -> None:
+def test_omitted_arguments_are_not_sent(content: dict[str, str], letter_api: IngestionServer, make: Any) -> None:
     make().send("ada@example.com", "Hello", **content)
     assert letter_api.mails == [{"to": "ada@example.com", "subject": "Hello", **content}]
 
@@ -101,7 +101,7 @@ def test_the_request_has_the_path_and_the_headers_of_the_api(letter_api: Ingesti
     ids=["an object", "none", "not JSON", "a list", "null", "deep", "not UTF-8"],
 )
 @pytest.mark.parametrize("code", [200, 202])
-def test_any_2xx_is_success_and_its_object_is_the_answer(
+def test_any_2xx_is_success_and_its_object_is_returned(
     code: int, body: bytes, answer: dict[str, Any], letter_api: IngestionServer, make: Any
 ) -> None:
     letter_api.plan(status(code, body))
@@ -137,7 +137,7 @@ def test_a_missing_argument_raises_before_anything_is_sent(
         ({"text": "\ud800"}, "text"),
     ],
 )
-def test_what_is_not_json_raises_with_its_path(
+def test_a_value_that_is_not_json_raises_with_its_path(
     wrong: dict[str, Any], says: str, letter_api: IngestionServer, make: Any
 ) -> None:
     with pytest.raises(LetterError, match=says):
@@ -166,7 +166,7 @@ def test_a_mail_without_an_idempotency_key_is_never_sent_twice(
     assert len(letter_api.requests) == 1 and errors == []
 
 
-def test_a_mail_without_an_idempotency_key_is_not_sent_twice_after_a_time_out(
+def test_a_mail_without_an_idempotency_key_is_not_sent_twice_after_a_timeout(
     letter_api: IngestionServer, make: Any
 ) -> None:
     letter_api.plan(stall(60))
@@ -175,7 +175,7 @@ def test_a_mail_without_an_idempotency_key_is_not_sent_twice_after_a_time_out(
     assert letter_api.wait_until(lambda: len(letter_api.requests) == 1)
 
 
-def test_mails_do_not_share_a_connection_that_could_need_a_second_try(letter_api: IngestionServer, make: Any) -> None:
+def test_mails_use_no_kept_connection_that_could_need_a_second_try(letter_api: IngestionServer, make: Any) -> None:
     letter = make()
     letter.track("u", "E")
     assert letter.flush() is True
@@ -205,7 +205,7 @@ def test_the_last_failure_is_raised_when_no_try_is_left(
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 409, 413, 422])
-def test_another_4xx_is_raised_at_once_with_all_that_was_said(
+def test_another_4xx_is_raised_at_once_with_the_whole_response(
     code: int, letter_api: IngestionServer, make: Any
 ) -> None:
     body = json.dumps({"error": {"code": "suppressed", "message": "Not to them.", "reason": "bounced"}})
@@ -229,7 +229,7 @@ def test_the_error_survives_a_pickle(letter_api: IngestionServer, make: Any) -> 
         assert (copy.status, copy.body, copy.code, copy.reason) == (422, caught.value.body, "c", "r")
 
 
-def test_an_api_that_is_not_there_is_raised(make: Any) -> None:
+def test_an_unreachable_api_raises(make: Any) -> None:
     with pytest.raises(LetterError, match="could not be reached") as caught:
         make(base_url="http://127.0.0.1:1").send(**MAIL)
     assert (caught.value.status, caught.value.body) == (None, None)

@@ -57,12 +57,12 @@ def test_events_of_a_thread_that_runs_while_the_interpreter_ends_arrive(letter_a
     assert whose(letter_api) == {"program": list(range(300))}
 
 
-def test_a_client_that_was_thrown_away_still_delivers(letter_api: Any, tmp_path: Path) -> None:
+def test_a_discarded_client_still_delivers(letter_api: Any, tmp_path: Path) -> None:
     run(single.thrown_away, letter_api.url, tmp_path)
     assert whose(letter_api) == {"program": list(range(40))}
 
 
-def test_one_request_a_call_as_in_a_lambda_function(letter_api: Any, make: Any) -> None:
+def test_one_request_per_call_as_in_a_lambda_function(letter_api: Any, make: Any) -> None:
     letter = make(flush_at=1)
     for invocation in range(5):
         letter.track("user", "Invoked", {"serial": invocation})
@@ -79,7 +79,7 @@ def test_many_clients_settle_at_the_same_time_at_an_end(letter_api: Any, tmp_pat
     assert whose(letter_api) == {f"client {number}": list(range(5)) for number in range(20)}
 
 
-def test_a_call_after_the_end_has_begun_returns_when_its_event_is_settled(make: Any, letter_api: Any) -> None:
+def test_a_call_during_the_end_returns_when_its_event_is_settled(make: Any, letter_api: Any) -> None:
     letter = make()
     letter._delivery.end(time.monotonic() + 60, final=True)
     hold = Hold()
@@ -106,7 +106,7 @@ def test_an_end_takes_one_budget_when_the_api_is_silent(letter_api: Any, tmp_pat
     assert finished.output.count("5 events given up") == 20, finished
 
 
-def test_what_is_lost_last_is_reported_before_the_process_ends(letter_api: Any, tmp_path: Path) -> None:
+def test_the_last_losses_are_reported_before_the_process_ends(letter_api: Any, tmp_path: Path) -> None:
     # Settled is not yet reported: `on_error` runs on the sender's thread, which the end of the interpreter stops.
     letter_api.plan(status(401))
     finished = run(single.slow_report, letter_api.url, tmp_path)
@@ -114,7 +114,7 @@ def test_what_is_lost_last_is_reported_before_the_process_ends(letter_api: Any, 
 
 
 @pytest.mark.parametrize("end, cause", [("plain end", "exit"), ("close", "closed")], ids=["plain end", "close"])
-def test_drops_are_reported_at_the_end_though_a_request_hangs(
+def test_drops_are_reported_at_the_end_even_if_a_request_hangs(
     end: str, cause: str, letter_api: Any, tmp_path: Path
 ) -> None:
     hold = Hold()
@@ -126,7 +126,7 @@ def test_drops_are_reported_at_the_end_though_a_request_hangs(
 
 
 @pytest.mark.parametrize("where", ["script", "multiprocessing child"])
-def test_an_exit_that_a_signal_asks_for_while_the_process_ends_cuts_nothing_short(
+def test_a_system_exit_from_a_signal_handler_does_not_cut_the_end_short(
     where: str, letter_api: Any, tmp_path: Path
 ) -> None:
     hold = Hold()

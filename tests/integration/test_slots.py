@@ -13,14 +13,14 @@ from programs import slots
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="memory is shared on Linux")
 
 
-def test_processes_that_find_no_slot_keep_their_events_to_themselves_and_the_first_one_reports_it(
+def test_processes_without_a_slot_use_private_memory_and_the_first_one_reports_it(
     letter_api: Any, tmp_path: Path
 ) -> None:
     runs_quietly(slots.too_few, letter_api, tmp_path)
     once(letter_api, **{"parent": 20, **{f"child {n}": 20 for n in range(7)}})
 
 
-def test_a_process_that_finds_no_empty_slot_reuses_one_of_a_dead_process(letter_api: Any, tmp_path: Path) -> None:
+def test_a_process_that_finds_no_empty_slot_uses_one_of_a_dead_process(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(slots.of_the_dead, letter_api, tmp_path)
     assert [item["userId"] for item in letter_api.events[::20]] == ["first", "second", "last", "after it"]
     once(letter_api, **dict.fromkeys(["first", "second", "last", "after it"], 20))

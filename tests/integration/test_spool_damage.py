@@ -105,9 +105,7 @@ def _newer(path: str) -> str:
         _newer,
     ],
 )
-def test_a_file_that_others_could_have_put_there_is_left_alone_and_reported_once(
-    put: Callable[[str], str], spool_dir: SpoolDir
-) -> None:
+def test_an_untrusted_file_is_not_opened_and_reported_once(put: Callable[[str], str], spool_dir: SpoolDir) -> None:
     path = spool_dir.leave(b"strange")
     why = put(path)
     before = os.lstat(path)
@@ -218,7 +216,7 @@ def test_odd_sizes_in_a_header_with_a_valid_checksum_are_damage(
     assert os.path.basename(path) + ".damaged" in spool_dir.files() and not os.path.exists(path)
 
 
-def test_a_header_cannot_have_more_read_than_the_spools_bound(spool_dir: SpoolDir) -> None:
+def test_a_header_cannot_make_a_process_read_more_than_spool_max_bytes(spool_dir: SpoolDir) -> None:
     path = spool_dir.leave(b"x")
     capacity = in_flight_size = 1 << 33
     write_header(path, HEADER, capacity, in_flight_size - HEADER)
@@ -246,7 +244,7 @@ SMALLEST = [(HEADER, 8, 8), (HEADER, 16, 8)]  # for no event
 ODD_SIZES = [(HEADER, 0, 8), (64, 6352, 3616), (HEADER, 1 << 40, 8)]
 
 
-def test_a_directory_full_of_damaged_files_costs_a_client_only_reports(
+def test_a_directory_full_of_damaged_files_causes_only_reports(
     spool_dir: SpoolDir, make: Any, errors: list[LetterError], letter_api: Any
 ) -> None:
     good: list[str] = []
@@ -346,7 +344,7 @@ def test_a_flipped_bit_in_an_event_ends_the_ring_there_and_the_file_is_kept(spoo
     assert spool_dir.files() == [os.path.basename(path) + ".damaged"]
 
 
-def test_damage_is_remembered_though_the_process_that_found_it_is_killed(spool_dir: SpoolDir) -> None:
+def test_damage_is_recorded_even_if_the_process_that_found_it_is_killed(spool_dir: SpoolDir) -> None:
     path = spool_dir.leave(b"first", b"second")
     change(path, Path(path).read_bytes().index(b"second"), b"S")
     (slot,) = spool_dir.spool().orphans()
@@ -405,7 +403,9 @@ def test_no_damaged_file_is_overwritten_and_the_latest_few_are_kept(spool_dir: S
     assert not os.path.exists(first + ".damaged")
 
 
-def test_a_file_that_cannot_be_set_aside_stops_nothing(spool_dir: SpoolDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_set_aside_does_not_stop_recovery(
+    spool_dir: SpoolDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spool_dir.leave(b"good", max_queue_events=21)
     path = spool_dir.leave(b"x")
     _cut(path)
@@ -420,7 +420,7 @@ def test_a_file_that_cannot_be_set_aside_stops_nothing(spool_dir: SpoolDir, monk
     assert spool_dir.reported_once("bytes instead of")
 
 
-def test_a_file_that_becomes_too_short_while_it_is_opened_costs_a_report(
+def test_a_file_that_is_truncated_while_it_is_opened_is_reported(
     spool_dir: SpoolDir, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, spool = spool_dir.leave(b"x", key="test-key"), spool_dir.spool("test-key")

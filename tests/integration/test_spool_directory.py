@@ -67,7 +67,7 @@ def test_each_key_has_its_own_files(spool_dir: SpoolDir) -> None:
     assert spool_dir.recover(spool_dir.spool("one")) == [[b"one's"]]
 
 
-def test_a_file_renamed_to_the_name_of_another_keys_is_left_alone(spool_dir: SpoolDir) -> None:
+def test_a_file_renamed_to_another_keys_name_is_not_touched(spool_dir: SpoolDir) -> None:
     ours, theirs = spool_dir.leave(b"x"), spool_dir.leave(b"secret", key="other")
     os.rename(theirs, ours)
     spool_dir.reports.clear()
@@ -102,7 +102,9 @@ def test_a_spool_must_be_a_path(path: Any) -> None:
         Letter("k", spool=path)
 
 
-def test_a_relative_path_is_resolved_when_the_client_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_resolved_when_the_client_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("here", Path("here"), b"here"):
         settings = Letter("k", enabled=False, spool=path)._settings  # type: ignore[arg-type]
@@ -173,7 +175,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_at_construction() -> Non
     as_another_user(job)
 
 
-def test_a_directory_that_becomes_unwritable_costs_a_report_and_no_event() -> None:
+def test_a_directory_that_becomes_unwritable_is_reported_and_no_event_is_lost() -> None:
     def job(home: str) -> None:
         spool_dir = SpoolDir(Path(home, "spool"))
         spool = spool_dir.spool()
@@ -185,7 +187,7 @@ def test_a_directory_that_becomes_unwritable_costs_a_report_and_no_event() -> No
 
 
 @pytest.mark.parametrize("put", [_missing, _file, _link, _open_to_others])
-def test_a_directory_that_changes_later_costs_a_report_and_no_event(
+def test_a_directory_that_is_replaced_is_reported_and_no_event_is_lost(
     put: Callable[[Path], Path], spool_dir: SpoolDir, tmp_path: Path
 ) -> None:
     spool = spool_dir.spool()

@@ -48,7 +48,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_mount
-def test_a_full_disk_costs_a_report_and_existing_files_can_still_be_filled(tiny_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_existing_files_can_still_be_filled(tiny_disk: Path) -> None:
     spool_dir = SpoolDir(tiny_disk / "spool")
     spool = spool_dir.spool()
     slots = []
@@ -106,7 +106,7 @@ def test_a_start_on_a_full_copy_on_write_disk_kills_no_process(copying_disk: Pat
     assert eventually(lambda: in_child(start) == 1 and "left" in [event["userId"] for event in letter_api.events], bool)
 
 
-def test_a_limit_on_files_costs_a_report_and_leaves_nothing_behind(spool_dir: SpoolDir, tmp_path: Path) -> None:
+def test_limits_on_files_are_reported_and_leave_no_file_behind(spool_dir: SpoolDir, tmp_path: Path) -> None:
     finished = run(spools.limited_files, NOWHERE, tmp_path, spool_dir.path)
     spool, first, second, *errors = finished.output.splitlines()
     assert (spool, first, second) == ("spool", "shared", "shared")

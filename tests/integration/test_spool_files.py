@@ -65,7 +65,7 @@ def test_an_incomplete_file_of_a_killed_process_is_removed(spool_dir: SpoolDir, 
     assert spool_dir.files() == [os.path.basename(slot.path)]
 
 
-def test_an_incomplete_file_that_cannot_be_removed_stops_nothing() -> None:
+def test_an_incomplete_file_that_cannot_be_removed_does_not_stop_recovery() -> None:
     def job(home: str) -> None:
         spool_dir = SpoolDir(Path(home, "spool"))
         spool = spool_dir.spool()
@@ -166,7 +166,7 @@ def test_at_the_bound_a_process_appends_to_the_emptiest_file_of_an_ended_one(
     assert spool_dir.recover(spool_dir.spool(**bound)) == [[b"c", b"d"]] and spool_dir.reports == []
 
 
-def test_a_process_that_may_only_fork_keeps_no_events_from_others(spool_dir: SpoolDir) -> None:
+def test_a_process_that_may_only_fork_claims_no_events_of_others(spool_dir: SpoolDir) -> None:
     bound = spool_dir.room_for_two()
     spool_dir.leave(b"a"), spool_dir.leave(b"b")
     settings = Letter("k", enabled=False, spool=spool_dir.path, **{**SMALL, **bound})._settings

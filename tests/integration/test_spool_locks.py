@@ -164,13 +164,13 @@ def run_forking(request: Any, spool_dir: SpoolDir, tmp_path: Path) -> Callable[[
     return run_it
 
 
-def test_a_child_has_a_file_of_its_own_and_the_parent_keeps_its_lock(
+def test_a_child_has_its_own_file_and_the_parent_keeps_its_lock(
     run_forking: Callable[[Callable[..., None]], None],
 ) -> None:
     run_forking(spool_forks.child_has_a_file_of_its_own)
 
 
-def test_a_child_that_drops_what_it_inherited_touches_no_file(
+def test_a_child_that_deletes_inherited_slots_touches_no_file(
     run_forking: Callable[[Callable[..., None]], None],
 ) -> None:
     run_forking(spool_forks.child_drops_what_it_inherited)
@@ -202,7 +202,7 @@ def test_a_process_that_closes_all_descriptors_loses_only_its_own_file(
     run_forking(spool_forks.closes_all_descriptors)
 
 
-def test_a_file_that_somebody_removed_is_no_longer_ours(spool_dir: SpoolDir) -> None:
+def test_a_removed_file_is_no_longer_ours(spool_dir: SpoolDir) -> None:
     slot = claimed(spool_dir.spool())
     assert slot.is_own()
     os.unlink(slot.path)
@@ -212,7 +212,7 @@ def test_a_file_that_somebody_removed_is_no_longer_ours(spool_dir: SpoolDir) -> 
     assert Path(slot.path).read_text() == "another"
 
 
-def test_a_slot_may_be_released_twice_and_is_released_when_nothing_refers_to_it(spool_dir: SpoolDir) -> None:
+def test_a_slot_may_be_released_twice_and_is_released_when_garbage_collected(spool_dir: SpoolDir) -> None:
     before = descriptors()
     spool = spool_dir.spool()
     slot = claimed(spool)

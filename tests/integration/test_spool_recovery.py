@@ -75,7 +75,7 @@ def test_events_survive_an_outage_and_several_killed_processes(
 
 
 @pytest.mark.parametrize("serial", [0, 6])
-def test_a_corrupt_event_costs_those_after_it_and_is_reported_once(
+def test_a_corrupt_event_loses_those_after_it_and_is_reported_once(
     serial: int, make: Any, letter_api: Any, errors: list[LetterError], spool_dir: SpoolDir, tmp_path: Path
 ) -> None:
     leave(10, "program", spool_dir, tmp_path)
@@ -132,7 +132,7 @@ def test_an_event_tracked_after_the_end_removed_the_file_is_delivered(
     assert whose(letter_api) == {"program": [0, 1, 2, 3]} and spool_dir.recover(spool_dir.spool("test-key")) == []
 
 
-def test_a_start_without_an_event_sends_what_was_left_and_then_stops_its_thread(
+def test_a_start_without_an_event_sends_the_spooled_events_and_stops_its_thread(
     letter_api: Any, spool_dir: SpoolDir, tmp_path: Path
 ) -> None:
     leave(5, "left", spool_dir, tmp_path)
@@ -149,7 +149,7 @@ def test_a_start_that_finds_nothing_starts_no_thread(make: Any, spool_dir: Spool
     assert [letter._delivery._queue.has_worker for letter in letters] == [False] * 3
 
 
-def test_an_unpickled_client_and_a_listener_send_what_was_left_too(
+def test_an_unpickled_client_and_a_listener_send_spooled_events_too(
     letter_api: Any, spool_dir: SpoolDir, tmp_path: Path
 ) -> None:
     from letterapp.relay import QueueListener

@@ -34,7 +34,7 @@ def test_a_context_is_used(
     assert tls_api.requests[0].headers["host"] == f"localhost:{tls_api.port}"
 
 
-def test_a_function_that_makes_a_context_is_called_at_the_first_request_and_once(
+def test_an_ssl_context_function_is_called_once_at_the_first_request(
     tls_api: IngestionServer, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     calls: list[int] = []
@@ -54,7 +54,7 @@ def test_a_function_that_makes_a_context_is_called_at_the_first_request_and_once
     assert len(calls) == 1 and calls[0] != threading.get_ident()
 
 
-def test_a_function_that_fails_to_make_a_context_is_reported(
+def test_a_failing_ssl_context_function_is_reported(
     tls_api: IngestionServer, make: Any, errors: list[LetterError]
 ) -> None:
     def context() -> ssl.SSLContext:
@@ -67,7 +67,7 @@ def test_a_function_that_fails_to_make_a_context_is_reported(
     assert "no ca.pem" in str(error) and error.cause == "undeliverable" and error.lost == 1
 
 
-def test_the_default_context_believes_ssl_cert_file(
+def test_the_default_context_uses_ssl_cert_file(
     tls_api: IngestionServer, make: Any, ca_file: str, monkeypatch: pytest.MonkeyPatch, errors: list[LetterError]
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", ca_file)
@@ -119,7 +119,7 @@ def test_another_name_than_the_certificates_is_refused_and_reported(
         assert api.requests == []
 
 
-def test_an_address_in_the_certificate_is_believed(
+def test_an_ip_address_in_the_certificate_is_accepted(
     ca: trustme.CA, make: Any, trusting: ssl.SSLContext, errors: list[LetterError]
 ) -> None:
     with serving(ca, "127.0.0.1") as api:
@@ -198,7 +198,7 @@ def test_a_connection_that_the_server_closed_is_replaced_without_a_retry(
         ("tracks and forks again", 6),
     ],
 )
-def test_a_child_never_touches_the_tls_connection_with_a_request_on_the_wire(
+def test_a_child_does_not_use_a_tls_connection_with_a_request_in_progress(
     how: str, expected: int, tls_api: IngestionServer, ca_file: str, tmp_path: Path
 ) -> None:
     hold = Hold()

@@ -116,7 +116,7 @@ def test_the_arguments_may_be_given_by_position_as_documented(letter_api: Any, m
     ]
 
 
-def test_text_of_every_script_and_every_escape_comes_through(letter_api: Any, make: Any) -> None:
+def test_text_of_every_script_and_every_escape_arrives_unchanged(letter_api: Any, make: Any) -> None:
     texts = [
         "",
         "é",
@@ -176,14 +176,14 @@ def test_a_request_carries_1_to_100_items(events: int, batches: list[int], lette
     assert [item["properties"]["serial"] for item in letter_api.events] == list(range(events))
 
 
-def test_nothing_is_posted_when_nothing_waits(letter_api: Any, make: Any) -> None:
+def test_an_empty_queue_posts_nothing(letter_api: Any, make: Any) -> None:
     letter = make()
     assert letter.flush() is True
     assert letter.close() is True
     assert letter_api.requests == []
 
 
-def test_a_batch_leaves_when_flush_at_events_wait(letter_api: Any, make: Any) -> None:
+def test_a_batch_is_sent_when_flush_at_events_are_waiting(letter_api: Any, make: Any) -> None:
     letter = make(flush_at=7, flush_interval=600)
     for _ in range(6):
         letter.track("u", "E")
@@ -193,7 +193,7 @@ def test_a_batch_leaves_when_flush_at_events_wait(letter_api: Any, make: Any) ->
     assert sizes(letter_api) == [7]
 
 
-def test_what_gathers_during_a_request_leaves_as_one_batch(letter_api: Any, make: Any) -> None:
+def test_events_queued_during_a_request_are_sent_as_one_batch(letter_api: Any, make: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
     letter = make(flush_at=1)
@@ -233,7 +233,7 @@ def test_a_body_is_filled_to_max_batch_bytes_and_never_beyond(
     assert max(len(request.body) for request in letter_api.requests) == FRAME + batches[0] * 1001 - 1 <= limit
 
 
-def test_an_event_as_long_as_a_body_travels_and_one_byte_more_is_refused_in_the_call(
+def test_an_event_as_long_as_a_body_is_sent_and_one_byte_more_is_refused_in_the_call(
     letter_api: Any, make: Any, errors: list[LetterError]
 ) -> None:
     bare = length(letter_api, make)
@@ -279,7 +279,7 @@ def test_a_repeated_request_is_the_same_to_the_byte(letter_api: Any, make: Any) 
 # Moments.
 
 
-def test_an_event_carries_the_moment_of_its_call_in_utc(letter_api: Any, make: Any) -> None:
+def test_an_event_has_the_time_of_its_call_in_utc(letter_api: Any, make: Any) -> None:
     hold = Hold()
     letter_api.plan(hold)
     letter = make(flush_at=1)
@@ -334,7 +334,7 @@ def test_a_naive_datetime_is_local_time(local_zone: timedelta, letter_api: Any, 
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of a process cannot be set here")
-def test_the_moment_of_the_call_is_utc_in_every_zone(local_zone: timedelta, letter_api: Any, make: Any) -> None:
+def test_the_time_of_the_call_is_utc_in_every_time_zone(local_zone: timedelta, letter_api: Any, make: Any) -> None:
     before = datetime.now(timezone.utc)
     letter = make()
     letter.track("u", "E")
@@ -354,7 +354,7 @@ def test_the_moment_of_the_call_is_utc_in_every_zone(local_zone: timedelta, lett
         ("yesterday", "yesterday"),
     ],
 )
-def test_a_given_moment_is_written_as(timestamp: Any, text: str, letter_api: Any, make: Any) -> None:
+def test_a_given_timestamp_is_encoded_as(timestamp: Any, text: str, letter_api: Any, make: Any) -> None:
     assert stamped(letter_api, make, timestamp) == text
 
 
@@ -363,7 +363,7 @@ def test_a_given_moment_is_written_as(timestamp: Any, text: str, letter_api: Any
     [1_700_000_000, 1.5, True, b"2024", [2024], datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))],
     ids=["int", "float", "bool", "bytes", "list", "before the year 1"],
 )
-def test_what_is_no_moment_raises_in_the_call(timestamp: Any, letter_api: Any, make: Any) -> None:
+def test_an_invalid_timestamp_raises_in_the_call(timestamp: Any, letter_api: Any, make: Any) -> None:
     letter = make()
     with pytest.raises(LetterError, match="timestamp"):
         letter.track("u", "E", timestamp=timestamp)
@@ -391,7 +391,7 @@ def test_each_event_has_a_random_uuid_of_version_4(letter_api: Any, make: Any) -
         assert len(values) == {8: 1, 13: 1, 18: 1, 23: 1, 14: 1, 19: 4}.get(place, 16)
 
 
-def test_a_given_identity_travels_as_it_is(letter_api: Any, make: Any) -> None:
+def test_a_given_message_id_is_sent_unchanged(letter_api: Any, make: Any) -> None:
     given = ["order-17", "ü", uuid.UUID(int=5)]
     letter = make()
     for identity in given:
@@ -405,7 +405,7 @@ def test_a_given_identity_travels_as_it_is(letter_api: Any, make: Any) -> None:
 
 
 @pytest.mark.parametrize("identity", ["", 7, b"x", ["x"]])
-def test_what_is_no_identity_raises_in_the_call(identity: Any, letter_api: Any, make: Any) -> None:
+def test_an_invalid_message_id_raises_in_the_call(identity: Any, letter_api: Any, make: Any) -> None:
     letter = make()
     with pytest.raises(LetterError, match="message_id"):
         letter.track("u", "E", message_id=identity)

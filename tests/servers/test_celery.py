@@ -35,7 +35,7 @@ def celery(letter_api: Any, tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.parametrize(
     "first", ["", "import celery, celery.signals\n"], ids=["before celery is imported", "after celery is imported"]
 )
-def test_a_warm_shutdown_loses_nothing_of_a_client_that_was_made(first: str, celery: Any) -> None:
+def test_a_warm_shutdown_loses_nothing_of_a_client_created(first: str, celery: Any) -> None:
     worker = celery(first=first)
     worker.let_tasks_finish()
     assert len(set(worker.workers())) == 2
@@ -68,7 +68,7 @@ def test_ctrl_c_loses_nothing(celery: Any) -> None:
     worker.all_arrived_once()
 
 
-def test_a_child_that_leaves_after_its_share_of_tasks_loses_nothing(celery: Any) -> None:
+def test_a_child_that_ends_after_max_tasks_loses_nothing(celery: Any) -> None:
     worker = celery("--max-tasks-per-child", "3", tasks=12)
     worker.let_tasks_finish()
     # Twelve tasks in threes: each child that worked has left by itself, but for the last of each of the two places.

@@ -41,7 +41,7 @@ def has_module(package: str, *names: str) -> bool:
 
 
 @each_beginning
-def test_many_greenlets_track_at_once_and_all_arrives(beginning: str, letter_api: Any, tmp_path: Path) -> None:
+def test_many_greenlets_track_at_once_and_all_events_arrive(beginning: str, letter_api: Any, tmp_path: Path) -> None:
     with start(eventlet_programs.many_greenlets, letter_api, tmp_path, beginning=beginning) as program:
         end(program)
     expected = {f"greenlet {number}": list(range(20)) for number in range(30)}
@@ -49,7 +49,7 @@ def test_many_greenlets_track_at_once_and_all_arrives(beginning: str, letter_api
     assert letter_api.repeated() == {}
 
 
-def test_the_hub_goes_on_while_the_client_sends(letter_api: Any, tmp_path: Path) -> None:
+def test_the_hub_runs_while_the_client_sends(letter_api: Any, tmp_path: Path) -> None:
     hold = Hold()
     letter_api.plan(hold)
     with start(eventlet_programs.ticks, letter_api, tmp_path) as program:
@@ -69,7 +69,7 @@ HUBS = [None, "poll", "selects", "asyncio"]  # the first is the system's: epoll,
 
 @pytest.mark.parametrize("waits_for", ["nothing", "a request"])
 @pytest.mark.parametrize("hub", HUBS)
-def test_exit_signals_deliver_and_call_the_application_s_handler(
+def test_exit_signals_deliver_and_call_the_applications_handler(
     hub: str | None, waits_for: str, letter_api: Any, tmp_path: Path
 ) -> None:
     if hub is not None and not has_module("eventlet", "hubs", hub):

@@ -54,7 +54,7 @@ def start(program: Callable[..., None], reached: Reached, tmp_path: Path, beginn
 
 @each_beginning
 @each_line
-def test_many_greenlets_track_at_once_and_all_arrives(
+def test_many_greenlets_track_at_once_and_all_events_arrive(
     line: str, beginning: str, reached: Reached, tmp_path: Path
 ) -> None:
     with start(gevent_programs.many_greenlets, reached, tmp_path, beginning) as program:
@@ -66,7 +66,7 @@ def test_many_greenlets_track_at_once_and_all_arrives(
 
 @each_beginning
 @each_line
-def test_the_hub_goes_on_while_the_client_sends(line: str, beginning: str, reached: Reached, tmp_path: Path) -> None:
+def test_the_hub_runs_while_the_client_sends(line: str, beginning: str, reached: Reached, tmp_path: Path) -> None:
     hold = Hold()
     reached.api.rule = lambda request: hold if b'"program"' in request.body else None
     with start(gevent_programs.ticks, reached, tmp_path, beginning) as program:
@@ -81,9 +81,7 @@ def test_the_hub_goes_on_while_the_client_sends(line: str, beginning: str, reach
 
 
 @pytest.mark.parametrize("line", [""], ids=["http"])
-def test_exit_signals_deliver_when_the_signal_comes_while_every_greenlet_waits(
-    line: str, reached: Reached, tmp_path: Path
-) -> None:
+def test_exit_signals_deliver_while_every_greenlet_waits(line: str, reached: Reached, tmp_path: Path) -> None:
     # The handler then runs in the hub, which must not wait for anything.
     with start(gevent_programs.waits_for_a_signal, reached, tmp_path) as program:
         assert eventually(lambda: program.output, lambda text: "waits" in text)

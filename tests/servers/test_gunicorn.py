@@ -73,7 +73,7 @@ def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: A
 # Not with threads: there each of the two signals takes the lock of the pool, and if the second comes while the first
 # has it, gunicorn's worker stands still until it is killed.
 @pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
-def test_ctrl_c_loses_nothing_though_it_reaches_a_worker_twice(worker: str, letter_api: Any, tmp_path: Path) -> None:
+def test_ctrl_c_that_reaches_a_worker_twice_loses_nothing(worker: str, letter_api: Any, tmp_path: Path) -> None:
     # From the terminal and from the master, and gunicorn exits at each. The second comes in the middle of the end.
     with serve(worker, False, letter_api, tmp_path, "-w", "1", "--threads", "1") as server:
         visitor = Visitor(server, workers=1)
@@ -145,7 +145,7 @@ def test_exit_signals_lose_nothing_at_a_graceful_stop(
         stop_and_check(server, visitor, letter_api, preload)
 
 
-def test_what_a_spool_holds_is_sent_by_the_first_worker_with_an_event_and_the_master_has_no_thread(
+def test_spooled_events_are_sent_by_the_first_worker_with_an_event_and_the_master_has_no_thread(
     letter_api: Any, tmp_path: Path
 ) -> None:
     spool = str(tmp_path / "spool")

@@ -49,7 +49,7 @@ def test_a_shutdown_of_celery(number: int, celery: Any, runtime: Managers) -> No
 
 
 @needs("celery")
-def test_celery_replaces_its_children_after_their_share_of_tasks(celery: Any, runtime: Managers) -> None:
+def test_celery_replaces_its_children_after_max_tasks(celery: Any, runtime: Managers) -> None:
     worker = celery("--max-tasks-per-child", "3", tasks=12)
     before = eventually(lambda: started(worker), bool)
     worker.let_tasks_finish()

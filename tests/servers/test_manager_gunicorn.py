@@ -187,7 +187,7 @@ def test_gunicorns_master_is_killed_and_its_workers_end(worker: str, preload: bo
 
 @needs("gunicorn")
 @preloaded_or_not
-def test_what_a_manager_has_arrives_though_all_of_gunicorn_is_killed(
+def test_a_managers_events_arrive_even_if_all_of_gunicorn_is_killed(
     preload: bool, gunicorn: Any, letter_api: Any, runtime: Managers
 ) -> None:
     service = gunicorn("gthread", preload)
@@ -219,7 +219,7 @@ def test_what_a_manager_has_arrives_though_all_of_gunicorn_is_killed(
         pytest.param("gevent", signal.SIGSTOP, marks=needs("gevent"), id="stopped, gevent"),
     ],
 )
-def test_gunicorns_workers_send_by_themselves_without_their_manager(
+def test_gunicorns_workers_send_their_events_without_their_manager(
     worker: str, number: int, gunicorn: Any, runtime: Managers
 ) -> None:
     service = gunicorn(worker, preload=True)

@@ -147,7 +147,7 @@ def test_uwsgis_workers_are_killed(start: str, uwsgi: Any, runtime: Managers) ->
 
 @needs("pyuwsgi")
 @pytest.mark.parametrize("start", ["no flags", "lazy-apps"])
-def test_what_a_manager_has_arrives_though_all_of_uwsgi_is_killed(start: str, uwsgi: Any, runtime: Any) -> None:
+def test_a_managers_events_arrive_even_if_all_of_uwsgi_is_killed(start: str, uwsgi: Any, runtime: Any) -> None:
     server = uwsgi(start, processes=1)
     before = runtime.serving(server)
     assert server.quick_has_arrived()

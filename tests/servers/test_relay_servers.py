@@ -148,7 +148,7 @@ def test_gunicorns_master_is_killed_and_its_workers_end(worker: str, preload: bo
 
 
 @needs("gunicorn")
-def test_a_relay_that_still_sends_keeps_no_port_of_the_server(gunicorn: Any, letter_api: Any) -> None:
+def test_a_relay_that_is_still_sending_keeps_no_port_of_the_server_open(gunicorn: Any, letter_api: Any) -> None:
     service = gunicorn()
     relay = service.one_relay()
     hold = Hold()
@@ -281,7 +281,7 @@ def test_uwsgi_is_stopped_with_all_its_processes(stop: Any, uwsgi: Any) -> None:
 
 
 @needs("pyuwsgi")
-def test_the_relay_of_uwsgi_keeps_no_port(uwsgi: Any, letter_api: Any) -> None:
+def test_the_relay_of_uwsgi_keeps_no_port_open(uwsgi: Any, letter_api: Any) -> None:
     service = uwsgi()
     relay = service.one_relay()
     assert "executable" in service.output

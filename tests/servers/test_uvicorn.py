@@ -99,7 +99,7 @@ def test_ctrl_c_loses_nothing_with(ends: str, workers: int, letter_api: Any, tmp
         check(server, visitor, letter_api)
 
 
-def test_ctrl_c_on_uvicorn_alone_needs_nothing(letter_api: Any, tmp_path: Path) -> None:
+def test_ctrl_c_with_uvicorn_needs_no_configuration(letter_api: Any, tmp_path: Path) -> None:
     with serve(ASGI, 0, "", letter_api, tmp_path) as server:
         visitor = Visitor(server, workers=1)
         visitor.ask_many(8)
@@ -107,7 +107,7 @@ def test_ctrl_c_on_uvicorn_alone_needs_nothing(letter_api: Any, tmp_path: Path) 
         check(server, visitor, letter_api)
 
 
-def test_an_end_after_a_number_of_requests_needs_nothing(letter_api: Any, tmp_path: Path) -> None:
+def test_limit_max_requests_needs_no_configuration(letter_api: Any, tmp_path: Path) -> None:
     with serve(ASGI, 0, "", letter_api, tmp_path, "--limit-max-requests", "5") as server:
         visitor = Visitor(server, workers=1)
         eventually(visitor.ask, lambda _: server.process.poll() is not None)

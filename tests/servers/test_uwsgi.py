@@ -42,7 +42,7 @@ def uwsgi(letter_api: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 @every_start
-def test_a_stop_loses_nothing_and_what_the_master_tracked_comes_once(start: str, uwsgi: Any) -> None:
+def test_a_stop_loses_nothing_and_the_masters_events_arrive_once(start: str, uwsgi: Any) -> None:
     server = uwsgi(*STARTS[start])
     server.track_in_every_worker()
     assert server.track(20)["modes"] == {"quick": "thread", "slow": "thread"}
@@ -68,7 +68,7 @@ def test_a_reload_loses_nothing(start: str, uwsgi: Any) -> None:
 
 @pytest.mark.slow
 @every_start
-def test_a_worker_that_leaves_by_max_requests_loses_nothing(start: str, uwsgi: Any) -> None:
+def test_a_worker_that_ends_by_max_requests_loses_nothing(start: str, uwsgi: Any) -> None:
     # The lifetime is 10 seconds at least unless told otherwise, whatever the count of requests.
     server = uwsgi("--max-requests", "3", "--min-worker-lifetime", "0", *STARTS[start])
     old = server.become_idle()
@@ -120,7 +120,7 @@ def test_without_a_master_nothing_is_lost(start: str, uwsgi: Any) -> None:
 # Stopped in the middle of a request.
 
 
-def test_a_worker_that_is_stopped_busy_loses_no_more_than_what_waited(uwsgi: Any) -> None:
+def test_a_busy_worker_that_is_stopped_loses_only_waiting_events(uwsgi: Any) -> None:
     server = uwsgi()
     hold = Hold()
     clients = server.hold(hold)
@@ -171,14 +171,14 @@ SECOND = ("--manage-script-name", "--mount", "/second=second.py")
 SAID = "letterapp: uWSGI ends interpreters other than its first without running exit handlers."
 
 
-def test_in_an_interpreter_that_uwsgi_never_ends_events_are_sent_at_once_and_it_is_said(
+def test_in_an_interpreter_that_uwsgi_never_ends_events_are_sent_at_once_and_it_is_reported(
     uwsgi: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "second.py").write_text(APPLICATION)
     _use_both(uwsgi(*SECOND, processes=1))
 
 
-def test_the_same_without_threads(threadless: str, uwsgi: Any, tmp_path: Path) -> None:
+def test_in_an_interpreter_that_uwsgi_never_ends_without_threads(threadless: str, uwsgi: Any, tmp_path: Path) -> None:
     (tmp_path / "second.py").write_text(APPLICATION)
     _use_both(uwsgi(*SECOND, processes=1, package=threadless))
 
@@ -218,7 +218,7 @@ def test_without_threads_the_calls_send_and_one_warning_says_why(threadless: str
     server.all_arrived_once()
 
 
-def test_without_threads_a_batch_leaves_at_its_count(threadless: str, uwsgi: Any) -> None:
+def test_without_threads_a_batch_is_sent_at_flush_at(threadless: str, uwsgi: Any) -> None:
     server = uwsgi(package=threadless, processes=1, flush_at=30)
     server.track(29)
     assert "slow" not in whose(server.api)
@@ -230,7 +230,7 @@ def test_without_threads_a_batch_leaves_at_its_count(threadless: str, uwsgi: Any
     server.all_arrived_once()
 
 
-def test_without_threads_what_has_waited_long_enough_leaves_with_the_next_call(threadless: str, uwsgi: Any) -> None:
+def test_without_threads_events_are_sent_by_the_next_call_after_flush_interval(threadless: str, uwsgi: Any) -> None:
     server = uwsgi(package=threadless, processes=1)
     server.track(10)
     eventually(lambda: server.track() and whose(server.api), lambda came: len(came.get("quick", [])) >= 10)
@@ -254,7 +254,7 @@ def test_without_threads_a_reload_loses_nothing(threadless: str, uwsgi: Any) -> 
 
 
 @pytest.mark.slow
-def test_without_threads_a_worker_that_leaves_by_max_requests_loses_nothing(threadless: str, uwsgi: Any) -> None:
+def test_without_threads_a_worker_that_ends_by_max_requests_loses_nothing(threadless: str, uwsgi: Any) -> None:
     server = uwsgi("--max-requests", "3", "--min-worker-lifetime", "0", package=threadless)
     old = server.become_idle()
     eventually(lambda: server.track(5)["pid"], lambda pid: pid not in old)
@@ -271,7 +271,7 @@ def test_without_threads_nothing_is_lost_when_started(flags: Sequence[str], thre
 
 
 @pytest.mark.parametrize("start", ["enable-threads", "threads 2", "fork hooks"])
-def test_a_uwsgi_without_threads_runs_them_when_told_to(start: str, threadless: str, uwsgi: Any) -> None:
+def test_uwsgi_runs_threads_when_enabled(start: str, threadless: str, uwsgi: Any) -> None:
     server = uwsgi(*STARTS[start], package=threadless)
     server.track_in_every_worker()
     assert server.track(20)["modes"] == {"quick": "thread", "slow": "thread"}

@@ -128,7 +128,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("properties, problem", BAD.values(), ids=BAD.keys())
-def test_a_bad_value_is_reported_with_its_path_and_the_next_event_arrives(
+def test_an_invalid_value_is_reported_with_its_path_and_the_next_event_arrives(
     properties: Any, problem: str, make: Any, errors: list[LetterError], letter_api: Any
 ) -> None:
     letter = make()
@@ -143,7 +143,7 @@ def test_a_bad_value_is_reported_with_its_path_and_the_next_event_arrives(
     assert letter.stats()["lost"] == {"invalid": 1} and letter.stats()["accepted"] == 3
 
 
-def test_identify_and_group_refuse_a_bad_value_alike(make: Any, errors: list[LetterError], letter_api: Any) -> None:
+def test_identify_and_group_refuse_an_invalid_value_too(make: Any, errors: list[LetterError], letter_api: Any) -> None:
     letter = make()
     letter.identify("u", traits={"age": math.nan})
     letter.group("u", "acme", traits={"size": math.inf})
@@ -154,7 +154,7 @@ def test_identify_and_group_refuse_a_bad_value_alike(make: Any, errors: list[Let
     assert letter.flush() and letter_api.events == []
 
 
-def test_an_integer_beyond_the_interpreters_limit_of_digits_is_refused_or_written_whole() -> None:
+def test_an_integer_beyond_the_interpreters_digit_limit_is_refused_or_encoded_completely() -> None:
     huge = 10**5000
     try:
         item = encoded({"n": huge})
@@ -164,7 +164,7 @@ def test_an_integer_beyond_the_interpreters_limit_of_digits_is_refused_or_writte
         assert item["properties"]["n"] == huge  # a Python without the limit
 
 
-def test_100_levels_are_written() -> None:
+def test_100_levels_are_encoded() -> None:
     assert encoded({"d": deep(MAX_DEPTH - 2)})["properties"]["d"] == deep(MAX_DEPTH - 2)
 
 
@@ -217,7 +217,7 @@ GOOD = {
 
 @pytest.mark.parametrize("value, written", GOOD.values(), ids=GOOD.keys())
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_value_is_written_by_rule(value: Any, written: Any, nested: bool) -> None:
+def test_a_value_is_encoded_by_rule(value: Any, written: Any, nested: bool) -> None:
     properties = encoded({"v": [value]} if nested else {"v": value})["properties"]
     came = properties["v"][0] if nested else properties["v"]
     if written is None:
@@ -276,13 +276,13 @@ DATACLASSES = {
 
 
 @pytest.mark.parametrize("value", DATACLASSES.values(), ids=DATACLASSES.keys())
-def test_of_a_dataclass_travels_what_asdict_knows_and_nothing_else(value: Any) -> None:
+def test_only_the_fields_of_a_dataclass_are_sent(value: Any) -> None:
     written = encoded({"v": value})["properties"]["v"]
     assert written == json.loads(json.dumps(dataclasses.asdict(value), default=str))
     assert SECRET not in json.dumps(written)
 
 
-def test_the_class_of_a_dataclass_is_no_value() -> None:
+def test_a_dataclass_type_is_refused() -> None:
     assert refusal({"v": Base}).startswith("properties.v: ")
 
 
@@ -297,7 +297,7 @@ def test_properties_may_be_any_mapping() -> None:
     assert encoded(None)["properties"] == {}
 
 
-def test_a_later_change_of_the_callers_dict_changes_nothing(make: Any, letter_api: Any) -> None:
+def test_a_later_change_of_the_callers_dict_has_no_effect(make: Any, letter_api: Any) -> None:
     letter = make(flush_interval=30)
     properties = {"cart": [1]}
     letter.track("u", "e", properties)
@@ -313,7 +313,7 @@ def test_the_message_id_is_a_random_uuid_of_version_4() -> None:
     assert {each.version for each in ids} == {4} and {each.variant for each in ids} == {uuid.RFC_4122}
 
 
-def test_a_dict_that_another_thread_changes_all_the_time_never_breaks_the_call(make: Any, letter_api: Any) -> None:
+def test_a_dict_that_another_thread_keeps_changing_never_breaks_the_call(make: Any, letter_api: Any) -> None:
     letter = make(max_queue_events=100_000)
     shared: dict[str, Any] = {}
     over = threading.Event()
@@ -368,7 +368,7 @@ anything = st.recursive(
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.one_of(st.dictionaries(st.text(st.characters()), anything, max_size=4), anything), st.data())
-def test_whatever_is_handed_in_is_either_valid_json_or_refused(properties: Any, data: Any) -> None:
+def test_any_value_is_either_valid_json_or_refused(properties: Any, data: Any) -> None:
     user = data.draw(st.one_of(st.text(st.characters()), anything))
     try:
         encoded_event = ENCODER.track(user, "Event", properties, None, None)
@@ -385,7 +385,7 @@ def test_whatever_is_handed_in_is_either_valid_json_or_refused(properties: Any, 
     assert item["userId"] == user and isinstance(item["properties"], dict)
 
 
-def test_whatever_is_handed_in_the_next_event_still_arrives(make: Any, letter_api: Any) -> None:
+def test_after_any_value_the_next_event_still_arrives(make: Any, letter_api: Any) -> None:
     letter = make(flush_interval=0)
 
     @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

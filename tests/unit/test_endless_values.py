@@ -96,7 +96,7 @@ bombs = pytest.mark.parametrize("name", BOMBS)  # by name: pytest would show one
 
 @bombs
 @pytest.mark.parametrize("on_top", [True, False])
-def test_a_value_that_is_endless_as_json_costs_only_its_own_event(
+def test_a_value_that_is_endless_as_json_loses_only_its_own_event(
     name: str, on_top: bool, make: Any, errors: list[LetterError], letter_api: Any
 ) -> None:
     bomb = BOMBS[name]

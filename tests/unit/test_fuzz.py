@@ -43,7 +43,7 @@ def targets() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_what_each_corpus_begins_with_is_no_finding(name: str, targets: Any) -> None:
+def test_the_initial_inputs_of_each_corpus_are_no_findings(name: str, targets: Any) -> None:
     for data in SEEDS[name]:
         targets[name](data)
 
@@ -74,14 +74,14 @@ def test_any_answer_of_a_relay_leaves_counts_that_balance(targets: Any, data: by
 
 @given(BYTES)
 @some
-def test_any_lines_to_a_relay_cost_no_other_client_an_event(targets: Any, data: bytes) -> None:
+def test_any_lines_to_a_relay_lose_no_event_of_another_client(targets: Any, data: bytes) -> None:
     targets["relay"](data)
 
 
 # The fuzzer.
 
 
-def test_a_finding_is_kept_once_and_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finding_is_kept_once_and_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(data: bytes) -> None:
         if data > b"1":
             raise ValueError("found")
@@ -98,7 +98,7 @@ def test_a_finding_is_kept_once_and_ends_nothing(tmp_path: Path, capsys: pytest.
     assert "6 inputs" in capsys.readouterr().out
 
 
-def test_the_command_fuzzes_says_its_seed_and_has_a_corpus_that_grows(tmp_path: Path) -> None:
+def test_the_command_prints_its_seed_and_extends_its_corpus(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stress", "fuzz", "spool", "--seconds", "1", "--engine", "hypothesis"]
     command += ["--seed", "7", "--corpus", str(tmp_path / "corpus")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
@@ -109,7 +109,7 @@ def test_the_command_fuzzes_says_its_seed_and_has_a_corpus_that_grows(tmp_path: 
 
 
 @pytest.mark.skipif(find_spec("atheris") is not None, reason="atheris is installed")
-def test_an_engine_that_is_not_installed_is_an_error_that_says_how_to_get_it(tmp_path: Path) -> None:
+def test_an_engine_that_is_not_installed_is_an_error_with_instructions(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stress", "fuzz", "spool", "--engine", "atheris", "--cache", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
     assert (done.returncode, done.stdout) == (2, "") and "pip install -e '.[fuzz]'" in done.stderr

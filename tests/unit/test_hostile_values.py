@@ -183,7 +183,7 @@ def test_the_error_says_where_and_what() -> None:
         assert str(raised.value).startswith(problem)
 
 
-def test_a_subclass_of_datetime_that_refuses_conversion_is_written_as_its_base() -> None:
+def test_a_subclass_of_datetime_that_refuses_conversion_is_encoded_as_its_base() -> None:
     naive = dt.datetime(2026, 1, 2, 3, 4, 5)
     refusing = Refusing(2026, 1, 2, 3, 4, 5)
     assert written(refusing) == written(naive)
@@ -191,7 +191,7 @@ def test_a_subclass_of_datetime_that_refuses_conversion_is_written_as_its_base()
     assert data is not None and json.loads(data)["timestamp"] == written(naive)
 
 
-def test_subclasses_of_str_are_written_as_the_text_that_they_hold() -> None:
+def test_subclasses_of_str_are_encoded_as_their_text() -> None:
     data = ENCODER.group(UnreadableText("u"), UnreadableText("a"), UnreadableText("n"), None, None, None)
     assert data is not None
     item = json.loads(data)
@@ -199,7 +199,7 @@ def test_subclasses_of_str_are_written_as_the_text_that_they_hold() -> None:
     assert written([UnreadableText("v")]) == ["v"]
 
 
-def test_an_on_error_that_raises_what_has_no_repr_is_reported(make: Any, letter_api: Any, capsys: Any) -> None:
+def test_an_on_error_that_raises_something_without_a_repr_is_reported(make: Any, letter_api: Any, capsys: Any) -> None:
     def on_error(error: LetterError) -> None:
         raise NoText(Unreadable())
 
@@ -210,7 +210,7 @@ def test_an_on_error_that_raises_what_has_no_repr_is_reported(make: Any, letter_
 
 
 @pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_exceptions_that_are_no_errors_propagate(leaving: Any, make: Any, letter_api: Any, errors: list[Any]) -> None:
+def test_base_exceptions_propagate(leaving: Any, make: Any, letter_api: Any, errors: list[Any]) -> None:
     class Leaving(UserDict):  # type: ignore[type-arg]
         def items(self) -> Any:
             raise leaving
@@ -252,7 +252,7 @@ class Changing:
 
 @pytest.mark.parametrize("kind", [dict, OrderedDict, Counter, lambda: defaultdict(list)])
 @pytest.mark.parametrize("nested", [False, True])
-def test_properties_that_change_while_they_are_read_are_written_as_at_the_call(kind: Any, nested: bool) -> None:
+def test_properties_that_change_while_they_are_read_are_encoded_as_at_the_call(kind: Any, nested: bool) -> None:
     properties = kind()
     properties.update(a=1, at=Changing(properties, "b"), b=2)
     with pytest.raises(Unencodable, match=r"at: a Changing is not JSON|at: could not be read"):
@@ -274,7 +274,7 @@ class Changed:
         raise AttributeError(name)
 
 
-def test_properties_that_another_thread_changes_are_written_as_of_one_moment(make: Any, letter_api: Any) -> None:
+def test_properties_that_another_thread_changes_are_encoded_atomically(make: Any, letter_api: Any) -> None:
     before = sys.getswitchinterval()
     shared: dict[Any, Any] = {"fixed": 1}
     others = [shared, OrderedDict(shared), Counter(shared)]

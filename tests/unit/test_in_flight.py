@@ -48,7 +48,7 @@ def test_the_table_of_transitions(state: InFlightState, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["wait", "split", "end"])
 @pytest.mark.parametrize("state", [EMPTY, WAITING])
-def test_what_is_not_in_the_table_changes_nothing(state: InFlightState, method: str) -> None:
+def test_calls_that_are_not_in_the_table_change_nothing(state: InFlightState, method: str) -> None:
     in_flight = in_state(state)
     before = vars(in_flight).copy()
     METHODS[method](in_flight)
@@ -64,13 +64,13 @@ def test_tries_belong_to_their_batch() -> None:
     assert in_flight.attempt == 0
 
 
-def test_a_wait_that_is_cut_short_takes_its_failure_back() -> None:
+def test_a_wait_that_is_cut_short_does_not_count_its_failed_try() -> None:
     in_flight = in_state(WAITING)
     in_flight.expedite(now=5.0)
     assert (in_flight.attempt, in_flight.not_before) == (0, 0.0)
 
 
-def test_so_does_one_that_begins_when_the_end_has_come_during_the_request() -> None:
+def test_nor_does_a_wait_after_a_request_that_was_expedited() -> None:
     in_flight = in_state(SENDING)
     in_flight.expedite(now=5.0)
     in_flight.wait(until=10.0, now=6.0, failed=True)
@@ -80,7 +80,7 @@ def test_so_does_one_that_begins_when_the_end_has_come_during_the_request() -> N
     assert (in_flight.attempt, in_flight.not_before) == (1, 20.0)
 
 
-def test_a_wait_without_a_failure_has_none_to_take_back() -> None:
+def test_a_wait_without_a_failure_keeps_the_number_of_tries() -> None:
     in_flight = in_state(WAITING)
     in_flight.begin(1)
     in_flight.wait(until=20.0, now=5.0, failed=False)

@@ -38,7 +38,7 @@ def received(api: IngestionServer, path: str = "/received", **headers: str) -> t
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.0.0.1:{port}", "localhost:{port}", "LOCALHOST", "[::1]:{port}", "[::1]"]
 )
-def test_what_came_is_told_to_who_asks_by_a_name_of_this_machine(
+def test_events_are_shown_only_for_a_host_name_of_this_machine(
     host: str, letter_api: IngestionServer, make: Any
 ) -> None:
     make().track("u", "E")
@@ -62,7 +62,7 @@ def test_what_came_is_told_to_who_asks_by_a_name_of_this_machine(
     ],
 )
 @pytest.mark.parametrize("path", ["/received", "/counts", "/"])
-def test_what_came_is_not_told_to_web_pages(
+def test_events_are_not_shown_to_web_pages(
     path: str, headers: dict[str, str], letter_api: IngestionServer, make: Any
 ) -> None:
     make().track("secret-user", "E")
@@ -168,7 +168,7 @@ def test_a_callback_may_raise_where_stderr_is_closed(
         assert letter.flush(DEADLINE) and errors == [] and api.distinct == 1
 
 
-def test_a_fault_whose_client_has_gone_keeps_what_it_was_told_to_keep_and_no_more(
+def test_a_fault_whose_client_has_gone_stores_exactly_the_requested_events(
     letter_api: IngestionServer, make: Any
 ) -> None:
     def gone(handler: Any) -> None:
@@ -197,7 +197,7 @@ def inbox(tmp_path: Path, arguments: str = "", redirect: str = "", **env: str) -
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-def test_inbox_prints_any_event_on_one_line_that_steers_no_terminal(
+def test_inbox_prints_any_event_on_one_line_without_control_characters(
     encoding: str, make: Any, errors: list[LetterError], tmp_path: Path
 ) -> None:
     with inbox(tmp_path, PYTHONIOENCODING=encoding, PYTHONUTF8="0") as program:
@@ -238,7 +238,7 @@ def test_inbox_keeps_what_stdout_cannot_write(
         assert program.output.count("can no longer be printed") == (redirect == ">/dev/full")
 
 
-def test_a_printer_whose_reader_has_gone_says_so_once(
+def test_a_printer_whose_reader_has_gone_reports_that_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Gone:

@@ -129,7 +129,7 @@ def test_a_wrong_option_is_an_error_that_names_it_at_construction(options: dict[
         ("http://host.", "host.", 80),
     ],
 )
-def test_an_address_is_taken_as_it_is_written(base_url: str, host: str, port: int) -> None:
+def test_an_address_is_used_as_it_is_written(base_url: str, host: str, port: int) -> None:
     settings = Letter("k", base_url)._settings
     assert (settings.host, settings.port) == (host, port)
 
@@ -183,7 +183,7 @@ def test_flush_at_sends_a_batch_before_its_interval(make: Any, letter_api: Any) 
     ],
     ids=["three requests", "one more than a request carries", "one request", "more than flush_at", "large events"],
 )
-def test_all_that_waits_when_flush_at_is_reached_leaves_at_once(
+def test_all_waiting_events_are_sent_at_once_when_flush_at_is_reached(
     waiting: int, options: dict[str, Any], sizes: Any, driven: Any, letter_api: Any
 ) -> None:
     one = driven(flush_interval=1000, **options)
@@ -195,7 +195,7 @@ def test_all_that_waits_when_flush_at_is_reached_leaves_at_once(
     assert one.settle() == [1000.0], "what comes later waits for company as before"
 
 
-def test_flush_at_counts_what_came_while_a_request_was_under_way(driven: Any, letter_api: Any) -> None:
+def test_flush_at_counts_events_queued_during_a_request(driven: Any, letter_api: Any) -> None:
     one = driven(flush_interval=1000, flush_at=150)
     one.track(150)
     assert one.sender._batches.send_once() == 0.0
@@ -204,7 +204,7 @@ def test_flush_at_counts_what_came_while_a_request_was_under_way(driven: Any, le
     assert [len(request.json["batch"]) for request in letter_api.requests] == [100, 100, 49]
 
 
-def test_flush_interval_sends_what_has_no_company(make: Any, letter_api: Any) -> None:
+def test_flush_interval_sends_a_single_event(make: Any, letter_api: Any) -> None:
     letter = make(flush_at=1000, flush_interval=0.05)
     fill(letter, 3)
     assert letter_api.wait_for(3)
@@ -243,7 +243,7 @@ def held_queue(make: Any, letter_api: Any, **options: Any) -> Any:
     return letter, hold
 
 
-def test_max_queue_events_bounds_the_queue_the_request_on_the_wire_included(
+def test_max_queue_events_bounds_the_queue_including_the_request_in_progress(
     make: Any, letter_api: Any, errors: list[LetterError]
 ) -> None:
     letter, hold = held_queue(make, letter_api, max_queue_events=10)
@@ -267,7 +267,7 @@ def test_max_queue_bytes_bounds_the_queue(make: Any, letter_api: Any) -> None:
     assert letter.stats()["waiting_bytes"] == 0
 
 
-def test_drop_oldest_keeps_the_newest_and_what_is_on_the_wire(
+def test_drop_oldest_keeps_the_newest_and_the_request_in_progress(
     make: Any, letter_api: Any, errors: list[LetterError]
 ) -> None:
     letter, hold = held_queue(make, letter_api, max_queue_events=5, overflow="drop_oldest")
@@ -310,7 +310,7 @@ def test_an_event_larger_than_the_queue_is_dropped_at_once(make: Any, errors: li
         assert (error.cause, error.lost) == ("overflow", 1) and error.events[0]["event"] == "large" and errors == []
 
 
-def test_drops_are_reported_once_a_burst(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
+def test_drops_are_reported_once_per_burst(make: Any, letter_api: Any, errors: list[LetterError]) -> None:
     letter, hold = held_queue(make, letter_api, max_queue_events=10, timeout=1, max_retries=100)
     letter_api.rule = lambda request: hold  # its next tries as well: the queue stays full
     fill(letter, 500, start=1)
@@ -374,7 +374,7 @@ def test_before_send_may_change_and_drop(make: Any, letter_api: Any, errors: lis
         (lambda item: {**item, "properties": {"x": "y" * 500_000}}, "max_batch_bytes"),
     ],
 )
-def test_a_before_send_that_fails_costs_its_event_alone(
+def test_a_before_send_that_fails_loses_only_its_event(
     before_send: Any, problem: str, make: Any, letter_api: Any, errors: list[LetterError]
 ) -> None:
     letter = make(before_send=lambda item: item if item["event"] == "good" else before_send(item))
@@ -418,7 +418,7 @@ def test_an_option_cannot_be_set_afterwards(name: str, make: Any) -> None:
     assert not hasattr(letter, name)
 
 
-def test_nor_can_those_of_a_manager_and_a_listener() -> None:
+def test_an_option_of_a_manager_or_a_listener_cannot_be_set_afterwards() -> None:
     senders: list[Any] = [SenderManager("k"), QueueListener(multiprocessing.Queue(), "k")]
     for sends in senders:
         for name in (*LISTENING, *SENDING, "api_key", "base_url"):
@@ -427,7 +427,7 @@ def test_nor_can_those_of_a_manager_and_a_listener() -> None:
         sends.label = "mine"
 
 
-def test_what_is_no_option_can_be_set_as_ever(make: Any, letter_api: Any) -> None:
+def test_other_attributes_can_be_set(make: Any, letter_api: Any) -> None:
     class Mine(Letter):
         timeout = 5  # its own
 
@@ -485,7 +485,7 @@ def test_a_client_with_an_unpicklable_context_says_what_to_do(make: Any) -> None
         pickle.dumps(make(ssl_context=ssl.create_default_context()))
 
 
-def test_an_error_can_be_pickled_whatever_its_events_hold() -> None:
+def test_an_error_can_be_pickled_whatever_its_events_contain() -> None:
     error = LetterError(
         "m", 400, "body", "code", "reason", cause="invalid", events=[b'{"a":1}', {"x": threading.Lock()}]
     )

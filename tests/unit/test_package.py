@@ -72,7 +72,7 @@ def test_the_network_s_modules_are_loaded_by_the_first_request_and_not_by_calls(
     assert "letterapp" in loaded and not loaded & (network - ENCODER), finished
 
 
-def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(letter_api: Any, tmp_path: Path) -> None:
+def test_after_the_first_request_no_request_imports_more(letter_api: Any, tmp_path: Path) -> None:
     # A fork waits for `prepare`, and for nothing later: see docs/architecture.md, rule 9.
     from letterapp.testing import cut, reset, status
 
@@ -83,7 +83,7 @@ def test_after_the_first_import_of_all_a_request_needs_no_request_imports_more(l
 
 
 @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="proxies are settings of the system there")
-def test_urllib_request_is_loaded_for_a_proxy_alone_and_a_proxy_may_come_late(letter_api: Any, tmp_path: Path) -> None:
+def test_urllib_request_is_loaded_only_for_a_proxy_which_may_be_set_late(letter_api: Any, tmp_path: Path) -> None:
     assert run(imports.late_proxy, letter_api.url, tmp_path).output == "False\n"
     assert [item["userId"] for item in letter_api.events].count("by the proxy") == 1
 
@@ -110,7 +110,7 @@ def test_the_annotations_can_be_evaluated(public: Any) -> None:
         assert set(hints) == {*inspect.signature(public).parameters, "return"} - {"self"}
 
 
-def test_what_the_annotations_say() -> None:
+def test_the_annotations() -> None:
     hints = typing.get_type_hints(Letter.__init__)
     assert hints["api_key"] == typing.Optional[str] and ssl.SSLContext in hints["ssl_context"].__args__
 
@@ -146,7 +146,7 @@ def test_the_documents_name_every_option_and_every_cause() -> None:
         assert f"| `{''.join(cause)}` |" in guarantees, cause
 
 
-def test_the_version_stands_once() -> None:
+def test_the_version_is_defined_once() -> None:
     assert letterapp.__version__ == "0.3.0"
     found = [path for path in MODULES if "0.3.0" in path.read_text()]
     assert [path.name for path in found] == ["_version.py"]

@@ -21,7 +21,7 @@ def test_the_pictures_of_the_documents_are_small() -> None:
     assert {path.name: path.stat().st_size for path in pictures if path.stat().st_size > MOST} == {}
 
 
-def test_each_picture_that_a_document_shows_is_there() -> None:
+def test_each_picture_in_a_document_exists() -> None:
     shown = {
         line.split("](", 1)[1].split(")", 1)[0]
         for page in (ROOT / "docs").glob("*.md")
@@ -69,7 +69,7 @@ def test_the_picture_of_a_whole_run_is_small() -> None:
     assert alone + (size(some) - alone) / (len(some) - 1) * (len(SCENARIOS) - 1) + figures < MOST
 
 
-def test_each_text_of_a_picture_states_its_width(tmp_path: Path) -> None:
+def test_each_text_of_a_picture_has_a_width(tmp_path: Path) -> None:
     canvas = pytest.importorskip("stress.report.canvas")
     picture = canvas.Canvas(200, 200, canvas.OVERVIEW)
     sheet = picture.sheet(0, 200)

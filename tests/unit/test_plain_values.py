@@ -114,7 +114,7 @@ def written(encoder: Encoder, properties: Any) -> Any:
 
 @settings(derandomize=True, deadline=None, max_examples=1500)
 @given(st.dictionaries(keys, values, max_size=5))
-def test_both_ways_write_the_same_and_refuse_the_same(properties: dict[Any, Any]) -> None:
+def test_the_fast_path_and_the_copy_encode_and_refuse_the_same(properties: dict[Any, Any]) -> None:
     quick = Encoder(MOST, None)
     copied = written(Copying(MOST, None), properties)
     assert written(quick, properties) == copied
@@ -128,7 +128,7 @@ CART = {
 
 
 @pytest.mark.skipif(not PLAIN, reason="needs CPython with its GIL")
-def test_an_order_is_encoded_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_typical_order_is_encoded_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_plain(CART, MOST)
     seen: list[Any] = []
 
@@ -177,11 +177,11 @@ def cyclic() -> Any:
         pytest.param({"a": [Item("a", 1.0)]}, id="a dataclass"),
     ],
 )
-def test_what_is_not_encoded_as_it_stands(value: Any) -> None:
+def test_values_that_are_copied_first(value: Any) -> None:
     assert not is_plain({"value": value}, MOST)
 
 
-def test_a_value_that_another_thread_changes_meanwhile_costs_no_other_event() -> None:
+def test_a_value_that_another_thread_changes_loses_no_other_event() -> None:
     over = threading.Event()
     properties: dict[str, Any] = {"list": [1, 2, 3], "fields": {}}
 

@@ -56,7 +56,7 @@ def compare(scheme: str, host: str, port: str, no_proxy: str, set_env: Callable[
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_no_proxy_is_read_as_urllib_reads_it(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_is_parsed_like_urllib(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, NOWHERE)
     bypassed = {
@@ -75,7 +75,7 @@ def test_no_proxy_is_read_as_urllib_reads_it(host: str, monkeypatch: pytest.Monk
     st.sampled_from(["", ":80", ":443", ":8080"]),
     st.lists(st.one_of(st.sampled_from(NAMED), st.text("[]:.*,% 18alpet", max_size=6)), max_size=3),
 )
-def test_whatever_no_proxy_says_is_read_as_urllib_reads_it(scheme: str, host: str, port: str, names: list[str]) -> None:
+def test_any_no_proxy_is_parsed_like_urllib(scheme: str, host: str, port: str, names: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HTTP_PROXY", "HTTPS_PROXY"):
             patch.setenv(name, NOWHERE)

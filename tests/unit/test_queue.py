@@ -75,7 +75,7 @@ def test_a_halved_batch_keeps_its_order() -> None:
     assert list(queue.take(5, 100)) == [b"5"]
 
 
-def test_take_never_exceeds_its_bytes_but_for_a_single_event() -> None:
+def test_take_never_exceeds_its_bytes_except_for_a_single_event() -> None:
     queue = make_queue()
     for event in (b"x" * 50, b"y" * 30, b"z" * 30):
         queue.put(event)
@@ -96,7 +96,7 @@ def test_due_counts_from_the_oldest_event() -> None:
     assert queue.request_flush() == 2 and queue.due(10.0, 0.1) == 0
 
 
-def test_a_closed_queue_still_hands_out_what_it_holds() -> None:
+def test_a_closed_queue_still_returns_its_events() -> None:
     queue = make_queue()
     queue.put(b"x")
     queue.close()
@@ -227,7 +227,7 @@ TestModelThatDropsTheOldest = ModelThatDropsTheOldest.TestCase
 @pytest.mark.parametrize(
     "ask", [BoundedQueue.is_empty, lambda queue: queue.has_settled(0)], ids=["is_empty", "has_settled"]
 )
-def test_what_a_recovery_adds_while_it_ends_is_not_missed(ask: Any, monkeypatch: Any) -> None:
+def test_events_recovered_during_the_check_are_not_missed(ask: Any, monkeypatch: Any) -> None:
     queue, found = make_queue(), Ring(Slot(*ring_sizes(10_000, 100, 100, 10_000)))
     found.append(b"of a dead one")
 

@@ -133,7 +133,7 @@ def test_answers_of_a_later_version_are_ignored(client: Any, fake: FakeRelay) ->
     assert told(client) == (1, 0, 1) and client.trouble == ""
 
 
-def test_a_client_that_is_refused_does_not_soon_try_again(client: Any, fake: FakeRelay) -> None:
+def test_a_refused_client_does_not_soon_try_again(client: Any, fake: FakeRelay) -> None:
     send(client, 2)
     fake.accept().sendall(protocol.line_of({"refused": "it is Monday"}))
     assert told(client)[1] == 2
@@ -151,7 +151,7 @@ def test_a_relay_that_accepts_no_more_events_may_still_acknowledge(client: Any, 
     assert told(client) == (3, 0, 3) and take_back(client) == []
 
 
-def test_a_full_socket_takes_whole_lines_or_none(client: Any, fake: FakeRelay) -> None:
+def test_a_full_socket_accepts_complete_lines_or_nothing(client: Any, fake: FakeRelay) -> None:
     events = [b'{"number":%d,"filling":"%s"}' % (number, b"x" * (number * 37 % 3000)) for number in range(8000)]
     took = []
     refused = 0
@@ -171,7 +171,7 @@ def test_a_full_socket_takes_whole_lines_or_none(client: Any, fake: FakeRelay) -
     assert client.counts().is_up and read_exactly(relay, len(EVENTS[0]) + 1) == EVENTS[0] + b"\n"
 
 
-def test_lines_of_many_threads_stay_whole(client: Any, fake: FakeRelay) -> None:
+def test_lines_of_many_threads_are_not_mixed(client: Any, fake: FakeRelay) -> None:
     took: list[list[bytes]] = [[] for _ in range(4)]
 
     def hand(number: int) -> None:
@@ -227,7 +227,7 @@ def test_waiting_ends_at_the_answer_at_the_deadline_and_when_the_relay_ends(clie
     assert client.trouble == "has ended"
 
 
-def test_a_process_proves_nothing_to_a_relay_that_has_not_the_key(client: Any, runtime: Runtime) -> None:
+def test_a_process_sends_no_proof_to_a_relay_without_the_key(client: Any, runtime: Runtime) -> None:
     stranger = FakeRelay(runtime.fake, "another-key", NOWHERE)
     try:
         assert not client.send_event(EVENTS[0])

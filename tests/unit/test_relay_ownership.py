@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
 
 @pytest.mark.parametrize("length, limit, spooled", [(501_610, 500_000, False), (30_000, 1000, True)])
-def test_an_event_that_fits_into_no_request_is_lost_alone_and_its_owner_is_told(
+def test_an_event_that_fits_into_no_request_is_lost_alone_and_reported_to_its_owner(
     length: int, limit: int, spooled: bool, letter_api: IngestionServer, tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool" if spooled else None
@@ -35,7 +35,7 @@ def test_an_event_that_fits_into_no_request_is_lost_alone_and_its_owner_is_told(
     owned.sender.close(DEADLINE)
 
 
-def test_an_owner_that_never_reads_its_reports_costs_little_memory_and_a_few_lines_of_the_log() -> None:
+def test_an_owner_that_never_reads_its_reports_costs_little_memory_and_few_log_lines() -> None:
     owner = Owner()
     error = LetterError("no" * 200, 400, "b" * 60_000, cause="rejected")
     for _ in range(20_000):

@@ -36,7 +36,7 @@ def test_a_process_with_the_same_key_and_api_is_accepted(wants: str) -> None:
         authenticate(caller(KEY, NOWHERE, wants), callee(KEY, NOWHERE + "/x"))
 
 
-def test_a_recorded_exchange_is_worth_nothing() -> None:
+def test_a_recorded_exchange_cannot_be_replayed() -> None:
     process, relay = caller(KEY, NOWHERE), callee(KEY, NOWHERE)
     challenge, _ = relay.hear(process.hello)
     answer = process.answer(challenge)

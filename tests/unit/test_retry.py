@@ -47,7 +47,7 @@ def verdict_on(outcome: Any, attempt: int = 0, max_retries: float = 3, items: in
 
 @pytest.mark.parametrize("body", ["", "{}", "not JSON", "[1, 2", '{"error": {"code": "x"}}'])
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 206, 299])
-def test_any_2xx_is_success_whatever_stands_in_it(status: int, body: str) -> None:
+def test_any_2xx_is_success_whatever_its_body(status: int, body: str) -> None:
     assert isinstance(verdict_on(Answer(status, body), attempt=3), Delivered)
 
 
@@ -73,7 +73,7 @@ def test_any_2xx_is_success_whatever_stands_in_it(status: int, body: str) -> Non
         (Surprise(MemoryError()), 1, 0.5),
     ],
 )
-def test_what_may_pass_is_tried_again_after(outcome: Any, attempt: int, seconds: float) -> None:
+def test_temporary_failures_are_tried_again_after(outcome: Any, attempt: int, seconds: float) -> None:
     verdict = verdict_on(outcome, attempt, max_retries=10)
     assert isinstance(verdict, Again)
     assert verdict.seconds == pytest.approx(seconds)
@@ -103,12 +103,12 @@ def test_another_4xx_is_not_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize("items", [2, 3, 100])
-def test_413_for_several_is_split_even_when_no_try_is_left(items: int) -> None:
+def test_413_for_several_events_is_split_even_without_tries_left(items: int) -> None:
     assert isinstance(verdict_on(Answer(413), attempt=0, max_retries=0, items=items), Split)
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_what_may_mean_one_event_of_several_is_split_a_bounded_number_of_times(status: int) -> None:
+def test_a_status_that_may_concern_one_event_is_split_a_bounded_number_of_times(status: int) -> None:
     in_flight = sending()
     for accepted, most in ((False, SPLITS_IN_VAIN), (True, MOST_SPLITS - SPLITS_IN_VAIN)):
         if accepted:
@@ -169,18 +169,18 @@ def test_a_search_is_bounded_and_loses_every_bad_event(bad: set[int]) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 409, 410, 415, 429, 500])
-def test_what_is_said_of_the_request_as_a_whole_is_not_split(status: int) -> None:
+def test_a_status_about_the_whole_request_is_not_split(status: int) -> None:
     assert not isinstance(verdict_on(Answer(status), items=100), Split)
 
 
-def test_splits_of_what_is_too_large_do_not_count() -> None:
+def test_splits_of_large_batches_do_not_count() -> None:
     in_flight = sending()
     for _ in range(100):
         in_flight.split(in_search=False)
     assert in_flight.may_search()
 
 
-def test_413_for_one_is_given_up() -> None:
+def test_413_for_one_event_is_given_up() -> None:
     verdict = verdict_on(Answer(413, "too long"), items=1)
     assert isinstance(verdict, GiveUp) and verdict.cause == "rejected"
     assert verdict.error.status == 413 and "too long" in str(verdict.error)
@@ -218,7 +218,7 @@ def test_a_redirect_is_given_up_with_the_address_it_named(status: int) -> None:
     ids=lambda body: body[:30],
 )
 @pytest.mark.parametrize("status", [400, 413, 500])
-def test_a_body_that_is_not_the_apis_explains_nothing_and_breaks_nothing(status: int, body: str) -> None:
+def test_a_body_that_is_not_the_apis_is_ignored(status: int, body: str) -> None:
     verdict = verdict_on(Answer(status, body), attempt=0, max_retries=0)
     assert isinstance(verdict, GiveUp)
     error = verdict.error

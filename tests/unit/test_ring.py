@@ -51,7 +51,7 @@ def test_an_empty_ring_starts_again_at_its_beginning() -> None:
         assert slot.words[:2] == [0, 0] and not holds_events(slot.words)
 
 
-def test_the_words_tell_whether_there_are_events() -> None:
+def test_the_words_show_whether_there_are_events() -> None:
     slot = Slot(160, 80)
     ring = Ring(slot)
     assert not holds_events(slot.words)
@@ -72,7 +72,7 @@ def test_the_words_tell_whether_there_are_events() -> None:
 # Wrapping.
 
 
-def test_events_that_fill_it_exactly() -> None:
+def test_events_that_fill_the_ring_exactly() -> None:
     slot = Slot(6 * 16, 48)
     ring = Ring(slot)
     first = filled(ring, 8, 8, 8, 8, 8, 8)
@@ -194,7 +194,7 @@ def test_clear_returns_all_in_order() -> None:
     assert drain(ring) == [] and filled(ring, 8) == drain(ring)
 
 
-def test_an_empty_ring_returns_the_memory_it_used_but_for_a_little() -> None:
+def test_an_empty_ring_returns_most_of_the_memory_it_used() -> None:
     slot = Slot(4 * KEPT, 2 * KEPT)
     given: list[tuple[int, int]] = []
     slot.trim = lambda start, end: given.append((start, end))  # type: ignore[method-assign]
@@ -251,7 +251,7 @@ def test_a_ring_works_whatever_its_words_were(start: int, end: int) -> None:
     st.lists(st.tuples(st.sampled_from("aaatsp"), st.sampled_from([8, 9, 16, 17, 30, 40])), max_size=40),
 )
 @settings(deadline=None, derandomize=True)
-def test_there_is_room_below_the_bounds_wherever_the_ring_wraps(
+def test_a_ring_has_room_up_to_the_bounds_wherever_it_wraps(
     event_bytes: int, max_events: int, items: int, batch_bytes: int, acts: list[tuple[str, int]]
 ) -> None:
     ring = Ring(Slot(*ring_sizes(event_bytes, max_events, items, batch_bytes)))

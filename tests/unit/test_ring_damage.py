@@ -54,7 +54,7 @@ def covered(slot: Slot, in_flight: Iterable[bytes], waiting: Iterable[bytes]) ->
     return places
 
 
-def test_any_flipped_bit_in_an_event_or_its_header_is_noticed() -> None:
+def test_any_flipped_bit_in_an_event_or_its_header_is_detected() -> None:
     slot, in_flight, waiting, _ = used_slot()
     places = covered(slot, in_flight, waiting)
     wraps = range(slot.memory.index(WRAP), slot.memory.index(WRAP) + 4)
@@ -74,7 +74,7 @@ def test_any_flipped_bit_in_an_event_or_its_header_is_noticed() -> None:
     assert noticed == 8 * (len(places) + 4)
 
 
-def test_no_flipped_bit_in_a_word_makes_up_an_event() -> None:
+def test_no_flipped_bit_in_a_word_creates_an_event() -> None:
     slot, in_flight, waiting, ever = used_slot()
     for part, position, bit, other in flips(slot):
         if part == "word":
@@ -100,7 +100,7 @@ def test_damage_is_reported_once() -> None:
         assert not holds_events(other.words), (part, position, bit)
 
 
-def test_what_precedes_a_damaged_event_in_flight_survives_another_kill() -> None:
+def test_events_before_a_damaged_one_in_flight_survive_another_kill() -> None:
     slot = Slot(160, 96)
     ring = Ring(slot)
     events = filled(ring, 8, 8, 8, 8)
@@ -115,7 +115,7 @@ def test_what_precedes_a_damaged_event_in_flight_survives_another_kill() -> None
 
 
 @pytest.mark.parametrize("fill", [b"\0", b"\xff", b"\x10\0\0\0\0\0\0\0"], ids=["zeros", "ones", "sizes"])
-def test_truncated_memory_leaves_what_precedes(fill: bytes) -> None:
+def test_truncated_memory_leaves_the_events_before(fill: bytes) -> None:
     slot, in_flight, waiting, ever = used_slot()
     for end in range(len(slot.memory)):
         other = slot.copy()
@@ -137,7 +137,7 @@ def test_random_memory_holds_no_events(memory: bytes, words: tuple[int, int]) ->
 
 @given(st.integers(0, 24), st.integers(0, 24), st.integers(0, 16), st.integers(0, 16))
 @settings(max_examples=300, deadline=None)
-def test_no_words_over_real_records_make_up_an_event(a: int, b: int, c: int, d: int) -> None:
+def test_no_words_over_real_records_create_an_event(a: int, b: int, c: int, d: int) -> None:
     slot, _, _, ever = used_slot()
     slot.words[:2] = [a << 32 | b, c << 32 | d]
     events, _wrong = found(slot)
@@ -145,7 +145,7 @@ def test_no_words_over_real_records_make_up_an_event(a: int, b: int, c: int, d: 
 
 
 @pytest.mark.parametrize("area", [(8, 0), (0, 104), (96, 96 + 16)], ids=["backwards", "too long", "outside"])
-def test_an_in_flight_word_that_points_outside_is_reported_though_events_wait(area: tuple[int, int]) -> None:
+def test_an_in_flight_word_that_points_outside_is_reported_even_if_events_are_waiting(area: tuple[int, int]) -> None:
     slot = Slot(160, 96)
     waiting = filled(Ring(slot), 8, 8)
     slot.words[IN_FLIGHT] = cover(*area)

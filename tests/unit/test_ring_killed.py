@@ -126,7 +126,7 @@ class Watched:
 # Killed at any instant.
 
 
-def test_a_kill_leaves_what_was_there_before_the_call_or_after_it() -> None:
+def test_a_kill_leaves_the_state_before_or_after_the_call() -> None:
     watched = Watched(160, 96)
     for size in (8, 9, 16, 24, 31):
         assert watched.append(size)

@@ -38,7 +38,7 @@ def test_the_table_of_transitions(stage: Stage, event: str) -> None:
     assert stages.now is TRANSITIONS.get((stage, event), stage)
 
 
-def test_calls_wait_for_their_events_from_the_end_until_it_is_survived() -> None:
+def test_calls_wait_for_their_events_after_the_end_until_it_is_cancelled() -> None:
     stages = Stages()
     stages.begin_exit(final=False)
     assert not stages.calls_settle

@@ -32,7 +32,7 @@ ONE, OTHER = ("1", 0), ("1", 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel's range is not asked for")
-def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
+def test_a_free_port_is_not_an_ephemeral_port() -> None:
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     if first < 11_000 and last > 64_535:
         pytest.skip("nothing is beside the kernel's range")
@@ -40,7 +40,7 @@ def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing marks a port")
-def test_a_free_port_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_port_is_used_once(monkeypatch: pytest.MonkeyPatch) -> None:
     all_of_them = ports._outside_kernel_range()
     start = random.randrange(len(all_of_them) - 20)
     some = all_of_them[start : start + 20]  # some of which may be in use
@@ -49,7 +49,7 @@ def test_a_free_port_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing marks a port")
-def test_no_more_than_so_many_ports_are_marked() -> None:
+def test_the_number_of_marked_ports_is_bounded() -> None:
     for _ in range(ports._MAX_RESERVED + 20):
         free_port()
     assert len(ports._reservations) == ports._MAX_RESERVED
@@ -62,7 +62,7 @@ def sums(returned: list[Any], arrivals: list[Any], reported: tuple[Any, ...] = (
     return {name: value for name, value in found.items() if value and name not in ("calls", "longest_call_ms")}
 
 
-def test_what_came_once_balances() -> None:
+def test_events_that_arrived_once_balance() -> None:
     assert sums([ONE, OTHER], [("a", ONE), ("b", OTHER)]) == {"delivered": 2}
 
 
@@ -70,7 +70,7 @@ def test_a_second_delivery_under_the_same_id_is_no_fault() -> None:
     assert sums([ONE, OTHER], [("a", ONE), ("b", OTHER), ("a", ONE)]) == {"delivered": 2}
 
 
-def test_an_event_that_did_not_come_is_lost_unless_the_program_was_told() -> None:
+def test_an_event_that_did_not_arrive_is_lost_unless_it_was_reported() -> None:
     assert sums([ONE, OTHER], [("a", ONE)]) == {"delivered": 1, "lost": 1}
     assert sums([ONE, OTHER], [("a", ONE)], reported=(OTHER,)) == {"delivered": 1, "reported": 1}
     assert sums([ONE], [("a", ONE)], reported=(ONE,)) == {"delivered": 1}, "given up, but delivered nevertheless"
@@ -131,13 +131,13 @@ def test_the_client_as_it_is_balances(scenario: str, perform: Any) -> None:
 
 
 @needs_unix
-def test_what_a_process_keeps_at_its_os_exit_is_lost(perform: Any) -> None:
+def test_events_queued_at_os_exit_are_lost(perform: Any) -> None:
     entry = perform("os-exit", "letterapp", send_on_os_exit=False)
     assert (entry["verdict"], list(faults(entry)), entry["calls"]) == ("red", ["lost"], 320), entry
 
 
 @needs_unix
-def test_a_family_that_a_ctrl_c_ends_is_told_of_every_event(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_ended_by_ctrl_c_reports_every_event(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exits, "FAMILIES", 1)
     entry = perform("family-ctrl-c-hurried", "letterapp")
     assert (entry["verdict"], entry["reported"], entry["calls"], faults(entry)) == ("reported", 40, 40, {}), entry
@@ -174,7 +174,7 @@ def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatc
 
 
 @needs_unix
-def test_what_a_relay_writes_into_its_log_is_told(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_in_the_log_of_a_relay_count_as_reported(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario_run, "GRACE", 15.0)  # a relay may run for a while after its last client
     entry = perform("outage-end", "letterapp", relay=True, exit_timeout=1.0)
     assert (entry["verdict"], faults(entry)) == ("reported", {}), entry
@@ -182,7 +182,7 @@ def test_what_a_relay_writes_into_its_log_is_told(perform: Any, monkeypatch: pyt
 
 
 @needs_unix
-def test_a_relay_that_dies_with_events_is_played_for_real(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relay_that_dies_with_events(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "KILLS", 2)
     entry = perform("relay-killed", "letterapp", relay=True)
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
@@ -202,7 +202,7 @@ def test_the_client_with_a_manager_balances(scenario: str, perform: Any, monkeyp
 
 
 @needs_unix
-def test_a_manager_that_dies_with_events_is_played_for_real(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manager_that_dies_with_events(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager, "FAMILIES", 1)
     entry = perform("manager-killed", "letterapp", manager={})
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
@@ -256,7 +256,7 @@ def test_a_spawned_process_finds_its_familys_manager_or_starts_its_own() -> None
 
 
 @pytest.mark.parametrize("kind", ["relay", "manager"])
-def test_the_log_of_whoever_sends_says_what_ended_processes_have_lost(kind: str) -> None:
+def test_the_log_of_the_sending_process_has_the_losses_of_ended_processes(kind: str) -> None:
     line = f"letterapp {kind} [123]: 1,234 lost from ended processes: 2 events lost: no answer"
     assert scenario_run.LOGGED.findall(f"something\n{line}\n") == ["1,234"]
 
@@ -290,7 +290,7 @@ def test_a_scenario_of_another_column_is_no_fault_of_this_client(
     assert run._status(Console(quiet=True), {**ledger(entry), "columns": [entry["column"]]}, 1) == 0
 
 
-def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_overtaking_is_only_noted(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = SCENARIOS["single"].module.outside
 
     def outside(scenario: Any) -> None:
@@ -322,7 +322,7 @@ def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkey
 
 
 @pytest.mark.parametrize("what", ["descriptors", "threads"])
-def test_a_client_that_keeps_something_of_each_burst_leaks(
+def test_a_client_that_keeps_a_descriptor_or_a_thread_of_each_burst_leaks(
     what: str, perform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scenario_run, "SETTLING", 0.2)
@@ -330,12 +330,12 @@ def test_a_client_that_keeps_something_of_each_burst_leaks(
     assert (entry["verdict"], list(faults(entry))) == ("red", ["leaked"]), entry
 
 
-def test_what_the_program_was_told_is_no_loss_and_not_green(perform: Any) -> None:
+def test_reported_events_are_not_lost_but_not_green(perform: Any) -> None:
     entry = perform("single", "broken:reported")
     assert (entry["verdict"], entry["reported"], faults(entry)) == ("reported", 100, {}), entry
 
 
-def test_a_program_that_breaks_is_no_ledger(perform: Any) -> None:
+def test_a_program_that_fails_has_no_ledger(perform: Any) -> None:
     entry = perform("single", "broken:failing")
     assert entry["verdict"] == "failed"
     assert "cannot create a client" in entry["failure"]
@@ -385,7 +385,7 @@ def test_a_report_shows_what_the_ledger_says_and_needs_nothing_else(perform: Any
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"kind": "novel"}', '{"kind": "ledger"}'])
-def test_a_file_that_is_no_result_is_named(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_result_is_named(text: str, tmp_path: Path) -> None:
     report = pytest.importorskip("stress.report")
     file = tmp_path / "wrong.json"
     file.write_text(text)
@@ -403,7 +403,7 @@ def test_a_file_that_is_no_result_is_named(text: str, tmp_path: Path) -> None:
         (["report", "no-such.json"], "no-such.json"),
     ],
 )
-def test_the_command_line_says_what_is_wrong(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_the_command_line_reports_errors(arguments: list[str], said: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stress", *arguments, "--cache", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
     assert (done.returncode, done.stdout) == (2, ""), done
@@ -428,7 +428,7 @@ def test_a_run_ends_with_1_unless_this_client_balances(client: str, status: int,
         assert run._status(console, data, 1) == status, "also a column of this client"
 
 
-def test_the_worst_of_several_performances_is_kept() -> None:
+def test_the_worst_of_several_runs_is_kept() -> None:
     entries = [
         {"verdict": verdict, "lost": lost, "notes": ["as it was"]}
         for verdict, lost in [("balances", 0), ("red", 10), ("reported", 0), ("red", 40), ("failed", 0)]
@@ -440,7 +440,7 @@ def test_the_worst_of_several_performances_is_kept() -> None:
     }
 
 
-def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scenario_that_fails_does_not_end_the_run(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def outside(scenario: Any) -> None:
         program = scenario.start("single")
         scenario.finish(program)
@@ -453,7 +453,7 @@ def test_a_scenario_that_breaks_costs_its_entry_and_not_the_run(perform: Any, mo
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_plan_of_chaos_is_made_from_its_seed_alone_and_spares_retries(seed: int) -> None:
+def test_the_plan_of_chaos_depends_only_on_its_seed_and_spares_retries(seed: int) -> None:
     acts = chaos.plan(random.Random(seed), 60.0, kills=True)
     assert acts == chaos.plan(random.Random(seed), 60.0, kills=True) != chaos.plan(random.Random(99), 60.0, kills=True)
     assert {act.program for act in acts} == set(chaos.PROGRAMS), "each once before any is repeated"

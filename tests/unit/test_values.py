@@ -35,7 +35,7 @@ KEYS: list[Any] = [
 
 @pytest.mark.parametrize("given", KEYS, ids=range(len(KEYS)))
 @pytest.mark.parametrize("kind", [dict, UserDict, OrderedDict])
-def test_keys_are_written_as_json_dumps_writes_them(given: Any, kind: Any) -> None:
+def test_keys_are_encoded_like_json_dumps(given: Any, kind: Any) -> None:
     data = ENCODER.track("u", "E", kind(given), None, None)
     assert data is not None
     assert json.loads(data)["properties"] == json.loads(json.dumps(given))
@@ -45,7 +45,7 @@ def test_keys_are_written_as_json_dumps_writes_them(given: Any, kind: Any) -> No
 # The option `default`.
 
 
-def test_default_is_called_only_for_what_no_rule_covers(make: Any, letter_api: Any) -> None:
+def test_default_is_called_only_for_values_without_a_rule(make: Any, letter_api: Any) -> None:
     asked: list[Any] = []
 
     def default(value: Any) -> Any:
@@ -223,5 +223,5 @@ def test_werkzeug_proxies(make: Any, letter_api: Any, errors: list[LetterError])
     next_arrives(letter, letter_api)
 
 
-def test_anything_with_isoformat_is_written_as_that() -> None:
+def test_anything_with_isoformat_is_encoded_with_it() -> None:
     assert written(dt.time(12, 30)) == "12:30:00"

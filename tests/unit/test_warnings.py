@@ -53,14 +53,16 @@ def test_no_socket_is_left_open_by(end: Callable[[], None], letter_api: Any, tmp
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
-def test_nor_with_tls(end: Callable[[], None], tls_api: IngestionServer, ca_file: str, tmp_path: Path) -> None:
+def test_no_socket_is_left_open_with_tls(
+    end: Callable[[], None], tls_api: IngestionServer, ca_file: str, tmp_path: Path
+) -> None:
     with program(end, tls_api.url, tmp_path, SSL_CERT_FILE=ca_file) as running:
         ends_without_a_word(running)
 
 
 @pytest.mark.parametrize("end", ["its end, with a connection", "close", "a client that nobody keeps"])
 @pytest.mark.parametrize("way", ["relay", "manager", "spool"])
-def test_nor_by_another_way(way: str, end: str, letter_api: Any, tmp_path: Path) -> None:
+def test_no_socket_is_left_open_with_other_transports(way: str, end: str, letter_api: Any, tmp_path: Path) -> None:
     name = ENDS[end].__name__
     here = Directory(letter_api) if way == "manager" else Runtime(letter_api)
     try:
@@ -71,13 +73,13 @@ def test_nor_by_another_way(way: str, end: str, letter_api: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("last", ["end", "close"])
-def test_nor_where_the_api_is_down(last: str, tmp_path: Path) -> None:
+def test_no_socket_is_left_open_when_the_api_is_down(last: str, tmp_path: Path) -> None:
     with program(quiet_ends.unreachable, "http://127.0.0.1:1", tmp_path, last) as running:
         ends_without_a_word(running)
 
 
 @pytest.mark.parametrize("last", ["end", "close at once"])
-def test_nor_where_the_api_does_not_answer(last: str, letter_api: Any, tmp_path: Path) -> None:
+def test_no_socket_is_left_open_when_the_api_does_not_answer(last: str, letter_api: Any, tmp_path: Path) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
     with program(quiet_ends.unreachable, letter_api.url, tmp_path, last, "arrives") as running:
@@ -87,7 +89,7 @@ def test_nor_where_the_api_does_not_answer(last: str, letter_api: Any, tmp_path:
     hold.release()
 
 
-def test_nor_where_the_answer_comes_after_close_has_given_up(letter_api: Any, tmp_path: Path) -> None:
+def test_no_socket_is_left_open_when_the_answer_comes_after_close(letter_api: Any, tmp_path: Path) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
     with program(quiet_ends.late_answer, letter_api.url, tmp_path) as running:
