@@ -81,9 +81,9 @@ class Letter(FixedOptions):
         enabled: False makes every call do nothing; no API key is needed. Such a client takes a few kilobytes.
         ssl_context: An `ssl.SSLContext`, or a function that creates one in the process that uses it (needed for a
             client that is pickled, and under gevent). The default verifies against the system's certificates.
-        exit_signals: Signals on which to send what waits before the signal's previous action. Only the main thread can
+        exit_signals: Signals that send waiting events before the signal's previous action. Only the main thread can
             install handlers: if another thread creates the client, they are installed at the main thread's first event.
-        send_on_os_exit: Send what waits when this process has used its client and calls `os._exit`, as forked children
+        send_on_os_exit: Send waiting events if a process that has used its client calls `os._exit`, as forked children
             do in RQ or `socketserver.ForkingMixIn`. To notice that, `os._exit` is replaced at the first event. False
             leaves it unchanged.
         spool: A directory for files in which events wait, instead of in memory. It is created if it does not exist.
@@ -361,7 +361,7 @@ class Letter(FixedOptions):
         return self._here().flush(self._seconds(timeout))
 
     def close(self, timeout: typing.Optional[float] = None) -> bool:
-        """Refuse further events in this process, send what waits, and end the thread. May be called more than once.
+        """Refuse further events in this process, send the waiting ones, and end the thread. May be called repeatedly.
 
         Blocks for at most ``timeout`` seconds; None is `exit_timeout`. What has not been delivered by then is given up
         and reported; with a `spool` it stays there, and sending continues.
@@ -369,7 +369,7 @@ class Letter(FixedOptions):
         Returns:
             True if every event of this process was settled in time: delivered, or reported as lost, for example because
             the API refused it. False if time ran out; if events were given up, every later `close` returns False too.
-            In an `on_error` that runs on the sending thread it returns False at once, and what waits is sent later.
+            In an `on_error` on the sending thread it returns False at once, and the waiting events are sent later.
 
         Raises:
             LetterError: ``timeout`` is not a number of seconds.

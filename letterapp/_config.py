@@ -59,7 +59,7 @@ class Settings:
     enabled: bool
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
     exit_signals: tuple[int, ...]
-    send_on_os_exit: bool  # `os._exit` sends what waits first
+    send_on_os_exit: bool  # `os._exit` sends waiting events first
     spool: str | None  # the absolute path of a directory
     spool_sync: bool  # a call returns when its event would survive a power loss
     spool_max_bytes: int  # of all files of one key in the directory

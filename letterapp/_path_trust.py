@@ -83,12 +83,12 @@ def _check_step(path: str, status: os.stat_result, also: int | None) -> None:
 
 
 def is_trusted(user: int | None, also: int | None = None) -> bool:
-    """True for this user, root and ``also``; also for None, which is the user where the system does not tell it."""
+    """True for this user, root and ``also``; also for None, which is the user where the system does not report it."""
     return user is None or user in (os.geteuid(), ROOT) or user == also
 
 
 def peer_of(sock: Any) -> tuple[int | None, int | None]:
-    """The process and the user at the other end of a Unix socket; None for what the system does not tell."""
+    """The process and the user at the other end of a Unix socket; None for what the system does not report."""
     try:
         if hasattr(_socket, "SO_PEERCRED"):
             process, user, _ = _UCRED.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))

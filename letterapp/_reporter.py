@@ -1,4 +1,4 @@
-"""How the application is told of lost events and other problems: by `on_error`, or a line on stderr.
+"""How the application is notified of lost events and other problems: by `on_error`, or a line on stderr.
 
 Responsible for: calling `on_error` safely, events that `on_error` itself tracks, reports that several modules make.
 Not responsible for: when something is reported, and what an error may contain (`_text`).

@@ -41,7 +41,7 @@ class ApiServer:
         self._server = _Server(self.port, self)
 
     def wait_for(self, events: int, seconds: float = 20.0) -> bool:
-        """Wait until so many events, duplicates included, are stored; False if it takes longer than ``seconds``."""
+        """Wait until this number of events, including duplicates, is stored; False after ``seconds``."""
         return self.wait_until(lambda: len(self.arrivals) >= events, seconds)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 20.0) -> bool:

@@ -316,7 +316,7 @@ class _Rounds:
         tls: bool = False,
         delayed: bool = False,
     ) -> Iterator[Any]:
-        """Run ``measure`` with the peer's client and a server of its own; yields both programs."""
+        """Run ``measure`` with the peer's client and a separate server; yields both programs."""
         expect = max(1, numbers[0]) if expect is None else expect
         server_options = ["--certificate", str(self._certificate.server)] if tls else []
         server_options += ["--no-response"] if no_response else []

@@ -77,7 +77,7 @@ class LoadGenerator:
             raise Failure(server.failure_text())
 
     def send_requests(self, requests: int, halfway: Callable[[], object] = lambda: None) -> None:
-        """Send so many requests; call ``halfway`` after half of them."""
+        """Send the given number of requests; call ``halfway`` after half of them."""
         deadline = time.monotonic() + ROUND_TIMEOUT
         with ThreadPoolExecutor(CONCURRENCY) as threads:
             sent = [threads.submit(self._send_request, deadline) for _ in range(requests)]
@@ -88,7 +88,7 @@ class LoadGenerator:
     def kill_workers_under_load(self, rng: random.Random, master: int) -> None:
         """Kill one of ``master``'s workers under load, several times, each time after the replacement has started.
 
-        Not before, because uWSGI loses track of a worker that it is replacing when it stops, and then waits for ever.
+        Not before, because uWSGI loses track of a worker that it is replacing when it stops, and then waits forever.
         """
         workers = len(psutil.Process(master).children())
         for _ in range(KILLS):
@@ -98,7 +98,7 @@ class LoadGenerator:
             self.wait_for_workers(workers)
 
     def wait_for_workers(self, workers: int) -> set[int]:
-        """Send requests until so many workers that are still alive have responded; return their pids.
+        """Send requests until the given number of workers that are still alive have responded; return their pids.
 
         A worker that has not responded yet may not have installed its signal handlers.
         """

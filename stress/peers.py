@@ -1,4 +1,4 @@
-"""The clients that are compared, each in a virtual environment of its own, all with the same Python.
+"""The clients that are compared, each in a separate virtual environment, all with the same Python.
 
 Responsible for: their names, requirements and environments. Not responsible for: how each is called
 (`inside/measured_clients.py`), figures.

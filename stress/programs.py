@@ -1,4 +1,4 @@
-"""Child processes that send JSON on stdout, one object a line, and wait for a line on stdin before they go on.
+"""Child processes that send JSON on stdout, one object a line, and wait for a line on stdin before they continue.
 
 Responsible for: starting, reading and ending them, and describing how they failed. Not responsible for: what they
 measure.
@@ -34,7 +34,7 @@ class Program:
         json_output: bool = True,
         timeout: float = 120.0,
     ) -> None:
-        """Start it in a session of its own. Without ``json_output`` it may print anything on stdout."""
+        """Start it in a separate session. Without ``json_output`` it may print anything on stdout."""
         self._name = next(Path(str(each)).stem for each in arguments if not str(each).startswith("-"))
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # read after the child has ended
         self._process = subprocess.Popen(

@@ -52,7 +52,7 @@ class Scaling:
                         points.setdefault(x, []).append(figures[curve.key] if figures else None)
 
     def compare_server(self, speed: float, connections: int) -> None:
-        """Note how much faster the server is, on so many connections, than the clients that ``scale_rate`` measures."""
+        """Note how much faster the server is, with this number of connections, than the clients of ``scale_rate``."""
         rates = [spread(rates) for points in self.samples.get("scale_rate", {}).values() for rates in points.values()]
         fastest = max((rate.middle for rate in rates if rate), default=None)
         if fastest:

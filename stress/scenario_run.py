@@ -65,7 +65,7 @@ class ScenarioRun:
         folder: Path,
     ) -> None:
         self.name = scenario.name
-        self.seconds = seconds  # how long a scenario runs that has no end of its own
+        self.seconds = seconds  # how long a scenario runs that does not end on its own
         self.random = random.Random(f"{seed} {scenario.name}")
         self.seed = seed
         self.peer = peer
@@ -154,7 +154,7 @@ class ScenarioRun:
     def wait_for_all(self, seconds: float = 3.0) -> bool:
         """Wait until every event whose call returned has arrived. To be used while no program tracks.
 
-        If the client has already lost an event the wait is short, since it would be in vain every time.
+        If the client has already lost an event the wait is short, since it would be useless every time.
         """
         calls = self.calls
         self._has_lost = not self.api.wait_until(

@@ -84,7 +84,7 @@ class LeaseKeeper:
         self._is_needed = False
 
     def close(self) -> None:
-        """Release this process's lease. Its children have copies of their own."""
+        """Release this process's lease. Its children have separate copies."""
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.close()

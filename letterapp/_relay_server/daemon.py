@@ -30,7 +30,7 @@ _LONGEST_MESSAGE = 4000  # bytes: a write of fewer than PIPE_BUF bytes to a pipe
 
 
 def keep_stderr_from_blocking() -> None:
-    """If stderr is a pipe that nobody reads, drop log messages instead of blocking."""
+    """If stderr is a pipe that is not read, drop log messages instead of blocking."""
     try:
         if stat.S_ISFIFO(os.fstat(2).st_mode):
             # Opened again, because the flag of an open file is shared with other processes that write to it.

@@ -70,7 +70,7 @@ class Launched:
             self._lease.sendall(SHUTDOWN, QUIETLY)
             self._lease.recv(1)
         except OSError:
-            pass  # it has ended, or takes longer, and will end by itself
+            pass  # it has ended, or takes longer, and will end on its own
         self._lease.close()
 
     def join(self, timeout: float | None = None) -> None:

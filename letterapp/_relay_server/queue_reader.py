@@ -117,7 +117,7 @@ class QueueReader:
             and multiprocessing.active_children()
             and not shutdown.is_past_multiprocessing()
         ):
-            # They are joined next, and go on putting until then. This is called again after that, when a manager that
+            # They are joined next, and continue to put until then. This is called again later, when a manager that
             # this process has started is gone.
             return
         self._drain(deadline)
@@ -131,7 +131,7 @@ class QueueReader:
         """Make the thread read what is in the queue, and end; False if it has not ended by ``deadline``."""
         if not self._is_draining:
             self._is_draining = True
-            # Behind all that this process has put: a `multiprocessing.Queue` writes on a thread of its own, so "empty"
+            # Behind all that this process has put: a `multiprocessing.Queue` writes on a separate thread, so "empty"
             # proves nothing yet.
             self._is_last = not self._put_sentinel()
             self._has_marked_end = True

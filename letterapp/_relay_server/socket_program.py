@@ -235,7 +235,7 @@ def _group_id(name: str) -> int:
 
 
 def _ready() -> None:
-    """Tell the process that started this one."""
+    """Notify the process that started this one."""
     try:
         os.write(1, b"ready\n")
     except OSError:

@@ -8,7 +8,7 @@ them before its parent can reap it, and a forked child does not inherit them. Pr
 reused and may be hidden. Record locks have two weaknesses. A process can acquire a lock that it already holds, so each
 process has a table of its locks. And a process loses all locks on a file when it closes any descriptor of the file, so
 no file is opened twice in a process: it is in the table from before it is opened until after its last descriptor is
-closed (before Python 3.13 a mapping of a file has a descriptor of its own).
+closed (before Python 3.13 a mapping of a file has a separate descriptor).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``python -m stress fuzz TARGET``: unusual input, for as long as one likes, with a corpus that grows.
 
-Responsible for: starting the fuzzer in a process of its own, its seed, its corpus, its findings. Not responsible for:
+Responsible for: starting the fuzzer in a separate process, its seed, its corpus, its findings. Not responsible for:
 what is called and what counts as a finding (`targets`), the values of a call (`values`), the fuzzer's loop (`worker`).
 
 The fuzzer is atheris, which is guided by the branches that an input reaches. If it is not installed, hypothesis makes

@@ -18,7 +18,7 @@ FOLDERS = {"data_folder_in": "queue", "data_folder_out": "queue", "control_folde
 
 
 def run(tasks: int, recycle: bool = False) -> None:
-    """Work on so many tasks with two prefork children; with ``recycle`` each child is replaced after 10 of them."""
+    """Run this number of tasks with two prefork children; with ``recycle`` each child is replaced after 10 tasks."""
     app = celery.Celery("jobs", broker="filesystem://")
     app.conf.broker_transport_options = {**FOLDERS, "polling_interval": 0.02}
     app.conf.broker_connection_retry_on_startup = True

@@ -22,7 +22,7 @@ import measured_clients
 from measured_clients import properties
 
 FORKS = 15  # forks in one step
-TIMEOUT = 15  # seconds that a forked worker may run; some clients hang there for ever
+TIMEOUT = 15  # seconds that a forked worker may run; some clients hang there forever
 WARM_UP = 100  # events before the timing starts: no client's batch is larger
 
 
@@ -87,7 +87,7 @@ def memory(name: str, url: str, number: int) -> None:
 def forks(name: str, url: str, number: int, many: int) -> None:
     """The duration of a fork, the child's exit included, for each line on stdin.
 
-    ``many`` clients have tracked ``number`` events each. With 0 clients, their module is imported nevertheless.
+    ``many`` clients have tracked ``number`` events each. With 0 clients, their module is imported anyway.
     """
     _import_network()
     __import__(os.environ["STRESS_MODULE"])

@@ -1,7 +1,7 @@
 """Calls the client and logs every call that returned: ``track``, and ``notify`` and ``pause`` for the harness.
 
 Runs in the client's interpreter; standard library only. Responsible for: the logs. Each thread of each process has a
-file of its own with one line a call, written to the kernel before the next call begins, so that it survives any kill.
+separate file with one line a call, written to the kernel before the next call begins, so that it survives any kill.
 What the client reports to its error callback goes to another file. Not responsible for: what a program does.
 
 `instance` makes the one client of an interpreter; forked children inherit it, as in a server that preloads.
@@ -114,6 +114,6 @@ def notify(**figures: Any) -> None:
 
 
 def pause(**figures: Any) -> bool:
-    """Tell the harness that this point is reached, and wait until it resumes this program; False if it has ended."""
+    """Notify the harness that this point is reached, and wait until it resumes this program; False if it has ended."""
     notify(**figures)
     return bool(sys.stdin.readline())

@@ -1,7 +1,7 @@
 """The site of ``twistd web``: it tracks when it is imported, and in each request, on the reactor's thread.
 
 A resource instead of a WSGI application: if such a server is stopped under load, the thread pool and the reactor may
-wait for each other for ever (Twisted 26.10, with any application).
+wait for each other forever (Twisted 26.10, with any application).
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def _possible(program: str, kills: bool) -> list[str]:
     names = ["STOP"]
     if program.startswith(("gunicorn", "uwsgi")):
         names.append("HUP")
-    if kills and program not in ("pool", "celery"):  # these wait for ever for the job of a killed worker
+    if kills and program not in ("pool", "celery"):  # these wait forever for the job of a killed worker
         names += ["KILL", "TERM"]
     return names
 
@@ -195,7 +195,7 @@ def _server_under_load(run: ScenarioRun, act: Act) -> Iterator[int]:
     finally:
         finished.set()
         thread.join()
-    if act.program == "uwsgi":  # it must not be starting a worker: it would lose track of it and wait for ever
+    if act.program == "uwsgi":  # it must not be starting a worker: it would lose track of it and wait forever
         wait_until(lambda: are_idle(stats) or not server.is_running, READY)
     server.signal(signal.SIGTERM)
     run.finish(server, seconds=TIMEOUT)

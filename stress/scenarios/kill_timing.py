@@ -93,7 +93,7 @@ def _kill_at_any_time(rng: random.Random) -> None:
 
 
 def _in_children(count: int, life: Callable[[int], object], prepare: Callable[[int], object] = lambda _: None) -> None:
-    """Run ``life(number)`` in so many children, a few at a time. Each is killed if it returns."""
+    """Run ``life(number)`` in the given number of children, a few at a time. Each is killed if it returns."""
     import tracker
 
     alive = set()

@@ -218,7 +218,7 @@ def _start_manager(run: ScenarioRun) -> tuple[str, Any]:
 
 
 def _used(run: ScenarioRun, path: str = "", events: int = MANY, but: int = 0) -> dict[str, Any]:
-    """Wait until a manager, other than the process ``but``, has accepted so many events; return its status."""
+    """Wait until a manager, other than the process ``but``, has accepted this number of events; return its status."""
     found: dict[str, Any] = {}
 
     def is_used() -> bool:

@@ -213,7 +213,7 @@ def _end(run: ScenarioRun, relay: Any) -> None:
 
 
 def used(run: ScenarioRun, path: str = "", events: int = 1, but: int = 0) -> dict[str, Any]:
-    """Wait until a relay, other than the process ``but``, has accepted so many events; return its status."""
+    """Wait until a relay, other than the process ``but``, has accepted this number of events; return its status."""
     found: dict[str, Any] = {}
 
     def is_used() -> bool:

@@ -1,4 +1,4 @@
-"""RQ: each job runs in a process of its own, which imports the client and ends with ``os._exit``. Redis is real."""
+"""RQ: each job runs in a separate process, which imports the client and ends with ``os._exit``. Redis is real."""
 
 from __future__ import annotations
 

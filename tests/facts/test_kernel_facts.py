@@ -1,6 +1,6 @@
 """What the kernel and the interpreter do with locks and shared memory, each fact shown by a minimal program.
 
-A process's events are in memory that all processes share, each in a slot of its own; the owner of a slot is dead when
+A process's events are in memory that all processes share, each in a separate slot; the owner of a slot is dead when
 the lock on the slot's byte can be taken. What servers make of it is in test_server_facts.py.
 """
 
@@ -114,5 +114,5 @@ EXIT = {"x86_64": 60, "aarch64": 93}  # the system call that ends the thread tha
 
 
 @pytest.mark.skipif(platform.machine() not in EXIT, reason="its number is not known here")
-def test_a_process_whose_main_thread_has_ended_looks_like_a_zombie_and_keeps_its_lock_and_socket(tmp_path: Path) -> None:
+def test_a_process_whose_main_thread_has_ended_looks_like_a_zombie_and_keeps_its_lock(tmp_path: Path) -> None:
     holds(kernel_facts.first_thread_has_ended, tmp_path, EXIT[platform.machine()])

@@ -116,11 +116,11 @@ def test_a_finalize_below_zero_runs_after_the_children_have_ended(what: str, sta
 
 def test_a_child_inherits_no_finalize_and_its_own_below_zero_runs_after_its_pool_has_ended(tmp_path: Path) -> None:
     assert tells(finalizers.child_with_a_pool, tmp_path, "none") == ""
-    told = tells(finalizers.child_with_a_pool, tmp_path, "its own")
-    assert told == "Finalize 100: alive\nFinalize -100: dead\n"
+    reported = tells(finalizers.child_with_a_pool, tmp_path, "its own")
+    assert reported == "Finalize 100: alive\nFinalize -100: dead\n"
 
 
-# Terminated while it waits for a job, a worker may be told of the end before SIGTERM comes: then its finalizers begin,
+# Terminated while it waits for a job, a worker may learn of the end before SIGTERM comes: then its finalizers begin,
 # and are cut short anywhere.
 ENDS_OF_A_POOL = {
     "runs when the pool is closed": ("close", "Finalize 100: dead\nFinalize -100: dead\n"),

@@ -1,4 +1,4 @@
-"""asyncio: a call never blocks the loop, and the loop goes on while a flush or a close is awaited."""
+"""asyncio: a call never blocks the loop, and the loop continues while a flush or a close is awaited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The descriptor whose locks tell who is alive is closed behind the client's back, as daemons do. Nothing is lost."""
+"""A daemon closes the descriptor whose locks show which processes are alive. Nothing is lost."""
 
 from __future__ import annotations
 

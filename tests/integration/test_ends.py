@@ -29,7 +29,7 @@ from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
-DOWN = "http://127.0.0.1:9"  # where nobody listens
+DOWN = "http://127.0.0.1:9"  # where nothing listens
 
 
 # os._exit
@@ -231,7 +231,7 @@ def test_a_family_that_ends_together_while_the_api_is_down_reports_each_event(tm
         program.signal_group(signal.SIGINT)
         program.finish()
         assert not program.left_behind()
-        assert sum(int(line.split()[1]) for line in program.output.splitlines() if line.startswith("told")) == 40
+        assert sum(int(line.split()[1]) for line in program.output.splitlines() if line.startswith("reported")) == 40
 
 
 def test_a_killed_childs_events_are_delivered_after_a_close_that_gave_up(letter_api: Any, tmp_path: Any) -> None:
@@ -324,7 +324,7 @@ def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, 
 def test_a_process_does_not_recover_what_it_released_to_its_family(tmp_path: Any) -> None:
     # It is held up in a later exit callback, with its sender's thread still there, while the other comes to its end.
     finished = run(ends.left_to_another, DOWN, tmp_path)
-    assert finished.output == "other told 1\n", finished
+    assert finished.output == "other reported 1\n", finished
 
 
 def test_a_signal_during_a_request_sent_by_the_call_itself_reports_what_is_lost(letter_api: Any, tmp_path: Any) -> None:
@@ -335,7 +335,7 @@ def test_a_signal_during_a_request_sent_by_the_call_itself_reports_what_is_lost(
         program.signal(signal.SIGTERM)
         finished = program.finish()
     hold.release()
-    assert (finished.code, finished.output) == (-signal.SIGTERM, "told exit 2\n"), finished
+    assert (finished.code, finished.output) == (-signal.SIGTERM, "reported exit 2\n"), finished
 
 
 def test_a_second_end_does_not_touch_a_slot_that_another_process_uses(letter_api: Any, tmp_path: Any) -> None:

@@ -130,7 +130,7 @@ def test_after_flush_the_process_forks_single_threaded(letter_api: Any, tmp_path
 
 
 def test_a_fork_in_the_middle_of_the_first_requests_imports_waits_for_them(letter_api: Any, tmp_path: Path) -> None:
-    # The child would inherit half of a module, and the import system's lock on it, for ever. The gate is an import
+    # The child would inherit half of a module, and the import system's lock on it, forever. The gate is an import
     # hook that stands still in the middle of `http.client`.
     finished = run(forks.in_the_middle_of_imports, letter_api.url, tmp_path)
     assert finished.code == 0 and finished.output == "", finished

@@ -27,7 +27,7 @@ def test_a_child_forked_while_the_sender_creates_its_tls_context_can_send(
     assert whose(tls_api) == {"parent": [0, 1, 2], "child": [0, 1, 2]}
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how far a thread's end has come is told by /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how far a thread's end has come is reported by /proc")
 @pytest.mark.parametrize("ends", ["flush", "idle"])
 def test_a_fork_waits_until_the_senders_thread_has_also_ended_in_c(
     ends: str, letter_api: IngestionServer, tmp_path: Path

@@ -84,7 +84,7 @@ def test_the_same_events_are_sent_again_after(
         (lambda: endless(b"HTTP/1.1 100 Continue\r\n\r\n", head=b"", every=0.05), "no answer within 0.3 s"),
         (lambda: endless(b"H", head=b"", every=0.01), "no answer within 0.3 s"),
     ],
-    ids=["silent", "body trickles", "headers trickle", "only says that it goes on", "status line trickles"],
+    ids=["silent", "body trickles", "headers trickle", "endless interim responses", "status line trickles"],
 )
 def test_a_request_is_bounded_by_timeout_when_the_answer(
     fault: Any, says: str, letter_api: IngestionServer, driven: Any, errors: list[LetterError]

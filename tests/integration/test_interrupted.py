@@ -133,7 +133,7 @@ needs_instructions = pytest.mark.skipif(
 every_gap = pytest.mark.parametrize("later", [0, 1, 2, 5, 13])
 
 
-# A process that sends by itself.
+# A process that sends directly.
 
 PACKAGE = Path(letterapp.__file__).parent
 # Not the transport: the thread has that.
@@ -233,7 +233,7 @@ def test_sending_with_a_spool(make: Callable[..., Letter], letter_api: Any, tmp_
 
 
 class Far:
-    """The relay's end of one connection after the other. It reads what there is, and settles as much as it is told."""
+    """The relay's end of one connection after the other. It reads what there is, and settles as much as asked."""
 
     def __init__(self, path: str, url: str) -> None:
         env = environment(url)
@@ -310,7 +310,7 @@ def interrupted_while_relaying(settings: Settings, far: Far, at: set[int]) -> bo
 @needs_instructions
 @every_gap
 def test_relaying(later: int, settings: Settings, far: Far) -> None:
-    # Else the collector calls an earlier link's `__del__` in the middle, where an exception reaches nobody.
+    # Else the collector calls an earlier link's `__del__` in the middle, where an exception reaches no caller.
     gc.disable()
     try:
         assert next(at for at in count(1) if not interrupted_while_relaying(settings, far, {at, at + later})) > 200

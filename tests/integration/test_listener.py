@@ -127,7 +127,7 @@ def test_a_listener_whose_stop_times_out_leaves_the_rest_in_the_queue(letter_api
         hold.release()
         left = eventually(queue.qsize, lambda size: size == 8)
         assert left == 7 + 1  # and the sentinel
-        eventually(lambda: errors, lambda told: len(told) == 2)  # the second is reported by the listener's thread
+        eventually(lambda: errors, lambda reports: len(reports) == 2)  # the second is reported by the listener's thread
         lost = sum(error.lost for error in errors)
         assert {error.cause for error in errors} == {"closed"} and len(errors) == 2 and lost == 30, errors
         again = QueueListener(queue, KEY, letter_api.url)

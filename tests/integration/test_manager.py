@@ -53,7 +53,7 @@ def test_every_kind_of_process_sends_through_one_manager(method: str, letter_api
     assert came.pop("late") == list(range(10))
     expected = {"main": list(range(120)), **{f"process {n}": list(range(120)) for n in range(3)}}
     assert came == expected, finished
-    # The late ones were sent by the program, over a connection of its own; all others over the manager's only one.
+    # The late ones were sent by the program, over a separate connection; all others over the manager's only one.
     assert len({request.connection for request in letter_api.requests}) == 2
     # A worker ended by SIGTERM may have handed over a batch without learning the outcome: its family sends it again.
     pool = [item for item in letter_api.events if item["userId"] == "pool"]
@@ -206,8 +206,8 @@ def test_each_process_gets_reports_of_its_own_events_only(manager: Any, letter_a
     one = manager()
     hold = Hold()
     letter_api.plan(hold, status(403))
-    told: dict[str, list[LetterError]] = {"first": [], "a": [], "b": []}
-    letters = {who: Letter(relay=one.queue, on_error=told[who].append, flush_interval=0) for who in told}
+    reported: dict[str, list[LetterError]] = {"first": [], "a": [], "b": []}
+    letters = {who: Letter(relay=one.queue, on_error=reported[who].append, flush_interval=0) for who in reported}
     work(letters["first"], 1, "first")
     assert hold.arrived.wait(DEADLINE)
     work(letters["a"], 1, "a")
@@ -216,7 +216,7 @@ def test_each_process_gets_reports_of_its_own_events_only(manager: Any, letter_a
     hold.release()
     for who, letter in letters.items():
         assert letter.close(DEADLINE)
-        assert [[event["userId"] for event in error.events] for error in told[who]] == (
+        assert [[event["userId"] for event in error.events] for error in reported[who]] == (
             [] if who == "first" else [[who]]
         )
     assert len(letter_api.requests) == 2

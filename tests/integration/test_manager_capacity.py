@@ -1,4 +1,4 @@
-"""A manager that has no space for a batch: what ``overflow`` says holds, and a process may still send by itself."""
+"""A manager that has no space for a batch: what ``overflow`` says holds, and a process may still send directly."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_a_full_manager(overflow: str, manager: Any, letter_api: Any) -> None:
     one = manager(max_queue_events=11, overflow=overflow)
     hold = Hold()
     letter_api.plan(hold)
-    told: list[list[LetterError]] = [[] for _ in range(4)]
-    letters = [Letter(relay=one.queue, on_error=each.append, flush_interval=0, timeout=DEADLINE) for each in told]
+    reported: list[list[LetterError]] = [[] for _ in range(4)]
+    letters = [Letter(relay=one.queue, on_error=each.append, flush_interval=0, timeout=DEADLINE) for each in reported]
     work(letters[0], 1, "0")
     assert hold.arrived.wait(DEADLINE)
     for who in (1, 2, 3):
@@ -45,11 +45,11 @@ def test_a_full_manager(overflow: str, manager: Any, letter_api: Any) -> None:
     for letter in letters:
         assert letter.close(DEADLINE)
         balanced(letter)
-    lost = {who: sum(error.lost for error in each if error.cause) for who, each in enumerate(told)}
+    lost = {who: sum(error.lost for error in each if error.cause) for who, each in enumerate(reported)}
     came = {who: len(serials) for who, serials in whose(letter_api).items()}
     if overflow == "drop_oldest":
         assert sum(lost.values()) + sum(came.values()) == 16 and sum(lost.values()) > 0, (lost, came)
-        assert all(error.cause == "overflow" for each in told for error in each if error.cause)
+        assert all(error.cause == "overflow" for each in reported for error in each if error.cause)
     else:
         assert came == {"0": 1, "1": 5, "2": 5, "3": 5}, (lost, came)
         assert not any(lost.values())
@@ -72,7 +72,7 @@ def test_a_process_that_ends_does_not_wait_for_space(manager: Any, letter_api: A
 
 
 def test_a_request_in_progress_is_not_dropped_for_newer_events(manager: Any, letter_api: Any) -> None:
-    # `drop_oldest` drops what waits. Here all that the queue holds is on the wire, so there is no space for a batch.
+    # `drop_oldest` drops waiting events. Here all queued events are being sent, so a batch has no space.
     one = manager(max_queue_events=100, overflow="drop_oldest")
     hold = Hold()
     letter_api.plan(hold)

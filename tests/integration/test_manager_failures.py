@@ -1,6 +1,6 @@
 """A manager that fails: killed, stopped, restarted, shut down, unreachable, or short of descriptors.
 
-A call never waits for it, no event is lost, and the failure is reported once: meanwhile a process sends by itself.
+A call never waits for it, no event is lost, and the failure is reported once: meanwhile a process sends directly.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def test_a_stopped_manager_delays_no_call_and_is_used_again(manager: Any, letter
         calls_in_time(letter, 300, 1)
         began = time.monotonic()
         assert letter.flush(DEADLINE)
-        assert time.monotonic() - began < 20  # a second until it counts as stopped, and a request; not for ever
+        assert time.monotonic() - began < 20  # a second until it counts as stopped, and a request; not forever
         assert letter.stats()["mode"] == "thread"
     finally:
         os.kill(pid, signal.SIGCONT)

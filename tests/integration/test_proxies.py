@@ -309,7 +309,7 @@ def test_no_proxy_names_an_ipv6_address_in_brackets(
             listener.bind(("::1", 0))
         except OSError:
             pytest.skip("this machine has no IPv6")
-        port = listener.getsockname()[1]  # where nobody listens
+        port = listener.getsockname()[1]  # where nothing listens
         monkeypatch.setenv("NO_PROXY", no_proxy)
         with Scripted(lambda sock: None) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -325,7 +325,7 @@ def trickling(head: bytes, piece: bytes, record: bytes) -> tuple[Callable[[socke
     def script(sock: socket.socket) -> None:
         sock.sendall(head)
         if record:
-            sock.recv(4096)  # TLS is begun by the client
+            sock.recv(4096)  # TLS is started by the client
             sock.sendall(record)
         while not stop.wait(0.02):
             sock.sendall(piece)

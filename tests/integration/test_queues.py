@@ -1,6 +1,6 @@
 """``Letter(relay=queue)`` with a queue that is not a `SenderManager`'s: of multiprocessing, or of another manager.
 
-Responsible for: putting batches, and what happens when a queue is full, closed, or read by nobody. Not responsible for:
+Responsible for: putting batches, and what happens when a queue is full, closed, or not read. Not responsible for:
 reading them (test_listener.py).
 """
 
@@ -99,7 +99,7 @@ def test_a_forked_child_does_not_wait_for_its_parents_feeder(letter_api: Any, tm
 class EndsBetween:
     """Replaces a manager's `stop_event`: a connection's thread sees it set after ``number`` requests.
 
-    That thread looks between two requests. It is told "set" when the next request has come in, which it then does not
+    That thread looks between two requests. It sees "set" when the next request has come in, which it then does not
     carry out. That is what happens by chance when a manager ends while it is asked.
     """
 

@@ -78,7 +78,7 @@ def test_without_a_process_for_a_relay_the_process_sends_its_events_itself_and_r
     python = "/usr/bin/python3"  # which the other user may run
     with start(relay_trouble.no_process_for_a_relay, letter_api.url, tmp_path, his, python=python) as program:
         finished = program.finish()
-    assert "goes on 0 1" in finished.output and "Resource temporarily unavailable" in finished.output, finished
+    assert "continues 0 1" in finished.output and "Resource temporarily unavailable" in finished.output, finished
     assert letter_api.distinct == 1
 
 

@@ -1,4 +1,4 @@
-"""Lines that no process should send to a relay: they cost their sender its connection, nobody else anything."""
+"""Lines that no process should send to a relay: they cost their sender its connection, and affect no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom a relay refuses, what it tells them, and that it goes on serving everybody else."""
+"""Whom a relay refuses, what it tells them, and that it continues serving everybody else."""
 
 from __future__ import annotations
 

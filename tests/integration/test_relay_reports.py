@@ -49,11 +49,11 @@ def test_an_error_of_a_process_that_has_ended_is_in_the_relays_log(
         assert eventually(runtime.own_status, lambda status: status["processes"] == 0)["processes"] == 0
         hold.release()
 
-        def told() -> int:
+        def reported() -> int:
             lines = re.findall(r"(\d+) lost from ended processes: .* answered 400", relay.output)
             return sum(map(int, lines))
 
-        assert eventually(told, lambda count: count >= 3) == 3, relay.output
+        assert eventually(reported, lambda count: count >= 3) == 3, relay.output
         assert runtime.own_status()["lost"] == {"rejected": 3}
 
 
@@ -104,16 +104,16 @@ def test_events_dropped_behind_the_batch_in_flight_do_not_count_as_its_own(
     letter_api.rule = lambda request: status(503)
     options: dict[str, Any] = {"relay": True, "overflow": "drop_oldest", "max_queue_events": 300, "max_retries": 50}
     letter = make(**options)
-    track(letter, 100, "in hand")
+    track(letter, 100, "in flight")
     assert letter_api.wait_until(lambda: len(letter_api.requests) > 0)
-    track(letter, 150, "gives way", start=100)
+    track(letter, 150, "dropped", start=100)
     other = make(**options, on_error=lambda error: None)
     track(other, 280, "flood", start=250)
     assert eventually(lambda: runtime.status()["lost"].get("overflow", 0), bool)
     runtime.relay().kill()
     letter_api.rule = None
     assert letter.flush(DEADLINE) and other.flush(DEADLINE)
-    assert sum(event["userId"] == "in hand" for event in letter_api.events) >= 100
+    assert sum(event["userId"] == "in flight" for event in letter_api.events) >= 100
     assert {event["properties"]["serial"] for event in letter_api.events} >= set(range(100))
     assert letter.close(DEADLINE) and other.close(DEADLINE)  # which waits for a relay that is just being started
 

@@ -197,7 +197,7 @@ def test_a_relay_inherits_no_open_file_but_stderr(runtime: Runtime, make: Any, l
         assert eventually(lambda: program.output, lambda text: "started" in text)
         relay = runtime.relay()
         theirs = {os.stat(f"/proc/{program.pid}/fd/{name}").st_ino for name in os.listdir(f"/proc/{program.pid}/fd")}
-        output = os.fstat(program._output.fileno()).st_ino  # a file, for which nobody waits
+        output = os.fstat(program._output.fileno()).st_ino  # a file, for which nothing waits
         null = os.stat(os.devnull).st_ino
         mine = {os.stat(f"/proc/{relay.pid}/fd/{name}").st_ino for name in os.listdir(f"/proc/{relay.pid}/fd")}
         assert mine & theirs <= {output, null} and output in mine

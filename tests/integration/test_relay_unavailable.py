@@ -139,7 +139,7 @@ def test_local_events_are_sent_at_the_end_with_a_stopped_relay_and_no_thread(
         os.kill(int(finished.output.split()[0]), signal.SIGCONT)
         assert finished.code == 0, finished
     assert runtime.left_behind() == []
-    assert sum(event["userId"] == "own way" for event in letter_api.events) == 20
+    assert sum(event["userId"] == "local" for event in letter_api.events) == 20
 
 
 @pytest.mark.parametrize("piece", [b"", b"x"])

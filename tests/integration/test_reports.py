@@ -1,4 +1,4 @@
-"""What `on_error` is told, by which thread and when, and what is imported for it."""
+"""What is reported to `on_error`, by which thread and when, and what is imported for it."""
 
 from __future__ import annotations
 
@@ -257,11 +257,11 @@ REFUSED: dict[str, Any] = {
 def test_an_event_of_on_error_that_is_lost_at_once_is_printed_and_not_reported(
     times: int, cause: str, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[LetterError] = []
+    reported: list[LetterError] = []
     depths: list[int] = []
 
     def on_error(error: LetterError) -> None:
-        told.append(error)
+        reported.append(error)
         for _ in range(times):
             REFUSED[cause](letter)
         depths.append(sum(frame.function == "on_error" for frame in inspect.stack(0)))
@@ -270,7 +270,7 @@ def test_an_event_of_on_error_that_is_lost_at_once_is_printed_and_not_reported(
     letter.close()
     for _ in range(3):
         REFUSED[cause](letter)
-    assert [error.cause for error in told] == [cause] * 3 and depths == [1] * 3
+    assert [error.cause for error in reported] == [cause] * 3 and depths == [1] * 3
     assert letter.stats()["lost"] == {cause: 3 + 3 * times}
     assert len(own_lines(capsys)) == 3 * times
 
@@ -280,10 +280,10 @@ def test_an_event_of_on_error_that_is_lost_at_once_is_printed_and_not_reported(
 def test_an_event_of_on_error_that_is_lost_later_is_not_reported_either(
     options: dict[str, Any], times: int, letter_api: IngestionServer, make: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[LetterError] = []
+    reported: list[LetterError] = []
 
     def on_error(error: LetterError) -> None:
-        told.append(error)
+        reported.append(error)
         for _ in range(times):
             letter.track("u", "Lost", {"of": error.lost})
 
@@ -293,8 +293,8 @@ def test_an_event_of_on_error_that_is_lost_later_is_not_reported_either(
         letter.track("u", "E")
         while letter.stats()["waiting"]:  # `flush` alone would not wait for what comes meanwhile
             assert letter.flush(DEADLINE)
-    assert sum(error.lost for error in told) == 3
-    assert letter.stats()["lost"] == {"rejected": 3 + times * len(told)}
+    assert sum(error.lost for error in reported) == 3
+    assert letter.stats()["lost"] == {"rejected": 3 + times * len(reported)}
     assert own_lines(capsys)
 
 
@@ -309,10 +309,10 @@ def test_an_on_error_that_tracks_does_not_prevent_a_program_from_ending(
 
 
 def test_events_of_others_that_on_error_s_close_gives_up_are_reported(letter_api: IngestionServer, make: Any) -> None:
-    told: list[Any] = []
+    reported: list[Any] = []
 
     def on_error(error: LetterError) -> None:
-        told.append((error.cause, error.lost))
+        reported.append((error.cause, error.lost))
         letter.track("u", "Lost")
         letter.close(0)
 
@@ -322,18 +322,18 @@ def test_events_of_others_that_on_error_s_close_gives_up_are_reported(letter_api
     for _ in range(5):
         letter.track("u", "E")
     letter.track("u", "E", {"n": object()})
-    assert told == [("invalid", 1), ("closed", 6)]  # with the one that it had tracked
+    assert reported == [("invalid", 1), ("closed", 6)]  # with the one that it had tracked
     assert letter.stats()["waiting"] == 0
     hold.release()
 
 
 def test_losses_of_another_thread_during_on_error_are_reported(letter_api: IngestionServer, make: Any) -> None:
     inside, leave = threading.Event(), threading.Event()
-    told: list[str] = []
+    reported: list[str] = []
 
     def on_error(error: LetterError) -> None:
-        told.append(error.events[0]["event"])
-        if told == ["First"]:
+        reported.append(error.events[0]["event"])
+        if reported == ["First"]:
             inside.set()
             leave.wait(DEADLINE)
 
@@ -346,7 +346,7 @@ def test_losses_of_another_thread_during_on_error_are_reported(letter_api: Inges
     leave.set()
     other.join(DEADLINE)
     letter.track("u", "Third")
-    assert told == ["First", "Second", "Third"]
+    assert reported == ["First", "Second", "Third"]
 
 
 def test_two_clients_that_report_to_each_other_terminate(letter_api: IngestionServer, make: Any) -> None:

@@ -110,7 +110,7 @@ def test_the_last_losses_are_reported_before_the_process_ends(letter_api: Any, t
     # Settled is not yet reported: `on_error` runs on the sender's thread, which the end of the interpreter stops.
     letter_api.plan(status(401))
     finished = run(single.slow_report, letter_api.url, tmp_path)
-    assert (finished.code, finished.output) == (0, "told of 10\n"), finished
+    assert (finished.code, finished.output) == (0, "reported 10\n"), finished
 
 
 @pytest.mark.parametrize("end, cause", [("plain end", "exit"), ("close", "closed")], ids=["plain end", "close"])
@@ -131,13 +131,13 @@ def test_a_system_exit_from_a_signal_handler_does_not_cut_the_end_short(
 ) -> None:
     hold = Hold()
     letter_api.plan(hold)
-    with start(single.told_to_exit, letter_api.url, tmp_path, where) as program:
+    with start(single.asked_to_exit, letter_api.url, tmp_path, where) as program:
         assert hold.arrived.wait(DEADLINE)
         pid = int(program.output)
         for times in (1, 2):
             program.signal(signal.SIGTERM, pid)
-            told = eventually(lambda: program.output.count("told"), lambda count: count >= times)  # noqa: B023
-            assert told >= times
+            reported = eventually(lambda: program.output.count("reported"), lambda count: count >= times)  # noqa: B023
+            assert reported >= times
         hold.release()
         finished = program.finish()
     assert (finished.code, finished.output) == (0, f"{pid}\ntold\ntold\n"), finished

@@ -167,7 +167,7 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported_once(
     spool = spool_dir.spool()
     assert spool_dir.recover(spool) == [[b"good"]] and spool_dir.recover(spool) == []
     assert spool_dir.reported_once(why) and os.path.basename(path) in str(spool_dir.reports[0])
-    assert (spool_dir.reports[0].cause, spool_dir.reports[0].lost) == ("damaged", 1)  # or more: nobody can know
+    assert (spool_dir.reports[0].cause, spool_dir.reports[0].lost) == ("damaged", 1)  # or more: unknown
     assert spool_dir.files() == [os.path.basename(path) + ".damaged"]
     assert Path(path + ".damaged").read_bytes() == content
 

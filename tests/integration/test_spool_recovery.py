@@ -29,7 +29,7 @@ def ids(api: Any) -> dict[tuple[str, int], str]:
 
 
 def leave(count: int, who: str, spool_dir: SpoolDir, tmp_path: Path) -> None:
-    """Have a process with the default bounds leave so many events."""
+    """Have a process with the default bounds leave the given number of events."""
     finished = run(spools.is_killed_with, NOWHERE, tmp_path, count, who, spool_dir.path)
     assert finished.code == -signal.SIGKILL, finished
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-import letterapp  # a test may have put a class of its own in the place of its `Letter`
+import letterapp  # a test may have replaced it with its own class instead of its `Letter`
 
 API = os.environ["TEST_API"]
 

@@ -1,4 +1,4 @@
-"""Programs of test_closed_descriptors: the descriptor whose locks tell who is alive is closed by somebody else."""
+"""Programs of test_closed_descriptors: other code closes the descriptor whose locks show which processes are alive."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def lost_slot(act: str) -> None:
 
     def drive() -> None:
         letter.stats()
-        letter._delivery._queue.claim_worker().started = True  # no thread of its own
+        letter._delivery._queue.claim_worker().started = True  # no separate thread
 
     def empty() -> None:
         letter._delivery._queue.request_flush()

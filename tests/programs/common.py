@@ -1,6 +1,6 @@
 """What the programs that tests run have in common.
 
-A test program is a function in a module of this package. `harness.run` starts it in a process of its own, as
+A test program is a function in a module of this package. `harness.run` starts it in a separate process, as
 ``python -m programs.forks NAME ARGUMENTS...``, with the arguments as strings; the module ends with ``main(globals())``.
 Importing such a module only defines functions, so a test can import it to name the one that it runs.
 """
@@ -32,7 +32,7 @@ _kept: list[object] = []  # by `keep`
 
 
 def keep(thing: Kept) -> Kept:
-    """Have something else live as long: a queue or a manager that nobody refers to any more has an end of its own."""
+    """Keep an object alive as long as the client: an unreferenced queue or manager would end earlier."""
     _kept.append(thing)
     return thing
 

@@ -1,4 +1,4 @@
-"""Programs of test_ends: processes that end in ways that nobody announces.
+"""Programs of test_ends: processes that end in ways without any notification.
 
 What a request needs is imported by no program beforehand: the first one may come at the end, and so its imports.
 """
@@ -202,12 +202,12 @@ def interrupted_and_handled() -> None:
 
 
 def family() -> None:
-    def told(error: LetterError) -> None:
+    def reported(error: LetterError) -> None:
         if error.lost:
-            os.write(1, f"told {error.lost}\n".encode())
+            os.write(1, f"reported {error.lost}\n".encode())
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    letter = make(on_error=told, exit_timeout=1, max_retries=100)
+    letter = make(on_error=reported, exit_timeout=1, max_retries=100)
     for _ in range(3):
         if not os.fork():
             break
@@ -230,7 +230,7 @@ def orphans_after_close() -> None:
     os.waitpid(pid, 0)
     print("closed")
     sys.stdout.flush()
-    while letter._delivery._batches.lock.is_taken():  # until the request that nobody waits for is over
+    while letter._delivery._batches.lock.is_taken():  # until the request that no caller waits for is over
         time.sleep(0.01)
 
 
@@ -315,10 +315,10 @@ def frozen_clock_and_silent_api(moment: str) -> None:
 def left_to_another() -> None:
     who, (over, is_over), (gone, is_gone) = "other", os.pipe(), os.pipe()
 
-    def told(error: LetterError) -> None:
-        os.write(1, f"{who} told {error.lost}\n".encode())
+    def reported(error: LetterError) -> None:
+        os.write(1, f"{who} reported {error.lost}\n".encode())
 
-    letter = make(on_error=told, exit_timeout=0.5, max_retries=None)
+    letter = make(on_error=reported, exit_timeout=0.5, max_retries=None)
     letter.stats()
     if not os.fork():
         who = "leaver"
@@ -336,10 +336,10 @@ def left_to_another() -> None:
 
 
 def signal_during_an_inline_request() -> None:
-    def told(error: LetterError) -> None:
-        os.write(1, f"told {error.cause} {error.lost}\n".encode())
+    def reported(error: LetterError) -> None:
+        os.write(1, f"reported {error.cause} {error.lost}\n".encode())
 
-    letter: Any = make(flush_at=2, flush_interval=3600, exit_signals=(signal.SIGTERM,), on_error=told)
+    letter: Any = make(flush_at=2, flush_interval=3600, exit_signals=(signal.SIGTERM,), on_error=reported)
     letter._delivery._worker._start = lambda send: False  # as where no thread can run
     work(letter, 2)
 
@@ -349,7 +349,7 @@ def second_end() -> None:
     from letterapp._storage.memory import _ALIVE
 
     def another(then: Callable[[], int]) -> tuple[int, int]:
-        """A process that has used its client, and does ``then`` when it is told to."""
+        """A process that has used its client, and does ``then`` on request."""
         (here, is_here), (go, is_over) = os.pipe(), os.pipe()
 
         def job() -> int:
@@ -374,7 +374,7 @@ def second_end() -> None:
     letter: Any = make(base_url="http://127.0.0.1:9", exit_timeout=0.2, max_retries=None, on_error=ignore)
     work(letter, 1)
     first = another(lambda: 0 if not letter.close(0) and letter.stats()["adopted"] == 1 else 1)
-    shutdown.shut_down_process()  # what waits is left to that one,
+    shutdown.shut_down_process()  # the waiting events are released to that process,
     assert ended(first) == 0  # which gives it up, and so the slot is free
     owners = slot().base
     second = another(lambda: 0 if slot().base == owners and slot()._shared_words[_ALIVE] else 1)

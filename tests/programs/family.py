@@ -1,4 +1,4 @@
-"""What programs have in common whose processes share a client: one that sends nothing by itself, gates, and ends."""
+"""Common code of programs whose processes share a client: a client that sends nothing automatically, gates, ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LATER: dict[str, Any] = {"flush_interval": 3600, "flush_at": 10**6, "exit_timeou
 
 
 def make(**options: Any) -> Letter:
-    """A client from which nothing leaves by itself. It lives until the interpreter ends."""
+    """A client that sends nothing automatically. It lives until the interpreter ends."""
     return common.make(**{**LATER, **options})
 
 

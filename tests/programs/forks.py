@@ -153,7 +153,7 @@ def from_on_error() -> None:
         else:
             work(letter, 20, "child")
             letter.close()
-            # and goes on: as the worker thread of a process that is not that worker's
+            # and continues: as the worker thread of a process that is not that worker's
 
     letter = make(on_error=on_error, flush_at=5, flush_interval=30)
     work(letter, 5, "refused")
@@ -228,7 +228,7 @@ def in_the_middle_of_imports() -> None:
     reached, forking = threading.Event(), threading.Event()
 
     class Gate:
-        """Stands still where `http.client` is executed: while it is looked for, Python itself lets nobody fork."""
+        """Stands still where `http.client` is executed: while it is looked for, Python itself blocks forks."""
 
         def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
             if name != "http.client" or reached.is_set():

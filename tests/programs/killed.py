@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 from programs.common import stay, work
 from programs.family import die, make, reap
-from programs.orphans import adopts, fork, gate, leave, leave_all, main, say
+from programs.orphans import fork, gate, leave, leave_all, main, recovers, say
 
 ENDS: dict[str, Callable[[], object]] = {
     "SIGKILL": die,
@@ -27,7 +27,7 @@ def outlived(end: str, code: str) -> None:
     letter = make()
     assert leave(letter, 300, end=ENDS[end]) == int(code)
     assert letter.flush()
-    adopts(letter, 300)
+    recovers(letter, 300)
 
 
 def closed(end: str) -> None:
@@ -41,7 +41,7 @@ def closed(end: str) -> None:
 
     leave(letter, 300, end=close)
     assert letter.flush()
-    adopts(letter, 0)
+    recovers(letter, 0)
 
 
 def unchanged() -> None:
@@ -54,7 +54,7 @@ def unchanged() -> None:
     leave_all(letter, 250, "first", "second")
     work(letter, 20, "parent", start=20)
     assert letter.flush()
-    adopts(letter, 500, own=40)
+    recovers(letter, 500, own=40)
 
 
 def on_the_wire() -> None:
@@ -69,7 +69,7 @@ def on_the_wire() -> None:
     say(pid)
     assert reap(pid) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 40, own=10)
+    recovers(letter, 40, own=10)
 
 
 def on_the_wire_with_more() -> None:
@@ -84,7 +84,7 @@ def on_the_wire_with_more() -> None:
 
     assert reap(fork(job)) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 340, own=10)
+    recovers(letter, 340, own=10)
 
 
 def while_it_recovers() -> None:
@@ -105,7 +105,7 @@ def while_it_recovers() -> None:
     say(pid)
     assert reap(pid) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 280, own=10)
+    recovers(letter, 280, own=10)
 
 
 def two_in_the_same_batch() -> None:
@@ -116,7 +116,7 @@ def two_in_the_same_batch() -> None:
         say(pid)
         assert reap(pid) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 250)
+    recovers(letter, 250)
 
 
 def between_two_tries() -> None:
@@ -131,7 +131,7 @@ def between_two_tries() -> None:
 
     assert reap(fork(job)) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 40)
+    recovers(letter, 40)
 
 
 def with_half_of_a_batch_delivered() -> None:
@@ -145,7 +145,7 @@ def with_half_of_a_batch_delivered() -> None:
     say(pid)
     assert reap(pid) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 20)
+    recovers(letter, 20)
 
 
 def two_generations() -> None:
@@ -170,7 +170,7 @@ def grandchild() -> None:
 
     assert reap(fork(child)) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 150)
+    recovers(letter, 150)
 
 
 def parent() -> None:
@@ -181,7 +181,7 @@ def parent() -> None:
         work(letter, 10, "child")
         gate("orphan")
         assert letter.close()
-        adopts(letter, 200, own=10)
+        recovers(letter, 200, own=10)
         say("well")
         os._exit(0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-control_socket_disable = True  # newer versions would have a thread of their own in the master
+control_socket_disable = True  # newer versions would have a separate thread in the master
 
 
 def post_worker_init(worker: object) -> None:

@@ -14,7 +14,7 @@ from letterapp.relay import SenderManager
 
 
 def say(line: str) -> None:
-    """Print in one piece and on a line of its own, whatever other processes write to the same file."""
+    """Print in one piece and on a separate line, whatever other processes write to the same file."""
     os.write(1, f"\n{line}\n".encode())
 
 

@@ -23,19 +23,19 @@ def limit_address_space(size: int) -> None:
 
 def near_limit() -> None:
     limit_address_space((kilobytes("VmSize") << 10) + (200 << 20))
-    told: list[LetterError] = []
-    letter, other = [make(on_error=told.append) for _ in range(2)]
+    reported: list[LetterError] = []
+    letter, other = [make(on_error=reported.append) for _ in range(2)]
     assert kind(letter) == kind(other) == "private"
-    for error in told:
+    for error in reported:
         assert (error.cause, error.lost, error.events) == ("degraded", 0, [])
         assert "private memory (Cannot allocate memory)" in str(error)
-    assert len(told) == 2  # one a client
+    assert len(reported) == 2  # one a client
     work(letter, 500, "parent")
 
     def ends() -> None:
         work(letter, 100, "child")
         letter.close()
-        assert len(told) == 2
+        assert len(reported) == 2
 
     assert reap(child(ends)) == 0
     work(other, 100, "other")

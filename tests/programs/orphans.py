@@ -109,7 +109,7 @@ def counts(letter: Letter) -> list[int]:
     return [found[name] for name in ("accepted", "delivered", "adopted", "waiting")]
 
 
-def adopts(letter: Letter, count: int, own: int = 0) -> None:
+def recovers(letter: Letter, count: int, own: int = 0) -> None:
     """Check that this process has delivered what others left, and what it tracked itself."""
     assert counts(letter) == [count + own, count + own, count, 0], letter.stats()
     assert not letter.stats()["lost"], letter.stats()

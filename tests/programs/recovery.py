@@ -17,7 +17,7 @@ from letterapp._delivery import shutdown
 from programs.common import make as make_client
 from programs.common import stay, work
 from programs.family import die, make, reap
-from programs.orphans import adopts, counts, fork, gate, has_stopped, leave, leave_all, main, say
+from programs.orphans import counts, fork, gate, has_stopped, leave, leave_all, main, recovers, say
 
 
 def idle_parent(act: str) -> None:
@@ -27,7 +27,7 @@ def idle_parent(act: str) -> None:
         sys.exit(0)
     if act != "its end":
         assert getattr(letter, act)()
-        adopts(letter, 300)
+        recovers(letter, 300)
 
 
 def before_it_is_reaped() -> None:
@@ -40,7 +40,7 @@ def before_it_is_reaped() -> None:
     pid = fork(job)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert letter.flush()
-    adopts(letter, 300)
+    recovers(letter, 300)
     assert reap(pid) == -signal.SIGKILL
 
 
@@ -52,7 +52,7 @@ def later_sibling() -> None:
         work(letter, 1, "sibling")
         gate("arrived")
         letter.close()
-        adopts(letter, 300, own=1)
+        recovers(letter, 300, own=1)
         os._exit(0)
 
     assert reap(fork(sibling)) == 0
@@ -74,7 +74,7 @@ def busy_sibling() -> None:
                 rounds += 1
         say(40 * rounds)
         letter.close()
-        adopts(letter, 39, own=40 * rounds)
+        recovers(letter, 39, own=40 * rounds)
         os._exit(0)
 
     pid = fork(sibling)
@@ -105,7 +105,7 @@ def eight_at_once() -> None:
         assert [reap(pid) for pid in siblings] == [0] * 8
         os.close(there)
     letter.flush()
-    adopts(letter, 0)
+    recovers(letter, 0)
 
 
 def just_found_alive(act: str) -> None:
@@ -143,7 +143,7 @@ def just_found_alive(act: str) -> None:
     timer.start()
     if act != "its end":
         assert getattr(letter, act)()
-        adopts(letter, 69)
+        recovers(letter, 69)
 
 
 def no_time() -> None:
@@ -156,7 +156,7 @@ def no_time() -> None:
 
     assert reap(fork(first)) == -signal.SIGKILL
     assert letter.flush(40)
-    adopts(letter, 250)
+    recovers(letter, 250)
 
 
 def next_fork() -> None:
@@ -182,7 +182,7 @@ def full_queue(option: str, bound: str) -> None:
 
     reap(fork(job))
     assert letter.flush()
-    adopts(letter, letter.stats()["adopted"])
+    recovers(letter, letter.stats()["adopted"])
 
 
 def drop_oldest() -> None:
@@ -197,7 +197,7 @@ def drop_oldest() -> None:
 
     assert reap(fork(job)) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 50)
+    recovers(letter, 50)
 
 
 def no_room_taken() -> None:
@@ -207,7 +207,7 @@ def no_room_taken() -> None:
     work(letter, 50, "parent")
     say("queued")
     assert letter.close(40)
-    adopts(letter, 200, own=50)
+    recovers(letter, 200, own=50)
 
 
 def no_free_slot() -> None:
@@ -235,11 +235,11 @@ def room_for_a_new_process() -> None:
 
 
 def no_time_for_all() -> None:
-    told: list[int] = []
-    letter = make(on_error=lambda error: told.append(error.lost))
+    reported: list[int] = []
+    letter = make(on_error=lambda error: reported.append(error.lost))
     leave_all(letter, 2, *[f"dead {number}" for number in range(100)])
     assert not letter.close(0.2)
-    assert sum(told) == 200 and letter.stats()["lost"] == {"closed": 200}, (told, letter.stats())
+    assert sum(reported) == 200 and letter.stats()["lost"] == {"closed": 200}, (reported, letter.stats())
 
 
 def stopped() -> None:
@@ -251,18 +251,18 @@ def stopped() -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
         work(letter, 150, "child", start=150)
         assert letter.close()
-        adopts(letter, 0, own=300)
+        recovers(letter, 0, own=300)
         os._exit(0)
 
     pid = fork(job)
     has_stopped(pid)
     leave(letter, 50)
     assert letter.flush()
-    adopts(letter, 50, own=10)
+    recovers(letter, 50, own=10)
     os.kill(pid, signal.SIGCONT)
     assert reap(pid) == 0
     assert letter.flush()
-    adopts(letter, 50, own=10)
+    recovers(letter, 50, own=10)
 
 
 def killed_while_stopped() -> None:
@@ -275,11 +275,11 @@ def killed_while_stopped() -> None:
     pid = fork(job)
     has_stopped(pid)
     assert letter.flush()
-    adopts(letter, 0)
+    recovers(letter, 0)
     os.kill(pid, signal.SIGKILL)
     assert reap(pid) == -signal.SIGKILL
     assert letter.flush()
-    adopts(letter, 150)
+    recovers(letter, 150)
 
 
 def random_instants(seed: str) -> None:

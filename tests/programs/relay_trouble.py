@@ -78,7 +78,7 @@ def end_without_threads() -> None:
     while letter.stats()["mode"] == "relay":
         letter.track("filling", "E", {"serial": serial, "much": "x" * 3000})
         serial += 1
-    work(letter, 20, "own way")
+    work(letter, 20, "local")
 
 
 # The connection of a process.
@@ -111,7 +111,7 @@ def interrupted_calls() -> None:
     def handler(*_: object) -> None:
         nonlocal inside
         if inside:
-            inside = False  # here, as the next signal may come before an `except` has begun
+            inside = False  # here, as the next signal may come before an `except` has started
             raise Interruption
 
     signal.signal(signal.SIGALRM, handler)
@@ -187,7 +187,7 @@ def no_process_for_a_relay(runtime: str) -> None:
     letter = join()
     work(letter, 1)
     letter.flush(60)
-    print("goes on", letter.stats()["relayed"], letter.stats()["delivered"])
+    print("continues", letter.stats()["relayed"], letter.stats()["delivered"])
 
 
 main(globals())

@@ -1,4 +1,4 @@
-"""Programs of test_reports and test_refusals: what `on_error` is told, and by which process."""
+"""Programs of test_reports and test_refusals: what is reported to `on_error`, and by which process."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def fork_in_on_error() -> None:
 
 
 def refused_key(spool: str) -> None:
-    told, is_told = [], threading.Event()
+    reported, is_reported = [], threading.Event()
 
     def tell(error: LetterError) -> None:
-        told.append(error.cause)
-        is_told.set()
+        reported.append(error.cause)
+        is_reported.set()
 
     letter = make("test-key", spool=spool, exit_timeout=0.1, on_error=tell)
     work(letter, 300)
-    assert is_told.wait(60)
-    print(letter.flush(0.2), letter.close(0.2), told, letter.stats()["lost"])
+    assert is_reported.wait(60)
+    print(letter.flush(0.2), letter.close(0.2), reported, letter.stats()["lost"])
 
 
 main(globals())

@@ -59,7 +59,7 @@ def thread_at_the_end() -> None:
     first = threading.current_thread()
 
     def on() -> None:
-        first.join()  # the interpreter has begun to end: it waits for this thread
+        first.join()  # the interpreter has started to end: it waits for this thread
         work(letter, 300)
 
     threading.Thread(target=on).start()
@@ -80,7 +80,7 @@ def many_clients(flush_interval: str, exit_timeout: str) -> None:
 def slow_report() -> None:
     def on_error(error: LetterError) -> None:
         threading.Event().wait(0.2)
-        print("told of", len(error.events), flush=True)
+        print("reported", len(error.events), flush=True)
 
     work(make(on_error=on_error, flush_interval=30), 10)
 
@@ -95,9 +95,9 @@ def dropped(end: str) -> None:
         letter.close(timeout=0.5)
 
 
-def told_to_exit(where: str) -> None:
+def asked_to_exit(where: str) -> None:
     def leave(*_: Any) -> None:
-        os.write(1, b"told\n")
+        os.write(1, b"reported\n")
         sys.exit(0)
 
     def program() -> None:

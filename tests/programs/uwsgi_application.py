@@ -10,11 +10,11 @@ import os
 import urllib.request
 from typing import Any, Callable
 
-import letterapp  # a test may have put a class of its own in the place of its `Letter`
+import letterapp  # a test may have replaced it with its own class instead of its `Letter`
 
 
 def create() -> Callable[..., list[bytes]]:
-    """One application, with two clients of its own, which are made where it is imported."""
+    """One application, with two separate clients, which are made where it is imported."""
     import uwsgi  # noqa: F401
 
     api = os.environ["TEST_API"]

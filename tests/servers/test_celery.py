@@ -71,7 +71,7 @@ def test_ctrl_c_loses_nothing(celery: Any) -> None:
 def test_a_child_that_ends_after_max_tasks_loses_nothing(celery: Any) -> None:
     worker = celery("--max-tasks-per-child", "3", tasks=12)
     worker.let_tasks_finish()
-    # Twelve tasks in threes: each child that worked has left by itself, but for the last of each of the two places.
+    # Twelve tasks in threes: each child that worked has ended normally, but for the last of each of the two places.
     assert worker.api.wait_until(lambda: len(whose(worker.api).get("slow", [])) >= 8), worker.output
     worker.stop(signal.SIGTERM)
     worker.all_arrived_once()

@@ -62,7 +62,7 @@ def test_the_hub_runs_while_the_client_sends(letter_api: Any, tmp_path: Path) ->
     assert whose(letter_api) == {"program": [0, 1, 2]}
 
 
-# Signals. The handler runs in the hub, which must not wait there; and the wait that it interrupts goes on after it.
+# Signals. The handler runs in the hub, which must not wait there; and the wait that it interrupts continues after it.
 
 HUBS = [None, "poll", "selects", "asyncio"]  # the first is the system's: epoll, kqueue
 
@@ -74,7 +74,7 @@ def test_exit_signals_deliver_and_call_the_applications_handler(
 ) -> None:
     if hub is not None and not has_module("eventlet", "hubs", hub):
         pytest.skip(f"this eventlet has no hub {hub}")
-    _signalled("goes on", waits_for, 0, letter_api, tmp_path, **({"EVENTLET_HUB": hub} if hub else {}))
+    _signalled("continues", waits_for, 0, letter_api, tmp_path, **({"EVENTLET_HUB": hub} if hub else {}))
     assert whose(letter_api) == {"greenlet": [0, 1, 2], "after the handler": [0, 1, 2]}
 
 

@@ -154,7 +154,7 @@ def test_spooled_events_are_sent_by_the_first_worker_with_an_event_and_the_maste
     port = free_port()
     command = [sys.executable, "-m", "gunicorn", "programs.spool_app:app", "-b", f"127.0.0.1:{port}", "--preload"]
     command += ["--timeout", "60"]
-    # Newer versions would have a thread of their own in the master.
+    # Newer versions would have a separate thread in the master.
     (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True")
     with WebServer(command, environment(letter_api.url, TEST_SPOOL=spool), tmp_path, port) as server:
         assert server.get("/") == "ok"

@@ -53,7 +53,7 @@ def test_celery_replaces_its_children_after_max_tasks(celery: Any, runtime: Mana
     worker = celery("--max-tasks-per-child", "3", tasks=12)
     before = eventually(lambda: started(worker), bool)
     worker.let_tasks_finish()
-    # Twelve tasks in threes: each child that worked has left by itself, but for the last of each of the two places.
+    # Twelve tasks in threes: each child that worked has ended normally, but for the last of each of the two places.
     assert worker.api.wait_until(lambda: len(whose(worker.api).get("slow", [])) >= 8), worker.output
     assert runtime.serving(worker) == before
     output = worker.stop(signal.SIGTERM)

@@ -123,14 +123,14 @@ def test_gunicorns_reload(worker: str, preload: bool, gunicorn: Any) -> None:
         service.program.signal(signal.SIGHUP)
         assert gone(old), service.output
         service.put_to_work(old=old)
-        # The master's goes on. Each worker's own has left after it.
+        # The master's continues. Each worker's own has left after it.
         after = service.managers()
         assert after == before if preload else not after & before
     service.program.signal(signal.SIGTERM)
     service.ended()
 
 
-# Not with threads: there gunicorn's worker may stand still by itself, see test_gunicorn.py.
+# Not with threads: there gunicorn's worker may hang without a client too, see test_gunicorn.py.
 @pytest.mark.slow
 @needs("gunicorn")
 @cases("sync, preloaded", "sync, not preloaded", "gevent, preloaded", "uvicorn worker, not preloaded")

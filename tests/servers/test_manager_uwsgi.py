@@ -58,7 +58,7 @@ def have_worked(server: Uwsgi) -> None:
     """Have each worker track something and hand it over."""
     server.track_in_every_worker()
     if server.package:
-        # A call waits a few milliseconds for the manager, and then sends by itself, as it may on a busy machine.
+        # A call waits a few milliseconds for the manager, and then sends directly, as it may on a busy machine.
         relayed = eventually(lambda: server.track() and has_relayed(server), bool)
         assert relayed, server.output
     else:
@@ -179,7 +179,7 @@ def test_without_threads_no_call_waits_for_the_api(uwsgi: Any, runtime: Managers
     over = time.monotonic() + 2
     eventually(server.track, lambda _: time.monotonic() > over)
     hold.release()
-    # A call that finds the manager too slow sends by itself, and so waits for the API.
+    # A call that finds the manager too slow sends directly, and so waits for the API.
     assert longest_call(server) < LONG or UNUSABLE in server.output, server.output
     end(server, runtime)
     all_arrived(server, 1)

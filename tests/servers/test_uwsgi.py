@@ -69,7 +69,7 @@ def test_a_reload_loses_nothing(start: str, uwsgi: Any) -> None:
 @pytest.mark.slow
 @every_start
 def test_a_worker_that_ends_by_max_requests_loses_nothing(start: str, uwsgi: Any) -> None:
-    # The lifetime is 10 seconds at least unless told otherwise, whatever the count of requests.
+    # The lifetime is 10 seconds at least by default, whatever the count of requests.
     server = uwsgi("--max-requests", "3", "--min-worker-lifetime", "0", *STARTS[start])
     old = server.become_idle()
     eventually(lambda: server.track(5)["pid"], lambda pid: pid not in old)
@@ -164,7 +164,7 @@ def test_a_graceful_stop_lets_a_busy_worker_finish_and_loses_nothing(uwsgi: Any,
     server.all_arrived_once()
 
 
-# Two applications in one process, each in an interpreter of its own unless told otherwise. uWSGI ends the first one
+# Two applications in one process, each in a separate interpreter by default. uWSGI ends the first one
 # alone, at which Python says that others remain, and calls no exit code of theirs.
 
 SECOND = ("--manage-script-name", "--mount", "/second=second.py")

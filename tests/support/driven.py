@@ -1,4 +1,4 @@
-"""A client whose turns a test takes itself, with a clock of its own: nothing is slept through.
+"""A client whose turns a test takes itself, with a separate clock: nothing is slept through.
 
 Responsible for: that client, which the fixture `driven` of conftest.py hands out. Not responsible for: what is right.
 """
@@ -15,7 +15,7 @@ DONE = float("inf")  # what a turn answers when nothing waits
 
 
 class Driven:
-    """A client whose sender has no thread: the test takes the turns, at moments of its own."""
+    """A client whose sender has no thread: the test takes the turns, at times that it chooses."""
 
     def __init__(self, api_url: str, errors: list[LetterError], **options: Any) -> None:
         self.now = 1000.0

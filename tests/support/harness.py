@@ -176,7 +176,7 @@ def run(
 
 
 def eventually(look: Callable[[], Seen], good: Callable[[Seen], object], timeout: float = DEADLINE) -> Seen:
-    """Look until it is good, at most ``timeout`` seconds; return the last look. For what gives no signal of its own."""
+    """Look until it is good, at most ``timeout`` seconds; return the last look. For what gives no signal."""
     deadline = time.monotonic() + timeout
     seen = look()
     while not good(seen) and time.monotonic() < deadline:

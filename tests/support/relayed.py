@@ -1,9 +1,9 @@
-"""Relays of the tests: a runtime directory for each test, who serves there, and that nobody is left.
+"""Relays of the tests: a runtime directory for each test, who serves there, and that no process is left.
 
 Responsible for: where the relays of one test are, starting one, asking for its status, a fake one, and what tests of
 relays count alike. Not responsible for: what is right.
 
-A relay that was started for clients is in nobody's process group. It is found by its command line, which holds the path
+A relay that was started for clients is in its own process group. It is found by its command line, which holds the path
 of its socket, and so the directory of its test.
 """
 
@@ -35,7 +35,7 @@ KEY = "test-key"  # what `make` and the programs' clients have
 STRANGER = 65534  # nobody
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")
 
-NOWHERE = "http://127.0.0.1:9"  # an API where nobody listens
+NOWHERE = "http://127.0.0.1:9"  # an API where nothing listens
 
 
 def caller(key: str, url: str, wants: str = protocol.EVENTS) -> protocol.Caller:
@@ -302,7 +302,7 @@ def take_back(client: Any) -> list[bytes]:
     return taken
 
 
-def told(client: Any) -> tuple[int, int, int]:
+def counts_of(client: Any) -> tuple[int, int, int]:
     """How many events were relayed, are waiting and were delivered, after all answers have been read."""
     client.read_acks()
     counts = client.counts()

@@ -53,7 +53,7 @@ def clear(here: Any) -> list[psutil.Process]:
 
 
 def lent(here: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """``here`` as the place of one test's senders; then nobody is left in it."""
+    """``here`` as the place of one test's senders; and no process is left in it."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(here.path))
     yield here
     left = clear(here)

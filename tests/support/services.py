@@ -58,7 +58,7 @@ class Service:
     # Requests.
 
     def ask(self, path: str = "/") -> bool:
-        """One request; False when nobody answered it, as while a worker is replaced."""
+        """One request; False if it was not answered, as while a worker is replaced."""
         try:
             return get(f"http://127.0.0.1:{self._port}{path}?{next(self._serials)}") == "ok"
         except (OSError, HTTPException):
@@ -84,7 +84,7 @@ class Service:
 
     def one_relay(self) -> psutil.Process:
         """The one relay, which all events went to; its program is no child of a server and has left no dead one."""
-        # Not asked at the end: a gevent worker still answers requests when its exit code has begun to settle all.
+        # Not asked at the end: a gevent worker still answers requests when its exit code has started to settle all.
         how = set(re.findall(r"^how: (.*)$", self.output, re.M))
         assert how == {"relay, 0 own, 0 threads"}, self.output
         relay = self._runtime.relay()
@@ -128,7 +128,7 @@ def gone(pids: set[int]) -> bool:
 
 
 def zombies(program: Program) -> list[int]:
-    """The program's descendants that have ended and that nobody has waited for."""
+    """The program's descendants that have ended and that were not reaped."""
     dead = []
     for process in program.descendants():
         try:

@@ -1,4 +1,4 @@
-"""An older uWSGI, whose workers run no threads unless told to.
+"""An older uWSGI, whose workers run no threads unless configured to.
 
 Responsible for: the fixture `threadless`. Not responsible for: starting it, see uwsgi_server.py.
 """

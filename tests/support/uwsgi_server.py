@@ -30,7 +30,7 @@ STARTS: dict[str, Sequence[str]] = {
 # A module with an application, whose clients are its own.
 APPLICATION = "from programs.uwsgi_application import create\napplication = create()\n"
 
-# The installed script would do, but not for a copy that lies in a directory of its own.
+# The installed script would do, but not for a copy that lies in a separate directory.
 LAUNCHER = "import sys\nfrom pyuwsgi import run\nsys.exit(run())\n"
 
 
@@ -60,7 +60,7 @@ class Uwsgi(Program):
         self.port, self._stats_port = free_port(), free_port()
         command = [sys.executable, "launcher.py", "--http-socket", f"127.0.0.1:{self.port}", "--die-on-term"]
         # A reload executes what uWSGI believes to be its binary: the interpreter behind a virtual environment, which
-        # knows nothing of the packages in it, unless told otherwise.
+        # knows nothing of the packages in it, by default.
         command += ["--binary-path", sys.executable, "--wsgi-file", "application.py", "--need-app"]
         command += ["--processes", str(processes)]
         if self.has_master:

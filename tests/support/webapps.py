@@ -47,7 +47,7 @@ def without_servers_own(output: str) -> str:
     """What a server printed, without the beginnings of tracebacks of a SystemExit that met none of the client's code.
 
     gunicorn's workers raise one for each signal that has them leave at once, wherever they are: in the last moments of
-    a request, which it logs, or under gevent in a greenlet of its own, a tenth of a second later, when the main one is
+    a request, which it logs, or under gevent in a separate greenlet, a tenth of a second later, when the main one is
     on its way out. Both with an application that has no client, too.
     """
     is_its_own = "SystemExit: 0" in output and not re.search(r'File ".*/letterapp/', output)
@@ -74,7 +74,7 @@ class Visitor:
         return {int(pid) for pid in re.findall(r"ready (\d+)", self.server.output)}
 
     def ask(self, path: str = "/") -> int | None:
-        """One request. Returns the process that answered; None when nobody did, as while a worker is replaced."""
+        """One request. Returns the process that answered; None if none did, as while a worker is replaced."""
         serial = next(self._serials)
         self._asked.add(serial)
         try:

@@ -14,7 +14,7 @@ def test_an_unexpected_exception_does_not_end_the_sender(letter_api: Any, driven
         raise BufferError("unheard of")
 
     one.sender._recovery.recover_if_due = fail
-    assert 0 < one.sender._batches.send_once() <= 1  # not at once again, which would be for ever
+    assert 0 < one.sender._batches.send_once() <= 1  # not at once again, which would be forever
     one.sender._recovery.recover_if_due = look
     one.settle()
     assert letter_api.distinct == 1

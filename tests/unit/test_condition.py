@@ -1,4 +1,4 @@
-"""The lock-free condition by itself: no notification is missed, and every waiter wakes up."""
+"""The lock-free condition in isolation: no notification is missed, and every waiter wakes up."""
 
 from __future__ import annotations
 

@@ -46,5 +46,5 @@ def test_a_descriptor_that_is_closed_gives_no_lock_and_one_that_is_back_does(let
 
 @pytest.mark.parametrize("when", ["before", "after"], ids=["before the kernel has it", "after"])
 def test_an_interrupted_attempt_leaves_no_lock(when: str, letter_api: Any, tmp_path: Path) -> None:
-    # Interrupted by an exception of a signal handler. Otherwise nobody could recover what lies there.
+    # Interrupted by an exception of a signal handler. Otherwise no process could recover the events in it.
     runs_quietly(file_lock.interrupted, letter_api, tmp_path, when)

@@ -1,4 +1,4 @@
-"""Some unusual input for each fuzz target in each test run; `python -m stress fuzz` goes on for as long as one likes.
+"""Some unusual input for each fuzz target in each test run; `python -m stress fuzz` runs for as long as wanted.
 
 Its findings become examples here.
 """

@@ -1,4 +1,4 @@
-"""The queue by itself: order, bounds, settlement, and calls that interrupt it."""
+"""The queue in isolation: order, bounds, settlement, and calls that interrupt it."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ from relayed import (
     Runtime,
     caller,
     client_of,
+    counts_of,
     fake_relay,  # noqa: F401  (a fixture)
     own_runtime,  # noqa: F401  (a fixture)
     read_exactly,
     relay_client,  # noqa: F401  (a fixture)
     take_back,
-    told,
 )
 
 from letterapp import LetterError
@@ -51,7 +51,7 @@ def test_events_follow_the_proof_before_the_relay_answers(client: Any, fake: Fak
     relay = fake.accept()
     assert read_exactly(relay, len(expected)) == expected
     client.request_flush()
-    assert read_exactly(relay, 2) == b"!\n" and told(client) == (3, 3, 0)
+    assert read_exactly(relay, 2) == b"!\n" and counts_of(client) == (3, 3, 0)
 
 
 def test_an_acknowledgement_is_the_number_of_events_settled_since_the_greeting(client: Any, fake: FakeRelay) -> None:
@@ -59,7 +59,7 @@ def test_an_acknowledgement_is_the_number_of_events_settled_since_the_greeting(c
     relay = fake.accept()
     for answer, settled in [(b"[1]\n", 1), (b"[3]\n", 3), (b"[3]\n", 3), (b"[4]\n[5]\n", 5)]:
         relay.sendall(answer)
-        assert told(client) == (5, 5 - settled, settled)
+        assert counts_of(client) == (5, 5 - settled, settled)
     assert client.wait(5, time.monotonic() + DEADLINE, time.monotonic)
 
 
@@ -68,12 +68,12 @@ def test_a_new_connection_counts_from_zero(client: Any, fake: FakeRelay) -> None
     first = fake.accept()
     first.sendall(b"[2]\n")
     first.close()
-    assert told(client) == (3, 1, 2) and not client.send_event(EVENTS[3])  # the one that came back goes first
+    assert counts_of(client) == (3, 1, 2) and not client.send_event(EVENTS[3])  # the one that came back goes first
     assert take_back(client) == [EVENTS[2]]
     client.retry_soon()
     send(client, 5)
     fake.accept().sendall(b"[4]\n")
-    assert told(client) == (7, 1, 6)
+    assert counts_of(client) == (7, 1, 6)
 
 
 def test_answers_may_come_in_any_pieces(client: Any, fake: FakeRelay) -> None:
@@ -83,7 +83,7 @@ def test_answers_may_come_in_any_pieces(client: Any, fake: FakeRelay) -> None:
     for place in range(len(answers)):
         relay.sendall(answers[place : place + 1])
         whole = answers[: place + 1].count(b"\n")
-        relayed, waiting, delivered = told(client)
+        relayed, waiting, delivered = counts_of(client)
         assert (relayed, waiting) == (5, [5, 3, 3, 0][whole])  # the report counts already
     assert delivered == 3 and client.counts().lost == {"rejected": 2}
     (error,) = client.take_errors()
@@ -130,13 +130,13 @@ def test_a_connection_that_cannot_be_used_is_closed(
 def test_answers_of_a_later_version_are_ignored(client: Any, fake: FakeRelay) -> None:
     send(client, 1)
     fake.accept().sendall(b'{"weather": "fine"}\nhello\n\n[1]\n')
-    assert told(client) == (1, 0, 1) and client.trouble == ""
+    assert counts_of(client) == (1, 0, 1) and client.trouble == ""
 
 
 def test_a_refused_client_does_not_soon_try_again(client: Any, fake: FakeRelay) -> None:
     send(client, 2)
     fake.accept().sendall(protocol.line_of({"refused": "it is Monday"}))
-    assert told(client)[1] == 2
+    assert counts_of(client)[1] == 2
     assert client.trouble == "refuses this client: it is Monday" and take_back(client) == EVENTS[:2]
     assert not client.send_event(EVENTS[0]) and not fake.has_another()
 
@@ -145,10 +145,10 @@ def test_a_relay_that_accepts_no_more_events_may_still_acknowledge(client: Any, 
     send(client, 3)
     relay = fake.accept()
     relay.shutdown(socket.SHUT_RD)
-    assert not client.send_event(EVENTS[3]) and told(client) == (3, 3, 0)
+    assert not client.send_event(EVENTS[3]) and counts_of(client) == (3, 3, 0)
     relay.sendall(b"[3]\n")
     relay.close()
-    assert told(client) == (3, 0, 3) and take_back(client) == []
+    assert counts_of(client) == (3, 0, 3) and take_back(client) == []
 
 
 def test_a_full_socket_accepts_complete_lines_or_nothing(client: Any, fake: FakeRelay) -> None:
@@ -193,7 +193,7 @@ def test_lines_of_many_threads_are_not_mixed(client: Any, fake: FakeRelay) -> No
 def test_an_event_that_is_too_large_for_one_send_is_not_sent_to_the_relay(client: Any, fake: FakeRelay) -> None:
     assert not client.send_event(b"{" + b" " * 60_000 + b"}")
     send(client, 1)
-    assert told(client) == (1, 1, 0) and client.trouble == ""
+    assert counts_of(client) == (1, 1, 0) and client.trouble == ""
 
 
 def test_more_events_than_the_client_may_hold_are_not_sent_to_the_relay(
@@ -207,7 +207,7 @@ def test_more_events_than_the_client_may_hold_are_not_sent_to_the_relay(
         and client.trouble == "settles events more slowly than this process tracks them"
     )
     fake.accept().sendall(b"[1]\n")
-    assert client.send_event(EVENTS[2]) and told(client) == (3, 2, 1)
+    assert client.send_event(EVENTS[2]) and counts_of(client) == (3, 2, 1)
     client.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from harness import DEADLINE
-from relayed import FakeRelay, fake_relay, own_runtime, relay_client, take_back, told  # noqa: F401  (fixtures)
+from relayed import FakeRelay, counts_of, fake_relay, own_runtime, relay_client, take_back  # noqa: F401  (fixtures)
 
 from letterapp import LetterError
 from letterapp._relay import protocol
@@ -41,7 +41,7 @@ def relay(client: Any, fake: FakeRelay) -> socket.socket:
     assert client.send_event(b"{}")
     sock = fake.accept()
     sock.sendall(b"[1]\n")
-    while told(client) != (1, 0, 1):
+    while counts_of(client) != (1, 0, 1):
         pass
     return sock
 
@@ -54,7 +54,7 @@ def test_an_invalid_answer_ends_the_connection_and_loses_nothing(answer: bytes, 
     for event in events:
         assert client.send_event(event)
     fake.accept().sendall(b"[1]\n" + answer)
-    assert told(client) == (3, 2, 1)
+    assert counts_of(client) == (3, 2, 1)
     assert "sent an invalid response" in client.trouble and not client.is_connected()
     assert take_back(client) == events[1:]
 
@@ -75,7 +75,7 @@ def test_a_wrong_number_or_report_ends_the_connection_and_loses_nothing(
 ) -> None:
     assert client.send_event(b"{}") and client.send_event(b"{}")
     relay.sendall(answer)
-    delivered = told(client)[2]
+    delivered = counts_of(client)[2]
     assert not client.is_connected() and "an invalid response" in client.trouble
     assert 0 <= delivered <= 1 and sum(client.counts().lost.values()) <= 2
 

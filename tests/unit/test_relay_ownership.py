@@ -1,4 +1,4 @@
-"""Whose each event in a relay is, and what its owner is told (`letterapp._relay_server.ownership`)."""
+"""Whose each event in a relay is, and what is reported to its owner (`letterapp._relay_server.ownership`)."""
 
 from __future__ import annotations
 

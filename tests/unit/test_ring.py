@@ -1,4 +1,4 @@
-"""The ring by itself: how events lie in memory, how it wraps, and the batch in flight."""
+"""The ring in isolation: how events lie in memory, how it wraps, and the batch in flight."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_halves_are_sent_in_order_and_shrink_what_is_in_flight() -> None:
     assert ring.take(9, 1000) == events[:1] and found(slot) == (events, "")
     assert ring.settle() == events[:1]
     assert slot.words[IN_FLIGHT] == cover(16, 80) and found(slot) == (events[1:], "")
-    assert ring.take(9, 1000) == events[1:2]  # each part by itself: who looks for one event halves what it is in
+    assert ring.take(9, 1000) == events[1:2]  # each part separately: who looks for one event halves what it is in
     assert ring.settle() == events[1:2]
     assert ring.take(9, 1000) == events[2:5]
     ring.halve()

@@ -27,7 +27,7 @@ _MAX_STEPS = 5_000  # of the relay: after a 413 each batch of 100 is split down 
 
 @contextmanager
 def relay() -> Iterator[Run]:
-    """Whatever a client sends, the relay goes on, and another client's events are settled, or reported to that one."""
+    """Whatever a client sends, the relay keeps running, and another client's events are settled, or reported to it."""
     requests = _Requests()
     try:
         yield requests.run
