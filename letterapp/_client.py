@@ -173,7 +173,7 @@ class Letter(FixedOptions):
     def _open(self, settings: Settings) -> None:
         self._settings = settings
         if settings.enabled and settings.before_send is not None:
-            # Not in a call: if another thread forked during the import, the child would keep half a module.
+            # Not in a call: if another thread forked during the import, the child would keep a partial module.
             import json  # noqa: F401
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
         # All state of a process. In a forked child `_here` replaces it in one assignment.
@@ -185,7 +185,7 @@ class Letter(FixedOptions):
             self._delivery.start_recovery()
 
     def _here(self) -> Delivery:
-        """The delivery of this process; a forked child gets its own here. Takes no lock."""
+        """The delivery of this process; a forked child creates its own here. Takes no lock."""
         delivery = self._delivery
         if delivery.owner.pid != os.getpid():
             delivery = self._delivery = delivery.for_child()
@@ -193,7 +193,7 @@ class Letter(FixedOptions):
                 shutdown.register(delivery)
         return delivery
 
-    # Events. These methods return within microseconds and raise only if an argument is invalid.
+    # Events. These methods usually return within microseconds, and raise only if an argument is invalid.
 
     def identify(
         self,
@@ -204,11 +204,16 @@ class Letter(FixedOptions):
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
-        """Queue what is known about a user. See `track` for the other arguments, errors, and when it may block.
+        """Queue what is known about a user. See `track` for the other arguments, and when it may block.
 
         Args:
+            user_id: The user's ID in the application; not empty.
+            email: The user's email address.
             traits: Attributes of the user; values as in `track`.
             timezone: The user's time zone, for example ``"Europe/Berlin"``.
+
+        Raises:
+            LetterError: ``user_id`` is missing, or an argument has a wrong type.
         """
         if self._settings.enabled:
             try:
@@ -227,10 +232,16 @@ class Letter(FixedOptions):
         timestamp: Timestamp = None,
         message_id: MessageId = None,
     ) -> None:
-        """Queue that a user belongs to an account. See `track` for the other arguments, errors, and when it may block.
+        """Queue that a user belongs to an account. See `track` for the other arguments, and when it may block.
 
         Args:
+            user_id: The user's ID in the application; not empty.
+            account_id: The account's ID in the application; not empty.
+            name: The account's name.
             traits: Attributes of the account; values as in `track`.
+
+        Raises:
+            LetterError: ``user_id`` or ``account_id`` is missing, or an argument has a wrong type.
         """
         if self._settings.enabled:
             try:
@@ -255,9 +266,13 @@ class Letter(FixedOptions):
         call returns.
 
         Args:
+            user_id: The user's ID in the application; not empty.
+            event: The name of the event; not empty.
             properties: Attributes of the event; docs/configuration.md lists the types that are converted.
-            timestamp: When it happened; None is the time of the call. A naive datetime is local time.
-            message_id: The ID by which the API recognises repeated deliveries; None is a random UUID (version 4).
+            timestamp: When it happened: a datetime (a naive one is local time), a date, or a string, which is sent
+                unchanged. None is the time of the call.
+            message_id: The ID by which the API recognises repeated deliveries; None is a random UUID (version 4, RFC
+                9562).
 
         Raises:
             LetterError: ``user_id`` or ``event`` is missing, or an argument has a wrong type.
@@ -314,6 +329,16 @@ class Letter(FixedOptions):
         ``idempotency_key`` is retried: `max_retries` times, or 3 times if that is None. Works after `close` too.
 
         Args:
+            to: The recipient's address.
+            subject: The subject.
+            html: The body as HTML. This or ``text`` is required.
+            text: The body as plain text.
+            from_email: The sender's address. The API chooses it if it is omitted.
+            from_name: The sender's name.
+            reply_to: The address for replies.
+            headers: Further headers of the email.
+            tag: A label of the email.
+            metadata: Data that the API stores with the email; values as in `track`.
             idempotency_key: The key by which the API recognises a repeated request, so that it sends one email.
 
         Returns:
@@ -351,9 +376,9 @@ class Letter(FixedOptions):
         fork that follows finds a single-threaded process.
 
         Returns:
-            True if each event that was queued before the call has been delivered or reported as lost (`on_error` and
-            ``stats()["lost"]`` tell which). False if time ran out, in which case the rest stays in the queue, and in
-            an `on_error` that runs on the sending thread, which cannot wait for itself.
+            True if each event that was queued before the call has been delivered or reported as lost (to `on_error`,
+            and in ``stats()["lost"]``). False if time ran out, in which case the rest stays in the queue, and in an
+            `on_error` that runs on the sending thread, which cannot wait for itself.
 
         Raises:
             LetterError: ``timeout`` is not a number of seconds.
@@ -379,21 +404,25 @@ class Letter(FixedOptions):
     async def aflush(self, timeout: typing.Optional[float] = None) -> bool:
         """`flush` for asyncio: waits on a separate thread, and so blocks neither the event loop nor its executor.
 
-        ``timeout`` counts from this call. If the task is cancelled, it returns at once, and the flush continues.
+        ``timeout``, in seconds, counts from this call. If the task is cancelled, it returns at once, and the flush
+        continues. The result and the errors are those of `flush`. Where no thread can run (uWSGI without threads), it
+        blocks the loop.
         """
         return await in_thread(self.flush, self._seconds(timeout))
 
     async def aclose(self, timeout: typing.Optional[float] = None) -> bool:
         """`close` for asyncio: waits on a separate thread, and so blocks neither the event loop nor its executor.
 
-        ``timeout`` counts from this call. If the task is cancelled, it returns at once, and the client is still closed.
+        ``timeout``, in seconds, counts from this call. If the task is cancelled, it returns at once, and the client is
+        still closed. The result and the errors are those of `close`. Where no thread can run (uWSGI without threads),
+        it blocks the loop.
         """
         return await in_thread(self.close, self._seconds(timeout))
 
     def stats(self) -> typing.Dict[str, typing.Any]:
         """The counters of this client in this process. Always accepted = delivered + lost + waiting.
 
-        A forked child counts from zero. Does not block.
+        A forked child counts from zero. Any thread may call. Does not block.
 
         Returns:
             A dict with these keys:

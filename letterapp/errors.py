@@ -20,7 +20,8 @@ class LetterError(Exception):
     """An argument is invalid, a request failed, or events were lost.
 
     Raised by constructors, by calls with an invalid argument and by `Letter.send`. Passed to ``on_error`` for whatever
-    happens to an event after its call has returned. It can be pickled and sent to another process.
+    happens to an event after its call has returned. It can be pickled and sent to another process, and read in any
+    thread.
 
     Its text is one line of at most 300 printable characters, whatever a server, a proxy or a value contained. The text
     contains no ``user:password@``, and neither the text nor the attributes contain an API key of this process.

@@ -57,7 +57,7 @@ LISTENING = (
     *("flush_at", "flush_interval", "max_retries", "timeout", "on_error", "max_queue_bytes", "max_queue_events"),
     *("max_batch_bytes", "exit_timeout", "ssl_context", "spool", "spool_sync", "spool_max_bytes"),
 )
-LEAVING = 5.0  # seconds beyond `exit_timeout` that the server process may take to end
+LEAVING = 5.0  # seconds that `shutdown` waits for the end of the server process, in addition to `exit_timeout`
 
 
 class Stage(Enum):
@@ -149,7 +149,9 @@ class SenderManager(FixedOptions, BaseManager):
 
     @property
     def queue(self) -> ManagerQueue:
-        """The queue for ``Letter(relay=...)``. It can be pickled, and carries the authkey and the API key with it.
+        """The queue for ``Letter(relay=...)``. It can be pickled, and contains the authkey and the API key.
+
+        Any thread, and any child of this process, may use it. Does not block.
 
         Raises:
             LetterError: The manager has not been started or connected.
@@ -191,9 +193,9 @@ class SenderManager(FixedOptions, BaseManager):
         process.stop(self._settings.exit_timeout + LEAVING)
 
     def get_server(self) -> manager_server.BatchServer:
-        """The server, to make this process the sender process: ``get_server().serve_forever()``.
+        """The server, to make this process the sender process: ``get_server().serve_forever()``. Does not block itself.
 
-        It sends events while it serves. It ends with the process, whose end sends what is left.
+        It sends events while it serves. It ends with the process, which sends the remaining events at its end.
 
         Raises:
             LetterError: This manager has already been started or connected.
@@ -207,7 +209,10 @@ class SenderManager(FixedOptions, BaseManager):
         return BatchServer(batches, self._address, self._key)
 
     def join(self, timeout: typing.Optional[float] = None) -> None:
-        """Wait until the server process that `start` started has ended, for at most ``timeout`` seconds if given."""
+        """Wait until the server process that `start` started has ended.
+
+        Blocks for at most ``timeout`` seconds; None is no limit. Returns at once in a process that did not start it.
+        """
         if self._process is not None and self._starter == os.getpid():
             self._process.join(timeout)
 
@@ -265,7 +270,8 @@ class QueueListener(FixedOptions):
     A thread reads the queue and passes the events to an ordinary sender, with its batches, retries and bounds. It reads
     no more than the sender has room for: other events wait in the queue and, when that is full, in the clients. Events
     that were read and not sent are lost if this process is killed, unless there is a ``spool``. Any thread may call the
-    methods. It belongs to the process that started it: in a forked child `stop` does nothing, and `start` starts anew.
+    methods. It belongs to the process that started it: in a forked child `stop` does nothing, and `start` starts
+    another one.
 
     Args:
         queue: An object with a ``get`` method: ``multiprocessing.Queue()`` or ``multiprocessing.Manager().Queue()``.
@@ -298,7 +304,7 @@ class QueueListener(FixedOptions):
 
     @property
     def exit_timeout(self) -> float:
-        """Seconds that one `stop` or the end of the process may take."""
+        """Maximum time of one `stop`, or of the end of the process, in seconds."""
         return self._reader.exit_timeout
 
     def start(self) -> None:
@@ -326,7 +332,7 @@ class QueueListener(FixedOptions):
         return self._reader.stop(timeout)
 
     def stats(self) -> typing.Dict[str, typing.Any]:
-        """The counters of the listener's sender, like those of `Letter.stats`; empty before `start`."""
+        """The counters of the listener's sender, like those of `Letter.stats`; empty before `start`. Does not block."""
         return self._reader.stats()
 
     def __enter__(self) -> QueueListener:

@@ -222,7 +222,7 @@ class IngestionServer:
         self._thread.start()
 
     def plan(self, *faults: Fault) -> None:
-        """Use ``faults`` for the next requests, one each, in order."""
+        """Use ``faults`` for the next requests, one each, in order. Returns at once."""
         self._planned.extend(faults)
 
     def wait_for(self, count: int, timeout: float = 60.0) -> bool:
@@ -248,7 +248,7 @@ class IngestionServer:
         return {identity: count for identity, count in counts.items() if count > 1}
 
     def close(self) -> None:
-        """Stop listening and close every connection."""
+        """Stop listening and close every connection. Usually blocks for less than 0.1 s."""
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
