@@ -61,7 +61,7 @@ class Letter(FixedOptions):
         flush_interval: Maximum batching delay, in seconds.
         max_retries: Retries after the first attempt, for a request that got a 429, a 408, a 5xx or no response. None
             retries as long as the queue has room: no event is lost during an outage until `overflow` applies.
-        timeout: Seconds that one request may take in total.
+        timeout: Maximum total time of one request, in seconds.
         on_error: Called with a `LetterError` for each event or batch that is lost, while no lock is held, in the thread
             that noticed the loss. That is usually the thread that sends, and nothing is sent until the callback
             returns, so slow work belongs in another thread. It may use the client: if an event that it tracks is lost,
@@ -72,7 +72,7 @@ class Letter(FixedOptions):
             the call wait up to `timeout` seconds (never in a thread that runs an asyncio loop) and then drops the
             newest event.
         max_batch_bytes: Maximum size of a request's body, and therefore of one event, in bytes.
-        exit_timeout: Seconds that one `flush`, one `close` or the end of the process may take.
+        exit_timeout: Maximum time of one `flush`, one `close` or the end of the process, in seconds.
         before_send: Called with each event as a dict, with the names that the API uses. Returns the event, changed or
             not, or None to drop it. Runs in the call.
         default: As in `json.dumps`: called with each value that JSON cannot represent and that no rule of
@@ -498,7 +498,7 @@ def _carrier(settings: Settings) -> Delivery:
     if relay is True or isinstance(relay, str):
         try:
             from ._relay.delivery import RelayDelivery
-        except OSError as problem:  # no file descriptor left to open a module's file with
+        except OSError as problem:  # no file descriptor left for a module's file
             reraise_signal_error(problem)
             why = problem.strerror or problem
             said = f"relay: its modules cannot be imported: {why}; this process sends its events itself"

@@ -54,7 +54,7 @@ _GAP = "skipped: a client that is created while `site` has a `.pth` file open le
 KNOWN = {
     "FileTests.test_closerange": _GAP,
     "TestInvalidFD.test_closerange": _GAP,
-    "POSIXProcessTestCase.test_pass_fds_redirected": "the child that lists its descriptors has a client of its own",
+    "POSIXProcessTestCase.test_pass_fds_redirected": "the child that lists its descriptors has a client too",
 }
 
 
@@ -90,7 +90,7 @@ def compare(options: argparse.Namespace) -> int:
         for each in found:
             counts = ", ".join(f"{NAMES[mode]} {each.bad[mode]}" for mode in modes)
             print(f"{each.test}: {each.reason or 'CAUSED BY THE CLIENT'}")
-            print(f"    did not pass in so many of {each.runs} runs: {counts}\n    {each.message}")
+            print(f"    failures in {each.runs} runs: {counts}\n    {each.message}")
         arrived = {item["messageId"] for item in server.events}
         tracked = runner.tracked()
         print(f"{len(tracked):,} processes used a client; the events of {len(tracked - arrived)} did not arrive")

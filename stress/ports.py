@@ -20,7 +20,7 @@ _reservations: deque[socket.socket] = deque()  # for the last ports that this pr
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now, and that the kernel does not assign by itself."""
+    """A TCP port of 127.0.0.1 that is free now, and that is outside the range of ephemeral ports."""
     ports = _outside_kernel_range()
     while True:
         with socket.socket() as sock:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Batch = List[bytes]
 
 NOT_YET = object()  # there is no response yet
-ANSWERING = 5.0  # seconds that a server may take to respond if no call of the application waits
+ANSWERING = 5.0  # maximum time for a response if no call of the application waits, in seconds
 MAX_ANSWER = 8_388_608  # bytes of one response: more than 100 reports of 64 KiB
 _BACKLOG_WAIT = 0.01  # seconds until the next attempt at a server whose backlog is full
 

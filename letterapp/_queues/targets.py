@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 TYPEID = "batches"  # the name of the queue in a `SenderManager`'s server
 _FEEDER_LOOK = 0.0002  # seconds until the next check whether a feeder thread has written, doubled each time
-_STUCK = 1.0  # seconds that writing may take; if it takes longer, no process reads the queue, or too slowly
+_STUCK = 1.0  # maximum time for writing, in seconds; if it takes longer, no process reads the queue, or too slowly
 
 
 def adapt(queue: Any) -> Target:

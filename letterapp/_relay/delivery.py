@@ -250,7 +250,7 @@ class RelayDelivery(Delivery):
         # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
         return self._successors.setdefault(os.getpid(), child)
 
-    # What concerns the local sender only, which is itself told of forks and of the end of the process.
+    # What concerns the local sender only, which is itself notified of forks and of the end of the process.
 
     def refuse(self, cause: str, error: LetterError | None = None) -> None:
         self._local.refuse(cause, error)

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from .._queues.targets import Channel, Target
     from ..errors import LetterError
 
-# Seconds that the queue's process may take to respond: longer than a busy machine needs, and so short that a stopped
-# process delays a batch no longer than a slow API does. Shorter if `exit_timeout` is short.
+# Maximum time for a response of the queue's process, in seconds: longer than a busy machine needs, and so short that a
+# stopped process delays a batch no longer than a slow API does. Shorter if `exit_timeout` is short.
 PATIENCE, LEAST_PATIENCE = 1.0, 0.05
-OF_EXIT_TIMEOUT = 0.25  # the part of `exit_timeout` that it may take, so that there is time left to send
-CONNECTING = 2.0  # how many times as long connecting may take: two connections, with a challenge each
+OF_EXIT_TIMEOUT = 0.25  # the part of `exit_timeout` for that, so that there is time to send afterwards
+CONNECTING = 2.0  # the same for connecting, as a multiple: two connections, with a challenge each
 # Seconds in a call that sends because no thread can run: for a response, which a later call may read, and for a
 # connection. A manager on a busy machine needs about 10 ms for that; a stopped one is tried at most once a second.
 INLINE_WAIT, INLINE_CONNECT = 0.002, 0.025

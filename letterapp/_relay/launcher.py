@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from .._config import Settings
 
-STARTING = 20.0  # seconds that a new relay may take until it is ready
-ANSWERING = 5.0  # seconds that a running relay may take to answer a greeting
+STARTING = 20.0  # maximum time until a new relay is ready, in seconds
+ANSWERING = 5.0  # maximum time for the answer of a running relay to a greeting, in seconds
 TRIES = 10
 LONGEST_PATH = 103  # bytes of a socket's path, on the system with the lowest limit
 # The options that apply in the relay. The others apply in each client's process.

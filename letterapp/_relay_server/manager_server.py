@@ -78,7 +78,7 @@ class BatchOwner(Owner):
         return self.settled >= self.events
 
     def log_reports(self, log: Callable[[str], None]) -> None:
-        """Log the reports that no client is left to fetch."""
+        """Log the reports for which there is no client any more."""
         if self.resends:
             return
         for line in self.take_reports():

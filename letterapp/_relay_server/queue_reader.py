@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _SENTINEL = "letterapp: a listener stops"  # an item that marks the end of the queue when a listener stops
 # Seconds between two requests for an item from a manager's queue; the pause doubles while the queue is empty.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
-_GET = 1.0  # seconds that one wait for an item may take
+_GET = 1.0  # maximum time of one wait for an item, in seconds
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds until a queue that failed is tried again, doubled each time
 
 

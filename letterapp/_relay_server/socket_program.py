@@ -112,7 +112,7 @@ class _Program:
             _ready()
         else:
             if os.geteuid() == 0:
-                _log("it runs as root, which a relay does not need: run it as a user of its own")
+                _log("it runs as root, which a relay does not need: run it as a separate user")
             _log(f"serving at {self._path} for {self._settings.base_url}")
         daemon.notify("READY=1")
         self._relay.serve(self._vacate)
@@ -186,7 +186,7 @@ class _Program:
         try:
             if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
                 raise LetterError(f"{self._path} exists and is not a socket: remove it, or choose another path")
-            os.unlink(self._path)  # a killed relay's: nobody serves at it, because the lock was free
+            os.unlink(self._path)  # left by a killed relay: the lock was free, so no process serves at it
         except FileNotFoundError:
             pass
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from .._config import Settings
 
-GREETING = 5.0  # seconds that a connection may take to authenticate itself
+GREETING = 5.0  # maximum time for the authentication of a connection, in seconds
 UNKNOWN = 64  # unauthenticated connections; if there are more, the oldest one is closed, but not before `BRIEFLY`
 UNKNOWN_OF_ONE = 16  # unauthenticated connections of one process; if there are more, the oldest is closed at once
-BRIEFLY = 1.0  # seconds that authentication may take on an overloaded machine
+BRIEFLY = 1.0  # maximum time for authentication on an overloaded machine, in seconds
 AT_ONCE = 65_536  # bytes that are read from one socket before it is the next one's turn
 FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits for the first one
 SOON = 0.05
@@ -104,7 +104,7 @@ class Lifetime:
         return was_left or self._deadline < _NEVER
 
     def next_moment(self) -> float:
-        """The next time at which `is_over` may become true by itself."""
+        """The next time at which `is_over` may become true without an event."""
         if self._leased and not self.clients:
             return min(self._deadline, self.started + FIRST_CLIENT)
         return self._deadline

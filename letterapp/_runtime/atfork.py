@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # The longest time that a fork waits, in seconds.
 WORK = 30.0  # for local work: the imports of the first request take 30 ms, or seconds on an overloaded machine
-NETWORK = 2.0  # for a resolver or a peer, which may take any amount of time
+NETWORK = 2.0  # for a resolver or a peer, whose delay has no bound
 
 
 class Process:

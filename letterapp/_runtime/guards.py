@@ -118,7 +118,7 @@ class FairLock:
 
 
 class ThreadClaim:
-    """Tells whether a thread does some work, or is being started for it.
+    """Shows whether a thread does some work, or is being started for it.
 
     If an exception prevents the start, the claim is no longer active. After the work it is replaced by a new one.
     """

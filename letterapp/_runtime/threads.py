@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Signals caused by the thread itself. If they were blocked, they would end the process without faulthandler's report.
 _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS", "SIGABRT")
-_ENDING = 1.0  # seconds that the system may take to remove a thread; usually tens of microseconds
+_ENDING = 1.0  # maximum time to wait for the system to remove a thread, in seconds; usually tens of microseconds
 _this = threading.local()  # `mask`: the signal mask of the thread that started this one
 
 
@@ -32,7 +32,7 @@ def start(run: Callable[..., object], *arguments: object) -> None:
 
     The thread blocks them itself: if the caller did, a handler that raises could leave them blocked there.
     """
-    mask = getattr(_this, "mask", None)  # in a thread that was started here, the mask of its own starter
+    mask = getattr(_this, "mask", None)  # in a thread that was started here, the mask of the thread that started it
     _thread.start_new_thread(_without_signals, (_thread.get_native_id(), mask, run, arguments))
 
 

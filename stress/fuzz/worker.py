@@ -1,6 +1,6 @@
 """The fuzzer's own process: ``python -m stress.fuzz.worker ENGINE TARGET SEED SECONDS CORPUS FINDINGS``.
 
-Responsible for: the loop, the time that one input may take, one file for each kind of finding. A finding does not end
+Responsible for: the loop, the time limit of one input, one file for each kind of finding. A finding does not end
 the run; the remaining time is used to look for others.
 """
 

@@ -13,7 +13,7 @@ from ..metrics import Spread, spread
 from ..peers import FLOOR, SELF
 from .results import COUNTS, Bench, Entry, Ledger, Origin
 
-# The marks are for readers who cannot tell red from green.
+# The marks are for readers who cannot distinguish red from green.
 MARKS = {"balances": "✓", "reported": "!", "red": "✗", "failed": "?", "none": "-"}
 MEANINGS = {
     "balances": "all events arrived once and in order; nothing is left behind",
@@ -141,7 +141,7 @@ def total(ledger: Ledger, column: str) -> Total:
 
 
 class MetricTitle(NamedTuple):
-    """The title of a metric by itself: with ``the same`` spelled out, and the unit separate."""
+    """The complete title of a metric: with ``the same`` spelled out, and the unit separate."""
 
     what: str
     unit: str
