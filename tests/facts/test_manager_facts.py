@@ -1,4 +1,4 @@
-"""What `multiprocessing` does by itself, which `Letter(relay=queue)` is built on and around.
+"""How `multiprocessing` behaves, as far as `Letter(relay=queue)` depends on it.
 
 Responsible for: the smallest program that shows each fact, run with this Python. Not responsible for: the client.
 """

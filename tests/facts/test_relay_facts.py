@@ -1,4 +1,4 @@
-"""What the kernel and multiprocessing really do, as far as the relay depends on it: each fact by a small program."""
+"""How the kernel and multiprocessing behave, as far as the relay depends on it: a small program for each fact."""
 
 from __future__ import annotations
 

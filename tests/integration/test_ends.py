@@ -1,4 +1,4 @@
-"""How processes end: `os._exit`, Ctrl-C once and twice, a whole family at once, PID 1, clients that are made late.
+"""How processes end: `os._exit`, Ctrl-C once and twice, a whole family at once, PID 1, clients that are created late.
 
 Responsible for: what becomes of events at such an end, with real programs (RQ, ForkingMixIn, pytest --forked among
 them). Not responsible for: kills (test_killed.py), servers' own ends.

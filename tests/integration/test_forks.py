@@ -1,4 +1,4 @@
-"""Forks: the parent's waiting events stay the parent's, the child starts empty, nothing goes twice, nothing sticks.
+"""Forks: the parent's waiting events stay the parent's, the child starts empty, nothing is sent twice, nothing hangs.
 
 Each test is a real program; the children's findings come back as events on the wire or as lines of output.
 """

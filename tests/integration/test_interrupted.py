@@ -1,4 +1,4 @@
-"""An exception of a signal handler, wherever one may come inside a call: no event is lost and no client stands still.
+"""An exception of a signal handler anywhere inside a call: no event is lost, and no client hangs.
 
 Python looks for signals where a function begins and after each call (CPython's `eval_breaker`). A tracer raises there.
 """

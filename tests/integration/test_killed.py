@@ -1,4 +1,4 @@
-"""Killed processes: what one leaves is delivered by its family, once and in order, wherever it was killed.
+"""Killed processes: their events are delivered by the family, once and in order, wherever they were killed.
 
 Not responsible for: who of the family delivers it (test_recovery.py).
 """

@@ -1,4 +1,4 @@
-"""Killed workers of multiprocessing and concurrent.futures: what they leave is delivered."""
+"""Killed workers of multiprocessing and concurrent.futures: their events are delivered."""
 
 from __future__ import annotations
 

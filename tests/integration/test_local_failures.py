@@ -1,4 +1,4 @@
-"""What the machine refuses for a moment (a descriptor, memory, an import), and unexpected errors."""
+"""Temporary failures of the machine (no descriptor, no memory, a failing import), and unexpected errors."""
 
 from __future__ import annotations
 

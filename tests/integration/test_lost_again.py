@@ -1,4 +1,4 @@
-"""What is reported as lost can be sent again as the same event, by the lines that the documents show."""
+"""Events that are reported as lost can be sent again as the same event, with the code in the documents."""
 
 from __future__ import annotations
 

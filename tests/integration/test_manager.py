@@ -1,4 +1,4 @@
-"""``Letter(relay=manager.queue)``: the processes of a program hand their batches over to one process that sends.
+"""``Letter(relay=manager.queue)``: the processes of a program pass their batches to one process that sends.
 
 Responsible for: what users write, options, and that flush, close, counters and errors mean what they mean elsewhere.
 Not responsible for: failures (test_manager_failures.py), full queues (test_manager_capacity.py), the manager's process

@@ -1,4 +1,4 @@
-"""Where the events of a client lie: in memory that its family shares, and what takes its place where that is missing.
+"""Where the events of a client are stored: in memory that its family shares, or in private memory if there is none.
 
 Each test is a real program. What its processes find out comes back as an exit code, or as events on the wire.
 """

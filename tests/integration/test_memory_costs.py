@@ -1,4 +1,4 @@
-"""What clients cost a process, and that clients, forks and bursts of events leave nothing behind."""
+"""The memory and descriptors of clients; clients, forks and bursts of events leak nothing."""
 
 from __future__ import annotations
 

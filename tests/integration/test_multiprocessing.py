@@ -1,4 +1,4 @@
-"""multiprocessing and concurrent.futures: a worker's events go out when it ends, though `atexit` does not run there."""
+"""multiprocessing and concurrent.futures: a worker's events are sent at its end, although `atexit` does not run."""
 
 from __future__ import annotations
 

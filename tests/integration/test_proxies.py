@@ -1,4 +1,4 @@
-"""Proxies that the environment names: a real one (proxy.py) for what works, a scripted one for what goes wrong."""
+"""Proxies from environment variables: a real one (proxy.py) for successes, a scripted one for failures."""
 
 from __future__ import annotations
 

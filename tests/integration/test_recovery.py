@@ -1,4 +1,4 @@
-"""Recovery of what killed processes left: who of their family delivers it, how much of it, and who counts as dead.
+"""Recovery of killed processes' events: which process of the family delivers them, how many, and which count as dead.
 
 Not responsible for: how and where a process was killed (test_killed.py).
 """

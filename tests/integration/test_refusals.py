@@ -1,4 +1,4 @@
-"""What is not retried: refusals, redirects, and a 413, which is split until it passes."""
+"""Responses that are not retried: refusals, redirects, and a 413, after which the batch is split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events that are handed to a relay: nothing is lost by a kill or a fork, and what flush and close mean.
+"""Events that are sent to a relay: no kill or fork loses any, and the results of flush and close.
 
 Who starts a relay is in `test_relay_start`, the command in `test_relay_command`, a relay that stands still, is full or
 gone in `test_relay_unavailable`, losses in `test_relay_reports`, who is not served in `test_relay_refusals` and

@@ -1,4 +1,4 @@
-"""A host that is short of something that a relay needs, or where something is in its way."""
+"""A host that lacks something that a relay needs, or has an obstacle in the relay's path."""
 
 from __future__ import annotations
 

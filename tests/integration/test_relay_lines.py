@@ -1,4 +1,4 @@
-"""What a relay makes of the lines that processes send to it: events in any pieces, from many connections."""
+"""How a relay handles the lines that processes send: events in any pieces, from many connections."""
 
 from __future__ import annotations
 

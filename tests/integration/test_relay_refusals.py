@@ -1,4 +1,4 @@
-"""Whom a relay refuses, what it tells them, and that it continues serving everybody else."""
+"""Which clients a relay refuses, what it responds to them, and that it continues to serve all others."""
 
 from __future__ import annotations
 

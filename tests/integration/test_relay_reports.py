@@ -1,4 +1,4 @@
-"""What a relay loses, gives up or is refused is reported once, to the process whose event it was."""
+"""Events that a relay loses, gives up or the API refuses are reported once, to the process that tracked them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A relay that stands still, is full, gone or cannot be reached: processes send their events themselves meanwhile."""
+"""A relay that is stopped, full, gone or unreachable: processes send their events themselves until it is back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other users of the machine: on the path of a relay's socket, or listening in its place.
+"""Other users of the machine: as owners of directories in a relay's path, or listening in its place.
 
 A child needs root to become another user; without root those tests are skipped.
 """

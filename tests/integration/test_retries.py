@@ -1,4 +1,4 @@
-"""When a request is retried, how often, and whose tries count. `driven` takes the turns where a wait matters."""
+"""When a request is retried, how often, and which tries count. `driven` runs the sender step by step."""
 
 from __future__ import annotations
 

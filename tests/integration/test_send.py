@@ -1,4 +1,4 @@
-"""`Letter.send`: one email, at once, with the API's answer or a `LetterError`."""
+"""`Letter.send`: sends one email at once, and returns the API's response or raises `LetterError`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGPIPE with its default action, which would end the program when a server closes during a request."""
+"""SIGPIPE with its default action, which would end the program if a server closed the connection during a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain program: every event of it arrives once, however it ends."""
+"""A plain program: each of its events arrives once, however it ends."""
 
 from __future__ import annotations
 

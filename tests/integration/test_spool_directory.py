@@ -1,4 +1,4 @@
-"""The directory of a spool: which one will do, the names and modes of its files, and its bound as an option."""
+"""The directory of a spool: which ones are accepted, the names and modes of its files, and the option for its bound."""
 
 from __future__ import annotations
 

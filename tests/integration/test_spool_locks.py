@@ -1,4 +1,4 @@
-"""Whose a file of a spool is, over threads, processes and forks."""
+"""Which process owns a spool file, with threads, processes and forks."""
 
 from __future__ import annotations
 

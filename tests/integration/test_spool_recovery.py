@@ -1,4 +1,4 @@
-"""What is delivered from a spool after processes, or all of them, were killed."""
+"""Delivery from a spool after some or all processes were killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS: which certificates are trusted, what is reported otherwise, and children leave the parent's connection alone."""
+"""TLS: which certificates are trusted, what is reported otherwise; children do not use the parent's connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs of which the API's name leads to addresses that drop packets."""
+"""Programs for which the API's host name resolves to addresses that drop packets."""
 
 from __future__ import annotations
 

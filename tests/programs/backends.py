@@ -1,4 +1,4 @@
-"""Programs of test_memory that use a client in several ways, wherever its events lie. One of them is run by PyPy.
+"""Programs of test_memory that use a client in several ways, with every storage backend. One of them is run by PyPy.
 
 They import nothing that a Python may lack (see systems.py).
 """

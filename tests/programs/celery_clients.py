@@ -1,4 +1,4 @@
-"""The clients of the tasks in programs/celery_jobs.py, made before that imports Celery.
+"""The clients of the tasks in programs/celery_jobs.py, created before it imports Celery.
 
 What `slow` holds leaves only when the process ends.
 """

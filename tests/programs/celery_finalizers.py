@@ -1,4 +1,4 @@
-"""A Celery worker that says which exit callbacks of it and of its child run, and whether that child is dead then."""
+"""A Celery worker that prints which exit callbacks run in it and in its child, and whether the child has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks of a Celery worker, which gets them when it is ready. TEST_JOBS says how many, and how many are held.
+"""The tasks of a Celery worker, which gets them when it is ready. TEST_JOBS: their number, and how many are held.
 
 These first ones stay until the test lets them go, one in each child or thread, so that every child has worked.
 """

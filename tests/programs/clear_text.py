@@ -1,4 +1,4 @@
-"""Programs of test_texts: what is said of clients that reach another host without TLS."""
+"""Programs of test_texts: the reports about clients that connect to another host without TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the programs that tests run have in common.
+"""Common code of the programs that tests run.
 
 A test program is a function in a module of this package. `harness.run` starts it in a separate process, as
 ``python -m programs.forks NAME ARGUMENTS...``, with the arguments as strings; the module ends with ``main(globals())``.

@@ -1,4 +1,4 @@
-"""Programs to whose connections something happens: their descriptors are closed, or the server closes them."""
+"""Programs whose connections are closed: by the server, or by closing their descriptors."""
 
 from __future__ import annotations
 

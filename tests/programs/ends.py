@@ -1,4 +1,4 @@
-"""Programs of test_ends: processes that end in ways without any notification.
+"""Programs of test_ends: processes that end without running exit hooks, and others.
 
 What a request needs is imported by no program beforehand: the first one may come at the end, and so its imports.
 """

@@ -1,4 +1,4 @@
-"""Programs to which the machine refuses something for a moment: a descriptor, an import."""
+"""Programs with temporary failures of the machine: no descriptor, a failing import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process holds: the slot of its client, descriptors, mappings, memory."""
+"""The resources of a process: the slot of its client, descriptors, mappings, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An application for gunicorn's gevent and eventlet workers, whose client has been used when they patch."""
+"""An application for gunicorn's gevent and eventlet workers, whose client is used before they patch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration of gunicorn whose workers say that they are ready."""
+"""A configuration of gunicorn whose workers print when they are ready."""
 
 from __future__ import annotations
 

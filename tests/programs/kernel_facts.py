@@ -1,4 +1,4 @@
-"""Programs of test_kernel_facts. Each ends well and prints nothing, or the fact is none."""
+"""Programs of test_kernel_facts. Each exits with status 0 and prints nothing if the fact holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An application for gunicorn of which nothing is sent before a worker, or the master, ends. gunicorn imports it."""
+"""An application for gunicorn that sends nothing before a worker, or the master, ends. gunicorn imports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that imports multiprocessing when its client has been made and used."""
+"""A program that imports multiprocessing after its client was created and used."""
 
 from __future__ import annotations
 

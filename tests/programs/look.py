@@ -1,4 +1,4 @@
-"""A slot that each worker of a server takes, and a word of memory in which it leaves its process id.
+"""A slot that each worker of a server takes, and a word of memory to which it writes its process ID.
 
 Both are made where a server imports this, before it forks.
 """

@@ -1,4 +1,4 @@
-"""An ASGI application for gunicorn, whose clients hand over to a manager. Its lifespan closes them, unless they have
+"""An ASGI application for gunicorn, whose clients use a manager. Its lifespan closes them, unless they have
 ``exit_signals``.
 """
 

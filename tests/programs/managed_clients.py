@@ -1,4 +1,4 @@
-"""Importing this starts a manager and makes every later `letterapp.Letter` a client of it.
+"""Importing this module starts a manager, and makes every `letterapp.Letter` created later use it.
 
 Such a client prints which manager it has, how long each call took, and when it has sent events without the manager.
 """

@@ -1,4 +1,4 @@
-"""What gunicorn's applications with a manager share: two clients, and a line of output after each call.
+"""Common code of gunicorn's applications with a manager: two clients, and a line of output after each call.
 
 `late` keeps its events until the process ends, and `prompt` hands each over at once. With TEST_FLUSH a call counts when
 its events are settled.

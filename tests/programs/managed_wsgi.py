@@ -1,4 +1,4 @@
-"""A WSGI application for gunicorn, whose clients hand over to a manager."""
+"""A WSGI application for gunicorn, whose clients use a manager."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program of test_memory: clients in places that an interpreter clears early, late, and by its collector alone."""
+"""A program of test_memory: clients in places that an interpreter clears early, late, or only by garbage collection."""
 
 from __future__ import annotations
 

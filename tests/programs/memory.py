@@ -1,4 +1,4 @@
-"""Programs of test_memory: limits of a process's memory, and clients that are to use little or none."""
+"""Programs of test_memory: memory limits of a process, and clients that should use little or no memory."""
 
 from __future__ import annotations
 

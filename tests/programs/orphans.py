@@ -1,4 +1,4 @@
-"""What programs have in common of which some processes are killed, and others deliver what those left.
+"""Common code of programs in which some processes are killed and others deliver their events.
 
 A process is killed where the test wants it: by itself, or by the test when its request has reached the server. Nothing
 sleeps; a wait that does not end is ended by an alarm.

@@ -1,4 +1,4 @@
-"""The programs of test_multiprocessing, as a separate file: spawned and forkserver children import it anew.
+"""The programs of test_multiprocessing, as a separate file: spawned and forkserver children import it again.
 
 ``pools.py NAME METHOD`` runs one of them with a start method of multiprocessing.
 """

@@ -1,4 +1,4 @@
-"""Programs of test_warnings: ends of which `python -X dev` must have nothing to say."""
+"""Programs of test_warnings: ends during which `python -X dev` must print no warning."""
 
 from __future__ import annotations
 

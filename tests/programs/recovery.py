@@ -1,4 +1,4 @@
-"""Programs of test_recovery: who delivers what a killed process left, within which bounds, and who is not dead."""
+"""Programs of test_recovery: which process delivers a killed one's events, within which bounds, and which count as dead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families whose processes all have the client that this module makes, with a relay.
+"""Families whose processes all have the client that this module creates, with a relay.
 
 A spawned child imports this module before its job begins, and makes its client there.
 """

@@ -1,4 +1,4 @@
-"""What the applications of the relay's server tests share: a client, and a line of output after each call.
+"""Common code of the applications in the relay's server tests: a client, and a line of output after each call.
 
 They take the client's options from the environment, as JSON in ``TEST_CLIENT``.
 """

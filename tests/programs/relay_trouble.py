@@ -1,4 +1,4 @@
-"""Programs in trouble with their relay: it stands still, is refused something by the host, or loses its descriptor."""
+"""Programs whose relay fails: it is stopped, lacks something on the host, or its descriptor is closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs whose clients have a relay: who starts one and who joins, what it is handed, what it inherits."""
+"""Programs whose clients have a relay: which process starts it, which join it, what it gets and inherits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs whose last object uses its client in `__del__`, while Python removes its modules."""
+"""Programs with an object that uses the client in `__del__` while Python removes its modules."""
 
 from __future__ import annotations
 

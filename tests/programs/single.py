@@ -1,4 +1,4 @@
-"""Programs of test_single_process: one process, and the ways in which it comes to its end."""
+"""Programs of test_single_process: one process, and the ways in which it ends."""
 
 from __future__ import annotations
 

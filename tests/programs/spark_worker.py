@@ -1,4 +1,4 @@
-"""What a task of PySpark is, in the place of `pyspark.worker`."""
+"""A task of PySpark, in place of `pyspark.worker`."""
 
 from __future__ import annotations
 

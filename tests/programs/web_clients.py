@@ -1,4 +1,4 @@
-"""The clients of the applications for web servers, and what these applications have in common.
+"""The clients of the applications for web servers, and common code of these applications.
 
 There are two, because a server can go wrong in two ways. `late` keeps its events until the process ends, so they show
 what that end does. `prompt` sends each at once, so the parent's sender was alive at a fork, with a connection open.

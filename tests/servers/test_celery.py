@@ -1,4 +1,4 @@
-"""Celery: what finished tasks tracked arrives once, in every pool and however the worker ends.
+"""Celery: events of finished tasks arrive once, in every pool and however the worker ends.
 
 A prefork child leaves by `os._exit`, past `atexit` and every `Finalize`, so a client that relies on those loses all
 that waits. The broker is kombu's, a folder of files: nothing to install or to start.

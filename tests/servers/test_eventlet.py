@@ -1,4 +1,4 @@
-"""eventlet: patched before the client was made or after, signals in its hub, forks, gunicorn's worker.
+"""eventlet: patched before or after the client was created, signals in its hub, forks, gunicorn's worker.
 
 Responsible for: what eventlet's hub does to a client, and the client to the hub. Not responsible for: TLS, of which
 test_gevent.py has the same programs.

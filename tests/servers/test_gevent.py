@@ -1,4 +1,4 @@
-"""gevent: patched before the client was made or after, in a plain program and in gunicorn's worker.
+"""gevent: patched before or after the client was created, in a plain program and in gunicorn's worker.
 
 Locks, sockets and TLS contexts made before the patch freeze the hub or fail every request after it; gunicorn patches
 in the worker, when the application has long been imported.

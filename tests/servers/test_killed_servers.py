@@ -1,4 +1,4 @@
-"""Killed workers of gunicorn, uWSGI and Celery: what they leave is delivered by a new one, or at an end."""
+"""Killed workers of gunicorn, uWSGI and Celery: a new worker, or another process at its end, delivers their events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""uWSGI: what the application tracks arrives once, with and without threads, preloaded or not, however a worker ends.
+"""uWSGI: the application's events arrive once, with and without threads, preloaded or not, however a worker ends.
 
 uWSGI forks without Python's hooks, its master stands still once the import is over, and before 2.0.27 a thread of a
 worker gets one step a request. It runs a worker's exit code only when that worker is between two requests, so each stop

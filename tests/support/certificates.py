@@ -1,4 +1,4 @@
-"""An authority of the tests' own, and servers with its certificates.
+"""A certificate authority for the tests, and servers with its certificates.
 
 Responsible for: the fixtures for TLS, which skip where trustme is not installed. Not responsible for: what a client
 makes of a certificate.

@@ -1,4 +1,4 @@
-"""A client whose turns a test takes itself, with a separate clock: nothing is slept through.
+"""A client that a test runs step by step, with a manual clock: no test sleeps.
 
 Responsible for: that client, which the fixture `driven` of conftest.py hands out. Not responsible for: what is right.
 """

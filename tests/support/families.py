@@ -1,4 +1,4 @@
-"""Families of processes of which some are killed: what came of them, and the gates at which they wait for the test.
+"""Families of processes of which some are killed: which events arrived, and the gates at which they wait for the test.
 
 Responsible for: running such a program (`programs.family`, `programs.orphans`) and reading what it sent. Not
 responsible for: what is right.

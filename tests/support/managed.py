@@ -1,4 +1,4 @@
-"""Managers of the tests: a separate directory for each test, the processes that serve in it, clients of theirs.
+"""Managers of the tests: a separate directory for each test, the processes that serve in it, their clients.
 
 Responsible for: starting managers and finding their processes, ending those that a test has left, what the tests of
 managers and of listeners do alike. Not responsible for: what is right.

@@ -1,4 +1,4 @@
-"""Relays of the tests: a runtime directory for each test, who serves there, and that no process is left.
+"""Relays of the tests: a runtime directory for each test, the processes that serve there; none may be left.
 
 Responsible for: where the relays of one test are, starting one, asking for its status, a fake one, and what tests of
 relays count alike. Not responsible for: what is right.

@@ -1,4 +1,4 @@
-"""A ring's memory that a test can look into and damage, and what another process would find in it.
+"""A ring's memory that a test can inspect and damage, and what another process would find in it.
 
 Responsible for: `Slot`, and helpers to fill, drain and inspect a ring. Not responsible for: what is right.
 """

@@ -1,4 +1,4 @@
-"""What the tests of relays and of managers do alike with the one process that sends for others.
+"""Common code of the tests of relays and managers: the one process that sends for others.
 
 Responsible for: running the command, waiting until it serves, ending what a test has left. Not responsible for: which
 processes are a test's, what is right.

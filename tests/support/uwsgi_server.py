@@ -1,4 +1,4 @@
-"""A running uWSGI, what it says of itself, and what must be true of the events that its workers tracked.
+"""A running uWSGI, its statistics, and checks of the events that its workers tracked.
 
 Responsible for: starting it, sending it requests. Not responsible for: how a test stops it.
 """

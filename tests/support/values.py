@@ -1,4 +1,4 @@
-"""Values that no client was written for, and what tests do with the event that holds one.
+"""Unusual values, and what tests do with an event that contains one.
 
 Responsible for: values that more than one module needs. Not responsible for: what is right.
 """

@@ -1,4 +1,4 @@
-"""The links of the documents lead somewhere: each relative one to a file, each anchor to a heading."""
+"""The links in the documents resolve: each relative one to a file, each anchor to a heading."""
 
 from __future__ import annotations
 

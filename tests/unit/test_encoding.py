@@ -1,4 +1,4 @@
-"""Bad input: wrong arguments raise, a bad value costs its own event alone, what can be written is written by rule."""
+"""Invalid input: wrong arguments raise, an invalid value loses only its event; others are encoded by the rules."""
 
 from __future__ import annotations
 

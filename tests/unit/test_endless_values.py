@@ -1,4 +1,4 @@
-"""Values that are small in memory and endless as JSON: none may hang, take much memory, or cost another event."""
+"""Values that are small in memory and endless as JSON: none may hang, take much memory, or lose another event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks on bytes of a file: who gets one, and when it is free again. Each test runs processes that want the same."""
+"""Locks on bytes of a file: which process gets one, and when it is free again. The tests' processes compete for one lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch that is handed over to a queue: `letterapp._relay.handover`, without processes."""
+"""Passing a batch to a queue: `letterapp._relay.handover`, without processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`InFlight`: its transitions, and what else leaves it as it is."""
+"""`InFlight`: its transitions, and calls that change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A slot in memory (`letterapp._storage.memory`) whose owner has ended, and what of it is believed."""
+"""A slot in memory (`letterapp._storage.memory`) whose owner has ended, and the checks of its contents."""
 
 from __future__ import annotations
 

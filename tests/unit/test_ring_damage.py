@@ -29,7 +29,7 @@ def flips(slot: Slot) -> Iterator[tuple[str, int, int, Slot]]:
 
 
 def used_slot() -> tuple[Slot, list[bytes], list[bytes], set[bytes]]:
-    """A small ring that has wrapped: its slot, what is in flight, waiting events, and all that was ever in it."""
+    """A small ring that has wrapped: its slot, the events in flight, those waiting, and all that were ever in it."""
     slot = Slot(160, 96)
     ring = Ring(slot)
     ever = filled(ring, 8, 11, 16, 8, 13, 9)
