@@ -1,4 +1,4 @@
-"""Programs of test_recovery: which process delivers a killed one's events, within which bounds, and which count as dead."""
+"""Programs of test_recovery: which process delivers a killed one's events, how many, and which count as dead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks on bytes of a file: which process gets one, and when it is free again. The tests' processes compete for one lock."""
+"""Locks on bytes of a file: which process gets one, and when it is free again. Test processes compete for one lock."""
 
 from __future__ import annotations
 
