@@ -140,7 +140,7 @@ def test_a_system_exit_from_a_signal_handler_does_not_cut_the_end_short(
             assert reported >= times
         hold.release()
         finished = program.finish()
-    assert (finished.code, finished.output) == (0, f"{pid}\ntold\ntold\n"), finished
+    assert (finished.code, finished.output) == (0, f"{pid}\nreported\nreported\n"), finished
     assert whose(letter_api) == {"program": list(range(5))}
 
 

@@ -16,7 +16,7 @@ def kind(letter: Letter) -> str:
 def slot(letter: Any) -> int | None:
     """The number of the slot that a client's queue lies in, in this process. None if that memory is not shared."""
     own, memory = letter._delivery._queue._ring.slot, letter._delivery._recovery._backends._backends[0]
-    return (own.base - memory.first) // memory.apart if own.kind == "shared" else None
+    return (own.base - memory.first) // memory.stride if own.kind == "shared" else None
 
 
 def descriptors() -> dict[int, str]:
