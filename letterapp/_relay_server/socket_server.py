@@ -355,14 +355,14 @@ class RelayServer:
                 self._pause(peer)
                 return
             lines.popleft()
-        self._go_on(peer)
+        self._continue(peer)
 
     def _pause(self, peer: Peer) -> None:
         if peer not in self._paused:
             self._paused[peer] = None
             self._watch(peer)
 
-    def _go_on(self, peer: Peer) -> None:
+    def _continue(self, peer: Peer) -> None:
         if peer in self._paused:
             del self._paused[peer]
             self._watch(peer)
