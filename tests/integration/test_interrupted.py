@@ -81,6 +81,7 @@ class Handler:
     def __init__(self, files: set[str], at: set[int]) -> None:
         self._files = files
         self._at = at
+        self._last = max(at, default=0)
         self._met = 0
         self._raised = 0
         self._where: list[str] = []
@@ -93,7 +94,7 @@ class Handler:
 
     def reached(self) -> bool:
         """There were as many places."""
-        return self._met >= max(self._at)
+        return self._met >= self._last
 
     def during(self, act: Callable[..., object], *arguments: Any) -> bool:
         """Call, and say whether the call returned: it does not when the handler has raised."""
@@ -109,14 +110,20 @@ class Handler:
         return True
 
     def _trace(self, frame: Any, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in self._files or (event == "call" and in_del(frame)):
+        if frame.f_code.co_filename not in self._files or (event == "call" and in_del(frame)) or self.reached():
             return None
         frame.f_trace_opcodes = True
-        if event == "opcode" and frame.f_lasti in places(frame.f_code):
-            self._met += 1
-            if self._met in self._at:
-                self._handle()
-        return self._trace
+        frame.f_trace_lines = False
+        found = places(frame.f_code)  # once a frame: to hash code takes longer than all else here
+
+        def trace(frame: Any, event: str, _: object) -> Any:
+            if event == "opcode" and frame.f_lasti in found:
+                self._met += 1
+                if self._met in self._at:
+                    self._handle()
+            return trace
+
+        return trace
 
 
 @pytest.fixture(autouse=True)

@@ -94,7 +94,7 @@ def test_a_client_that_is_refused_says_why_without_the_key(runtime: Runtime, let
         Letter(KEY, NOWHERE, relay=runtime.socket)
     assert KEY not in kept.output and "another-key" not in kept.output
     assert "it disconnected before it proved that it has the API key" in eventually(
-        lambda: kept.output, lambda text: "left" in text
+        lambda: kept.output, lambda text: "disconnected" in text
     )
 
 
