@@ -29,6 +29,9 @@ _stderr = 2
 def pytest_configure() -> None:
     global _stderr
     _stderr = os.dup(2)  # during a test pytest has 2, and what it has caught goes with the process
+    # Else each worker compiles all test modules again, and each of the many processes the programs that it runs.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 @pytest.hookimpl(optionalhook=True)

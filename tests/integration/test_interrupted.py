@@ -150,7 +150,7 @@ PLAIN = {str(path) for path in PACKAGE.rglob("*.py") if path.stem not in ("testi
 
 @pytest.fixture
 def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop over the slots comes to the same places in the same state each time: more rounds would show nothing new."""
+    """A loop over the slots comes to the same places in the same state each time, so a few rounds show all."""
     monkeypatch.setattr(memory, "SLOTS", 8)
 
 
