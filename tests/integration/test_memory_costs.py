@@ -12,8 +12,6 @@ from programs import memory, memory_costs
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into Linux's /proc")
 
-LONG = 240.0  # seconds, for a program that forks ten thousand times
-
 
 def test_200_clients_cost_one_descriptor_and_a_child_uses_them_all(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory_costs.many_clients, letter_api, tmp_path)
@@ -26,9 +24,9 @@ def test_clients_that_are_thrown_away_leave_nothing(letter_api: Any, tmp_path: P
 
 
 @pytest.mark.slow
-def test_10_000_forks_leak_nothing(letter_api: Any, tmp_path: Path) -> None:
-    runs_quietly(memory_costs.many_forks, letter_api, tmp_path, longest=LONG)
-    once(letter_api, **{"parent": 1, **{f"child {n}": 1 for n in range(0, 10_000, 100)}})
+def test_2_000_forks_leak_nothing(letter_api: Any, tmp_path: Path) -> None:
+    runs_quietly(memory_costs.many_forks, letter_api, tmp_path)
+    once(letter_api, **{"parent": 1, **{f"child {n}": 1 for n in range(0, 2_000, 20)}})
 
 
 def test_an_idle_client_holds_little_memory_after_a_backlog_too(letter_api: Any, tmp_path: Path) -> None:
