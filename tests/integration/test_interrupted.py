@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from harness import DEADLINE, ROOT, environment
+from harness import DEADLINE, ROOT, environment, first_is_quick
 from programs import far_relay
 from relayed import Runtime, own_runtime  # noqa: F401  (a fixture that is there for all)
 
@@ -138,7 +138,7 @@ needs_instructions = pytest.mark.skipif(
     sys.version_info[:2] == (3, 12), reason="3.12.1 traces no instructions of a frame that asks late"
 )
 # The second one, if there is one, comes while what the first one has cut short is cleaned up, or in the next call.
-every_gap = pytest.mark.parametrize("later", [0, 1, 2, 5, 13])
+every_gap = first_is_quick("later", [0, 1, 2, 5, 13])
 
 
 # A process that sends by itself.

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import harness
 import pytest
-from harness import DEADLINE, Program, WebServer, environment, eventually, whose
+from harness import DEADLINE, Program, WebServer, environment, eventually, first_is_quick, whose
 from patched import BEFORE, BEGINNINGS, end, tracked_before
 from programs import eventlet_programs
 
@@ -23,7 +23,7 @@ from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("eventlet") is None, reason="eventlet is not installed")
 
-each_beginning = pytest.mark.parametrize("beginning", [*BEGINNINGS, "never patched"])
+each_beginning = first_is_quick("beginning", [*BEGINNINGS, "never patched"])
 
 
 def start(
@@ -67,8 +67,8 @@ def test_the_hub_goes_on_while_the_client_sends(letter_api: Any, tmp_path: Path)
 HUBS = [None, "poll", "selects", "asyncio"]  # the first is the system's: epoll, kqueue
 
 
-@pytest.mark.parametrize("waits_for", ["nothing", "a request"])
-@pytest.mark.parametrize("hub", HUBS)
+@first_is_quick("waits_for", ["nothing", "a request"])
+@first_is_quick("hub", HUBS)
 def test_exit_signals_deliver_and_call_the_application_s_handler(
     hub: str | None, waits_for: str, letter_api: Any, tmp_path: Path
 ) -> None:
@@ -79,7 +79,7 @@ def test_exit_signals_deliver_and_call_the_application_s_handler(
 
 
 @pytest.mark.parametrize(("handler", "code"), [("default", -signal.SIGTERM), ("exits", 7)])
-@pytest.mark.parametrize("waits_for", ["nothing", "a request"])
+@first_is_quick("waits_for", ["nothing", "a request"])
 def test_exit_signals_deliver_before_a_program_ends(
     handler: str, code: int, waits_for: str, letter_api: Any, tmp_path: Path
 ) -> None:

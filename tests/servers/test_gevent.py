@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import harness
 import pytest
-from harness import DEADLINE, Program, WebServer, environment, eventually, whose
+from harness import DEADLINE, Program, WebServer, environment, eventually, first_is_quick, whose
 from patched import AFTER_USE, BEFORE, BEGINNINGS, end, tracked_before
 from programs import gevent_programs
 
@@ -27,8 +27,8 @@ pytest.importorskip("trustme")
 # How the API is reached: its scheme, and the client's TLS context.
 LINES = {"http": "", "https, a context made by a function": "own", "https, the default context": "default"}
 
-each_beginning = pytest.mark.parametrize("beginning", [*BEGINNINGS, AFTER_USE])
-each_line = pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
+each_beginning = first_is_quick("beginning", [*BEGINNINGS, AFTER_USE])
+each_line = first_is_quick("line", LINES.values(), ids=LINES.keys())
 
 
 class Reached:

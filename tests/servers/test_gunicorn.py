@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import PROGRAMS, WebServer, environment, eventually, run, whose
+from harness import PROGRAMS, WebServer, environment, eventually, first_is_quick, run, whose
 from programs.spooled import aborted
 from webapps import ASGI, WSGI, Gate, Visitor
 
@@ -27,7 +27,7 @@ WORKERS = ["sync", "gthread", GEVENT, UVICORN_WORKER]
 OWN_ASGI = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []  # gunicorn's own, since 24
 
 each_worker = pytest.mark.parametrize("worker", WORKERS)
-preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
+preloaded_or_not = first_is_quick("preload", [True, False], ids=["preloaded", "not preloaded"])
 
 
 def serve(worker: str, preload: bool, api: Any, tmp_path: Path, *options: str, **env: str) -> WebServer:

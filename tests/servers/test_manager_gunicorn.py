@@ -14,7 +14,7 @@ import signal
 from typing import Any, Callable
 
 import pytest
-from harness import DEADLINE, Program, eventually, needs, suspend, whose
+from harness import DEADLINE, Program, eventually, first_is_quick, needs, suspend, whose
 from managed_servers import UNUSABLE, Managers, complaints, managers_directory  # noqa: F401  (a fixture for all tests)
 from services import Load, Service, closed_gate, gone, start_programs  # noqa: F401  (two fixtures)
 from test_gunicorn import UVICORN
@@ -74,9 +74,7 @@ NEEDS = {"gevent": [needs("gevent")], "uvicorn worker": [needs("uvicorn")]}
 
 
 def workers(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "worker", [pytest.param(WORKERS[name], marks=NEEDS.get(name, []), id=name) for name in names]
-    )
+    return first_is_quick("worker", [pytest.param(WORKERS[name], marks=NEEDS.get(name, []), id=name) for name in names])
 
 
 def cases(*names: str) -> pytest.MarkDecorator:
@@ -88,7 +86,7 @@ def cases(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("worker", "preload"), found)
 
 
-preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
+preloaded_or_not = first_is_quick("preload", [True, False], ids=["preloaded", "not preloaded"])
 
 
 @needs("gunicorn")

@@ -19,7 +19,7 @@ from typing import Any, Callable, Sequence
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, needs
+from harness import DEADLINE, eventually, first_is_quick, needs
 from relayed import own_runtime  # noqa: F401  (a fixture that is there for all)
 from services import Load, Service, closed_gate, gone, start_programs  # noqa: F401  (two fixtures)
 from uwsgi_server import LAUNCHER
@@ -55,8 +55,8 @@ def gunicorn(serve: Any) -> Callable[..., Service]:
 
 # gunicorn.
 
-each_worker = pytest.mark.parametrize("worker", ["gthread", pytest.param("gevent", marks=needs("gevent"))])
-preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
+each_worker = first_is_quick("worker", ["gthread", pytest.param("gevent", marks=needs("gevent"))])
+preloaded_or_not = first_is_quick("preload", [True, False], ids=["preloaded", "not preloaded"])
 
 
 @needs("gunicorn")
@@ -122,7 +122,7 @@ STOPS = {
     "Ctrl-C": to_the_group(signal.SIGINT),
     "SIGTERM to all and the relay": to_the_control_group,
 }
-each_stop = pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
+each_stop = first_is_quick("stop", STOPS.values(), ids=STOPS.keys())
 
 
 @needs("gunicorn")
@@ -172,7 +172,7 @@ STARTS: dict[str, Sequence[str]] = {
     "lazy-apps": ("--lazy-apps",),
     "without threads": (),
 }
-every_start = pytest.mark.parametrize("start", STARTS)
+every_start = first_is_quick("start", STARTS)
 
 
 @pytest.fixture
@@ -301,8 +301,8 @@ def test_the_relay_of_uwsgi_keeps_no_port(uwsgi: Any, letter_api: Any) -> None:
 
 
 @needs("uvicorn")
-@pytest.mark.parametrize("workers", [1, 2], ids=["alone", "two workers"])
-@pytest.mark.parametrize("stop", [to_the_group(signal.SIGTERM), to_the_group(signal.SIGINT)], ids=["SIGTERM", "Ctrl-C"])
+@first_is_quick("workers", [1, 2], ids=["alone", "two workers"])
+@first_is_quick("stop", [to_the_group(signal.SIGTERM), to_the_group(signal.SIGINT)], ids=["SIGTERM", "Ctrl-C"])
 def test_uvicorn(stop: Any, workers: int, serve: Any) -> None:
     port = free_port()
     flags = ["--port", str(port), "--no-access-log", "--lifespan", "off", "--workers", str(workers)]

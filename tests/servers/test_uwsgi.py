@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import pytest
-from harness import eventually, needs, whose
+from harness import eventually, first_is_quick, needs, whose
 from uwsgi_server import APPLICATION, INLINE_WARNING, STARTS, Uwsgi, imports_of
 
 from letterapp.testing import Hold, status
 
 pytestmark = needs("pyuwsgi")
 
-every_start = pytest.mark.parametrize("start", STARTS.keys())
+every_start = first_is_quick("start", STARTS.keys())
 
 
 @pytest.fixture

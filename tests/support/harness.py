@@ -16,11 +16,12 @@ import tempfile
 import time
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "tests" / "programs"
@@ -54,6 +55,15 @@ def environment(api_url: str, **more: str) -> dict[str, str]:
         env.pop(name, None)
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), env.get("PYTHONPATH", "")]))
     return {**env, "PYTHONPATH": path, **QUIET, "PYTHONUNBUFFERED": "1", "TEST_API": api_url, **more}
+
+
+def first_is_quick(name: str, values: Iterable[Any], ids: Iterable[str] | None = None) -> pytest.MarkDecorator:
+    """Parametrize a test. ``-m "not slow"`` runs it with the first of ``values`` only."""
+    params = [value if isinstance(value, ParameterSet) else pytest.param(value) for value in values]
+    if ids is not None:
+        params = [param._replace(id=each) for param, each in zip(params, ids)]
+    params[1:] = [param._replace(marks=(*param.marks, pytest.mark.slow)) for param in params[1:]]
+    return pytest.mark.parametrize(name, params)
 
 
 # ``python -c FEW_DESCRIPTORS COMMAND...``: the command, in a process that may have 64 files open.

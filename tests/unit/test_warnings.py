@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from harness import DEADLINE, Program, environment, eventually
+from harness import DEADLINE, Program, environment, eventually, first_is_quick
 from managed import Directory
 from programs import quiet_ends
 from relayed import Runtime
@@ -52,13 +52,13 @@ def test_no_socket_is_left_open_by(end: Callable[[], None], letter_api: Any, tmp
         ends_without_a_word(running)
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+@first_is_quick("end", ENDS.values(), ids=ENDS.keys())
 def test_nor_with_tls(end: Callable[[], None], tls_api: IngestionServer, ca_file: str, tmp_path: Path) -> None:
     with program(end, tls_api.url, tmp_path, SSL_CERT_FILE=ca_file) as running:
         ends_without_a_word(running)
 
 
-@pytest.mark.parametrize("end", ["its end, with a connection", "close", "a client that nobody keeps"])
+@first_is_quick("end", ["its end, with a connection", "close", "a client that nobody keeps"])
 @pytest.mark.parametrize("way", ["relay", "manager", "spool"])
 def test_nor_by_another_way(way: str, end: str, letter_api: Any, tmp_path: Path) -> None:
     name = ENDS[end].__name__
