@@ -49,6 +49,7 @@ def test_the_demo_against_a_real_api_sends_one_event_a_job(letter_api: Any, tmp_
     assert letter_api.distinct == 19 and "the ledger balances" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_fails_when_events_are_lost(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: status(400, json.dumps({"error": {"message": "never"}}).encode())
     done = demo(tmp_path, "--workers", "1", "--base-url", letter_api.url, LETTER_API_KEY="k")

@@ -104,6 +104,7 @@ def _answers(redis: Any) -> bool:
         return "ConnectionError" not in type(problem).__name__ and bool(1 / 0)
 
 
+@pytest.mark.slow
 def test_the_children_of_a_forking_server(letter_api: Any, tmp_path: Path) -> None:
     port = free_port()
     with start(ends.forking_server, letter_api.url, tmp_path, port) as program:
@@ -188,6 +189,7 @@ def test_twisteds_reactor_ends_by_a_signal_s_default_action(number: int, letter_
 # One budget a process.
 
 
+@pytest.mark.slow
 def test_an_end_takes_one_exit_timeout_however_deep_the_process_is(letter_api: Any, tmp_path: Any) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
@@ -312,6 +314,7 @@ def test_an_end_while_the_clock_stands_still(moment: str, letter_api: Any, tmp_p
     assert next(item for item in letter_api.events if item["userId"] == "frozen")["timestamp"].startswith(moment)
 
 
+@pytest.mark.slow
 @needs("freezegun")
 @pytest.mark.parametrize("moment", ["2001-01-01", "2101-01-01"])
 def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, letter_api: Any, tmp_path: Any) -> None:
@@ -321,6 +324,7 @@ def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, 
     assert finished.seconds < 20
 
 
+@pytest.mark.slow
 def test_what_a_process_leaves_to_another_it_does_not_take_back(tmp_path: Any) -> None:
     # It is held up in a later exit callback, with its sender's thread still there, while the other comes to its end.
     finished = run(ends.left_to_another, DOWN, tmp_path)

@@ -18,6 +18,7 @@ def test_a_fork_on_the_very_thread_for_which_forks_wait_does_not_wait(tmp_path: 
     assert finished.output.endswith("True\n") and "1 event lost" in finished.output, finished
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs os.fork")
 def test_a_fork_while_the_sender_makes_its_tls_context_leaves_a_child_that_can_send(
     tls_api: IngestionServer, ca_file: str, tmp_path: Path
@@ -27,6 +28,7 @@ def test_a_fork_while_the_sender_makes_its_tls_context_leaves_a_child_that_can_s
     assert whose(tls_api) == {"parent": [0, 1, 2], "child": [0, 1, 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how far a thread's end has come is told by /proc")
 @pytest.mark.parametrize("ends", ["flush", "idle"])
 def test_a_fork_waits_until_the_sender_s_thread_has_ended_in_c_too(

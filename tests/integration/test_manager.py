@@ -129,6 +129,7 @@ def test_invalid_options_are_refused_by_the_constructor(letter_api: Any) -> None
         SenderManager(KEY).queue  # noqa: B018
 
 
+@pytest.mark.slow
 def test_every_option_reaches_the_process_that_sends(manager: Any, letter_api: Any, tmp_path: Path) -> None:
     given: dict[str, Any] = {
         "flush_at": 7,

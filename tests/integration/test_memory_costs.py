@@ -13,6 +13,7 @@ from programs import memory, memory_costs
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into Linux's /proc")
 
 
+@pytest.mark.slow
 def test_200_clients_cost_one_descriptor_and_a_child_uses_them_all(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory_costs.many_clients, letter_api, tmp_path)
     once(letter_api, **{f"{who} {n}": 1 for who in ("parent", "child", "killed") for n in range(200)})
@@ -29,6 +30,7 @@ def test_2_000_forks_leak_nothing(letter_api: Any, tmp_path: Path) -> None:
     once(letter_api, **{"parent": 1, **{f"child {n}": 1 for n in range(0, 2_000, 20)}})
 
 
+@pytest.mark.slow
 def test_an_idle_client_holds_little_memory_after_a_backlog_too(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory_costs.idle_after_a_backlog, letter_api, tmp_path)
     assert letter_api.distinct == 50_010

@@ -57,6 +57,7 @@ def test_a_sibling_that_goes_on_sending(letter_api: Any, gates: Gates, tmp_path:
         once(letter_api, dead=39, sibling=int(program.output))
 
 
+@pytest.mark.slow
 def test_one_of_eight_that_look_at_once(letter_api: Any, tmp_path: Path) -> None:
     adopted = [int(word) for word in output_of(recovery.eight_at_once, letter_api, tmp_path).split()]
     assert sorted(adopted) == [0] * 7 * 15 + [20] * 15
@@ -116,12 +117,14 @@ def test_what_is_recovered_takes_no_room_in_the_queue(letter_api: Any, gates: Ga
     once(letter_api, **{f"dead {number}": 50 for number in range(4)}, parent=50)
 
 
+@pytest.mark.slow
 def test_where_every_slot_belongs_to_a_dead_process_a_new_one_reuses_one(letter_api: Any, tmp_path: Path) -> None:
     words = output_of(recovery.no_free_slot, letter_api, tmp_path).split()
     assert 0 <= int(words[0]) <= 2 * 127 + 150 and words[1] == "{}"
     arrived(letter_api, **{f"dead {number}": 2 for number in range(127)}, new=150)
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_a_slot_while_another_recovers_more_than_it_can_send_at_once(
     letter_api: Any, gates: Gates, tmp_path: Path
 ) -> None:
@@ -137,6 +140,7 @@ def test_a_new_process_finds_a_slot_while_another_recovers_more_than_it_can_send
     assert came == {**{f"dead {number}": [0, 1] for number in range(127)}, "new": [0, 1, 2]}
 
 
+@pytest.mark.slow
 def test_what_could_not_be_recovered_in_time_is_reported(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: status(503)
     output_of(recovery.no_time_for_all, letter_api, tmp_path)

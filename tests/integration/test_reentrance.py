@@ -14,6 +14,7 @@ from letterapp import Letter, LetterError
 from letterapp.testing import Hold, status
 
 
+@pytest.mark.slow
 def test_a_signal_handler_that_tracks_while_the_program_tracks(letter_api: Any, tmp_path: Path) -> None:
     finished = run(reentrance.handler_that_tracks, letter_api.url, tmp_path)
     assert finished.code == 0, finished

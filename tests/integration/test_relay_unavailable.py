@@ -119,6 +119,7 @@ def test_a_relay_reads_the_events_of_all_that_had_connected_however_many_were_ki
     assert len(letter_api.events) >= 300 == letter_api.distinct
 
 
+@pytest.mark.slow
 def test_a_relay_does_not_wait_for_processes_that_were_killed_before_it_answered(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_one_request_a_call_as_in_a_lambda_function(letter_api: Any, make: Any) 
     assert len({request.connection for request in letter_api.requests}) == 1
 
 
+@pytest.mark.slow
 def test_many_clients_settle_at_the_same_time_at_an_end(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: stall(1)
     finished = run(single.many_clients, letter_api.url, tmp_path, 1000, 18)

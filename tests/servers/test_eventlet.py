@@ -104,6 +104,7 @@ def _signalled(handler: str, waits_for: str, code: int, letter_api: Any, tmp_pat
     assert finished.output.count("mine") == (handler != "default"), finished
 
 
+@pytest.mark.slow
 def test_forks_of_a_patched_program(letter_api: Any, tmp_path: Path) -> None:
     with start(eventlet_programs.forks, letter_api, tmp_path) as program:
         end(program)

@@ -94,6 +94,7 @@ def test_exit_signals_deliver_when_the_signal_comes_while_every_greenlet_waits(
     assert whose(reached.api) == {"greenlet": [0, 1, 2]}
 
 
+@pytest.mark.slow
 @each_line
 def test_a_preloaded_gunicorn_serves_while_its_gevent_worker_sends(line: str, reached: Reached, tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")

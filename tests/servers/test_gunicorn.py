@@ -60,7 +60,7 @@ def gone(pids: set[int]) -> bool:
     return bool(eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), bool))
 
 
-@pytest.mark.parametrize("worker", [*WORKERS, *OWN_ASGI])
+@first_is_quick("worker", [*WORKERS, *OWN_ASGI])
 @preloaded_or_not
 def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
     with serve(worker, preload, letter_api, tmp_path, "-w", "2") as server:
@@ -72,6 +72,7 @@ def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: A
 
 # Not with threads: there each of the two signals takes the lock of the pool, and if the second comes while the first
 # has it, gunicorn's worker stands still until it is killed.
+@pytest.mark.slow
 @pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
 def test_ctrl_c_loses_nothing_though_it_reaches_a_worker_twice(worker: str, letter_api: Any, tmp_path: Path) -> None:
     # From the terminal and from the master, and gunicorn exits at each. The second comes in the middle of the end.
@@ -85,6 +86,7 @@ def test_ctrl_c_loses_nothing_though_it_reaches_a_worker_twice(worker: str, lett
         visitor.check(letter_api, finished, visitor.ready())
 
 
+@pytest.mark.slow
 @each_worker
 @preloaded_or_not
 def test_a_reload_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
@@ -101,6 +103,7 @@ def test_a_reload_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp
         stop_and_check(server, visitor, letter_api, preload)
 
 
+@pytest.mark.slow
 @each_worker
 @preloaded_or_not
 def test_recycling_workers_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_gunicorns_graceful_stop(worker: str, preload: bool, gunicorn: Any) -> N
         service.ended()
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @workers("uvicorn worker")
 @preloaded_or_not
@@ -183,6 +184,7 @@ def test_gunicorns_master_is_killed_and_its_workers_end(worker: str, preload: bo
         service.ended(-signal.SIGKILL)
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @preloaded_or_not
 def test_what_a_manager_has_arrives_though_all_of_gunicorn_is_killed(

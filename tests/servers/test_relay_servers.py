@@ -70,6 +70,7 @@ def test_gunicorns_graceful_stop(worker: str, preload: bool, gunicorn: Any) -> N
         service.ended()
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @each_worker
 @preloaded_or_not
@@ -88,6 +89,7 @@ def test_gunicorns_reload_and_quick_stop(worker: str, preload: bool, gunicorn: A
     service.ended()
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @each_worker
 @preloaded_or_not
@@ -125,6 +127,7 @@ STOPS = {
 each_stop = first_is_quick("stop", STOPS.values(), ids=STOPS.keys())
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @each_worker
 @each_stop
@@ -210,6 +213,7 @@ def test_uwsgi_is_stopped_under_load(start: str, uwsgi: Any) -> None:
         service.ended()
 
 
+@pytest.mark.slow
 @needs("pyuwsgi")
 @every_start
 def test_uwsgi_is_stopped_right_after_a_response(start: str, uwsgi: Any) -> None:
@@ -220,6 +224,7 @@ def test_uwsgi_is_stopped_right_after_a_response(start: str, uwsgi: Any) -> None
     service.ended()
 
 
+@pytest.mark.slow
 @needs("pyuwsgi")
 @every_start
 def test_uwsgi_is_stopped_in_the_middle_of_requests(start: str, uwsgi: Any, gate: Gate) -> None:
@@ -249,6 +254,7 @@ def test_uwsgis_reload(start: str, uwsgi: Any) -> None:
     service.ended()
 
 
+@pytest.mark.slow
 @needs("pyuwsgi")
 @every_start
 @pytest.mark.parametrize("by", ["SIGKILL", pytest.param("harakiri", marks=pytest.mark.slow)])
@@ -271,6 +277,7 @@ def test_uwsgis_workers_are_killed_in_the_middle_of_requests(by: str, start: str
     service.ended()
 
 
+@pytest.mark.slow
 @needs("pyuwsgi")
 @each_stop
 def test_uwsgi_is_stopped_with_all_its_processes(stop: Any, uwsgi: Any) -> None:

@@ -69,8 +69,11 @@ def test_sigterm_loses_nothing_with(ends: str, workers: int, app: str, letter_ap
 
 @pytest.mark.parametrize(
     ("app", "workers"),
-    [(ASGI, 0), (ASGI, 2), (FASTAPI, 0)],
-    ids=["plain, alone", "plain, two workers", "FastAPI, alone"],
+    [
+        pytest.param(ASGI, 0, id="plain, alone"),
+        pytest.param(ASGI, 2, id="plain, two workers", marks=pytest.mark.slow),
+        pytest.param(FASTAPI, 0, id="FastAPI, alone", marks=pytest.mark.slow),
+    ],
 )
 @each_end
 def test_requests_in_flight_at_sigterm_lose_nothing_with(

@@ -98,6 +98,7 @@ def test_a_finding_is_kept_once_and_ends_nothing(tmp_path: Path, capsys: pytest.
     assert "6 inputs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_fuzzes_says_its_seed_and_has_a_corpus_that_grows(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stress", "fuzz", "spool", "--seconds", "1", "--engine", "hypothesis"]
     command += ["--seed", "7", "--corpus", str(tmp_path / "corpus")]

@@ -53,6 +53,7 @@ def ledger(scenarios: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_the_picture_of_a_whole_run_is_small() -> None:
     results = pytest.importorskip("stress.report.results")
     overview = pytest.importorskip("stress.report.overview")
