@@ -150,7 +150,20 @@ PLAIN = {str(path) for path in PACKAGE.rglob("*.py") if path.stem not in ("testi
 
 @pytest.fixture
 def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop over the slots comes to the same places in the same state each time, so a few rounds show all."""
+    """A loop over the slots comes to the same places in the same state each time, so a few rounds show all.
+
+    They all exist, because a fork of a later test may still look at them.
+    """
+    make, count = memory.SharedMemory.__init__, memory.SLOTS
+
+    def make_all(self: memory.SharedMemory, settings: Settings) -> None:
+        memory.SLOTS = count
+        try:
+            make(self, settings)
+        finally:
+            memory.SLOTS = 8
+
+    monkeypatch.setattr(memory.SharedMemory, "__init__", make_all)
     monkeypatch.setattr(memory, "SLOTS", 8)
 
 
