@@ -70,6 +70,7 @@ STARTS: dict[str, Callable[[Path], Program]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", STARTS)
 def test_a_worker_has_both_and_the_next_has_its_slot_when_it_is_killed(server: str, tmp_path: Path) -> None:
     def ask() -> None:

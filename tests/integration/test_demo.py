@@ -42,6 +42,7 @@ def test_the_demo_s_ledger_balances(tmp_path: Path) -> None:
     assert total is not None and total.groups() == ("2,280", "2,280", "0", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_the_demo_against_a_real_api_sends_one_event_a_job(letter_api: Any, tmp_path: Path) -> None:
     done = demo(tmp_path, "--workers", "2", "--base-url", letter_api.url, LETTER_API_KEY="k")

@@ -199,6 +199,7 @@ def test_an_end_takes_one_exit_timeout_however_deep_the_process_is(letter_api: A
     hold.release()
 
 
+@pytest.mark.slow
 def test_multiprocessing_s_registry_does_not_grow_with_nested_processes(letter_api: Any, tmp_path: Any) -> None:
     finished = run(ends.nested_processes, letter_api.url, tmp_path)
     assert finished.output == "1\n", finished

@@ -42,6 +42,7 @@ def test_a_fork_waits_until_the_sender_s_thread_has_ended_in_c_too(
     assert finished.code == 0, finished
 
 
+@pytest.mark.slow
 def test_a_child_that_is_forked_right_after_a_flush_over_tls_comes_to_its_end(
     tls_api: IngestionServer, ca_file: str, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_an_idle_client_holds_little_memory_after_a_backlog_too(letter_api: Any,
     assert letter_api.distinct == 50_010
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [memory_costs.large_events, memory_costs.killed_process, memory_costs.killed_before_its_thread_left],

@@ -58,6 +58,7 @@ def test_process_pool_executor(method: str, letter_api: Any, tmp_path: Path) -> 
     once(letter_api, {f"{number}": 50 for number in range(6)})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="max_tasks_per_child came with 3.11")
 def test_process_pool_executor_whose_workers_are_replaced(letter_api: Any, tmp_path: Path) -> None:
     go("executor_with_one_task_a_child", "spawn", letter_api, tmp_path)

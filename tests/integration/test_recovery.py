@@ -48,6 +48,7 @@ def test_a_sibling_that_is_born_later_with_its_first_event(letter_api: Any, gate
     once(letter_api, dead=300, sibling=1)
 
 
+@pytest.mark.slow
 def test_a_sibling_that_goes_on_sending(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
     # It has looked before, and looks again after a while. The dead one has too few for a batch.
     with start(recovery.busy_sibling, letter_api.url, tmp_path) as program:

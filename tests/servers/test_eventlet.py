@@ -49,6 +49,7 @@ def test_many_greenlets_track_at_once_and_all_arrives(beginning: str, letter_api
     assert letter_api.repeated() == {}
 
 
+@pytest.mark.slow
 def test_the_hub_goes_on_while_the_client_sends(letter_api: Any, tmp_path: Path) -> None:
     hold = Hold()
     letter_api.plan(hold)
@@ -78,6 +79,7 @@ def test_exit_signals_deliver_and_call_the_application_s_handler(
     assert whose(letter_api) == {"greenlet": [0, 1, 2], "after the handler": [0, 1, 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("handler", "code"), [("default", -signal.SIGTERM), ("exits", 7)])
 @first_is_quick("waits_for", ["nothing", "a request"])
 def test_exit_signals_deliver_before_a_program_ends(

@@ -134,7 +134,7 @@ def test_requests_in_flight_when_the_server_stops_lose_nothing(worker: str, lett
         stop_and_check(server, visitor, letter_api, preload=True)
 
 
-@pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
+@first_is_quick("worker", ["sync", GEVENT, UVICORN_WORKER])
 @preloaded_or_not
 def test_exit_signals_lose_nothing_at_a_graceful_stop(
     worker: str, preload: bool, letter_api: Any, tmp_path: Path

@@ -175,6 +175,7 @@ SECOND = ("--manage-script-name", "--mount", "/second=second.py")
 SAID = "letterapp: uWSGI ends interpreters other than its first without running exit handlers."
 
 
+@pytest.mark.slow
 def test_in_an_interpreter_that_uwsgi_never_ends_events_are_sent_at_once_and_it_is_said(
     uwsgi: Any, tmp_path: Path
 ) -> None:
@@ -214,6 +215,7 @@ def test_two_applications_in_a_single_interpreter_lose_nothing(uwsgi: Any, tmp_p
 # Without threads.
 
 
+@pytest.mark.slow
 def test_without_threads_the_calls_send_and_one_warning_says_why(threadless: str, uwsgi: Any) -> None:
     server = uwsgi(package=threadless)
     server.track_in_every_worker()

@@ -68,6 +68,7 @@ def test_no_proxy_is_read_as_urllib_reads_it(host: str, monkeypatch: pytest.Monk
     assert bypassed == {True, False}
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(["http", "https"]),

@@ -299,6 +299,7 @@ def test_a_scenario_of_another_column_is_no_fault_of_this_client(
     assert run._status(Console(quiet=True), {**ledger(entry), "columns": [entry["column"]]}, 1) == 0
 
 
+@pytest.mark.slow
 def test_where_events_may_overtake_each_other_it_is_noted_only(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = SCENARIOS["single"].module.outside
 
