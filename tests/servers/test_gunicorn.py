@@ -119,7 +119,7 @@ def test_recycling_workers_loses_nothing(worker: str, preload: bool, letter_api:
         stop_and_check(server, visitor, letter_api, preload)
 
 
-@each_worker
+@first_is_quick("worker", WORKERS)
 def test_requests_in_flight_when_the_server_stops_lose_nothing(worker: str, letter_api: Any, tmp_path: Path) -> None:
     requests = 1 if worker == "sync" else 4
     with Gate() as gate, serve(worker, True, letter_api, tmp_path, "-w", "1", **gate.environment) as server:

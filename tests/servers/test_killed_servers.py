@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import ROOT, WebServer, environment, eventually, whose
+from harness import ROOT, WebServer, environment, eventually, first_is_quick, whose
 
 from stress.ports import free_port
 
@@ -74,7 +74,7 @@ def test_gunicorn_a_new_worker_delivers_with_its_first_request(letter_api: Any, 
     requests_came(letter_api, 21)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@first_is_quick("workers", [1, 3])
 def test_gunicorn_the_master_delivers_at_its_end(workers: int, letter_api: Any, tmp_path: Path) -> None:
     with Gunicorn(letter_api, tmp_path, workers) as server:
         server.ask(20)
