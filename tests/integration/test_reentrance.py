@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, eventually, run, start, whose
+from harness import DEADLINE, eventually, first_is_quick, run, start, whose
 from programs import reentrance
 
 from letterapp import Letter, LetterError
@@ -105,7 +105,7 @@ def test_with_exit_signals_what_waits_is_sent_and_the_signal_still_ends_the_proc
     assert whose(letter_api) == {"program": list(range(100))}
 
 
-@pytest.mark.parametrize("attempt", range(4))
+@first_is_quick("attempt", range(4))
 def test_the_signal_may_come_in_the_middle_of_any_call(attempt: int, letter_api: Any, tmp_path: Path) -> None:
     book = tmp_path / "book"
     with start(reentrance.terminated_in_a_call, letter_api.url, tmp_path, book) as program:

@@ -46,7 +46,7 @@ def ends_without_a_word(running: Program) -> None:
     assert (finished.code, finished.output) == (0, ""), finished
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+@first_is_quick("end", ENDS.values(), ids=ENDS.keys())
 def test_no_socket_is_left_open_by(end: Callable[[], None], letter_api: Any, tmp_path: Path) -> None:
     with program(end, letter_api.url, tmp_path) as running:
         ends_without_a_word(running)
