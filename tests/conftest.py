@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -17,6 +19,7 @@ from threadless_uwsgi import threadless  # noqa: F401  (a fixture)
 
 import letterapp
 from letterapp import Letter, LetterError
+from letterapp.testing import IngestionServer
 
 sys.path.append(str(ROOT))  # `stress` is no part of the wheel
 
@@ -29,6 +32,9 @@ _stderr = 2
 def pytest_configure() -> None:
     global _stderr
     _stderr = os.dup(2)  # during a test pytest has 2, and what it has caught goes with the process
+    # Else each worker compiles all test modules again, and each of the many processes the programs that it runs.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -58,6 +64,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("LETTER_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def letter_api(letter_api: IngestionServer) -> Iterator[IngestionServer]:
+    """The plugin's, which is closed at once and not at the next turn of its loop: most tests have one."""
+    yield letter_api
+    with contextlib.suppress(OSError):  # only Linux wakes whoever waits for a connection
+        letter_api._server.socket.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture

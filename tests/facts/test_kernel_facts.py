@@ -20,6 +20,8 @@ if sys.platform != "linux":
 
 from programs import kernel_facts
 
+pytestmark = pytest.mark.slow  # a change of the library does not change the kernel
+
 NOWHERE = "http://127.0.0.1:9"
 
 

@@ -47,6 +47,7 @@ def test_a_feeder_waits_for_more_items_only_when_it_has_written_all(tmp_path: Pa
     assert output_of(facts.idle_feeder, tmp_path) == "False\nTrue\n"
 
 
+@pytest.mark.slow
 def test_a_process_whose_queue_is_not_read_does_not_end_unless_it_cancels_the_join(tmp_path: Path) -> None:
     assert output_of(facts.queue_that_nobody_reads, tmp_path, "cancelled") == "at its end\n"
     with start(facts.queue_that_nobody_reads, "", tmp_path, "joined") as program:

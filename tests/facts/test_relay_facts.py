@@ -49,10 +49,12 @@ def test_a_stopped_process_accepts_connections_and_data_until_its_buffers_are_fu
     holds(relay_facts.stopped_process, tmp_path)
 
 
+@pytest.mark.slow
 def test_connecting_to_a_stopped_manager_blocks(tmp_path: Path) -> None:
     # Why the relay is no manager: the handshake has no deadline, and each call would wait like that.
     holds(relay_facts.stopped_manager, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_manager_has_a_thread_for_each_connection_even_if_it_says_nothing(tmp_path: Path) -> None:
     holds(relay_facts.silent_connections, tmp_path)

@@ -70,6 +70,7 @@ STARTS: dict[str, Callable[[Path], Program]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", STARTS)
 def test_a_worker_inherits_memory_and_locks_and_the_slot_of_a_killed_one_is_reused(server: str, tmp_path: Path) -> None:
     def ask() -> None:

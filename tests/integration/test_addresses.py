@@ -119,6 +119,7 @@ def test_a_child_forked_while_addresses_are_tried_keeps_none_of_the_sockets(
     assert run(forks_while_connecting, letter_api.url, tmp_path).output == "3\n0\n3\n"
 
 
+@pytest.mark.slow
 def test_under_gevent_addresses_are_tried_without_blocking_other_greenlets(
     letter_api: IngestionServer, tmp_path: Path
 ) -> None:

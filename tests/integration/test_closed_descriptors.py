@@ -8,13 +8,13 @@ from typing import Any, Callable
 
 import pytest
 from families import once, runs_quietly
-from harness import whose
+from harness import first_is_quick, whose
 from programs import closed_descriptors, systems
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="memory is shared on Linux")
 
-each_act = pytest.mark.parametrize("act", ["closes", "closes and opens"], ids=["", "and opens files at their numbers"])
-each_file = pytest.mark.parametrize("system", [None, systems.lacks_memfd_create], ids=["memfd", "temporary file"])
+each_act = first_is_quick("act", ["closes", "closes and opens"], ids=["", "and opens files at their numbers"])
+each_file = first_is_quick("system", [None, systems.lacks_memfd_create], ids=["memfd", "temporary file"])
 
 
 @each_act

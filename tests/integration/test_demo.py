@@ -42,6 +42,7 @@ def test_the_demos_ledger_balances(tmp_path: Path) -> None:
     assert total is not None and total.groups() == ("2,280", "2,280", "0", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_the_demo_with_a_real_api_sends_one_event_per_job(letter_api: Any, tmp_path: Path) -> None:
     done = demo(tmp_path, "--workers", "2", "--base-url", letter_api.url, LETTER_API_KEY="k")
@@ -49,6 +50,7 @@ def test_the_demo_with_a_real_api_sends_one_event_per_job(letter_api: Any, tmp_p
     assert letter_api.distinct == 19 and "the ledger balances" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_fails_when_events_are_lost(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: status(400, json.dumps({"error": {"message": "never"}}).encode())
     done = demo(tmp_path, "--workers", "1", "--base-url", letter_api.url, LETTER_API_KEY="k")

@@ -104,6 +104,7 @@ def _answers(redis: Any) -> bool:
         return "ConnectionError" not in type(problem).__name__ and bool(1 / 0)
 
 
+@pytest.mark.slow
 def test_the_children_of_a_forking_server(letter_api: Any, tmp_path: Path) -> None:
     port = free_port()
     with start(ends.forking_server, letter_api.url, tmp_path, port) as program:
@@ -188,6 +189,7 @@ def test_twisteds_reactor_ends_by_a_signal_s_default_action(number: int, letter_
 # One budget a process.
 
 
+@pytest.mark.slow
 def test_an_end_takes_one_exit_timeout_at_any_fork_depth(letter_api: Any, tmp_path: Any) -> None:
     hold = Hold()
     letter_api.rule = lambda request: hold
@@ -197,6 +199,7 @@ def test_an_end_takes_one_exit_timeout_at_any_fork_depth(letter_api: Any, tmp_pa
     hold.release()
 
 
+@pytest.mark.slow
 def test_multiprocessing_s_registry_does_not_grow_with_nested_processes(letter_api: Any, tmp_path: Any) -> None:
     finished = run(ends.nested_processes, letter_api.url, tmp_path)
     assert finished.output == "1\n", finished
@@ -312,6 +315,7 @@ def test_an_end_while_the_clock_stands_still(moment: str, letter_api: Any, tmp_p
     assert next(item for item in letter_api.events if item["userId"] == "frozen")["timestamp"].startswith(moment)
 
 
+@pytest.mark.slow
 @needs("freezegun")
 @pytest.mark.parametrize("moment", ["2001-01-01", "2101-01-01"])
 def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, letter_api: Any, tmp_path: Any) -> None:
@@ -321,6 +325,7 @@ def test_an_end_while_the_clock_stands_still_and_the_api_is_silent(moment: str, 
     assert finished.seconds < 20
 
 
+@pytest.mark.slow
 def test_a_process_does_not_recover_what_it_released_to_its_family(tmp_path: Any) -> None:
     # It is held up in a later exit callback, with its sender's thread still there, while the other comes to its end.
     finished = run(ends.left_to_another, DOWN, tmp_path)

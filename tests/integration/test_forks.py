@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, eventually, run, start, whose
+from harness import DEADLINE, eventually, first_is_quick, run, start, whose
 from programs import forks
 
 from letterapp.testing import Hold
@@ -23,7 +23,7 @@ def once(api: Any, expected: dict[str, int]) -> None:
     assert api.repeated() == {}
 
 
-@pytest.mark.parametrize("end", ["return", "exit", "raise", "close"])
+@first_is_quick("end", ["return", "exit", "raise", "close"])
 def test_a_child_forked_while_events_wait_that_ends_by(end: str, letter_api: Any, tmp_path: Path) -> None:
     finished = run(forks.waiting_events, letter_api.url, tmp_path, end)
     assert finished.code == 0, finished

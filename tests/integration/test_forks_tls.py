@@ -18,6 +18,7 @@ def test_a_fork_on_the_thread_that_blocks_forks_does_not_wait(tmp_path: Path) ->
     assert finished.output.endswith("True\n") and "1 event lost" in finished.output, finished
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs os.fork")
 def test_a_child_forked_while_the_sender_creates_its_tls_context_can_send(
     tls_api: IngestionServer, ca_file: str, tmp_path: Path
@@ -27,6 +28,7 @@ def test_a_child_forked_while_the_sender_creates_its_tls_context_can_send(
     assert whose(tls_api) == {"parent": [0, 1, 2], "child": [0, 1, 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how far a thread's end has come is reported by /proc")
 @pytest.mark.parametrize("ends", ["flush", "idle"])
 def test_a_fork_waits_until_the_senders_thread_has_also_ended_in_c(
@@ -40,6 +42,7 @@ def test_a_fork_waits_until_the_senders_thread_has_also_ended_in_c(
     assert finished.code == 0, finished
 
 
+@pytest.mark.slow
 def test_a_child_forked_right_after_a_flush_over_tls_ends(
     tls_api: IngestionServer, ca_file: str, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from families import Gates, arrived, batches, ends_well, in_turn, no_answer, once, output_of, said
-from harness import Program, start
+from harness import Program, first_is_quick, start
 from programs import killed
 
 from letterapp.testing import stall, status
@@ -38,7 +38,7 @@ CODES = {
 }
 
 
-@pytest.mark.parametrize("end", CODES)
+@first_is_quick("end", CODES)
 def test_waiting_events_of_a_child_survive(end: str, letter_api: Any, tmp_path: Path) -> None:
     output_of(killed.outlived, letter_api, tmp_path, end, int(CODES[end]))
     once(letter_api, dead=300)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from families import output_of
-from harness import whose
+from harness import first_is_quick, whose
 from programs import killed_pools
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the guarantees are weaker on other systems")
 
 # Which of the two ends that a process has is the first depends on what was imported first.
-both_orders = pytest.mark.parametrize("first", ["multiprocessing", "client"])
+both_orders = first_is_quick("first", ["multiprocessing", "client"])
 
 
 def all_jobs(api: Any, count: int = 10_000) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, eventually, run, start, suspend, whose
+from harness import DEADLINE, eventually, first_is_quick, run, start, suspend, whose
 from managed import (
     KEY,
     SLOW,
@@ -32,7 +32,7 @@ from letterapp.testing import Hold, status
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@first_is_quick("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("kind", ["manager", "plain"])
 def test_a_listener_sends_the_events_of_processes_of_every_kind(
     kind: str, method: str, letter_api: Any, tmp_path: Path

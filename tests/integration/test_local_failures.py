@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 from certificates import serving
-from harness import run
+from harness import first_is_quick, run
 from programs import failures
 from responses import serials
 
@@ -31,7 +31,7 @@ def test_no_descriptor_at_the_first_request_loses_no_event(
 
 
 @pytest.mark.parametrize("module", ["http.client", "ssl", "socket", "json", "encodings.idna"])
-@pytest.mark.parametrize("error", failures.ERRORS)
+@first_is_quick("error", failures.ERRORS)
 def test_an_import_that_fails_once_loses_no_event(
     module: str, error: str, letter_api: IngestionServer, tmp_path: Path
 ) -> None:

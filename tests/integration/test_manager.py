@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, run, whose
+from harness import DEADLINE, eventually, first_is_quick, run, whose
 from managed import (
     KEY,
     SLOW,
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@first_is_quick("method", ["fork", "spawn", "forkserver"])
 def test_every_kind_of_process_sends_through_one_manager(method: str, letter_api: Any, tmp_path: Path) -> None:
     finished = run(managers.every_kind_of_process, letter_api.url, tmp_path, method)
     assert finished.code == 0 and "Traceback" not in finished.output and "letterapp" not in finished.output, finished
@@ -129,6 +129,7 @@ def test_invalid_options_are_refused_by_the_constructor(letter_api: Any) -> None
         SenderManager(KEY).queue  # noqa: B018
 
 
+@pytest.mark.slow
 def test_every_option_reaches_the_process_that_sends(manager: Any, letter_api: Any, tmp_path: Path) -> None:
     given: dict[str, Any] = {
         "flush_at": 7,

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from harness import DEADLINE, eventually, whose
+from harness import DEADLINE, eventually, first_is_quick, whose
 from managed import (
     SLOW,
     Suspended,
@@ -23,7 +23,7 @@ from letterapp.testing import Hold
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
 
-@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "block"])
+@first_is_quick("overflow", ["drop_newest", "drop_oldest", "block"])
 def test_a_full_manager(overflow: str, manager: Any, letter_api: Any) -> None:
     one = manager(max_queue_events=11, overflow=overflow)
     hold = Hold()

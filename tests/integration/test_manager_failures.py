@@ -134,6 +134,7 @@ def test_a_flush_keeps_its_timeout_even_if_the_manager_is_stopped(manager: Any, 
     letter.close()
 
 
+@pytest.mark.slow
 def test_a_restarted_manager_is_used_again(directory: Directory, letter_api: Any, errors: Any) -> None:
     with directory.keep() as kept:
         one = SenderManager(KEY, letter_api.url, address=directory.socket, authkey=SECRET)
@@ -166,6 +167,7 @@ def test_a_restarted_manager_is_used_again(directory: Directory, letter_api: Any
     assert letter_api.repeated() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [503, 401])
 def test_a_manager_that_gives_up_does_not_empty_a_client_s_spool(
     code: int, manager: Any, letter_api: Any, errors: Any, tmp_path: Path
@@ -293,6 +295,7 @@ def test_a_connection_whose_descriptor_was_closed_is_replaced(manager: Any, lett
     assert letter.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of descriptors here")
 def test_a_manager_reserves_descriptors_for_sending(
     directory: Directory, letter_api: Any, monkeypatch: pytest.MonkeyPatch

@@ -88,6 +88,7 @@ def hosts() -> Iterator[list[Host]]:
         host.remove()
 
 
+@pytest.mark.slow
 def test_applications_on_two_hosts_send_through_a_manager_on_a_third(
     hosts: list[Host], directory: Directory, letter_api: Any, tmp_path: Path
 ) -> None:

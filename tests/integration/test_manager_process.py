@@ -162,6 +162,7 @@ def test_a_manager_over_tcp(directory: Directory, letter_api: Any) -> None:
     assert whose(letter_api) == {"program": list(range(250))}
 
 
+@pytest.mark.slow
 def test_only_one_of_several_managers_serves_at_an_address(directory: Directory, letter_api: Any) -> None:
     with directory.keep() as kept:
         kept.signal(signal.SIGKILL)
@@ -202,6 +203,7 @@ def test_a_manager_with_a_spool_ends_within_its_time(directory: Directory, lette
     assert letter.close(DEADLINE)
 
 
+@pytest.mark.slow
 def test_invalid_arguments_on_the_command_line(directory: Directory) -> None:
     def says(*options: str) -> str:
         done = directory.command(*options)

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import pytest
 from families import ends_well, once, output_of, runs_quietly
-from harness import Program, environment, start, whose
+from harness import Program, environment, first_is_quick, start, whose
 from programs import backends, many_clients, memory, systems
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into Linux's /proc")
@@ -51,13 +51,13 @@ def behaves(api: Any, tmp_path: Path, system: Callable[[], None] | None, kind: s
     return found
 
 
-@pytest.mark.parametrize("system", SHARED.values(), ids=SHARED.keys())
+@first_is_quick("system", SHARED.values(), ids=SHARED.keys())
 def test_memory_is_shared_with(system: Callable[[], None] | None, letter_api: Any, tmp_path: Path) -> None:
     assert behaves(letter_api, tmp_path, system, "shared")["adopted"] == 30
     assert "killed" in whose(letter_api)
 
 
-@pytest.mark.parametrize("system", PRIVATE.values(), ids=PRIVATE.keys())
+@first_is_quick("system", PRIVATE.values(), ids=PRIVATE.keys())
 def test_private_memory_is_reported_once_and_works_otherwise(
     system: Callable[[], None], letter_api: Any, tmp_path: Path
 ) -> None:
@@ -109,7 +109,7 @@ def test_pypy(letter_api: Any, tmp_path: Path) -> None:
     once(letter_api, **{"parent": 260, "closes": 120, "comes to its end": 120, "killed": 120})
 
 
-@pytest.mark.parametrize("options", [[], ["-X", "dev", "-W", "error"]], ids=["plain", "-X dev -W error"])
+@first_is_quick("options", [[], ["-X", "dev", "-W", "error"]], ids=["plain", "-X dev -W error"])
 def test_an_interpreter_ends_quietly_with_many_clients_alive(
     options: list[str], letter_api: Any, tmp_path: Path
 ) -> None:

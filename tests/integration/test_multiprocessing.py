@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PROGRAMS, run, whose
+from harness import PROGRAMS, first_is_quick, run, whose
 from programs import late_multiprocessing
 
 METHODS = multiprocessing.get_all_start_methods()
@@ -28,50 +28,51 @@ def once(api: Any, jobs: dict[str, int]) -> None:
     assert api.repeated() == {}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first_is_quick("method", METHODS)
 def test_process(method: str, letter_api: Any, tmp_path: Path) -> None:
     go("process", method, letter_api, tmp_path)
     once(letter_api, {f"{number}": 50 for number in range(3)})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first_is_quick("method", METHODS)
 def test_process_whose_target_raises_or_exits(method: str, letter_api: Any, tmp_path: Path) -> None:
     go("failing_processes", method, letter_api, tmp_path)
     once(letter_api, {"0": 50, "1": 50})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first_is_quick("method", METHODS)
 def test_pool_closed_and_joined(method: str, letter_api: Any, tmp_path: Path) -> None:
     go("pool", method, letter_api, tmp_path)
     once(letter_api, {f"{number}": 50 for number in range(8)})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first_is_quick("method", METHODS)
 def test_pool_whose_workers_are_replaced_after_each_task(method: str, letter_api: Any, tmp_path: Path) -> None:
     go("pool_with_one_task_a_child", method, letter_api, tmp_path)
     once(letter_api, {f"{number}": 50 for number in range(4)})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first_is_quick("method", METHODS)
 def test_process_pool_executor(method: str, letter_api: Any, tmp_path: Path) -> None:
     go("executor", method, letter_api, tmp_path)
     once(letter_api, {f"{number}": 50 for number in range(6)})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="max_tasks_per_child came with 3.11")
 def test_process_pool_executor_whose_workers_are_replaced(letter_api: Any, tmp_path: Path) -> None:
     go("executor_with_one_task_a_child", "spawn", letter_api, tmp_path)
     once(letter_api, {f"{number}": 50 for number in range(3)})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first_is_quick("method", METHODS)
 def test_a_client_as_an_argument_of_a_job(method: str, letter_api: Any, tmp_path: Path) -> None:
     # One that exists nowhere else: the worker throws it away after the job, and its events still go out.
     go("pool_with_a_client_as_argument", method, letter_api, tmp_path)
     once(letter_api, {f"{number}": 50 for number in range(4)})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first_is_quick("method", METHODS)
 def test_a_child_of_a_multiprocessing_child(method: str, letter_api: Any, tmp_path: Path) -> None:
     go("nested_process", method, letter_api, tmp_path)
     once(letter_api, {"0": 50, "0, grandchild": 50})

@@ -64,6 +64,7 @@ def test_a_full_queue_is_not_used_and_reported_once(letter_api: Any, errors: Any
     assert whose(letter_api) == {"program": list(range(10))}
 
 
+@pytest.mark.slow
 def test_a_process_ends_even_if_its_queue_is_not_read(letter_api: Any, tmp_path: Path) -> None:
     finished = run(listeners.nobody_reads, letter_api.url, tmp_path)
     assert finished.code == 0 and "no process reads it" in finished.output, finished
@@ -134,6 +135,7 @@ class EndingManager(BaseManager):
 EndingManager.register("Queue", EndingQueue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(6))
 def test_the_answer_of_a_manager_that_ends_is_not_taken_for_an_item(number: int, letter_api: Any, errors: Any) -> None:
     with EndingManager(ctx=multiprocessing.get_context("fork")) as other:

@@ -48,6 +48,7 @@ def test_recovered_by_a_later_sibling_with_its_first_event(letter_api: Any, gate
     once(letter_api, dead=300, sibling=1)
 
 
+@pytest.mark.slow
 def test_recovered_by_a_sibling_that_continues_to_send(letter_api: Any, gates: Gates, tmp_path: Path) -> None:
     # It has looked before, and looks again after a while. The dead one has too few for a batch.
     with start(recovery.busy_sibling, letter_api.url, tmp_path) as program:
@@ -57,6 +58,7 @@ def test_recovered_by_a_sibling_that_continues_to_send(letter_api: Any, gates: G
         once(letter_api, dead=39, sibling=int(program.output))
 
 
+@pytest.mark.slow
 def test_recovered_by_one_of_eight_that_scan_at_the_same_time(letter_api: Any, tmp_path: Path) -> None:
     adopted = [int(word) for word in output_of(recovery.eight_at_once, letter_api, tmp_path).split()]
     assert sorted(adopted) == [0] * 7 * 15 + [20] * 15
@@ -120,12 +122,14 @@ def test_recovered_events_do_not_count_towards_the_bounds(letter_api: Any, gates
     once(letter_api, **{f"dead {number}": 50 for number in range(4)}, parent=50)
 
 
+@pytest.mark.slow
 def test_with_all_slots_of_dead_processes_a_new_process_uses_one(letter_api: Any, tmp_path: Path) -> None:
     words = output_of(recovery.no_free_slot, letter_api, tmp_path).split()
     assert 0 <= int(words[0]) <= 2 * 127 + 150 and words[1] == "{}"
     arrived(letter_api, **{f"dead {number}": 2 for number in range(127)}, new=150)
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_a_slot_while_another_recovers_more_than_it_can_send_at_once(
     letter_api: Any, gates: Gates, tmp_path: Path
 ) -> None:
@@ -141,6 +145,7 @@ def test_a_new_process_finds_a_slot_while_another_recovers_more_than_it_can_send
     assert came == {**{f"dead {number}": [0, 1] for number in range(127)}, "new": [0, 1, 2]}
 
 
+@pytest.mark.slow
 def test_events_that_could_not_be_recovered_in_time_are_reported(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: status(503)
     output_of(recovery.no_time_for_all, letter_api, tmp_path)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, eventually, run, start, whose
+from harness import DEADLINE, eventually, first_is_quick, run, start, whose
 from programs import reentrance
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold, status
 
 
+@pytest.mark.slow
 def test_a_signal_handler_that_tracks_while_the_program_tracks(letter_api: Any, tmp_path: Path) -> None:
     finished = run(reentrance.handler_that_tracks, letter_api.url, tmp_path)
     assert finished.code == 0, finished
@@ -104,7 +105,7 @@ def test_with_exit_signals_waiting_events_are_sent_and_the_signal_still_ends_the
     assert whose(letter_api) == {"program": list(range(100))}
 
 
-@pytest.mark.parametrize("attempt", range(4))
+@first_is_quick("attempt", range(4))
 def test_the_signal_may_come_in_the_middle_of_any_call(attempt: int, letter_api: Any, tmp_path: Path) -> None:
     book = tmp_path / "book"
     with start(reentrance.terminated_in_a_call, letter_api.url, tmp_path, book) as program:

@@ -70,6 +70,7 @@ def test_many_threads(make: Callable[..., Letter], letter_api: Any, errors: list
     assert came == {f"thread {number}": list(range(400)) for number in range(8)}
 
 
+@pytest.mark.slow
 @FORKS
 def test_forks_while_threads_send_events_to_the_relay(
     hooks: str, runtime: Runtime, letter_api: Any, tmp_path: Path
@@ -87,6 +88,7 @@ def test_forks_while_threads_send_events_to_the_relay(
     assert came == {who: serials for who, serials in expected.items() if serials}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="CPython 3.8 may leave a `with` without releasing its lock")
 def test_exceptions_of_a_signal_handler_in_the_middle_of_calls_leave_balanced_counters(
     letter_api: Any, tmp_path: Path
@@ -115,6 +117,7 @@ def test_flush_returns_true_when_the_api_has_the_events_and_false_at_the_deadlin
     assert balanced(letter.stats())["delivered"] == 5 and errors == []
 
 
+@pytest.mark.slow
 def test_flush_sends_at_once_and_waits_for_retries(make: Callable[..., Letter], letter_api: Any) -> None:
     letter = make(relay=True, flush_at=10_000, flush_interval=600)
     letter_api.plan(status(503), status(503))

@@ -95,6 +95,7 @@ def test_with_a_spool_nothing_is_lost_when_all_are_killed(
 # What it says, and how it ends.
 
 
+@pytest.mark.slow
 def test_status_describes_the_relays(make: Callable[..., Letter], runtime: Runtime, kept: Any) -> None:
     none = runtime.command("--status")
     assert (none.returncode, none.stdout) == (1, "") and "no relay" in none.stderr

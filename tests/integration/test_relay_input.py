@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually
+from harness import DEADLINE, eventually, first_is_quick
 from relayed import KEY, Runtime, greeted, own_runtime, raw_event, read_to_end  # noqa: F401  (a fixture)
 
 from letterapp import Letter, LetterError
@@ -29,7 +29,7 @@ NO_EVENTS = {
 }
 
 
-@pytest.mark.parametrize("what", NO_EVENTS)
+@first_is_quick("what", NO_EVENTS)
 def test_an_invalid_line_affects_only_its_sender(
     what: str, make: Callable[..., Letter], runtime: Runtime, letter_api: Any, errors: list[LetterError]
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_relay_keeps_descriptors_in_reserve_for_sending(letter_api: IngestionS
             client.close()
 
 
+@pytest.mark.slow
 def test_a_relay_with_64_descriptors_loses_nothing_of_100_clients(
     letter_api: IngestionServer, limited: Runtime, make: Any, errors: list[LetterError]
 ) -> None:

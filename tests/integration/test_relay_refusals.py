@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from harness import DEADLINE, eventually, start, whose
+from harness import DEADLINE, eventually, first_is_quick, start, whose
 from programs import relays
 from relayed import (
     KEY,
@@ -69,7 +69,7 @@ def say(path: str, data: bytes | Callable[[socket.socket], object]) -> bytes:
         return read_to_end(sock)
 
 
-@pytest.mark.parametrize("reason", [*WRONG, "greeting without an end"])
+@first_is_quick("reason", [*WRONG, "greeting without an end"])
 def test_an_invalid_line_is_refused_and_each_reason_logged_once(
     reason: str, make: Callable[..., Letter], runtime: Runtime, letter_api: Any, kept: Any
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_refused_client_reports_why_without_the_key(runtime: Runtime, letter_a
         Letter(KEY, NOWHERE, relay=runtime.socket)
     assert KEY not in kept.output and "another-key" not in kept.output
     assert "it disconnected before it proved that it has the API key" in eventually(
-        lambda: kept.output, lambda text: "left" in text
+        lambda: kept.output, lambda text: "disconnected" in text
     )
 
 

@@ -98,6 +98,7 @@ def test_reports_that_are_not_read_for_long_keep_only_the_number_of_events(
     assert sum(error.lost for error in errors) == 2500 and letter_api.distinct == 0
 
 
+@pytest.mark.slow
 def test_events_dropped_behind_the_batch_in_flight_do_not_count_as_its_own(
     make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer, errors: list[LetterError]
 ) -> None:
@@ -138,6 +139,7 @@ def test_on_error_that_tracks_and_flushes_is_not_called_recursively(
     assert seen == [(1, False)] and letter_api.distinct == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["close", "exit"])
 def test_unsettled_events_are_reported_at_the_end_and_logged_if_the_relay_gives_them_up(
     ends: str, hold: Hold, letter_api: Any, runtime: Runtime, tmp_path: Path

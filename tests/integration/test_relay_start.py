@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 import psutil
 import pytest
-from harness import DEADLINE, environment, eventually, run, start, whose
+from harness import DEADLINE, environment, eventually, first_is_quick, run, start, whose
 from programs import relay_family, relays
 from relayed import KEY, Runtime, kept_relay, own_runtime, track  # noqa: F401  (two fixtures)
 
@@ -78,13 +78,14 @@ def family(program: Callable[[str], None], method: str, runtime: Runtime, api: A
     assert runtime.left_behind() == []
 
 
-@pytest.mark.parametrize("method", METHODS)
+@first_is_quick("method", METHODS)
 def test_children_join_their_parents_relay(method: str, runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     family(relay_family.processes, method, runtime, letter_api, tmp_path)
     assert sorted(whose(letter_api)["job"]) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
+@first_is_quick("method", METHODS)
 def test_daemonic_workers_and_their_children_join_it(
     method: str, runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
@@ -92,7 +93,8 @@ def test_daemonic_workers_and_their_children_join_it(
     assert sorted(whose(letter_api)["job"]) == [0, 1, 2, 100, 101, 102]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
+@first_is_quick("method", METHODS)
 def test_a_daemonic_worker_starts_a_relay_if_there_is_none(
     method: str, runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_daemonic_worker_starts_a_relay_if_there_is_none(
     assert whose(letter_api) == {f"job {number}": list(range(5)) for number in range(2)}
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_share_one_relay(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     finished = run(relays.start_together, letter_api.url, tmp_path)
     assert finished.code == 0, finished
@@ -142,6 +145,7 @@ def test_two_keys_have_two_relays(make: Callable[..., Letter], runtime: Runtime,
         assert request.headers["authorization"] == f"Bearer {who}"
 
 
+@pytest.mark.slow
 def test_the_interpreter_of_a_virtual_environment_is_used(runtime: Runtime, letter_api: Any, tmp_path: Path) -> None:
     where = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(where)], check=True, timeout=DEADLINE)

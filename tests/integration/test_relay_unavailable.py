@@ -119,6 +119,7 @@ def test_a_relay_reads_the_events_of_all_connected_processes_even_if_many_were_k
     assert len(letter_api.events) >= 300 == letter_api.distinct
 
 
+@pytest.mark.slow
 def test_a_relay_does_not_wait_for_processes_that_were_killed_before_it_answered(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:

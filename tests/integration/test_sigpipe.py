@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import DEADLINE, run
+from harness import DEADLINE, first_is_quick, run
 from programs.connections import broken_pipe
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class ClosesEarly:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE here")
-@pytest.mark.parametrize("way", ["flush", "send", "thread"])
-@pytest.mark.parametrize("scheme", ["http", "https"])
+@first_is_quick("way", ["flush", "send", "thread"])
+@first_is_quick("scheme", ["http", "https"])
 def test_a_server_that_closes_during_a_body_kills_no_program_with_sigpipes_default_action(
     scheme: str, way: str, ca: trustme.CA, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, eventually, run, start, whose
+from harness import DEADLINE, eventually, first_is_quick, run, start, whose
 from programs import single
 
 from letterapp.testing import Hold, stall, status
@@ -18,7 +18,7 @@ from letterapp.testing import Hold, stall, status
 ENDS = ["comes to its end", "closes", "flushes", "calls sys.exit", "raises", "leaves a with"]
 
 
-@pytest.mark.parametrize("end", ENDS)
+@first_is_quick("end", ENDS)
 def test_every_event_of_a_script_arrives_once_when_it(end: str, letter_api: Any, tmp_path: Path) -> None:
     finished = run(single.script, letter_api.url, tmp_path, end)
     assert finished.code == (1 if end == "raises" else 0), finished
@@ -72,6 +72,7 @@ def test_one_request_per_call_as_in_a_lambda_function(letter_api: Any, make: Any
     assert len({request.connection for request in letter_api.requests}) == 1
 
 
+@pytest.mark.slow
 def test_many_clients_settle_at_the_same_time_at_an_end(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: stall(1)
     finished = run(single.many_clients, letter_api.url, tmp_path, 1000, 18)

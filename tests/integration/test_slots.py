@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from families import once, runs_quietly
+from harness import first_is_quick
 from programs import slots
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="memory is shared on Linux")
@@ -26,7 +27,7 @@ def test_a_process_that_finds_no_empty_slot_uses_one_of_a_dead_process(letter_ap
     once(letter_api, **dict.fromkeys(["first", "second", "last", "after it"], 20))
 
 
-@pytest.mark.parametrize("end", ["close", "os._exit", "SIGKILL", "sys.exit"])
+@first_is_quick("end", ["close", "os._exit", "SIGKILL", "sys.exit"])
 def test_a_slot_is_free_before_its_dead_owner_is_reaped(end: str, letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(slots.before_it_is_reaped, letter_api, tmp_path, end)
     once(letter_api, **{f"child {n}": 3 for n in range(3)})

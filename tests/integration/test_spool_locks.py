@@ -184,10 +184,10 @@ def test_a_child_that_recovers_its_parents_file_keeps_the_lock(
 
 
 @pytest.mark.slow
-def test_a_thousand_forks_leak_no_descriptor_and_no_file(
+def test_300_forks_leak_no_descriptor_and_no_file(
     run_forking: Callable[[Callable[..., None]], None],
 ) -> None:
-    run_forking(spool_forks.thousand_forks)
+    run_forking(spool_forks.many_forks)
 
 
 def test_generations_leak_no_descriptor(

@@ -81,7 +81,7 @@ def many_forks() -> None:
 
     def uses(number: int) -> int | None:
         work(letter, 1, f"child {number}")
-        if number % 200:
+        if number % 40:
             letter.close()
             return slot(letter)
         die()
@@ -89,18 +89,17 @@ def many_forks() -> None:
 
     before, lines = held(), mappings()
     slots = set()
-    for number in range(0, 10_000, 100):
+    for number in range(0, 2_000, 20):
         slots.add(reap(child(lambda n=number: uses(n))))  # type: ignore[misc]
-        if number % 200 == 0:
+        if number % 40 == 0:
             assert letter.flush()
-        for _ in range(9):
-            children = []
-            for _ in range(11):
-                pid = os.fork()
-                if not pid:
-                    os._exit(0)
-                children.append(pid)
-            assert {reap(pid) for pid in children} == {0}
+        children = []
+        for _ in range(19):
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            children.append(pid)
+        assert {reap(pid) for pid in children} == {0}
     assert slots == {1, -signal.SIGKILL}, slots
     assert held() == before and mappings() <= lines + 10
     assert letter.stats()["adopted"] == 50

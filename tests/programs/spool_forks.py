@@ -127,7 +127,7 @@ def child_recovers_its_parents_file(directory: str, way: str) -> None:
     assert os.read(back[0], 1) == b"!"
 
 
-def thousand_forks(directory: str, way: str) -> None:
+def many_forks(directory: str, way: str) -> None:
     fork_by(way)
     parents = spool_in(directory)
     slot = claimed(parents)
@@ -137,7 +137,7 @@ def thousand_forks(directory: str, way: str) -> None:
         _own = claimed(parents.for_child())
         return descriptors() - count  # as many of its own as it closed of the parent's
 
-    for _turn in range(1000):
+    for _turn in range(300):
         assert wait(child(work)) == 0
         assert descriptors() == count
     assert len(os.listdir(directory)) <= 2

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import harness
 import pytest
-from harness import DEADLINE, Program, WebServer, environment, eventually, whose
+from harness import DEADLINE, Program, WebServer, environment, eventually, first_is_quick, whose
 from patched import BEFORE, BEGINNINGS, end, tracked_before
 from programs import eventlet_programs
 
@@ -23,7 +23,7 @@ from stress.ports import free_port
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("eventlet") is None, reason="eventlet is not installed")
 
-each_beginning = pytest.mark.parametrize("beginning", [*BEGINNINGS, "never patched"])
+each_beginning = first_is_quick("beginning", [*BEGINNINGS, "never patched"])
 
 
 def start(
@@ -49,6 +49,7 @@ def test_many_greenlets_track_at_once_and_all_events_arrive(beginning: str, lett
     assert letter_api.repeated() == {}
 
 
+@pytest.mark.slow
 def test_the_hub_runs_while_the_client_sends(letter_api: Any, tmp_path: Path) -> None:
     hold = Hold()
     letter_api.plan(hold)
@@ -67,8 +68,8 @@ def test_the_hub_runs_while_the_client_sends(letter_api: Any, tmp_path: Path) ->
 HUBS = [None, "poll", "selects", "asyncio"]  # the first is the system's: epoll, kqueue
 
 
-@pytest.mark.parametrize("waits_for", ["nothing", "a request"])
-@pytest.mark.parametrize("hub", HUBS)
+@first_is_quick("waits_for", ["nothing", "a request"])
+@first_is_quick("hub", HUBS)
 def test_exit_signals_deliver_and_call_the_applications_handler(
     hub: str | None, waits_for: str, letter_api: Any, tmp_path: Path
 ) -> None:
@@ -78,8 +79,9 @@ def test_exit_signals_deliver_and_call_the_applications_handler(
     assert whose(letter_api) == {"greenlet": [0, 1, 2], "after the handler": [0, 1, 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("handler", "code"), [("default", -signal.SIGTERM), ("exits", 7)])
-@pytest.mark.parametrize("waits_for", ["nothing", "a request"])
+@first_is_quick("waits_for", ["nothing", "a request"])
 def test_exit_signals_deliver_before_a_program_ends(
     handler: str, code: int, waits_for: str, letter_api: Any, tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def _signalled(handler: str, waits_for: str, code: int, letter_api: Any, tmp_pat
     assert finished.output.count("mine") == (handler != "default"), finished
 
 
+@pytest.mark.slow
 def test_forks_of_a_patched_program(letter_api: Any, tmp_path: Path) -> None:
     with start(eventlet_programs.forks, letter_api, tmp_path) as program:
         end(program)

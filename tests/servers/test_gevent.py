@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import harness
 import pytest
-from harness import DEADLINE, Program, WebServer, environment, eventually, whose
+from harness import DEADLINE, Program, WebServer, environment, eventually, first_is_quick, whose
 from patched import AFTER_USE, BEFORE, BEGINNINGS, end, tracked_before
 from programs import gevent_programs
 
@@ -27,8 +27,8 @@ pytest.importorskip("trustme")
 # How the API is reached: its scheme, and the client's TLS context.
 LINES = {"http": "", "https, a context made by a function": "own", "https, the default context": "default"}
 
-each_beginning = pytest.mark.parametrize("beginning", [*BEGINNINGS, AFTER_USE])
-each_line = pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
+each_beginning = first_is_quick("beginning", [*BEGINNINGS, AFTER_USE])
+each_line = first_is_quick("line", LINES.values(), ids=LINES.keys())
 
 
 class Reached:
@@ -92,6 +92,7 @@ def test_exit_signals_deliver_while_every_greenlet_waits(line: str, reached: Rea
     assert whose(reached.api) == {"greenlet": [0, 1, 2]}
 
 
+@pytest.mark.slow
 @each_line
 def test_a_preloaded_gunicorn_serves_while_its_gevent_worker_sends(line: str, reached: Reached, tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import PROGRAMS, WebServer, environment, eventually, run, whose
+from harness import PROGRAMS, WebServer, environment, eventually, first_is_quick, run, whose
 from programs.spooled import aborted
 from webapps import ASGI, WSGI, Gate, Visitor
 
@@ -27,7 +27,7 @@ WORKERS = ["sync", "gthread", GEVENT, UVICORN_WORKER]
 OWN_ASGI = ["asgi"] if importlib.util.find_spec("gunicorn.workers.gasgi") else []  # gunicorn's own, since 24
 
 each_worker = pytest.mark.parametrize("worker", WORKERS)
-preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
+preloaded_or_not = first_is_quick("preload", [True, False], ids=["preloaded", "not preloaded"])
 
 
 def serve(worker: str, preload: bool, api: Any, tmp_path: Path, *options: str, **env: str) -> WebServer:
@@ -60,7 +60,7 @@ def gone(pids: set[int]) -> bool:
     return bool(eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), bool))
 
 
-@pytest.mark.parametrize("worker", [*WORKERS, *OWN_ASGI])
+@first_is_quick("worker", [*WORKERS, *OWN_ASGI])
 @preloaded_or_not
 def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
     with serve(worker, preload, letter_api, tmp_path, "-w", "2") as server:
@@ -72,6 +72,7 @@ def test_a_graceful_stop_loses_nothing(worker: str, preload: bool, letter_api: A
 
 # Not with threads: there each of the two signals takes the lock of the pool, and if the second comes while the first
 # has it, gunicorn's worker stands still until it is killed.
+@pytest.mark.slow
 @pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
 def test_ctrl_c_that_reaches_a_worker_twice_loses_nothing(worker: str, letter_api: Any, tmp_path: Path) -> None:
     # From the terminal and from the master, and gunicorn exits at each. The second comes in the middle of the end.
@@ -85,6 +86,7 @@ def test_ctrl_c_that_reaches_a_worker_twice_loses_nothing(worker: str, letter_ap
         visitor.check(letter_api, finished, visitor.ready())
 
 
+@pytest.mark.slow
 @each_worker
 @preloaded_or_not
 def test_a_reload_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
@@ -101,6 +103,7 @@ def test_a_reload_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp
         stop_and_check(server, visitor, letter_api, preload)
 
 
+@pytest.mark.slow
 @each_worker
 @preloaded_or_not
 def test_recycling_workers_loses_nothing(worker: str, preload: bool, letter_api: Any, tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_recycling_workers_loses_nothing(worker: str, preload: bool, letter_api:
         stop_and_check(server, visitor, letter_api, preload)
 
 
-@each_worker
+@first_is_quick("worker", WORKERS)
 def test_requests_in_flight_when_the_server_stops_lose_nothing(worker: str, letter_api: Any, tmp_path: Path) -> None:
     requests = 1 if worker == "sync" else 4
     with Gate() as gate, serve(worker, True, letter_api, tmp_path, "-w", "1", **gate.environment) as server:
@@ -131,7 +134,7 @@ def test_requests_in_flight_when_the_server_stops_lose_nothing(worker: str, lett
         stop_and_check(server, visitor, letter_api, preload=True)
 
 
-@pytest.mark.parametrize("worker", ["sync", GEVENT, UVICORN_WORKER])
+@first_is_quick("worker", ["sync", GEVENT, UVICORN_WORKER])
 @preloaded_or_not
 def test_exit_signals_lose_nothing_at_a_graceful_stop(
     worker: str, preload: bool, letter_api: Any, tmp_path: Path

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import ROOT, WebServer, environment, eventually, whose
+from harness import ROOT, WebServer, environment, eventually, first_is_quick, whose
 
 from stress.ports import free_port
 
@@ -74,7 +74,7 @@ def test_gunicorn_a_new_worker_delivers_with_its_first_request(letter_api: Any, 
     requests_came(letter_api, 21)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@first_is_quick("workers", [1, 3])
 def test_gunicorn_the_master_delivers_at_its_end(workers: int, letter_api: Any, tmp_path: Path) -> None:
     with Gunicorn(letter_api, tmp_path, workers) as server:
         server.ask(20)
@@ -112,6 +112,7 @@ def all_of_uwsgi_arrived(server: Any) -> None:
     assert again <= {"quick"}, server.output
 
 
+@pytest.mark.slow
 def test_uwsgi_a_new_worker_delivers_with_its_first_request(letter_api: Any, tmp_path: Path) -> None:
     pytest.importorskip("pyuwsgi")
     from uwsgi_server import Uwsgi
@@ -139,6 +140,7 @@ def test_uwsgi_a_sibling_delivers_at_its_end(letter_api: Any, tmp_path: Path) ->
         all_of_uwsgi_arrived(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, 2], ids=["one of two", "both"])
 def test_celery_a_new_child_delivers_with_its_first_task(killed: int, letter_api: Any, tmp_path: Path) -> None:
     # They are killed in the middle of a task. A Celery whose idle child is killed may hang, with or without a client.

@@ -14,7 +14,7 @@ import signal
 from typing import Any, Callable
 
 import pytest
-from harness import DEADLINE, Program, eventually, needs, suspend, whose
+from harness import DEADLINE, Program, eventually, first_is_quick, needs, suspend, whose
 from managed_servers import UNUSABLE, Managers, complaints, managers_directory  # noqa: F401  (a fixture for all tests)
 from services import Load, Service, closed_gate, gone, start_programs  # noqa: F401  (two fixtures)
 from test_gunicorn import UVICORN
@@ -74,9 +74,7 @@ NEEDS = {"gevent": [needs("gevent")], "uvicorn worker": [needs("uvicorn")]}
 
 
 def workers(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "worker", [pytest.param(WORKERS[name], marks=NEEDS.get(name, []), id=name) for name in names]
-    )
+    return first_is_quick("worker", [pytest.param(WORKERS[name], marks=NEEDS.get(name, []), id=name) for name in names])
 
 
 def cases(*names: str) -> pytest.MarkDecorator:
@@ -88,7 +86,7 @@ def cases(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("worker", "preload"), found)
 
 
-preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
+preloaded_or_not = first_is_quick("preload", [True, False], ids=["preloaded", "not preloaded"])
 
 
 @needs("gunicorn")
@@ -102,6 +100,7 @@ def test_gunicorns_graceful_stop(worker: str, preload: bool, gunicorn: Any) -> N
         service.ended()
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @workers("uvicorn worker")
 @preloaded_or_not
@@ -185,6 +184,7 @@ def test_gunicorns_master_is_killed_and_its_workers_end(worker: str, preload: bo
         service.ended(-signal.SIGKILL)
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @preloaded_or_not
 def test_a_managers_events_arrive_even_if_all_of_gunicorn_is_killed(

@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, needs, whose
+from harness import DEADLINE, eventually, first_is_quick, needs, whose
 from managed_servers import FIRST, UNUSABLE, Managers, complaints, managers_directory  # noqa: F401  (a fixture)
 from services import Service
 from uwsgi_server import STARTS, Uwsgi, imports_of
@@ -49,9 +49,7 @@ def uwsgi(letter_api: Any, runtime: Managers, tmp_path: Path, request: Any) -> I
         server.__exit__()
 
 
-every_start = pytest.mark.parametrize(
-    "start", ["no flags", "enable-threads", "fork hooks", "lazy-apps", "without threads"]
-)
+every_start = first_is_quick("start", ["no flags", "enable-threads", "fork hooks", "lazy-apps", "without threads"])
 
 
 def have_worked(server: Uwsgi) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Callable, Sequence
 
 import psutil
 import pytest
-from harness import DEADLINE, eventually, needs
+from harness import DEADLINE, eventually, first_is_quick, needs
 from relayed import own_runtime  # noqa: F401  (a fixture that is there for all)
 from services import Load, Service, closed_gate, gone, start_programs  # noqa: F401  (two fixtures)
 from uwsgi_server import LAUNCHER
@@ -55,8 +55,8 @@ def gunicorn(serve: Any) -> Callable[..., Service]:
 
 # gunicorn.
 
-each_worker = pytest.mark.parametrize("worker", ["gthread", pytest.param("gevent", marks=needs("gevent"))])
-preloaded_or_not = pytest.mark.parametrize("preload", [True, False], ids=["preloaded", "not preloaded"])
+each_worker = first_is_quick("worker", ["gthread", pytest.param("gevent", marks=needs("gevent"))])
+preloaded_or_not = first_is_quick("preload", [True, False], ids=["preloaded", "not preloaded"])
 
 
 @needs("gunicorn")
@@ -70,6 +70,7 @@ def test_gunicorns_graceful_stop(worker: str, preload: bool, gunicorn: Any) -> N
         service.ended()
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @each_worker
 @preloaded_or_not
@@ -88,6 +89,7 @@ def test_gunicorns_reload_and_quick_stop(worker: str, preload: bool, gunicorn: A
     service.ended()
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @each_worker
 @preloaded_or_not
@@ -122,9 +124,10 @@ STOPS = {
     "Ctrl-C": to_the_group(signal.SIGINT),
     "SIGTERM to all and the relay": to_the_control_group,
 }
-each_stop = pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
+each_stop = first_is_quick("stop", STOPS.values(), ids=STOPS.keys())
 
 
+@pytest.mark.slow
 @needs("gunicorn")
 @each_worker
 @each_stop
@@ -172,7 +175,7 @@ STARTS: dict[str, Sequence[str]] = {
     "lazy-apps": ("--lazy-apps",),
     "without threads": (),
 }
-every_start = pytest.mark.parametrize("start", STARTS)
+every_start = first_is_quick("start", STARTS)
 
 
 @pytest.fixture
@@ -210,6 +213,7 @@ def test_uwsgi_is_stopped_under_load(start: str, uwsgi: Any) -> None:
         service.ended()
 
 
+@pytest.mark.slow
 @needs("pyuwsgi")
 @every_start
 def test_uwsgi_is_stopped_right_after_a_response(start: str, uwsgi: Any) -> None:
@@ -220,6 +224,7 @@ def test_uwsgi_is_stopped_right_after_a_response(start: str, uwsgi: Any) -> None
     service.ended()
 
 
+@pytest.mark.slow
 @needs("pyuwsgi")
 @every_start
 def test_uwsgi_is_stopped_in_the_middle_of_requests(start: str, uwsgi: Any, gate: Gate) -> None:
@@ -249,6 +254,7 @@ def test_uwsgis_reload(start: str, uwsgi: Any) -> None:
     service.ended()
 
 
+@pytest.mark.slow
 @needs("pyuwsgi")
 @every_start
 @pytest.mark.parametrize("by", ["SIGKILL", pytest.param("harakiri", marks=pytest.mark.slow)])
@@ -271,6 +277,7 @@ def test_uwsgis_workers_are_killed_in_the_middle_of_requests(by: str, start: str
     service.ended()
 
 
+@pytest.mark.slow
 @needs("pyuwsgi")
 @each_stop
 def test_uwsgi_is_stopped_with_all_its_processes(stop: Any, uwsgi: Any) -> None:
@@ -301,8 +308,8 @@ def test_the_relay_of_uwsgi_keeps_no_port_open(uwsgi: Any, letter_api: Any) -> N
 
 
 @needs("uvicorn")
-@pytest.mark.parametrize("workers", [1, 2], ids=["alone", "two workers"])
-@pytest.mark.parametrize("stop", [to_the_group(signal.SIGTERM), to_the_group(signal.SIGINT)], ids=["SIGTERM", "Ctrl-C"])
+@first_is_quick("workers", [1, 2], ids=["alone", "two workers"])
+@first_is_quick("stop", [to_the_group(signal.SIGTERM), to_the_group(signal.SIGINT)], ids=["SIGTERM", "Ctrl-C"])
 def test_uvicorn(stop: Any, workers: int, serve: Any) -> None:
     port = free_port()
     flags = ["--port", str(port), "--no-access-log", "--lifespan", "off", "--workers", str(workers)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import Finished, WebServer, environment, eventually
+from harness import Finished, WebServer, environment, eventually, first_is_quick
 from webapps import ASGI, FASTAPI, Gate, Visitor
 
 from stress.ports import free_port
@@ -28,8 +28,8 @@ PATIENCE = ["--timeout-worker-healthcheck", "60"] if PATIENT else []
 
 ENDS = {"the lifespan": "lifespan", "exit_signals": "exit_signals SIGTERM"}
 
-each_app = pytest.mark.parametrize("app", [ASGI, FASTAPI], ids=["plain", "FastAPI"])
-alone_and_with_workers = pytest.mark.parametrize("workers", [0, 2], ids=["alone", "two workers"])
+each_app = first_is_quick("app", [ASGI, FASTAPI], ids=["plain", "FastAPI"])
+alone_and_with_workers = first_is_quick("workers", [0, 2], ids=["alone", "two workers"])
 each_end = pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS.keys())
 
 
@@ -69,8 +69,11 @@ def test_sigterm_loses_nothing_with(ends: str, workers: int, app: str, letter_ap
 
 @pytest.mark.parametrize(
     ("app", "workers"),
-    [(ASGI, 0), (ASGI, 2), (FASTAPI, 0)],
-    ids=["plain, alone", "plain, two workers", "FastAPI, alone"],
+    [
+        pytest.param(ASGI, 0, id="plain, alone"),
+        pytest.param(ASGI, 2, id="plain, two workers", marks=pytest.mark.slow),
+        pytest.param(FASTAPI, 0, id="FastAPI, alone", marks=pytest.mark.slow),
+    ],
 )
 @each_end
 def test_requests_in_flight_at_sigterm_lose_nothing_with(
@@ -89,7 +92,7 @@ def test_requests_in_flight_at_sigterm_lose_nothing_with(
 
 
 @alone_and_with_workers
-@pytest.mark.parametrize("ends", ["lifespan", "exit_signals SIGTERM SIGINT"], ids=["the lifespan", "exit_signals"])
+@first_is_quick("ends", ["lifespan", "exit_signals SIGTERM SIGINT"], ids=["the lifespan", "exit_signals"])
 def test_ctrl_c_loses_nothing_with(ends: str, workers: int, letter_api: Any, tmp_path: Path) -> None:
     with serve(ASGI, workers, ends, letter_api, tmp_path) as server:
         visitor = Visitor(server, workers=workers or 1)

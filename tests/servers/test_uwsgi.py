@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import pytest
-from harness import eventually, needs, whose
+from harness import eventually, first_is_quick, needs, whose
 from uwsgi_server import APPLICATION, INLINE_WARNING, STARTS, Uwsgi, imports_of
 
 from letterapp.testing import Hold, status
 
 pytestmark = needs("pyuwsgi")
 
-every_start = pytest.mark.parametrize("start", STARTS.keys())
+every_start = first_is_quick("start", STARTS.keys())
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_a_stop_loses_nothing_and_the_masters_events_arrive_once(start: str, uws
     server.all_arrived_once(imports_of(start))
 
 
+@pytest.mark.slow
 @every_start
 def test_a_reload_loses_nothing(start: str, uwsgi: Any) -> None:
     server = uwsgi(*STARTS[start])
@@ -88,6 +89,7 @@ def test_ctrl_c_loses_nothing(uwsgi: Any) -> None:
     server.all_arrived_once()
 
 
+@pytest.mark.slow
 def test_a_second_signal_while_a_worker_ends_does_not_cut_its_end_short(uwsgi: Any) -> None:
     # Ctrl-C reaches a worker twice, from the terminal and from the master. The thread that ends the process does not
     # take the second; were it another's to take, uWSGI's handler would call C's `exit` again, in that thread.
@@ -120,6 +122,7 @@ def test_without_a_master_nothing_is_lost(start: str, uwsgi: Any) -> None:
 # Stopped in the middle of a request.
 
 
+@pytest.mark.slow
 def test_a_busy_worker_that_is_stopped_loses_only_waiting_events(uwsgi: Any) -> None:
     server = uwsgi()
     hold = Hold()
@@ -136,6 +139,7 @@ def test_a_busy_worker_that_is_stopped_loses_only_waiting_events(uwsgi: Any) -> 
     assert server.api.repeated() == {}
 
 
+@pytest.mark.slow
 def test_a_reload_lets_a_busy_worker_finish_and_loses_nothing(uwsgi: Any) -> None:
     server = uwsgi()
     old = server.become_idle()
@@ -171,6 +175,7 @@ SECOND = ("--manage-script-name", "--mount", "/second=second.py")
 SAID = "letterapp: uWSGI ends interpreters other than its first without running exit handlers."
 
 
+@pytest.mark.slow
 def test_in_an_interpreter_that_uwsgi_never_ends_events_are_sent_at_once_and_it_is_reported(
     uwsgi: Any, tmp_path: Path
 ) -> None:
@@ -178,6 +183,7 @@ def test_in_an_interpreter_that_uwsgi_never_ends_events_are_sent_at_once_and_it_
     _use_both(uwsgi(*SECOND, processes=1))
 
 
+@pytest.mark.slow
 def test_in_an_interpreter_that_uwsgi_never_ends_without_threads(threadless: str, uwsgi: Any, tmp_path: Path) -> None:
     (tmp_path / "second.py").write_text(APPLICATION)
     _use_both(uwsgi(*SECOND, processes=1, package=threadless))
@@ -194,6 +200,7 @@ def _use_both(server: Uwsgi) -> None:
     server.all_arrived_once(imports=2)
 
 
+@pytest.mark.slow
 def test_two_applications_in_a_single_interpreter_lose_nothing(uwsgi: Any, tmp_path: Path) -> None:
     (tmp_path / "second.py").write_text(APPLICATION)
     server = uwsgi(*SECOND, "--single-interpreter", processes=1)
@@ -208,6 +215,7 @@ def test_two_applications_in_a_single_interpreter_lose_nothing(uwsgi: Any, tmp_p
 # Without threads.
 
 
+@pytest.mark.slow
 def test_without_threads_the_calls_send_and_one_warning_says_why(threadless: str, uwsgi: Any) -> None:
     server = uwsgi(package=threadless)
     server.track_in_every_worker()
@@ -218,6 +226,7 @@ def test_without_threads_the_calls_send_and_one_warning_says_why(threadless: str
     server.all_arrived_once()
 
 
+@pytest.mark.slow
 def test_without_threads_a_batch_is_sent_at_flush_at(threadless: str, uwsgi: Any) -> None:
     server = uwsgi(package=threadless, processes=1, flush_at=30)
     server.track(29)
@@ -230,6 +239,7 @@ def test_without_threads_a_batch_is_sent_at_flush_at(threadless: str, uwsgi: Any
     server.all_arrived_once()
 
 
+@pytest.mark.slow
 def test_without_threads_events_are_sent_by_the_next_call_after_flush_interval(threadless: str, uwsgi: Any) -> None:
     server = uwsgi(package=threadless, processes=1)
     server.track(10)
@@ -241,6 +251,7 @@ def test_without_threads_events_are_sent_by_the_next_call_after_flush_interval(t
     server.all_arrived_once()
 
 
+@pytest.mark.slow
 def test_without_threads_a_reload_loses_nothing(threadless: str, uwsgi: Any) -> None:
     server = uwsgi(package=threadless)
     server.track_in_every_worker()
@@ -262,6 +273,7 @@ def test_without_threads_a_worker_that_ends_by_max_requests_loses_nothing(thread
     server.all_arrived_once()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--no-master",), ("--lazy-apps",)], ids=["without a master", "lazy-apps"])
 def test_without_threads_nothing_is_lost_when_started(flags: Sequence[str], threadless: str, uwsgi: Any) -> None:
     server = uwsgi(*flags, package=threadless, processes=1)
@@ -270,6 +282,7 @@ def test_without_threads_nothing_is_lost_when_started(flags: Sequence[str], thre
     server.all_arrived_once()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["enable-threads", "threads 2", "fork hooks"])
 def test_uwsgi_runs_threads_when_enabled(start: str, threadless: str, uwsgi: Any) -> None:
     server = uwsgi(*STARTS[start], package=threadless)

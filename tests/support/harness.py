@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, Callable, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "tests" / "programs"
@@ -53,6 +55,15 @@ def environment(api_url: str, **more: str) -> dict[str, str]:
         env.pop(name, None)
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), env.get("PYTHONPATH", "")]))
     return {**env, "PYTHONPATH": path, **QUIET, "PYTHONUNBUFFERED": "1", "TEST_API": api_url, **more}
+
+
+def first_is_quick(name: str, values: Iterable[Any], ids: Iterable[str] | None = None) -> pytest.MarkDecorator:
+    """Parametrize a test. ``-m "not slow"`` runs it with the first of ``values`` only."""
+    params = [value if isinstance(value, ParameterSet) else pytest.param(value) for value in values]
+    if ids is not None:
+        params = [param._replace(id=each) for param, each in zip(params, ids)]
+    params[1:] = [param._replace(marks=(*param.marks, pytest.mark.slow)) for param in params[1:]]
+    return pytest.mark.parametrize(name, params)
 
 
 # ``python -c FEW_DESCRIPTORS COMMAND...``: the command, in a process that may have 64 files open.
@@ -135,13 +146,37 @@ class Program:
 
 def _group(pgid: int) -> list[str]:
     found = []
-    for process in psutil.process_iter(["pid", "status", "num_threads", "cmdline"]):
+    for pid in psutil.pids():
         try:
-            if os.getpgid(process.pid) == pgid and not has_ended(process.info):
-                found.append(f"{process.pid} {process.info['cmdline']}")
-        except (ProcessLookupError, PermissionError):
+            if os.getpgid(pid) == pgid:
+                process = psutil.Process(pid).as_dict(["status", "num_threads", "cmdline"])
+                if not has_ended(process):
+                    found.append(f"{pid} {process['cmdline']}")
+        except (ProcessLookupError, PermissionError, psutil.Error):
             pass
     return found
+
+
+def processes_with(*words: str) -> Iterator[tuple[psutil.Process, list[str]]]:
+    """The processes that have one of ``words`` in their command line, and that line.
+
+    A stopped one counts; one that is dead has no command line any more.
+    """
+    for pid in psutil.pids():
+        try:
+            command = _command(pid)
+            if any(word in command for word in words):
+                yield psutil.Process(pid), command
+        except (OSError, psutil.Error):
+            pass
+
+
+def _command(pid: int) -> list[str]:
+    if sys.platform != "linux":
+        return psutil.Process(pid).cmdline()
+    # A tenth of psutil's time, and this is asked of each process of the machine, again and again.
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return os.fsdecode(file.read()).split("\0")
 
 
 def has_ended(process: dict[str, Any]) -> bool:
@@ -187,10 +222,18 @@ def eventually(look: Callable[[], Seen], good: Callable[[Seen], object], timeout
 
 def get(url: str, timeout: float = DEADLINE) -> str:
     """GET past any proxy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=timeout) as answer:
-        text: str = answer.read().decode()
-        return text
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.netloc, timeout=timeout)
+    try:
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", target, headers={"Connection": "close"})
+        with connection.getresponse() as answer:
+            text = answer.read().decode()
+    finally:
+        connection.close()
+    if answer.status >= 400:
+        raise OSError(f"{answer.status} {answer.reason}: {text}")
+    return text
 
 
 class WebServer(Program):

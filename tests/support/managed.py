@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, Program, environment, eventually
+from harness import DEADLINE, Program, environment, eventually, processes_with
 from senders import lent, run_to_end, serving
 
 from letterapp import Letter, LetterError
@@ -45,13 +45,11 @@ class Directory:
     def processes(self) -> list[psutil.Process]:
         """The managers' processes: those with this directory in their command line or environment."""
         found = []
-        for process in psutil.process_iter(["cmdline"]):
-            command = process.info["cmdline"] or []
+        for process, command in processes_with("--for-manager", "--manager"):
             try:
-                if "--for-manager" in command or "--manager" in command:
-                    where = process.environ().get("XDG_RUNTIME_DIR", "")
-                    if str(self.path) in (where, *(part[: len(str(self.path))] for part in command)):
-                        found.append(process)
+                where = process.environ().get("XDG_RUNTIME_DIR", "")
+                if str(self.path) in (where, *(part[: len(str(self.path))] for part in command)):
+                    found.append(process)
             except psutil.Error:
                 pass
         return found

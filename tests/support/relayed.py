@@ -23,7 +23,7 @@ from typing import Any, Iterator
 
 import psutil
 import pytest
-from harness import DEADLINE, Program, environment, eventually
+from harness import DEADLINE, Program, environment, eventually, processes_with
 from senders import lent, run_to_end, serving
 
 from letterapp import Letter
@@ -196,13 +196,12 @@ class Runtime:
         self.fake = str(self.path / "fake.sock")  # for a `FakeRelay`
 
     def relays(self) -> list[psutil.Process]:
-        """Who serves here, or is about to. A stopped one counts; one that is dead has no command line any more."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            command = process.info["cmdline"] or []
-            if "relay" in command and any(part.startswith(str(self.path)) for part in command):
-                found.append(process)
-        return found
+        """Who serves here, or is about to."""
+        return [
+            process
+            for process, command in processes_with("relay")
+            if any(part.startswith(str(self.path)) for part in command)
+        ]
 
     def relay(self) -> psutil.Process:
         """The one that serves here."""

@@ -98,6 +98,7 @@ def test_a_finding_is_kept_once_and_does_not_end_the_run(tmp_path: Path, capsys:
     assert "6 inputs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_seed_and_extends_its_corpus(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stress", "fuzz", "spool", "--seconds", "1", "--engine", "hypothesis"]
     command += ["--seed", "7", "--corpus", str(tmp_path / "corpus")]

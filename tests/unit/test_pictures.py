@@ -53,6 +53,7 @@ def ledger(scenarios: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_the_picture_of_a_whole_run_is_small() -> None:
     results = pytest.importorskip("stress.report.results")
     overview = pytest.importorskip("stress.report.overview")
@@ -69,6 +70,7 @@ def test_the_picture_of_a_whole_run_is_small() -> None:
     assert alone + (size(some) - alone) / (len(some) - 1) * (len(SCENARIOS) - 1) + figures < MOST
 
 
+@pytest.mark.slow
 def test_each_text_of_a_picture_has_a_width(tmp_path: Path) -> None:
     canvas = pytest.importorskip("stress.report.canvas")
     picture = canvas.Canvas(200, 200, canvas.OVERVIEW)

@@ -112,6 +112,7 @@ def written(encoder: Encoder, properties: Any) -> Any:
     return json.loads(data, parse_float=lambda text: ("float", float(text)), parse_int=lambda text: ("int", text))
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=1500)
 @given(st.dictionaries(keys, values, max_size=5))
 def test_the_fast_path_and_the_copy_encode_and_refuse_the_same(properties: dict[Any, Any]) -> None:

@@ -9,6 +9,7 @@ import urllib.response
 from typing import Any, Callable
 
 import pytest
+from harness import first_is_quick
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +56,7 @@ def compare(scheme: str, host: str, port: str, no_proxy: str, set_env: Callable[
     return bypassed
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@first_is_quick("host", HOSTS)
 def test_no_proxy_is_parsed_like_urllib(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, NOWHERE)
@@ -68,6 +69,7 @@ def test_no_proxy_is_parsed_like_urllib(host: str, monkeypatch: pytest.MonkeyPat
     assert bypassed == {True, False}
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(["http", "https"]),

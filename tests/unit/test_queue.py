@@ -221,7 +221,7 @@ class ModelThatDropsTheOldest(Model):
 for machine in (Model, ModelThatDropsTheOldest):
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestModel = Model.TestCase
-TestModelThatDropsTheOldest = ModelThatDropsTheOldest.TestCase
+TestModelThatDropsTheOldest = pytest.mark.slow(ModelThatDropsTheOldest.TestCase)
 
 
 @pytest.mark.parametrize(

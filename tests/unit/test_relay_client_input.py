@@ -80,6 +80,7 @@ def test_a_wrong_number_or_report_ends_the_connection_and_loses_nothing(
     assert 0 <= delivered <= 1 and sum(client.counts().lost.values()) <= 2
 
 
+@pytest.mark.slow
 def test_a_flood_of_answers_does_not_block_a_call(client: Any, relay: socket.socket) -> None:
     stop = threading.Event()
 

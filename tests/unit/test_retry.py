@@ -146,6 +146,7 @@ def search(bad: set[int]) -> tuple[list[int], int]:
     return given_up, requests
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=500)
 @given(st.sets(st.integers(0, 99), max_size=4) | st.integers(0, 96).map(lambda first: set(range(first, first + 4))))
 def test_any_four_bad_events_of_a_hundred_are_found(bad: set[int]) -> None:

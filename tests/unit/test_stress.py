@@ -18,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from harness import DEADLINE, ROOT
+from harness import DEADLINE, ROOT, first_is_quick
 from rich.console import Console
 
 from stress import ports, run, scenario_run
@@ -121,7 +121,7 @@ def faults(entry: dict[str, Any]) -> dict[str, int]:
 needs_unix = pytest.mark.skipif(sys.platform == "win32", reason="forks, and a relay needs Unix sockets")
 
 
-@pytest.mark.parametrize("scenario", ["single", "bursts", "threads", pytest.param("python-daemon", marks=needs_unix)])
+@first_is_quick("scenario", ["single", "bursts", "threads", pytest.param("python-daemon", marks=needs_unix)])
 def test_the_client_as_it_is_balances(scenario: str, perform: Any) -> None:
     if scenario == "python-daemon":
         pytest.importorskip("daemon")
@@ -130,12 +130,14 @@ def test_the_client_as_it_is_balances(scenario: str, perform: Any) -> None:
     assert entry["delivered"] == entry["calls"] > 0
 
 
+@pytest.mark.slow
 @needs_unix
 def test_events_queued_at_os_exit_are_lost(perform: Any) -> None:
     entry = perform("os-exit", "letterapp", send_on_os_exit=False)
     assert (entry["verdict"], list(faults(entry)), entry["calls"]) == ("red", ["lost"], 320), entry
 
 
+@pytest.mark.slow
 @needs_unix
 def test_a_family_ended_by_ctrl_c_reports_every_event(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exits, "FAMILIES", 1)
@@ -144,7 +146,7 @@ def test_a_family_ended_by_ctrl_c_reports_every_event(perform: Any, monkeypatch:
 
 
 @needs_unix
-@pytest.mark.parametrize("scenario", ["single", "process-spawn", "sigterm-exit-signals", "relay-cgroup"])
+@first_is_quick("scenario", ["single", "process-spawn", "sigterm-exit-signals", "relay-cgroup"])
 def test_the_client_with_a_relay_balances(scenario: str, perform: Any) -> None:
     if scenario == "relay-cgroup":
         pytest.importorskip("gunicorn")
@@ -153,6 +155,7 @@ def test_the_client_with_a_relay_balances(scenario: str, perform: Any) -> None:
     assert entry["delivered"] == entry["calls"] > 0
 
 
+@pytest.mark.slow
 @needs_unix
 def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario_run, "GRACE", 0.3)
@@ -173,6 +176,7 @@ def test_a_relay_that_outlives_its_clients_is_an_orphan(perform: Any, monkeypatc
     assert (entry["verdict"], faults(entry)) == ("red", {"orphans": 1}), entry
 
 
+@pytest.mark.slow
 @needs_unix
 def test_losses_in_the_log_of_a_relay_count_as_reported(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario_run, "GRACE", 15.0)  # a relay may run for a while after its last client
@@ -181,6 +185,7 @@ def test_losses_in_the_log_of_a_relay_count_as_reported(perform: Any, monkeypatc
     assert entry["calls"] == entry["reported"] + entry["delivered"] > entry["delivered"]
 
 
+@pytest.mark.slow
 @needs_unix
 def test_a_relay_that_dies_with_events(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "KILLS", 2)
@@ -190,7 +195,7 @@ def test_a_relay_that_dies_with_events(perform: Any, monkeypatch: pytest.MonkeyP
 
 
 @needs_unix
-@pytest.mark.parametrize(
+@first_is_quick(
     "scenario",
     ["single", "single-close", "process-spawn", "sigterm-exit-signals", "manager-restarted", "manager-terminated"],
 )
@@ -201,6 +206,7 @@ def test_the_client_with_a_manager_balances(scenario: str, perform: Any, monkeyp
     assert entry["delivered"] == entry["calls"] > 0
 
 
+@pytest.mark.slow
 @needs_unix
 def test_a_manager_that_dies_with_events(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager, "FAMILIES", 1)
@@ -209,6 +215,7 @@ def test_a_manager_that_dies_with_events(perform: Any, monkeypatch: pytest.Monke
     assert any("name no event" in note for note in entry["notes"]), "no process has reported the end of its manager"
 
 
+@pytest.mark.slow
 @needs_unix
 def test_a_manager_whose_starter_dies_serves_its_children_and_ends(
     perform: Any, monkeypatch: pytest.MonkeyPatch
@@ -218,6 +225,7 @@ def test_a_manager_whose_starter_dies_serves_its_children_and_ends(
     assert (entry["verdict"], faults(entry), entry["failure"]) == ("balances", {}, None), entry
 
 
+@pytest.mark.slow
 @needs_unix
 def test_a_manager_that_outlives_its_family_is_an_orphan(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario_run, "GRACE", 0.3)
@@ -238,6 +246,7 @@ def test_a_manager_that_outlives_its_family_is_an_orphan(perform: Any, monkeypat
     assert (entry["verdict"], faults(entry)) == ("red", {"orphans": 1}), entry
 
 
+@pytest.mark.slow
 @needs_unix
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="the program uses sys.orig_argv")
 def test_a_spawned_process_finds_its_familys_manager_or_starts_its_own() -> None:
@@ -290,6 +299,7 @@ def test_a_scenario_of_another_column_is_no_fault_of_this_client(
     assert run._status(Console(quiet=True), {**ledger(entry), "columns": [entry["column"]]}, 1) == 0
 
 
+@pytest.mark.slow
 def test_allowed_overtaking_is_only_noted(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = SCENARIOS["single"].module.outside
 
@@ -303,13 +313,14 @@ def test_allowed_overtaking_is_only_noted(perform: Any, monkeypatch: pytest.Monk
     assert any("overtaken" in note for note in entry["notes"])
 
 
-@pytest.mark.parametrize("fault", ["lost", "twice", "collided", "disordered", "orphans"])
+@first_is_quick("fault", ["lost", "twice", "collided", "disordered", "orphans"])
 def test_a_broken_client_turns_its_column_red(fault: str, perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenario_run, "GRACE", 0.3 if fault == "orphans" else scenario_run.GRACE)
     entry = perform("single", f"broken:{fault}")
     assert (entry["verdict"], list(faults(entry))) == ("red", [fault]), entry
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def outside(scenario: Any) -> None:
         program = scenario.start("single")
@@ -321,7 +332,7 @@ def test_a_client_that_does_not_let_its_program_end_is_hung(perform: Any, monkey
     assert (entry["verdict"], faults(entry)) == ("red", {"hung": 1}), entry
 
 
-@pytest.mark.parametrize("what", ["descriptors", "threads"])
+@first_is_quick("what", ["descriptors", "threads"])
 def test_a_client_that_keeps_a_descriptor_or_a_thread_of_each_burst_leaks(
     what: str, perform: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +378,7 @@ def ledger(*entries: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_report_shows_what_the_ledger_says_and_needs_nothing_else(perform: Any, tmp_path: Path) -> None:
     report = pytest.importorskip("stress.report")
     file = tmp_path / "ledger.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from harness import DEADLINE, Program, environment, eventually
+from harness import DEADLINE, Program, environment, eventually, first_is_quick
 from managed import Directory
 from programs import quiet_ends
 from relayed import Runtime
@@ -46,13 +46,13 @@ def ends_without_a_word(running: Program) -> None:
     assert (finished.code, finished.output) == (0, ""), finished
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+@first_is_quick("end", ENDS.values(), ids=ENDS.keys())
 def test_no_socket_is_left_open_by(end: Callable[[], None], letter_api: Any, tmp_path: Path) -> None:
     with program(end, letter_api.url, tmp_path) as running:
         ends_without_a_word(running)
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+@first_is_quick("end", ENDS.values(), ids=ENDS.keys())
 def test_no_socket_is_left_open_with_tls(
     end: Callable[[], None], tls_api: IngestionServer, ca_file: str, tmp_path: Path
 ) -> None:
@@ -60,7 +60,7 @@ def test_no_socket_is_left_open_with_tls(
         ends_without_a_word(running)
 
 
-@pytest.mark.parametrize("end", ["its end, with a connection", "close", "a client that nobody keeps"])
+@first_is_quick("end", ["its end, with a connection", "close", "a client that nobody keeps"])
 @pytest.mark.parametrize("way", ["relay", "manager", "spool"])
 def test_no_socket_is_left_open_with_other_transports(way: str, end: str, letter_api: Any, tmp_path: Path) -> None:
     name = ENDS[end].__name__
