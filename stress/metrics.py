@@ -14,6 +14,8 @@ from typing import Dict, List, NamedTuple, Optional
 
 from .peers import FLOOR, SELF
 
+SHAPES = ("flat", "list", "cart")  # of events; what is in them: `SHAPES` in inside/measured_clients.py
+
 Samples = Dict[str, Dict[str, List[Optional[float]]]]  # by metric, column and round; None if a measurement failed
 CurveSamples = Dict[str, Dict[str, Dict[int, List[Optional[float]]]]]  # by curve, column, x and round
 
@@ -41,6 +43,25 @@ class Metric(NamedTuple):
 
 
 OLD = "letterapp 0.2.0"
+_MOST_OF_FLOOR = {"flat": 0.7, "list": 0.7, "cart": 0.65}  # for the median of a call
+
+
+def _shape_metrics(shape: str) -> tuple[Metric, ...]:
+    return (
+        Metric(
+            f"{shape}_call", "shapes", f"{shape} event: track(), median, us", (Limit(_MOST_OF_FLOOR[shape], FLOOR),)
+        ),
+        Metric(f"{shape}_tail", "shapes", f"{shape} event: p99 of track() over its median", (Limit(8),)),
+        Metric(f"{shape}_cpu", "shapes", f"{shape} event: CPU, sending included, us", (Limit(1.2, FLOOR),)),
+        Metric(
+            f"{shape}_rate",
+            "shapes",
+            f"{shape} event: over HTTP, events/s",
+            (Limit(1.3, OLD, True), Limit(8, "posthog", True)),
+        ),
+    )
+
+
 # The import has two limits because milliseconds depend on the machine: on the one where 10 was set, 0.2.0 took 34.
 METRICS = (
     Metric("call", "calls", "track(), five properties, median, us", (Limit(1.0, FLOOR),)),
@@ -49,6 +70,7 @@ METRICS = (
         "stream", "stream", "40,000 events over HTTP, events/s", (Limit(1.15, OLD, True), Limit(5, "posthog", True))
     ),
     Metric("cpu", "stream", "the same, CPU per event, us", (Limit(1.5, FLOOR),)),
+    *(metric for shape in SHAPES for metric in _shape_metrics(shape)),
     Metric("loopback_tls", "loopback_tls", "20,000 events over TLS, no delay, events/s"),
     Metric("tls", "tls", "4,000 events over TLS, 20 ms away, events/s", (Limit(5, OLD, True),)),
     Metric("import", "import", "import, CPU over bare Python, ms", (Limit(10), Limit(0.3, OLD))),
