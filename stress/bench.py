@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report
-from .metrics import CURVES, MEASURES, METRICS, SHAPES, WORKERS, Samples, check_limits
+from .metrics import CURVES, MEASURES, METRICS, WORKERS, Samples, check_limits
 from .peers import FLOOR, KNOWN, SELF, Environments, Peer
 from .programs import TIMEOUT, Failure, Program
 from .report import results
 from .scaling import Scaling
-from .shapes import TURNS, Shapes
+from .shapes import Shapes
 
 HERE = Path(__file__).resolve().parent
 CALLS = 20_000
@@ -139,7 +139,7 @@ class _Rounds:
     def steps(self, measure: str) -> int:
         """How often `take` will call ``step``."""
         if measure == "shapes":
-            return TURNS * len(SHAPES) * len(self._columns)
+            return self._shapes.steps()
         return len(self._columns) * next((len(curve.xs) for curve in CURVES if curve.measure == measure), 1)
 
     def take(self, measure: str, step: Callable[[str], None]) -> None:

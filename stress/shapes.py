@@ -80,6 +80,10 @@ class Shapes:
         self._measured = measured
         self._failures = failures  # by measure and column: the first failure
 
+    def steps(self) -> int:
+        """How often `take` will call ``step``."""
+        return TURNS * len(SHAPES) * len(self._columns)
+
     def take(self, step: Callable[[str], None]) -> dict[str, Figures | None]:
         """The figures of a round, by column; None for a client that has failed, in this round or before."""
         windows: dict[str, dict[str, list[Window]]] = {}  # by column and shape
