@@ -51,6 +51,8 @@ FORK_STEPS = 10
 # Seconds after a burst: before the wake-ups are counted, while they are, and before the threads are.
 SETTLING, WATCHED, ENDING = 1.0, 3.0, 4.0
 
+WITH_ORJSON = "orjson"  # the name of that column on the command line
+
 Figures = Dict[str, float]
 
 
@@ -62,7 +64,8 @@ def bench(options: argparse.Namespace) -> int:
         if name not in MEASURES:
             raise ValueError(f"unknown measure {name!r}: some of {','.join(MEASURES)}")
     environments = Environments(options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"))
-    peers = [environments.peer(name) for name in options.peers or KNOWN]
+    variants = {WITH_ORJSON: environments.orjson}
+    peers = [variants[name]() if name in variants else environments.peer(name) for name in options.peers or KNOWN]
     columns = [environments.this_client(), *peers, environments.floor()]
     with tempfile.TemporaryDirectory() as folder:
         rounds = _Rounds(columns, _Certificate.make(Path(folder)), Path(folder))

@@ -15,7 +15,7 @@ from harness import ROOT
 from stress import bench, shapes
 from stress.counting_server import Counts
 from stress.metrics import MEASURES, METRICS, OLD, SHAPES, Samples, check_limits
-from stress.peers import FLOOR, KNOWN, SELF, Peer
+from stress.peers import FLOOR, KNOWN, ORJSON, SELF, Environments, Peer
 from stress.shapes import BATCH, EVENTS, TURNS, WARM_UP, Window
 
 
@@ -65,9 +65,11 @@ def limits(key: str) -> list[str]:
     return [str(limit) for limit in found.limits]
 
 
-@pytest.mark.parametrize(("shape", "call"), [("flat", 0.7), ("list", 0.7), ("cart", 0.65)])
-def test_each_shape_has_rows_with_limits(shape: str, call: float) -> None:
-    assert limits(f"{shape}_call") == [f"at most {call} x floor"]
+@pytest.mark.parametrize(
+    ("shape", "call", "with_orjson"), [("flat", 0.7, 0.45), ("list", 0.7, 0.45), ("cart", 0.65, 0.3)]
+)
+def test_each_shape_has_rows_with_limits(shape: str, call: float, with_orjson: float) -> None:
+    assert limits(f"{shape}_call") == [f"at most {call} x floor", f"with orjson: at most {with_orjson} x floor"]
     assert limits(f"{shape}_tail") == ["at most 8"]
     assert limits(f"{shape}_cpu") == ["at most 1.2 x floor"]
     assert limits(f"{shape}_rate") == ["at least 1.3 x letterapp 0.2.0", "at least 8 x posthog"]
@@ -90,6 +92,37 @@ def test_a_ratio_is_taken_within_a_round() -> None:
     assert verdicts(samples) == {"flat_call at most 0.7 x floor": "MISSED"}
     samples["flat_call"][SELF] = [None, 12.0, None]  # some rounds failed
     assert verdicts(samples) == {"flat_call at most 0.7 x floor": "met"}
+
+
+def test_the_limits_of_a_variant_are_for_its_own_figures() -> None:
+    samples: Samples = {"cart_call": {SELF: [6.0], ORJSON: [4.0], FLOOR: [10.0]}}
+    assert verdicts(samples) == {
+        "cart_call at most 0.65 x floor": "met",
+        "cart_call with orjson: at most 0.3 x floor": "MISSED",
+    }
+    samples["cart_call"][ORJSON] = [2.0]
+    assert verdicts(samples)["cart_call with orjson: at most 0.3 x floor"] == "met"
+    samples["cart_call"][ORJSON] = [None]
+    assert verdicts(samples)["cart_call with orjson: at most 0.3 x floor"] == "not measured"
+
+
+def test_the_limits_of_a_variant_that_was_not_asked_for_are_not_shown() -> None:
+    samples: Samples = {"cart_call": {SELF: [6.0], FLOOR: [10.0]}}
+    assert verdicts(samples) == {"cart_call at most 0.65 x floor": "met"}
+
+
+def test_the_variant_with_orjson_is_this_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def environment(self: Environments, requirement: str | None) -> str:
+        asked.append(requirement)
+        return sys.executable
+
+    monkeypatch.setattr(Environments, "_environment", environment)
+    environments = Environments(sys.executable, tmp_path, print)
+    one, other = environments.this_client(), environments.orjson()
+    assert asked == [None, "orjson"]
+    assert (one.column, other) == (SELF, one._replace(column=ORJSON))
 
 
 def test_a_rate_has_a_limit_for_each_of_two_clients() -> None:
