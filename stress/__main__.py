@@ -55,10 +55,16 @@ def _parser() -> argparse.ArgumentParser:
         "peers",
         nargs="*",
         metavar="PEER",
-        help="letterapp, posthog, segment or rudder; NAME==VERSION is possible (default: all)",
+        help="letterapp, posthog, segment or rudder, NAME==VERSION is possible (default: all four); or orjson: this "
+        "checkout in an environment with orjson, with limits of its own",
     )
     bench.add_argument("--rounds", type=_positive, default=5, metavar="N", help="number of rounds (default: 5)")
-    bench.add_argument("--rows", default="", metavar="KEY,KEY", help="only these measures, from stress/metrics.py")
+    bench.add_argument(
+        "--rows",
+        default="",
+        metavar="KEY,KEY",
+        help="only these measures, such as shapes (flat events, lists and carts); all: see stress/metrics.py",
+    )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all raw figures")
     bench.add_argument("--markdown", type=Path, metavar="FILE", help="write the table for docs/benchmarks.md")
     _add_environment_options(bench)

@@ -3,7 +3,7 @@
 Responsible for: what each measurement needs around it (a server, a proxy, samples from outside). Every figure is taken
 once a round, client after client, so that the varying load of the machine affects all of them. Not responsible for:
 limits, tables, timing a client's calls (in its own interpreter: `inside/measure.py`), figures at several sizes
-(`scaling.py`).
+(`scaling.py`), events of several shapes (`shapes.py`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import report
 from .metrics import CURVES, MEASURES, METRICS, WORKERS, Samples, check_limits
 from .peers import FLOOR, KNOWN, SELF, Environments, Peer
-from .programs import Failure, Program
+from .programs import TIMEOUT, Failure, Program
 from .report import results
 from .scaling import Scaling
+from .shapes import Shapes
 
 HERE = Path(__file__).resolve().parent
 CALLS = 20_000
@@ -50,6 +51,8 @@ FORK_STEPS = 10
 # Seconds after a burst: before the wake-ups are counted, while they are, and before the threads are.
 SETTLING, WATCHED, ENDING = 1.0, 3.0, 4.0
 
+WITH_ORJSON = "orjson"  # the name of that column on the command line
+
 Figures = Dict[str, float]
 
 
@@ -61,7 +64,8 @@ def bench(options: argparse.Namespace) -> int:
         if name not in MEASURES:
             raise ValueError(f"unknown measure {name!r}: some of {','.join(MEASURES)}")
     environments = Environments(options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"))
-    peers = [environments.peer(name) for name in options.peers or KNOWN]
+    variants = {WITH_ORJSON: environments.orjson}
+    peers = [variants[name]() if name in variants else environments.peer(name) for name in options.peers or KNOWN]
     columns = [environments.this_client(), *peers, environments.floor()]
     with tempfile.TemporaryDirectory() as folder:
         rounds = _Rounds(columns, _Certificate.make(Path(folder)), Path(folder))
@@ -133,14 +137,20 @@ class _Rounds:
         self.failures: dict[str, dict[str, str]] = {}  # by measure and column: the first failure
         self.event_sizes: dict[str, float] = {}  # bytes of one event in a request
         self.curves = Scaling(columns, self._measured, self.failures)
+        self._shapes = Shapes(columns, self._measured, self.failures)
 
     def steps(self, measure: str) -> int:
         """How often `take` will call ``step``."""
+        if measure == "shapes":
+            return self._shapes.steps()
         return len(self._columns) * next((len(curve.xs) for curve in CURVES if curve.measure == measure), 1)
 
     def take(self, measure: str, step: Callable[[str], None]) -> None:
         if any(curve.measure == measure for curve in CURVES):
             self.curves.take(measure, step)
+        elif measure == "shapes":
+            for column, figures in self._shapes.take(step).items():
+                self._keep(measure, column, figures)
         else:
             self._take_metrics(measure, step)
 
@@ -161,10 +171,13 @@ class _Rounds:
                 except Failure as failure:
                     self.failures.setdefault(measure, {})[peer.column] = str(failure)
                     figures = None
-            for metric in METRICS:
-                if metric.measure == measure and (figures is None or metric.key in figures):
-                    kept = self.samples.setdefault(metric.key, {}).setdefault(peer.column, [])
-                    kept.append(figures[metric.key] if figures else None)
+            self._keep(measure, peer.column, figures)
+
+    def _keep(self, measure: str, column: str, figures: Figures | None) -> None:
+        for metric in METRICS:
+            if metric.measure == measure and (figures is None or metric.key in figures):
+                kept = self.samples.setdefault(metric.key, {}).setdefault(column, [])
+                kept.append(figures[metric.key] if figures else None)
 
     def _calls(self, peer: Peer) -> Figures:
         with self._measured(peer, "calls", CALLS, expect=WARM_UP) as (program, server):
@@ -311,18 +324,21 @@ class _Rounds:
         peer: Peer,
         measure: str,
         *numbers: int,
-        expect: int | None = None,
+        expect: int | list[int] | None = None,
         no_response: bool = False,
         tls: bool = False,
         delayed: bool = False,
+        timeout: float = TIMEOUT,
     ) -> Iterator[Any]:
         """Run ``measure`` with the peer's client and a separate server; yields both programs."""
-        expect = max(1, numbers[0]) if expect is None else expect
+        expected = expect if isinstance(expect, list) else [max(1, numbers[0]) if expect is None else expect]
         server_options = ["--certificate", str(self._certificate.server)] if tls else []
         server_options += ["--no-response"] if no_response else []
         trust = {"SSL_CERT_FILE": str(self._certificate.bundle), "REQUESTS_CA_BUNDLE": str(self._certificate.bundle)}
         with ExitStack() as stack:
-            server = stack.enter_context(_start("counting_server.py", peer.marker or "-", expect, *server_options))
+            server = stack.enter_context(
+                _start("counting_server.py", peer.marker or "-", *expected, *server_options, timeout=timeout)
+            )
             port = server.receive()["port"]
             if delayed:
                 proxy = stack.enter_context(_start("delay_proxy.py", port, ONE_WAY_DELAY))
@@ -332,13 +348,15 @@ class _Rounds:
             env = {**peer.env, **trust, "STRESS_MODULE": peer.module}
             env["XDG_RUNTIME_DIR"] = str(self._folder)  # where a relay listens
             yield (
-                stack.enter_context(Program(peer.python, script, measure, peer.client, url, *numbers, env=env)),
+                stack.enter_context(
+                    Program(peer.python, script, measure, peer.client, url, *numbers, env=env, timeout=timeout)
+                ),
                 server,
             )
 
 
-def _start(script: str, *arguments: object) -> Program:
-    return Program(sys.executable, HERE / script, *arguments)
+def _start(script: str, *arguments: object, timeout: float = TIMEOUT) -> Program:
+    return Program(sys.executable, HERE / script, *arguments, timeout=timeout)
 
 
 def _returning(figures: Figures) -> Callable[[], Figures]:

@@ -3,7 +3,8 @@
 Responsible for: just enough HTTP to respond to a POST, and the counts. It must not be the bottleneck, so it searches
 each body for a marker and parses no JSON. ``stress bench`` prints how much faster it is than the fastest client.
 
-It sends its port, then its counts once EXPECT events have arrived, and its counts again when stdin is closed.
+It sends its port, then its counts each time that as many events as the next EXPECT have arrived in all, and its counts
+again when stdin is closed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length
 class Counts:
     """What has arrived. Updated by the threads of the connections."""
 
-    def __init__(self, expect: int) -> None:
+    def __init__(self, expect: list[int]) -> None:
         self._expect = expect
         self._lock = threading.Lock()  # guards the figures; held for additions and one line of output only
         self._figures = {"events": 0, "bytes": 0, "requests": 0, "connections": 0, "last": 0.0}
@@ -41,8 +42,9 @@ class Counts:
             self._figures["bytes"] += size
             self._figures["requests"] += 1
             self._figures["last"] = time.monotonic()  # the same clock in all processes of a machine
-            if before < self._expect <= self._figures["events"]:
-                self._send()
+            for expected in self._expect:
+                if before < expected <= self._figures["events"]:
+                    self._send()
 
     def send(self) -> None:
         with self._lock:
@@ -94,7 +96,7 @@ def _head(stream: IO[bytes]) -> tuple[int, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("marker")
-    parser.add_argument("expect", type=int)
+    parser.add_argument("expect", type=int, nargs="+")
     parser.add_argument("--no-response", action="store_true", help="receive, but never respond")
     parser.add_argument("--certificate")
     options = parser.parse_args()

@@ -12,22 +12,26 @@ from __future__ import annotations
 from statistics import median
 from typing import Dict, List, NamedTuple, Optional
 
-from .peers import FLOOR, SELF
+from .peers import FLOOR, ORJSON, SELF
+
+SHAPES = ("flat", "list", "cart")  # of events; what is in them: `SHAPES` in inside/measured_clients.py
 
 Samples = Dict[str, Dict[str, List[Optional[float]]]]  # by metric, column and round; None if a measurement failed
 CurveSamples = Dict[str, Dict[str, Dict[int, List[Optional[float]]]]]  # by curve, column, x and round
 
 
 class Limit(NamedTuple):
-    """A bound for this client's figure, or for its ratio to the figure of the column ``against``."""
+    """A bound for a figure of this client or its variant ``column``, or for its ratio to the column ``against``."""
 
     bound: float
     against: str = ""
     at_least: bool = False
+    column: str = SELF
 
     def __str__(self) -> str:
         sign = "at least" if self.at_least else "at most"
-        return f"{sign} {self.bound:g} x {self.against}" if self.against else f"{sign} {self.bound:g}"
+        text = f"{sign} {self.bound:g} x {self.against}" if self.against else f"{sign} {self.bound:g}"
+        return text if self.column == SELF else f"{self.column}: {text}"
 
     def is_met(self, value: float) -> bool:
         return value >= self.bound if self.at_least else value <= self.bound
@@ -41,6 +45,30 @@ class Metric(NamedTuple):
 
 
 OLD = "letterapp 0.2.0"
+# For the median of a call, over the floor; the second if orjson is installed.
+_CALL_LIMITS = {"flat": (0.7, 0.45), "list": (0.7, 0.45), "cart": (0.65, 0.3)}
+
+
+def _shape_metrics(shape: str) -> tuple[Metric, ...]:
+    ordinary, fast = _CALL_LIMITS[shape]
+    return (
+        Metric(
+            f"{shape}_call",
+            "shapes",
+            f"{shape} event: track(), median, us",
+            (Limit(ordinary, FLOOR), Limit(fast, FLOOR, column=ORJSON)),
+        ),
+        Metric(f"{shape}_tail", "shapes", f"{shape} event: p99 of track() over its median", (Limit(8),)),
+        Metric(f"{shape}_cpu", "shapes", f"{shape} event: CPU, sending included, us", (Limit(1.2, FLOOR),)),
+        Metric(
+            f"{shape}_rate",
+            "shapes",
+            f"{shape} event: over HTTP, events/s",
+            (Limit(1.3, OLD, True), Limit(8, "posthog", True)),
+        ),
+    )
+
+
 # The import has two limits because milliseconds depend on the machine: on the one where 10 was set, 0.2.0 took 34.
 METRICS = (
     Metric("call", "calls", "track(), five properties, median, us", (Limit(1.0, FLOOR),)),
@@ -49,6 +77,7 @@ METRICS = (
         "stream", "stream", "40,000 events over HTTP, events/s", (Limit(1.15, OLD, True), Limit(5, "posthog", True))
     ),
     Metric("cpu", "stream", "the same, CPU per event, us", (Limit(1.5, FLOOR),)),
+    *(metric for shape in SHAPES for metric in _shape_metrics(shape)),
     Metric("loopback_tls", "loopback_tls", "20,000 events over TLS, no delay, events/s"),
     Metric("tls", "tls", "4,000 events over TLS, 20 ms away, events/s", (Limit(5, OLD, True),)),
     Metric("import", "import", "import, CPU over bare Python, ms", (Limit(10), Limit(0.3, OLD))),
@@ -110,7 +139,7 @@ def spread(values: list[float | None]) -> Spread | None:
 
 def limited_value(samples: Samples, metric: Metric, limit: Limit) -> Spread | None:
     """The figure or ratio that ``limit`` applies to; None if either side was not measured."""
-    own = samples[metric.key].get(SELF, [])
+    own = samples[metric.key].get(limit.column, [])
     if not limit.against:
         return spread(own)
     other = samples[metric.key].get(limit.against, [])
@@ -137,8 +166,13 @@ class LimitCheck(NamedTuple):
 
 
 def check_limits(samples: Samples) -> list[LimitCheck]:
+    """Compare all limits but those of a variant that is not among the columns."""
     return [
-        _check_limit(samples, metric, limit) for metric in METRICS if metric.key in samples for limit in metric.limits
+        _check_limit(samples, metric, limit)
+        for metric in METRICS
+        if metric.key in samples
+        for limit in metric.limits
+        if limit.column == SELF or limit.column in samples[metric.key]
     ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-SELF, RELAY, MANAGER, FLOOR = "this client", "relay=True", "relay=queue", "floor"
+SELF, RELAY, MANAGER, ORJSON, FLOOR = "this client", "relay=True", "relay=queue", "with orjson", "floor"
 OWN = (SELF, RELAY, MANAGER)  # the columns of this checkout
 _CLEARED = ("PYTHON", "LETTER_", "POSTHOG_", "SEGMENT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "VIRTUAL_ENV")
 
@@ -58,8 +58,9 @@ class Environments:
         self._progress = progress
         self.python_version = _output(python, "import platform; print(platform.python_version())")
 
-    def this_client(self) -> Peer:
-        python = self._environment(None)
+    def this_client(self, requirement: str | None = None) -> Peer:
+        """This checkout, in an environment with ``requirement``."""
+        python = self._environment(requirement)
         env = {**clean_environment(), "PYTHONPATH": str(CHECKOUT)}
         version = _output(python, "import letterapp; print(letterapp.__version__)", env)
         known = KNOWN["letterapp"]
@@ -68,6 +69,10 @@ class Environments:
     def relay(self) -> Peer:
         """This client, with a relay to which all processes send their events."""
         return self.this_client()._replace(column=RELAY, options={"relay": True})
+
+    def orjson(self) -> Peer:
+        """This client, in an environment in which orjson is installed."""
+        return self.this_client("orjson")._replace(column=ORJSON)
 
     def manager(self) -> Peer:
         """This client, with the queue of one `letterapp.relay.SenderManager` in all processes."""

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Mapping
 
+TIMEOUT = 120.0  # seconds that a program may run
+
 
 class Failure(Exception):
     """A measurement or a scenario failed. The message says why, in one line."""
@@ -32,7 +34,7 @@ class Program:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         json_output: bool = True,
-        timeout: float = 120.0,
+        timeout: float = TIMEOUT,
     ) -> None:
         """Start it in a separate session. Without ``json_output`` it may print anything on stdout."""
         self._name = next(Path(str(each)).stem for each in arguments if not str(each).startswith("-"))
@@ -73,11 +75,11 @@ class Program:
             raise Failure(f"{self._name} printed {line.strip()[:80]!r} instead of JSON") from None
         return message
 
-    def resume(self) -> None:
+    def resume(self, line: str = "") -> None:
         """Let a program continue that waits for a line on stdin."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write("\n")
+            self._process.stdin.write(f"{line}\n")
         except OSError:
             raise Failure(self.failure_text()) from None
 

@@ -19,7 +19,7 @@ from mmap import mmap
 from typing import Callable, NamedTuple, NoReturn
 
 import measured_clients
-from measured_clients import properties
+from measured_clients import SHAPES, properties
 
 FORKS = 15  # forks in one step
 TIMEOUT = 15  # seconds that a forked worker may run; some clients hang there forever
@@ -54,6 +54,36 @@ def stream(name: str, url: str, number: int) -> None:
         track(properties=properties(count))
     client.close()
     _send(began=began, cpu_us=(time.process_time() - cpu) / number * 1e6)
+
+
+def shapes(name: str, url: str, number: int) -> None:
+    """For each line on stdin, which names a shape: ``number`` events of that shape, and then their figures.
+
+    The events are created before the timing starts. CPU is read at the next line, when all of them have arrived.
+    """
+    client = getattr(measured_clients, name)(url, 2 * number)
+    track, clock = client.track, time.perf_counter_ns
+    for count in range(WARM_UP):
+        track(properties=properties(count))
+    _send()
+    while line := sys.stdin.readline():
+        events = [SHAPES[line.strip()](count) for count in range(number)]
+        times = array("q", bytes(8 * number))
+        gc.collect()  # so that every client begins with the same number of young objects
+        cpu, began = time.process_time(), time.monotonic()
+        before = clock()
+        for count, sample in enumerate(events):
+            track(properties=sample)
+            now = clock()
+            times[count] = now - before  # reading the clock once for each event: the CPU includes it
+            before = now
+        _send(began=began)
+        sys.stdin.readline()
+        cpu = time.process_time() - cpu
+        ordered = sorted(times)
+        median = ordered[number // 2] / 1e3
+        _send(median_us=median, p99_us=ordered[-max(1, number // 100)] / 1e3, cpu_us=cpu / number * 1e6)
+    os._exit(0)
 
 
 def idle(name: str, url: str, number: int) -> None:

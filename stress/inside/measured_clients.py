@@ -26,6 +26,25 @@ def properties(number: int) -> dict[str, Any]:
     return {"plan": "pro", "amount": 12.5, "count": number, "paid": True, "source": "newsletter"}
 
 
+def flat(number: int) -> dict[str, Any]:
+    return {"plan": "pro", "amount": 12.5, "count": number, "paid": True}
+
+
+def with_list(number: int) -> dict[str, Any]:
+    """As `flat`, but one of the values is a list."""
+    return {"plan": "pro", "amount": 12.5, "count": number, "sizes": [1, 2, 3]}
+
+
+def with_cart(number: int) -> dict[str, Any]:
+    """As `with_list`, and the five items of an order."""
+    cart = [{"sku": f"A-{item}", "name": f"Item {item}", "price": 9.5 + item, "quantity": item} for item in range(5)]
+    return {**with_list(number), "cart": cart}
+
+
+# By their names in stress/metrics.py. Each call makes new objects, as a program would.
+SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {"flat": flat, "list": with_list, "cart": with_cart}
+
+
 def letterapp(url: str, capacity: int, **options: Any) -> Client:
     from letterapp import Letter
 
@@ -78,7 +97,8 @@ def floor(url: str, capacity: int) -> Client:
     import uuid
     from collections import deque
 
-    queue: deque[str] = deque()
+    # Bounded, because a queue that grows would also measure how fast the system provides memory.
+    queue: deque[str] = deque(maxlen=capacity)
 
     def track(properties: dict[str, Any]) -> None:
         queue.append(

@@ -1,0 +1,216 @@
+"""The benchmark's own rules: the shapes of events, the limits of their rows, and what its programs tell each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from harness import ROOT
+
+from stress import bench, shapes
+from stress.counting_server import Counts
+from stress.metrics import MEASURES, METRICS, OLD, SHAPES, Samples, check_limits
+from stress.peers import FLOOR, KNOWN, ORJSON, SELF, Environments, Peer
+from stress.shapes import BATCH, EVENTS, TURNS, WARM_UP, Window
+
+
+@pytest.fixture
+def measured_clients(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that runs in the interpreters of the clients."""
+    monkeypatch.syspath_prepend(str(ROOT / "stress" / "inside"))
+    import measured_clients
+
+    return measured_clients
+
+
+def test_the_shapes_are_those_of_the_rows(measured_clients: Any) -> None:
+    flat, with_list, with_cart = (measured_clients.SHAPES[shape](7) for shape in SHAPES)
+    assert len(measured_clients.SHAPES) == len(SHAPES)
+    assert len(flat) == 4 and not any(isinstance(value, (list, dict)) for value in flat.values())
+    assert len(with_list) == 4 and [value for value in with_list.values() if isinstance(value, list)] == [[1, 2, 3]]
+    cart = with_cart.pop("cart")
+    assert with_cart == with_list
+    assert [len(item) for item in cart] == [4] * 5
+    assert not any(isinstance(value, (list, dict)) for item in cart for value in item.values())
+
+
+def test_no_two_events_share_an_object_that_a_client_could_have_seen_before(measured_clients: Any) -> None:
+    for make in measured_clients.SHAPES.values():
+        one, other = make(1), make(1)
+        assert one == other != make(2)
+        for key, value in one.items():
+            assert not isinstance(value, list) or value is not other[key]
+
+
+def test_no_shape_contains_what_the_server_counts(measured_clients: Any) -> None:
+    text = json.dumps([make(1) for make in measured_clients.SHAPES.values()])
+    assert not any(client.marker in text for client in KNOWN.values())
+
+
+def test_the_floor_keeps_no_more_events_than_clients_may(measured_clients: Any) -> None:
+    client = measured_clients.floor("", 3)
+    for number in range(5):
+        client.track(properties=measured_clients.flat(number))
+    queue = client.close.__self__
+    assert [json.loads(event)["properties"]["count"] for event in queue] == [2, 3, 4]
+
+
+def limits(key: str) -> list[str]:
+    (found,) = (metric for metric in METRICS if metric.key == key)
+    return [str(limit) for limit in found.limits]
+
+
+@pytest.mark.parametrize(
+    ("shape", "call", "with_orjson"), [("flat", 0.7, 0.45), ("list", 0.7, 0.45), ("cart", 0.65, 0.3)]
+)
+def test_each_shape_has_rows_with_limits(shape: str, call: float, with_orjson: float) -> None:
+    assert limits(f"{shape}_call") == [f"at most {call} x floor", f"with orjson: at most {with_orjson} x floor"]
+    assert limits(f"{shape}_tail") == ["at most 8"]
+    assert limits(f"{shape}_cpu") == ["at most 1.2 x floor"]
+    assert limits(f"{shape}_rate") == ["at least 1.3 x letterapp 0.2.0", "at least 8 x posthog"]
+
+
+def test_all_shapes_are_measured_in_one_run() -> None:
+    assert "shapes" in MEASURES
+    keys = [metric.key for metric in METRICS if metric.measure == "shapes"]
+    assert keys == [f"{shape}_{what}" for shape in SHAPES for what in ("call", "tail", "cpu", "rate")]
+
+
+def verdicts(samples: Samples) -> dict[str, str]:
+    return {f"{check.metric.key} {check.limit}": check.verdict for check in check_limits(samples)}
+
+
+def test_a_ratio_is_taken_within_a_round() -> None:
+    samples: Samples = {"flat_call": {SELF: [6.0, 12.0, 6.0], FLOOR: [10.0, 20.0, 5.0]}}  # 0.6, 0.6, 1.2
+    assert verdicts(samples) == {"flat_call at most 0.7 x floor": "met"}
+    samples["flat_call"][SELF][0] = 9.0
+    assert verdicts(samples) == {"flat_call at most 0.7 x floor": "MISSED"}
+    samples["flat_call"][SELF] = [None, 12.0, None]  # some rounds failed
+    assert verdicts(samples) == {"flat_call at most 0.7 x floor": "met"}
+
+
+def test_the_limits_of_a_variant_are_for_its_own_figures() -> None:
+    samples: Samples = {"cart_call": {SELF: [6.0], ORJSON: [4.0], FLOOR: [10.0]}}
+    assert verdicts(samples) == {
+        "cart_call at most 0.65 x floor": "met",
+        "cart_call with orjson: at most 0.3 x floor": "MISSED",
+    }
+    samples["cart_call"][ORJSON] = [2.0]
+    assert verdicts(samples)["cart_call with orjson: at most 0.3 x floor"] == "met"
+    samples["cart_call"][ORJSON] = [None]
+    assert verdicts(samples)["cart_call with orjson: at most 0.3 x floor"] == "not measured"
+
+
+def test_the_limits_of_a_variant_that_was_not_asked_for_are_not_shown() -> None:
+    samples: Samples = {"cart_call": {SELF: [6.0], FLOOR: [10.0]}}
+    assert verdicts(samples) == {"cart_call at most 0.65 x floor": "met"}
+
+
+def test_the_variant_with_orjson_is_this_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def environment(self: Environments, requirement: str | None) -> str:
+        asked.append(requirement)
+        return sys.executable
+
+    monkeypatch.setattr(Environments, "_environment", environment)
+    environments = Environments(sys.executable, tmp_path, print)
+    one, other = environments.this_client(), environments.orjson()
+    assert asked == [None, "orjson"]
+    assert (one.column, other) == (SELF, one._replace(column=ORJSON))
+
+
+def test_a_rate_has_a_limit_for_each_of_two_clients() -> None:
+    samples: Samples = {"cart_rate": {SELF: [40_000.0], OLD: [31_000.0], "posthog": [5_000.0]}}
+    assert verdicts(samples) == {
+        "cart_rate at least 1.3 x letterapp 0.2.0": "MISSED",
+        "cart_rate at least 8 x posthog": "met",
+    }
+    del samples["cart_rate"][OLD]
+    assert verdicts(samples)["cart_rate at least 1.3 x letterapp 0.2.0"] == "not measured"
+
+
+def test_a_tail_that_the_floor_has_too_is_no_fault_of_this_client() -> None:
+    samples: Samples = {"list_tail": {SELF: [9.0], FLOOR: [2.0]}}
+    assert verdicts(samples) == {"list_tail at most 8": "MISSED"}
+    samples["list_tail"][FLOOR] = [10.0]
+    assert verdicts(samples) == {"list_tail at most 8": "unknown: the floor misses it too"}
+
+
+def test_the_figures_of_a_round() -> None:
+    windows = [Window(5.0, 10.0, 9.0, 80_000.0), Window(4.0, 40.0, 7.0, 60_000.0), Window(8.0, 24.0, 8.0, 10_000.0)]
+    assert shapes.figures("cart", windows) == {
+        "cart_call": 4.0,  # of the quickest window
+        "cart_tail": 3.0,
+        "cart_cpu": 8.0,
+        "cart_rate": 60_000.0,
+    }
+    sending_nothing = [window._replace(rate=None) for window in windows]
+    assert set(shapes.figures("flat", sending_nothing)) == {"flat_call", "flat_tail", "flat_cpu"}
+
+
+def test_the_server_reports_before_the_last_batch_of_each_window_and_after_it() -> None:
+    ends = shapes.window_ends()
+    assert ends[:3] == [WARM_UP, WARM_UP + EVENTS - BATCH, WARM_UP + EVENTS]
+    assert ends[-1] == WARM_UP + TURNS * len(SHAPES) * EVENTS
+    assert len(ends) == 1 + 2 * TURNS * len(SHAPES) and ends == sorted(ends)
+
+
+def test_the_server_sends_its_counts_at_each_expected_number(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = Counts([3, 10, 11])
+    for events in (2, 2, 5, 4):
+        counts.add_request(events, 100)
+    reported = [json.loads(line)["events"] for line in capsys.readouterr().out.splitlines()]
+    assert reported == [4, 13, 13], "a request that reaches two of them is reported twice"
+
+
+@pytest.fixture
+def rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Rounds with few events, of clients on this interpreter."""
+    monkeypatch.setattr(shapes, "EVENTS", 300)
+    monkeypatch.setattr(shapes, "TURNS", 2)
+    certificate = bench._Certificate(tmp_path, tmp_path)
+
+    def rounds(**clients: str) -> bench._Rounds:
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        columns = [
+            Peer(column, client, "letterapp", '"messageId"', sys.executable, "", env)
+            for column, client in clients.items()
+        ]
+        return bench._Rounds(columns, certificate, tmp_path)
+
+    return rounds
+
+
+def test_a_round_has_one_figure_for_each_row_and_client(rounds: Any) -> None:
+    taken = rounds(own="letterapp", floor="floor")
+    steps: list[str] = []
+    for _ in range(2):
+        taken.take("shapes", steps.append)
+    assert taken.failures == {}
+    assert len(steps) == 2 * taken.steps("shapes")
+    assert steps[:4] == ["flat, own", "flat, floor", "list, own", "list, floor"]
+    assert {key: set(columns) for key, columns in taken.samples.items()} == {
+        metric.key: {"own"} if metric.key.endswith("rate") else {"own", "floor"}
+        for metric in METRICS
+        if metric.measure == "shapes"
+    }
+    assert all(
+        len(values) == 2 and all(value > 0 for value in values)
+        for columns in taken.samples.values()
+        for values in columns.values()
+    )
+
+
+def test_a_client_that_fails_has_no_figures_and_the_others_have_theirs(rounds: Any) -> None:
+    taken = rounds(own="letterapp", other="unknown")
+    for _ in range(2):
+        taken.take("shapes", lambda what: None)
+    assert "unknown" in taken.failures["shapes"]["other"]
+    assert taken.samples["list_rate"]["other"] == [None, None]
+    assert len(taken.samples["list_rate"]["own"]) == 2 and None not in taken.samples["list_rate"]["own"]
