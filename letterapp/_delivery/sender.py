@@ -218,12 +218,13 @@ class Sender(Delivery):
     # The end of the process.
 
     def begin_shutdown(self) -> None:
+        self._stages.begin_exit(False, self._clock())
         self._batches.expedite()
         self._queue.request_flush()
         self._worker.notify()
 
     def end(self, deadline: float, final: bool) -> None:
-        self._stages.begin_exit(final)
+        self._stages.begin_exit(final, self._clock())
         self._batches.recovers_orphans = not final  # from now on this method recovers, when the order is right
         self._queue.mark_exiting(final)
         if self._stages.has_given_up and self._queue.is_empty():
@@ -255,6 +256,12 @@ class Sender(Delivery):
         self._batches.recovers_orphans = True
         self._queue.mark_exiting(False)
         self._queue.set_wake_on_put(self._worker.state is WorkerState.UNAVAILABLE)
+
+    def has_resumed(self) -> bool:
+        """True unless the process is ending or the client is closed. A process may survive a signal."""
+        if self._stages.has_survived(self._clock()):
+            self.cancel_shutdown()
+        return self._stages.is_open and not self._queue.closed
 
     def defer_signal(self, act: Callable[[], object]) -> bool:
         if not self._queue.is_held_by_this_thread():
@@ -419,7 +426,7 @@ class Sender(Delivery):
     def _settle_now(self) -> None:
         """The process is ending: wait until everything is settled, or the budget is used up."""
         stages = self._stages
-        if not self.may_wait():
+        if not self.may_wait() or self.has_resumed():
             return
         if not stages.is_final and _runs_event_loop():
             return  # after a signal the event loop continues, and so does the thread; `end` will be called again
@@ -429,6 +436,7 @@ class Sender(Delivery):
         if settled:
             self._stop_idle_worker(deadline)
         stages.set_budget(stages.budget - (self._clock() - started))
+        self.has_resumed()
         if stages.is_final and not settled:
             self._give_up("exit", "the time allowed for the end of the process (exit_timeout) was over")
 

@@ -204,7 +204,7 @@ def _restore_exit_status() -> None:
 
 def _end(started: float, final: bool, chosen: Callable[[Delivery], bool] = lambda delivery: True) -> None:
     mine = sorted(filter(chosen, own_deliveries()), key=lambda delivery: delivery.ends_last)
-    for delivery in mine:
+    for delivery in reversed(mine):
         delivery.begin_shutdown()
     for delivery in mine:
         delivery.end(started + delivery.exit_timeout, final)

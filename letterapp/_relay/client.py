@@ -199,6 +199,11 @@ class RelayClient:
                 self._has_hung_up = True
                 self._hang_up()
 
+    def reopen(self) -> None:
+        """Undo `close`: the next event opens a connection."""
+        self._has_hung_up = False
+        self.retry_soon()
+
     # In a forked child.
 
     def close_inherited(self) -> None:

@@ -83,6 +83,10 @@ class LeaseKeeper:
         """No relay is needed any more: the process sends everything itself."""
         self._is_needed = False
 
+    def resume(self) -> None:
+        """Undo `retire`."""
+        self._is_needed = True
+
     def close(self) -> None:
         """Release this process's lease. Its children have separate copies."""
         lease, self.lease = self.lease, None
@@ -174,6 +178,8 @@ class RelayDelivery(Delivery):
             return sender
 
     def put(self, event: bytes) -> None:
+        if self._has_left and self._local.has_resumed():
+            self.cancel_shutdown()
         if self._has_left or not self._client.send_event(event):
             if self._client.has_news():
                 self._handle_news()  # events of a lost relay come first
@@ -216,6 +222,12 @@ class RelayDelivery(Delivery):
             self._report_unsettled(f"exit_timeout ({self.exit_timeout:g} s) at the end of the process")
             self._client.close()
 
+    def cancel_shutdown(self) -> None:
+        if not self._local.is_closed:
+            self._has_left = False
+            self._keeper.resume()
+            self._client.reopen()
+
     def defer_signal(self, act: Callable[[], object]) -> bool:
         if self._client.is_held_by_this_thread():
             _thread.start_new_thread(self._client.call_when_released, (act,))
@@ -257,9 +269,6 @@ class RelayDelivery(Delivery):
 
     def start_recovery(self) -> None:
         self._local.start_recovery()
-
-    def cancel_shutdown(self) -> None:
-        pass
 
     def recover_from_children(self) -> None:
         pass

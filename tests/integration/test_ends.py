@@ -281,24 +281,6 @@ def test_signals_that_no_process_can_handle_are_an_error_of_the_options(number: 
         Letter("k", exit_signals=(number,))
 
 
-def _can_be_first() -> bool:
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        return False
-    return subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode == 0
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or not _can_be_first(), reason="needs root and process namespaces")
-def test_the_first_process_of_a_container_continues_after_a_signal_that_the_kernel_ignores(
-    letter_api: Any, tmp_path: Path
-) -> None:
-    python = [sys.executable, "-m", ends.__name__, ends.first_process.__name__]
-    command = ["unshare", "--pid", "--fork", *python]
-    with Program(command, environment(letter_api.url), tmp_path) as program:
-        finished = program.finish()
-    assert finished.code == 0 and finished.output == "thread {}\n", finished
-    assert whose(letter_api) == {"program": list(range(15))}
-
-
 # A clock that stands still, as in a program's own tests.
 
 

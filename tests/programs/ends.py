@@ -277,18 +277,6 @@ def replaced_handler() -> None:
     print(signal.getsignal(signal.SIGTERM) is servers_own)
 
 
-def first_process() -> None:
-    letter = make(exit_signals=(signal.SIGTERM,))
-    work(letter, 5)
-    assert os.getpid() == 1
-    os.kill(1, signal.SIGTERM)
-    work(letter, 5, start=5)
-    assert letter.flush()
-    os.kill(1, signal.SIGTERM)
-    work(letter, 5, start=10)
-    print(letter.stats()["mode"], letter.stats()["lost"])
-
-
 # A clock that stands still.
 
 
