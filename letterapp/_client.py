@@ -14,7 +14,7 @@ from ._delivery.base import Delivery, NullDelivery
 from ._delivery.sender import Sender
 from ._email import post_mail
 from ._encoding.events import Encoder
-from ._encoding.json_text import Unencodable
+from ._encoding.json_text import Unencodable, encode, fastest_encoder
 from ._reporter import Reporter
 from ._runtime.asyncio_thread import in_thread
 from ._runtime.lazy_module import LazyModule
@@ -175,7 +175,8 @@ class Letter(FixedOptions):
         if settings.enabled and settings.before_send is not None:
             # Not in a call: if another thread forked during the import, the child would keep a partial module.
             import json  # noqa: F401
-        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default)
+        plain = fastest_encoder() if settings.enabled else encode
+        self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default, plain)
         # All state of a process. In a forked child `_here` replaces it in one assignment.
         self._delivery: Delivery = _carrier(settings)
         if settings.enabled:

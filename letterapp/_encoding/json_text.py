@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import sys
 
+from .._runtime import servers
 from .._runtime.signal_errors import reraise_signal_error
 from .._text import described, said, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
 MAX_DEPTH = 100  # levels of nesting; far above any real event, far below the interpreter's recursion limit
 _MOST_VALUES = 5000  # maximum number of values that `is_plain` checks; it returns False for more
@@ -47,6 +48,42 @@ else:
 
 
 quote = encode_basestring  # a str as a JSON string
+
+
+# What orjson imports while it is imported itself. If one of these imports fails there, it crashes the process.
+_IMPORTED_BY_ORJSON = ("json", "datetime", "enum", "uuid", "dataclasses")
+
+
+def fastest_encoder() -> Callable[[Any], str]:
+    """A function like `encode`, for values that `is_plain`: by orjson if that can be imported, else `encode` itself.
+
+    Not called in `track`, because a fork in another thread during the import would leave the child a partial module.
+    """
+    if not servers.is_main_interpreter():
+        return encode  # orjson supports no other
+    try:
+        if "orjson" not in sys.modules:
+            from importlib import import_module
+            from importlib.machinery import PathFinder
+
+            if PathFinder.find_spec("orjson") is None:
+                return encode
+            for name in _IMPORTED_BY_ORJSON:
+                import_module(name)
+        from orjson import OPT_PASSTHROUGH_DATACLASS, OPT_PASSTHROUGH_DATETIME, OPT_PASSTHROUGH_SUBCLASS, dumps
+    except Exception as error:  # it is not installed, or broken
+        reraise_signal_error(error)
+        return encode
+    options = OPT_PASSTHROUGH_SUBCLASS | OPT_PASSTHROUGH_DATETIME | OPT_PASSTHROUGH_DATACLASS
+
+    def encode_fast(value: Any) -> str:
+        try:
+            text: str = dumps(value, None, options).decode()
+        except TypeError:  # a key that is not a str, a large int, a lone surrogate
+            return encode(value)
+        return encode(value) if "null" in text else text  # orjson also writes NaN as null, which is refused
+
+    return encode_fast
 
 
 try:

@@ -58,10 +58,10 @@ def is_before_fork() -> bool:
 
 def is_never_ended() -> bool:
     """True in an interpreter whose end is not announced: that of each `--mount` after the first in uWSGI."""
-    return _uwsgi() is not None and not _is_main_interpreter()
+    return _uwsgi() is not None and not is_main_interpreter()
 
 
-def _is_main_interpreter() -> bool:
+def is_main_interpreter() -> bool:
     try:
         interpreters: Any = __import__("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
     except ImportError:

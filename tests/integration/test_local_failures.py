@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 from certificates import serving
-from harness import first_is_quick, run
+from harness import first_is_quick, needs, run
 from programs import failures
 from responses import serials
 
@@ -37,6 +37,17 @@ def test_an_import_that_fails_once_loses_no_event(
 ) -> None:
     finished = run(failures.import_fails_once, letter_api.url, tmp_path, module, error)
     assert finished.output == "3 {} True\n", finished
+
+
+@needs("orjson")
+@pytest.mark.parametrize("module", ["json", "datetime", "enum", "uuid", "dataclasses", "orjson", "orjson.orjson"])
+@first_is_quick("error", failures.ERRORS)
+def test_an_import_that_fails_in_orjson_loses_no_event(
+    module: str, error: str, letter_api: IngestionServer, tmp_path: Path
+) -> None:
+    # orjson ends the process by a segmentation fault if it cannot import one of these while it is imported itself.
+    finished = run(failures.import_fails_in_orjson, letter_api.url, tmp_path, module, error)
+    assert finished.output == "True 3\n", finished
 
 
 def test_an_import_that_fails_in_send_is_a_letter_error(letter_api: IngestionServer, tmp_path: Path) -> None:

@@ -56,12 +56,22 @@ class FailingImport:
 
 
 def import_fails_once(module: str, error: str) -> None:
+    sys.modules["orjson"] = None  # type: ignore[assignment]  # creating a client would import it, and it imports `json`
     FailingImport(module, ERRORS[error], once=True)
     sys.modules.pop(module, None)
     letter = make(flush_at=1)
     work(letter, 3)
     letter.flush(30)
     print(letter.stats()["delivered"], letter.stats()["lost"], letter.stats()["retried"] > 0)
+
+
+def import_fails_in_orjson(module: str, error: str) -> None:
+    for name in ("orjson", "orjson.orjson", module):
+        sys.modules.pop(name, None)
+    FailingImport(module, ERRORS[error], once=True)
+    letter = make()
+    work(letter, 3)
+    print(letter.flush(), letter.stats()["delivered"])
 
 
 def import_fails_in_send() -> None:

@@ -6,21 +6,23 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import importlib.util
 import json
 import math
 import sys
 import threading
 import uuid
 from collections import OrderedDict, UserDict
-from typing import Any
+from typing import Any, Callable
 
 import pytest
+from harness import needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from letterapp._encoding import events
 from letterapp._encoding.events import Encoder
-from letterapp._encoding.json_text import MAX_DEPTH, Unencodable, encode, is_plain
+from letterapp._encoding.json_text import MAX_DEPTH, Unencodable, encode, fastest_encoder, is_plain
+from letterapp._runtime import servers
 
 MOST = 500_000
 
@@ -51,6 +53,15 @@ class Item:
     price: float
 
 
+def encoders() -> dict[str, Callable[[Any], str]]:
+    found: dict[str, Callable[[Any], str]] = {"C": encode}
+    if importlib.util.find_spec("orjson") is not None:
+        found["orjson"] = fastest_encoder()
+        assert found["orjson"] is not encode
+    return found
+
+
+ENCODERS = encoders()
 PLAIN = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 keys = st.text(st.characters(), max_size=8) | st.sampled_from([1, -0.0, True, None, Text("k"), b"bytes", math.nan, "k"])
@@ -113,10 +124,11 @@ def written(encoder: Encoder, properties: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODERS)
 @settings(derandomize=True, deadline=None, max_examples=1500)
 @given(st.dictionaries(keys, values, max_size=5))
-def test_the_fast_path_and_the_copy_encode_and_refuse_the_same(properties: dict[Any, Any]) -> None:
-    quick = Encoder(MOST, None)
+def test_the_fast_path_and_the_copy_encode_and_refuse_the_same(name: str, properties: dict[Any, Any]) -> None:
+    quick = Encoder(MOST, None, encode_plain=ENCODERS[name])
     copied = written(Copying(MOST, None), properties)
     assert written(quick, properties) == copied
 
@@ -129,7 +141,7 @@ CART = {
 
 
 @pytest.mark.skipif(not PLAIN, reason="needs CPython with its GIL")
-def test_a_typical_order_is_encoded_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_typical_order_is_encoded_without_a_copy() -> None:
     assert is_plain(CART, MOST)
     seen: list[Any] = []
 
@@ -137,8 +149,7 @@ def test_a_typical_order_is_encoded_without_a_copy(monkeypatch: pytest.MonkeyPat
         seen.append(value)
         return encode(value)
 
-    monkeypatch.setattr(events, "encode", note)
-    Encoder(MOST, None).track("user", "Event", CART, None, None)
+    Encoder(MOST, None, encode_plain=note).track("user", "Event", CART, None, None)
     assert len(seen) == 1 and seen[0] is CART
 
 
@@ -198,10 +209,28 @@ def test_a_value_that_another_thread_changes_loses_no_other_event() -> None:
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        encoder = Encoder(MOST, None)
+        encoder = Encoder(MOST, None, encode_plain=fastest_encoder())
         for _ in range(3000):
             data = encoder.track("user", "Event", properties, None, None)
             assert data is not None and json.loads(data)["properties"]["list"][:3] == [1, 2, 3]
     finally:
         over.set()
         thread.join()
+
+
+@needs("orjson")
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 2**64, "\ud800", {1: 2}, {None: 1}, None, [nested(200)]])
+def test_what_orjson_would_write_otherwise_is_left_to_the_ordinary_encoder(value: Any) -> None:
+    for properties in ({"value": value}, {"list": [value]}):
+        quick = Encoder(MOST, None, encode_plain=fastest_encoder())
+        assert written(quick, properties) == written(Copying(MOST, None), properties)
+
+
+def test_without_orjson_the_ordinary_encoder_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    assert fastest_encoder() is encode
+
+
+def test_in_a_sub_interpreter_orjson_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "is_main_interpreter", lambda: False)
+    assert fastest_encoder() is encode
