@@ -46,12 +46,14 @@ def _survive(program: Program, letter_api: Any) -> list[list[int]]:
     return [_serials(request) for request in letter_api.requests]
 
 
+@pytest.mark.slow
 def test_a_program_that_survives_a_signal_sends_batches_again(letter_api: Any, tmp_path: Path) -> None:
     with start(survivors.twice, letter_api.url, tmp_path, "") as program:
         requests = _survive(program, letter_api)
     assert [len(serials) for serials in requests] == [1, 1, 10] * 2
 
 
+@pytest.mark.slow
 def test_a_program_that_survives_a_signal_uses_its_relay_again(
     runtime: Runtime, letter_api: Any, tmp_path: Path
 ) -> None:
