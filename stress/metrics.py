@@ -108,6 +108,7 @@ class Curve(NamedTuple):
 
 
 WORKERS, WAITING, CLIENTS = (1, 2, 4, 8, 16, 32), (0, 100, 1_000, 10_000), (1, 10, 100)
+VALUES = (10, 100, 1_000)
 CURVES = (
     Curve(
         "scale_call",
@@ -119,6 +120,7 @@ CURVES = (
     ),
     Curve("scale_rate", "scale", "19,200 events of forked workers, delivered", "workers", "events/s in all", WORKERS),
     Curve("fork_waiting", "fork_waiting", "fork while events wait", "events waiting", "fork and end, us", WAITING),
+    Curve("growth", "growth", "track() with many values in an event", "values", "median of a call, us", VALUES),
     Curve("fork_clients", "fork_clients", "fork with many used clients", "clients", "fork and end, us", CLIENTS),
 )
 MEASURES = tuple(dict.fromkeys([*(metric.measure for metric in METRICS), *(curve.measure for curve in CURVES)]))

@@ -1,4 +1,4 @@
-"""How figures scale: with the number of workers, of waiting events, of clients.
+"""How figures scale: with the number of workers, of waiting events, of clients, of values in an event.
 
 Responsible for: the order of the points, what follows from a failure, and the notes on that. Not responsible for:
 starting a program and its server (`bench.py` passes that in), timing (`inside/measure.py`), the values of x
@@ -15,9 +15,11 @@ from typing import Any, Callable, ContextManager, Dict
 from .metrics import CURVES, CurveSamples, spread
 from .peers import FLOOR, SELF, Peer
 from .programs import Failure
+from .shapes import WARM_UP
 
 EVENTS = 19_200  # a multiple of every number of workers
 FORK_STEPS = 10
+GROWTH_CALLS = 300
 
 Figures = Dict[str, float]
 
@@ -43,7 +45,7 @@ class Scaling:
         for x in curves[0].xs:
             for peer in self._columns:
                 step(f"{x:,}, {peer.column}")
-                if peer.column == FLOOR and measure != "scale":
+                if peer.column == FLOOR and measure not in ("scale", "growth"):
                     continue
                 figures = self._point(measure, peer, x)
                 for curve in curves:
@@ -65,7 +67,7 @@ class Scaling:
         if peer.column in self._failures.get(measure, {}):
             return None  # not tried again: what hangs with few hangs with many
         try:
-            if not hasattr(os, "fork"):
+            if measure != "growth" and not hasattr(os, "fork"):
                 raise Failure("no os.fork() on this system")
             method: Callable[[Peer, int], Figures] = getattr(self, f"_{measure}")
             return method(peer, x)
@@ -110,6 +112,14 @@ class Scaling:
 
     def _fork_clients(self, peer: Peer, clients: int) -> Figures:
         return {"fork_clients": self._forked(peer, 1, clients, expect=clients)}
+
+    def _growth(self, peer: Peer, values: int) -> Figures:
+        with self._measured(peer, "growth", GROWTH_CALLS, values, expect=WARM_UP) as (program, server):
+            program.receive()
+            if peer.column != FLOOR:
+                server.receive()
+            program.resume()
+            return {"growth": program.receive()["median_us"]}
 
     def _forked(self, peer: Peer, events: int, clients: int, expect: int, no_response: bool = False) -> float:
         with self._measured(peer, "forks", events, clients, expect=expect, no_response=no_response) as (

@@ -102,8 +102,9 @@ def is_plain(value: Any, max_bytes: int) -> bool:
 
     Two C functions check this, much faster than Python code. `gc.get_referents` lists the contents of containers, level
     by level, and repeated objects each time, which bounds their number and the depth. `marshal.dumps` refuses
-    subclasses and writes repeated objects once, so the length of its result bounds the length of each string. False
-    does not mean that a value is not plain: `Copier` measures a large one exactly.
+    subclasses and writes repeated objects once, so the length of its result bounds the length of each string. If that
+    bound is too rough, it also writes each object as often as it occurs (version 2 of its format). False does not mean
+    that a value is not plain: `Copier` measures a large one exactly.
     """
     if not _inspects:
         return False
@@ -119,7 +120,9 @@ def is_plain(value: Any, max_bytes: int) -> bool:
     else:
         return False
     try:
-        return count * len(marshalled(value)) <= _EXCESS * max_bytes
+        most = _EXCESS * max_bytes
+        bound = count * len(marshalled(value))
+        return bound <= most or (bound <= _EXCESS * most and len(marshalled(value, 2)) <= most)
     except ValueError:
         return False
 

@@ -19,7 +19,7 @@ from mmap import mmap
 from typing import Callable, NamedTuple, NoReturn
 
 import measured_clients
-from measured_clients import SHAPES, properties
+from measured_clients import SHAPES, properties, with_values
 
 FORKS = 15  # forks in one step
 TIMEOUT = 15  # seconds that a forked worker may run; some clients hang there forever
@@ -83,6 +83,24 @@ def shapes(name: str, url: str, number: int) -> None:
         ordered = sorted(times)
         median = ordered[number // 2] / 1e3
         _send(median_us=median, p99_us=ordered[-max(1, number // 100)] / 1e3, cpu_us=cpu / number * 1e6)
+    os._exit(0)
+
+
+def growth(name: str, url: str, number: int, values: int) -> None:
+    """The median duration of a call with an event of ``values`` values, while the client sends."""
+    client = getattr(measured_clients, name)(url, number + WARM_UP)
+    track, clock = client.track, time.perf_counter_ns
+    for count in range(WARM_UP):
+        track(properties=properties(count))
+    _send()
+    sys.stdin.readline()
+    times = []
+    for count in range(number):
+        sample = with_values(count, values)
+        began = clock()
+        track(properties=sample)
+        times.append(clock() - began)
+    _send(median_us=sorted(times)[number // 2] / 1e3)
     os._exit(0)
 
 

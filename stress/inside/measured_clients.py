@@ -41,6 +41,11 @@ def with_cart(number: int) -> dict[str, Any]:
     return {**with_list(number), "cart": cart}
 
 
+def with_values(number: int, values: int) -> dict[str, Any]:
+    """An order with ``values`` values: one of its own, and items of three each."""
+    return {"count": number, "cart": [{"sku": f"A-{item}", "price": 9.5, "paid": True} for item in range(values // 3)]}
+
+
 # By their names in stress/metrics.py. Each call makes new objects, as a program would.
 SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {"flat": flat, "list": with_list, "cart": with_cart}
 

@@ -141,6 +141,15 @@ CART = {
 
 
 @pytest.mark.skipif(not PLAIN, reason="needs CPython with its GIL")
+def test_an_order_of_1000_values_is_plain_and_a_long_text_in_2000_places_is_not() -> None:
+    assert is_plain({"cart": [{"sku": f"A-{item}", "price": 9.5, "paid": True} for item in range(333)]}, MOST)
+    text = "x" * 20_000
+    assert not is_plain({"list": [text] * 2_000}, MOST)
+    assert not is_plain({"list": [{"a": text} for _ in range(1_000)]}, MOST)
+    assert is_plain({"list": [text[:100]] * 2_000}, MOST)
+
+
+@pytest.mark.skipif(not PLAIN, reason="needs CPython with its GIL")
 def test_a_typical_order_is_encoded_without_a_copy() -> None:
     assert is_plain(CART, MOST)
     seen: list[Any] = []
