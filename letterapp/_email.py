@@ -57,7 +57,7 @@ def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> di
         except Unreachable as problem:
             outcome = problem
         jitter = int.from_bytes(random_bytes(2), "big") / 65536
-        verdict = judge(outcome, attempt, retries, 1, time.time(), jitter)
+        verdict = judge(outcome, attempt=attempt, max_retries=retries, items=1, now=time.time(), jitter=jitter)
         if isinstance(verdict, Delivered):
             return _answer(outcome.body)
         if isinstance(verdict, GiveUp):

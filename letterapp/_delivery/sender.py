@@ -20,7 +20,7 @@ import threading
 from .._reporter import Reporter
 from .._runtime import servers
 from .._runtime.atfork import this_process
-from .._runtime.clock import monotonic
+from .._runtime.clock import FOREVER, monotonic
 from .._runtime.condition import Condition
 from .._storage.backends import Backends
 from .._storage.queue import CLOSED, FULL, SLOT_LOST, WAKE, BoundedQueue
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from .._relay.handover import Handover
     from .._storage.queue import PutResult
 
-FOREVER = float("inf")
 _SCAN_CHECK_INTERVAL = 0.05  # seconds after which a waiting thread checks again: the scan may have been interrupted
 _LAST_SCAN = 0.5  # seconds to wait for another thread's scan before events are given up; it usually takes microseconds
 

@@ -19,6 +19,7 @@ from enum import Enum
 
 from .._runtime import servers, threads
 from .._runtime.atfork import announce_thread_end
+from .._runtime.clock import FOREVER
 from .._runtime.condition import Condition
 
 TYPE_CHECKING = False
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .._storage.queue import BoundedQueue
 
 IDLE = 5.0  # seconds without an event after which the thread stops; starting it again takes about 50 us
-FOREVER = float("inf")
 
 
 class WorkerState(Enum):
