@@ -181,7 +181,9 @@ class Letter(FixedOptions):
         if settings.enabled:
             shutdown.register(self._delivery)
             if settings.exit_signals:
-                shutdown.install_exit_signals(settings.exit_signals, Reporter(settings.on_error))
+                from ._delivery import exit_signals  # few programs need it
+
+                exit_signals.install(settings.exit_signals, Reporter(settings.on_error))
             self._delivery.start_recovery()
 
     def _here(self) -> Delivery:
@@ -507,10 +509,10 @@ def _carrier(settings: Settings) -> Delivery:
         return RelayDelivery.start(settings)
     from ._relay.handover import Handover
 
-    def handover(report: typing.Any, clock: typing.Any) -> Handover:
+    def make_handover(report: typing.Any, clock: typing.Any) -> Handover:
         return Handover(relay, settings.timeout, settings.exit_timeout, report, clock)
 
-    return Sender(settings, handover=handover)
+    return Sender(settings, make_handover=make_handover)
 
 
 def settings_of(**given: typing.Any) -> Settings:

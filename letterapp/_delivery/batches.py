@@ -227,7 +227,7 @@ class BatchSender:
             in_flight.wait(now + outcome.seconds, now, failed=False)
             return
         if isinstance(outcome, Settled):
-            self._settle_by_relay(outcome.errors, len(batch))
+            self._apply_settlement(outcome.errors, len(batch))
             return
         verdict = judge(
             outcome,
@@ -260,7 +260,7 @@ class BatchSender:
         most = self._settings.max_retries
         return FOREVER if most is None or self._queue.is_durable() else most
 
-    def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
+    def _apply_settlement(self, errors: list[LetterError], events: int) -> None:
         kept = [error for error in errors if error.cause != "rejected" or is_refusal_of_all(error)]
         if self._queue.is_durable() and kept:
             # The manager has given up, but a spool never does: the whole batch is sent again, with the same IDs.
