@@ -62,10 +62,12 @@ class Letter(FixedOptions):
         max_retries: Retries after the first attempt, for a request that got a 429, a 408, a 5xx or no response. None
             retries as long as the queue has room: no event is lost during an outage until `overflow` applies.
         timeout: Maximum total time of one request, in seconds.
-        on_error: Called with a `LetterError` for each event or batch that is lost, while no lock is held, in the thread
-            that noticed the loss. That is usually the thread that sends, and nothing is sent until the callback
-            returns, so slow work belongs in another thread. It may use the client: if an event that it tracks is lost,
-            that is printed, and not reported to it. None prints one line to stderr.
+        on_error: Called with a `LetterError` for each event or batch that is lost, in the thread that noticed the loss.
+            That is usually the thread that sends, which holds the sending lock meanwhile: nothing is sent until the
+            callback returns, so slow work belongs in another thread. The callback may use the client without a
+            deadlock: `track` queues its event, but `flush` and `close` return False at once if they would have to wait
+            for the thread that they run in. If an event that it tracks is lost, that is printed, and not reported to
+            it. None prints one line to stderr.
         max_queue_bytes: Maximum size of the queue, in bytes of encoded events.
         max_queue_events: Maximum number of events in the queue.
         overflow: What happens when the queue is full: ``"drop_newest"``, ``"drop_oldest"``, or ``"block"``, which makes

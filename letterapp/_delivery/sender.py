@@ -69,7 +69,7 @@ class Sender(Delivery):
         self._report = report or self.reporter
         self.progress = progress or Condition()  # notified when events were settled
         self._make_handover = make_handover
-        self._successors: dict[int, Sender] = {}
+        self._children: dict[int, Sender] = {}
         self._stages = Stages()
         backends = backends or Backends.open(settings)
         self._queue = BoundedQueue(
@@ -232,7 +232,7 @@ class Sender(Delivery):
 
     def for_child(self) -> Sender:
         # `setdefault` is atomic; a lock might have been held by another thread at the fork.
-        child = self._successors.setdefault(
+        child = self._children.setdefault(
             os.getpid(),
             Sender(self._settings, self._clock, self._recovery.for_child(), make_handover=self._make_handover),
         )

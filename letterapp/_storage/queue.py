@@ -79,8 +79,8 @@ class BoundedQueue:
         self._bounds = Bounds(max_events, max_bytes, flush_at, drops_oldest)
         self._clock = clock
 
-        # Guards everything below. Any thread takes it, for a few operations on these fields: no I/O, no application
-        # code, no other lock. It is re-entrant, because a signal handler, a `__del__` or a GC callback may call `put`
+        # Guards everything below. Any thread takes it, for a few operations on these fields: no application code, no
+        # waiting (docs/architecture.md, rule 4). It is re-entrant, because a signal handler, a `__del__` or a GC callback may call `put`
         # in the thread that holds it. The fields may be inconsistent then, so such a `put` only appends its event to
         # `_nested`, and the next call queues it.
         self._lock = threading.RLock()
