@@ -26,7 +26,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import datetime
     import ssl
-    import types
     import typing
     import uuid
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     Path = typing.Union[str, os.PathLike[str]]
 else:
     # Names that the annotations use, for `typing.get_type_hints`, in a form that Python 3.8 can evaluate too.
-    datetime, ssl, types, typing, uuid = map(LazyModule, ("datetime", "ssl", "types", "typing", "uuid"))
+    datetime, ssl, typing, uuid = map(LazyModule, ("datetime", "ssl", "typing", "uuid"))
     Timestamp = "typing.Union[datetime.datetime, datetime.date, str, None]"
     MessageId = "typing.Union[str, uuid.UUID, None]"
     Path = "typing.Union[str, os.PathLike]"
@@ -454,23 +453,13 @@ class Letter(FixedOptions):
     def __enter__(self) -> Letter:
         return self
 
-    def __exit__(
-        self,
-        kind: typing.Optional[typing.Type[BaseException]],
-        error: typing.Optional[BaseException],
-        trace: typing.Optional[types.TracebackType],
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Letter:
         return self
 
-    async def __aexit__(
-        self,
-        kind: typing.Optional[typing.Type[BaseException]],
-        error: typing.Optional[BaseException],
-        trace: typing.Optional[types.TracebackType],
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:
@@ -511,10 +500,8 @@ def _carrier(settings: Settings) -> Delivery:
         return RelayDelivery.start(settings)
     from ._relay.handover import Handover
 
-    def make_handover(report: typing.Any, clock: typing.Any) -> Handover:
-        return Handover(relay, settings.timeout, settings.exit_timeout, report, clock)
-
-    return Sender(settings, make_handover=make_handover)
+    timeouts = settings.timeout, settings.exit_timeout
+    return Sender(settings, make_handover=lambda report, clock: Handover(relay, *timeouts, report, clock))
 
 
 def settings_of(**given: typing.Any) -> Settings:

@@ -58,7 +58,7 @@ class RelayClient:
         self._place = place
         self._make_caller = caller
         self._user = user
-        # Held while an event is stored and sent, because the relay acknowledges events in the order of sending. A `send`
+        # Held while an event is stored and sent, because the relay acknowledges events in the order of sending. Sending
         # blocks for at most `PATIENCE`, and opening a connection for at most `GREETING`; nothing else blocks.
         self._lock = threading.RLock()
         self._connection: Connection | None = None

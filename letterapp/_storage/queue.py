@@ -37,10 +37,6 @@ class PutResult(IntEnum):
 QUEUED, WAKE, FULL, CLOSED, SLOT_LOST = PutResult
 
 
-def _ignore_removed(events: list[bytes], cause: str | None) -> None:
-    pass
-
-
 class Orphans:
     """The rings recovered from ended processes."""
 
@@ -80,9 +76,9 @@ class BoundedQueue:
         self._clock = clock
 
         # Guards everything below. Any thread takes it, for a few operations on these fields: no application code, no
-        # waiting (docs/architecture.md, rule 4). It is re-entrant, because a signal handler, a `__del__` or a GC callback may call `put`
-        # in the thread that holds it. The fields may be inconsistent then, so such a `put` only appends its event to
-        # `_nested`, and the next call queues it.
+        # waiting (docs/architecture.md, rule 4). It is re-entrant, because a signal handler or a `__del__` may call
+        # `put` in the thread that holds it. The fields may be inconsistent then, so such a `put` only appends
+        # its event to `_nested`, and the next call queues it.
         self._lock = threading.RLock()
         self._nested: deque[bytes] = deque()
         self._ring = ring
@@ -98,7 +94,7 @@ class BoundedQueue:
         self._is_exiting = False
         # Called under the lock with events that have left the queue, and the cause if they are lost. A relay uses it to
         # acknowledge each event to its client.
-        self.on_removed: Callable[[list[bytes], str | None], object] = _ignore_removed
+        self.on_removed: Callable[[list[bytes], str | None], object] = lambda events, cause: None
 
     @property
     def kind(self) -> str:
@@ -132,8 +128,7 @@ class BoundedQueue:
     def drop(self, event: bytes) -> bool:
         """Count ``event`` as dropped at the bounds. True if it is the first one of a new overflow report."""
         with self._lock:
-            self._counters.note_lost("overflow", 1)
-            return self._add_to_overflow_report(event)
+            return self._note_dropped(event)
 
     def refuse(self, cause: str, events: int = 1) -> None:
         """Count ``events`` events that were never queued as lost for ``cause``."""
@@ -404,7 +399,8 @@ class BoundedQueue:
             if report is None:
                 return None, FOREVER
             remaining = report.began + longest - now
-            if remaining > 0 and not self.closed and not self._has_drained():
+            has_room = self._bounds.allows(2 * len(self._ring), 2 * self._ring.size)  # it is less than half full
+            if remaining > 0 and not self.closed and not has_room:
                 return None, remaining
             self._unreported.overflow = None
             return report, FOREVER
@@ -460,9 +456,8 @@ class BoundedQueue:
         while self._ring.waiting and self._lacks_room(size):
             oldest = self._ring.pop()
             self._progress.settled += 1
-            self._counters.note_lost("overflow", 1)
+            begins = self._note_dropped(oldest) or begins
             self.on_removed([oldest], "overflow")
-            begins = self._add_to_overflow_report(oldest) or begins
         return begins
 
     def _join(self, ring: Ring) -> None:
@@ -482,8 +477,7 @@ class BoundedQueue:
             event = self._nested.popleft()
             answer = self._admit(event)
             if answer == FULL:
-                self._counters.note_lost("overflow", 1)
-                self._add_to_overflow_report(event)
+                self._note_dropped(event)
             elif answer == CLOSED:
                 self._counters.note_lost("closed", 1)
                 self._unreported.refused.append(event)
@@ -491,12 +485,11 @@ class BoundedQueue:
                 self._nested.appendleft(event)
                 return  # the next `put` gets another slot
 
-    def _add_to_overflow_report(self, event: bytes) -> bool:
-        begins = self._unreported.overflow is None
-        if self._unreported.overflow is None:
-            self._unreported.overflow = OverflowReport(self._clock())
-        self._unreported.overflow.add(event)
-        return begins
-
-    def _has_drained(self) -> bool:
-        return self._bounds.allows(2 * len(self._ring), 2 * self._ring.size)
+    def _note_dropped(self, event: bytes) -> bool:
+        self._counters.note_lost("overflow", 1)
+        report = self._unreported.overflow
+        if report is None:
+            self._unreported.overflow = OverflowReport(self._clock(), event)
+            return True
+        report.add(event)
+        return False
