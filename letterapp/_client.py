@@ -26,7 +26,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import datetime
     import ssl
-    import types
     import typing
     import uuid
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     Path = typing.Union[str, os.PathLike[str]]
 else:
     # Names that the annotations use, for `typing.get_type_hints`, in a form that Python 3.8 can evaluate too.
-    datetime, ssl, types, typing, uuid = map(LazyModule, ("datetime", "ssl", "types", "typing", "uuid"))
+    datetime, ssl, typing, uuid = map(LazyModule, ("datetime", "ssl", "typing", "uuid"))
     Timestamp = "typing.Union[datetime.datetime, datetime.date, str, None]"
     MessageId = "typing.Union[str, uuid.UUID, None]"
     Path = "typing.Union[str, os.PathLike]"
@@ -62,10 +61,12 @@ class Letter(FixedOptions):
         max_retries: Retries after the first attempt, for a request that got a 429, a 408, a 5xx or no response. None
             retries as long as the queue has room: no event is lost during an outage until `overflow` applies.
         timeout: Maximum total time of one request, in seconds.
-        on_error: Called with a `LetterError` for each event or batch that is lost, while no lock is held, in the thread
-            that noticed the loss. That is usually the thread that sends, and nothing is sent until the callback
-            returns, so slow work belongs in another thread. It may use the client: if an event that it tracks is lost,
-            that is printed, and not reported to it. None prints one line to stderr.
+        on_error: Called with a `LetterError` for each event or batch that is lost, in the thread that noticed the loss.
+            That is usually the thread that sends, which holds the sending lock meanwhile: nothing is sent until the
+            callback returns, so slow work belongs in another thread. The callback may use the client without a
+            deadlock: `track` queues its event, but `flush` and `close` return False at once if they would have to wait
+            for the thread that they run in. If an event that it tracks is lost, that is printed, and not reported to
+            it. None prints one line to stderr.
         max_queue_bytes: Maximum size of the queue, in bytes of encoded events.
         max_queue_events: Maximum number of events in the queue.
         overflow: What happens when the queue is full: ``"drop_newest"``, ``"drop_oldest"``, or ``"block"``, which makes
@@ -182,7 +183,9 @@ class Letter(FixedOptions):
         if settings.enabled:
             shutdown.register(self._delivery)
             if settings.exit_signals:
-                shutdown.install_exit_signals(settings.exit_signals, Reporter(settings.on_error))
+                from ._delivery import exit_signals  # few programs need it
+
+                exit_signals.install(settings.exit_signals, Reporter(settings.on_error))
             self._delivery.start_recovery()
 
     def _here(self) -> Delivery:
@@ -451,23 +454,13 @@ class Letter(FixedOptions):
     def __enter__(self) -> Letter:
         return self
 
-    def __exit__(
-        self,
-        kind: typing.Optional[typing.Type[BaseException]],
-        error: typing.Optional[BaseException],
-        trace: typing.Optional[types.TracebackType],
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Letter:
         return self
 
-    async def __aexit__(
-        self,
-        kind: typing.Optional[typing.Type[BaseException]],
-        error: typing.Optional[BaseException],
-        trace: typing.Optional[types.TracebackType],
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:
@@ -508,10 +501,8 @@ def _carrier(settings: Settings) -> Delivery:
         return RelayDelivery.start(settings)
     from ._relay.handover import Handover
 
-    def handover(report: typing.Any, clock: typing.Any) -> Handover:
-        return Handover(relay, settings.timeout, settings.exit_timeout, report, clock)
-
-    return Sender(settings, handover=handover)
+    timeouts = settings.timeout, settings.exit_timeout
+    return Sender(settings, make_handover=lambda report, clock: Handover(relay, *timeouts, report, clock))
 
 
 def settings_of(**given: typing.Any) -> Settings:

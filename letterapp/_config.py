@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Event = Dict[str, Any]
 
 MAX_ITEMS = 100  # items in one request: the API's limit
-_FOREVER = 1e9  # seconds; a lock cannot wait much longer, and a comparison with NaN is false
+_LONGEST_TIME = 1e9  # seconds; a lock cannot wait much longer, and a comparison with NaN is false
 _NETLOC = r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[^\[\]:@%\\]+)(:[0-9]+)?"
 OVERFLOW = ("drop_newest", "drop_oldest", "block")
 
@@ -323,7 +323,7 @@ def _retries(name: str, value: Any) -> int | None:
 
 def seconds(name: str, value: Any) -> float:
     """Check a duration given by a caller."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _FOREVER:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _LONGEST_TIME:
         raise LetterError(f"{name} must be a number of seconds, 0 or more, not {short(value)}")
     return float(value)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 
 from ._delivery.retry import Again, Delivered, GiveUp, judge
-from ._encoding.events import copied_fields, to_json
+from ._encoding.json_text import Unencodable, as_bytes
+from ._encoding.plain import Copier
 from ._http.transport import Transport, Unreachable
 from ._runtime.random_bytes import random_bytes
 from .errors import LetterError
@@ -34,19 +35,31 @@ def post_mail(settings: Settings, **fields: Any) -> dict[str, Any]:
     Only an email with an idempotency key is retried: without one, a retry could send the email twice.
     """
     given = {_NAMES.get(name, name): value for name, value in fields.items() if value is not None}
-    mail = copied_fields("send", given, settings.max_batch_bytes, settings.default)
+    mail, body = _encoded(given, settings)
     for name in ("to", "subject"):
         if not mail.get(name):
             raise LetterError(f"{name} is required")
     if not (mail.get("html") or mail.get("text")):
         raise LetterError("html or text is required")
-    body = to_json(mail)
     retries = RETRIES if settings.max_retries is None else settings.max_retries
     transport = Transport(settings)  # not a kept connection: that may need a retry, which is not always allowed
     try:
         return _post(transport, settings.timeout, body, retries if mail.get("idempotencyKey") else 0)
     finally:
         transport.close()
+
+
+def _encoded(fields: dict[str, Any], settings: Settings) -> tuple[dict[str, Any], bytes]:
+    """The ``fields`` of the request as plain values, and as JSON. Raises `LetterError` with the path of a value.
+
+    `max_batch_bytes` limits their total size, not counting strings at the top level.
+    """
+    texts = sum(len(value) for value in fields.values() if type(value) is str)
+    try:
+        copy = Copier(settings.max_batch_bytes + texts, settings.default).copy(fields)
+        return copy, as_bytes(copy)
+    except Unencodable as problem:
+        raise LetterError(f"send: {str(problem).lstrip('.')}") from None
 
 
 def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> dict[str, Any]:
@@ -57,7 +70,7 @@ def _post(transport: Transport, timeout: float, body: bytes, retries: int) -> di
         except Unreachable as problem:
             outcome = problem
         jitter = int.from_bytes(random_bytes(2), "big") / 65536
-        verdict = judge(outcome, attempt, retries, 1, time.time(), jitter)
+        verdict = judge(outcome, attempt=attempt, max_retries=retries, items=1, now=time.time(), jitter=jitter)
         if isinstance(verdict, Delivered):
             return _answer(outcome.body)
         if isinstance(verdict, GiveUp):

@@ -23,6 +23,7 @@ import time
 
 from .._config import MAX_ITEMS
 from .._http.transport import Transport, Unreachable
+from .._runtime.clock import FOREVER
 from .._runtime.guards import FairLock
 from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
@@ -53,11 +54,11 @@ if TYPE_CHECKING:
     from .._storage.accounting import OverflowReport
     from .._storage.queue import BoundedQueue
     from .._storage.recovery import OrphanRecovery
+    from .retry import RequestOutcome
 
-    Outcome = Union[Answer, Unreachable, Surprise, Settled, Pending]
+    Outcome = Union[RequestOutcome, Settled, Pending]
 
 OVERFLOW_REPORT_DELAY = 1.0  # seconds after which dropped events are reported even if the queue is still full
-FOREVER = float("inf")
 _HEAD, _TAIL = b'{"batch":[', b"]}"
 ENVELOPE = len(_HEAD) + len(_TAIL)  # bytes of a request's body in addition to its events
 
@@ -160,7 +161,7 @@ class BatchSender:
             now = self._clock()
             if self.recovers_orphans:
                 self._recovery.recover_if_due(now)
-            if self._queue.is_lost() or self._queue.needs_slot():
+            if self._queue.is_taken_over() or self._queue.needs_slot():
                 self._recovery.relocate()
             until_overflow_report = self.report_drops(OVERFLOW_REPORT_DELAY)
             wait = max(self._queue.due(now, self.interval), self._in_flight.not_before - now)
@@ -226,15 +227,15 @@ class BatchSender:
             in_flight.wait(now + outcome.seconds, now, failed=False)
             return
         if isinstance(outcome, Settled):
-            self._settle_by_relay(outcome.errors, len(batch))
+            self._apply_settlement(outcome.errors, len(batch))
             return
         verdict = judge(
             outcome,
-            in_flight.attempt,
-            self._most_retries(),
-            len(batch),
-            time.time(),
-            int.from_bytes(random_bytes(2), "big") / 65536,  # not `random`: forked workers would get the same numbers
+            attempt=in_flight.attempt,
+            max_retries=self._most_retries(),
+            items=len(batch),
+            now=time.time(),
+            jitter=int.from_bytes(random_bytes(2), "big") / 65536,  # `random` would repeat itself in forked workers
             may_search=in_flight.may_search(),
             durable=self._queue.is_durable(),
         )
@@ -259,7 +260,7 @@ class BatchSender:
         most = self._settings.max_retries
         return FOREVER if most is None or self._queue.is_durable() else most
 
-    def _settle_by_relay(self, errors: list[LetterError], events: int) -> None:
+    def _apply_settlement(self, errors: list[LetterError], events: int) -> None:
         kept = [error for error in errors if error.cause != "rejected" or is_refusal_of_all(error)]
         if self._queue.is_durable() and kept:
             # The manager has given up, but a spool never does: the whole batch is sent again, with the same IDs.

@@ -1,10 +1,10 @@
 """The batch in flight, and its tries.
 
-    EMPTY ------ begin ------> SENDING ------ end, give_up ------> EMPTY
-                               |     ^
-     wait, for the next try    |     |  begin, when it is due
-                               v     |
-                               WAITING ------ give_up ------> EMPTY
+    IDLE ------ begin ------> SENDING ------ end, give_up ------> IDLE
+                              |     ^
+    wait, for the next try    |     |  begin, when it is due
+                              v     |
+                              WAITING ------ give_up ------> IDLE
 
     split: SENDING stays SENDING, with the first half of the batch.
 
@@ -28,7 +28,7 @@ SPLITS_IN_VAIN, MOST_SPLITS = 8, 32
 
 
 class InFlightState(Enum):
-    EMPTY = "empty"
+    IDLE = "idle"
     SENDING = "sending"
     WAITING = "waiting"  # for its next try
 
@@ -37,7 +37,7 @@ class InFlight:
     """Belongs to one sender. Each batch starts with no tries, so it does not inherit those of the previous one."""
 
     def __init__(self) -> None:
-        self.state = InFlightState.EMPTY
+        self.state = InFlightState.IDLE
         self.batch = 0  # the number that the queue gave it
         self.attempt = 0  # number of failed tries of the batch, or of its current part
         self.not_before = 0.0  # the time of the next try, by the sender's clock
@@ -76,12 +76,12 @@ class InFlight:
         if self.state is InFlightState.SENDING:
             self.attempt = 0
             self._has_accepted = self._has_accepted or accepted
-            self.state = InFlightState.EMPTY
+            self.state = InFlightState.IDLE
 
     def give_up(self) -> None:
         """The batch was given up."""
         self.not_before = 0.0
-        self.state = InFlightState.EMPTY
+        self.state = InFlightState.IDLE
 
     def pause(self, until: float) -> None:
         """Begin no try of any batch before ``until``."""

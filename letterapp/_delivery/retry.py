@@ -41,9 +41,8 @@ class Again:
     ``refusal``: given if the API would refuse any request like this, for instance because the key is wrong.
     """
 
-    def __init__(self, seconds: float, problem: str, refusal: LetterError | None = None) -> None:
+    def __init__(self, seconds: float, refusal: LetterError | None = None) -> None:
         self.seconds = seconds
-        self.problem = problem
         self.refusal = refusal
 
 
@@ -63,32 +62,32 @@ class GiveUp:
 
 
 class Settled:
-    """A relay has settled the batch: all events were delivered, except for the losses in ``errors``."""
+    """The process that got the batch has settled it: all events were delivered, except for those in ``errors``."""
 
     def __init__(self, errors: list[LetterError]) -> None:
         self.errors = errors
 
 
 class Pending:
-    """A relay has not settled the batch, or has no room for it yet: ask again after ``seconds``. Not a failed try."""
+    """That process has not settled the batch, or has no room yet: ask again after ``seconds``. Not a failed try."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
 
 if TYPE_CHECKING:
-    Outcome = Union[Answer, Unreachable, Surprise]
+    RequestOutcome = Union[Answer, Unreachable, Surprise]
     Verdict = Union[Delivered, Again, Split, GiveUp]
 
 
 def judge(
-    outcome: Outcome,
+    outcome: RequestOutcome,
+    *,
     attempt: int,
     max_retries: float,
     items: int,
     now: float,
     jitter: float,
-    *,
     may_search: bool = True,
     durable: bool = False,
 ) -> Verdict:
@@ -125,7 +124,7 @@ def judge(
     if status in REFUSES_EVENTS and items > 1 and may_search:
         return Split(in_search=True)
     if durable and is_refusal_of_all(error):
-        return Again(backoff(attempt, jitter, LONGEST_WHILE_REFUSED), str(error), error)
+        return Again(backoff(attempt, jitter, LONGEST_WHILE_REFUSED), error)
     return GiveUp("rejected", error)
 
 
@@ -167,7 +166,7 @@ def _seconds_until(date: str, now: float) -> float:
 
 def _retry_or_give_up(error: LetterError, wait: float, attempt: int, max_retries: float) -> Verdict:
     if attempt < max_retries:
-        return Again(wait, str(error))
+        return Again(wait)
     return GiveUp("undeliverable", error)
 
 

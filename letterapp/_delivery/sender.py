@@ -20,13 +20,13 @@ import threading
 from .._reporter import Reporter
 from .._runtime import servers
 from .._runtime.atfork import this_process
-from .._runtime.clock import monotonic
+from .._runtime.clock import FOREVER, monotonic
 from .._runtime.condition import Condition
 from .._storage.backends import Backends
 from .._storage.queue import CLOSED, FULL, SLOT_LOST, WAKE, BoundedQueue
 from .._storage.recovery import OrphanRecovery, claim_ring
 from ..errors import LetterError
-from . import risks, shutdown
+from . import notices, shutdown
 from .base import Delivery
 from .batches import BatchSender, closed_error, count_of
 from .stages import Stages
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from .._relay.handover import Handover
     from .._storage.queue import PutResult
 
-FOREVER = float("inf")
 _SCAN_CHECK_INTERVAL = 0.05  # seconds after which a waiting thread checks again: the scan may have been interrupted
 _LAST_SCAN = 0.5  # seconds to wait for another thread's scan before events are given up; it usually takes microseconds
 
@@ -56,9 +55,9 @@ class Sender(Delivery):
         backends: Backends | None = None,
         report: Callable[[LetterError], object] | None = None,
         progress: Condition | None = None,
-        handover: Callable[[Any, Any], Handover] | None = None,
+        make_handover: Callable[[Any, Any], Handover] | None = None,
     ) -> None:
-        """``handover``: creates what passes batches to another process; without it, this process posts them.
+        """``make_handover``: creates what passes batches to another process; without it, this process posts them.
 
         The code that creates a sender registers it with `shutdown`.
         """
@@ -69,8 +68,8 @@ class Sender(Delivery):
         self.reporter = Reporter(settings.on_error)
         self._report = report or self.reporter
         self.progress = progress or Condition()  # notified when events were settled
-        self._make_handover = handover
-        self._successors: dict[int, Sender] = {}
+        self._make_handover = make_handover
+        self._children: dict[int, Sender] = {}
         self._stages = Stages()
         backends = backends or Backends.open(settings)
         self._queue = BoundedQueue(
@@ -89,15 +88,15 @@ class Sender(Delivery):
             self._report,
             self.progress,
             clock,
-            handover(self._report, clock) if handover is not None else None,
+            make_handover(self._report, clock) if make_handover is not None else None,
         )
         self._worker = Worker(self.owner, self._queue, self.progress)
         self._recovery.report_losses()
-        risks.report_exposure(settings, self._report)
+        notices.report_exposure(settings, self._report)
         if servers.is_never_ended():
             self._batches.interval = 0.0  # events that wait for a full batch would be lost
-            if not settings.spool and (not settings.relay or handover is not None):
-                risks.report_sub_interpreter(self._report)
+            if not settings.spool and (not settings.relay or make_handover is not None):
+                notices.report_sub_interpreter(self._report)
 
     # Called by any thread.
 
@@ -106,33 +105,7 @@ class Sender(Delivery):
         if self._settings.spool_sync:
             self._queue.sync()
         if answer:
-            self.handle_put_result(answer, event)
-
-    def put_if_room(self, event: bytes) -> bool:
-        """Like `put`, but if the queue is full, return False and count no loss."""
-        answer = self._queue.put(event)
-        if answer == FULL:
-            return False
-        if answer:
-            self.handle_put_result(answer, event)
-        return True
-
-    @property
-    def largest(self) -> int:
-        """Bytes of the largest event that can be queued."""
-        return self._queue.largest
-
-    def is_settled(self) -> bool:
-        """True if the queue is empty."""
-        return self._queue.is_empty()
-
-    def watch_removals(self, on_removed: Callable[[list[bytes], str | None], object]) -> None:
-        """Have ``on_removed`` called, under the queue's lock, with removed events and the cause if they are lost."""
-        self._queue.on_removed = on_removed
-
-    def prepare(self) -> None:
-        """Load what the first request needs now. Does not raise."""
-        self._batches.prepare()
+            self._handle_put_result(answer, event)
 
     def start_recovery(self) -> None:
         if not self._settings.spool or servers.is_before_fork():
@@ -141,18 +114,9 @@ class Sender(Delivery):
             self.wake()
             self._worker.stop_when_idle()  # the thread was started only for that
 
-    def has_room(self, events: int, size: int) -> bool:
-        """True if ``events`` events of ``size`` bytes in total fit now, or would fit after dropping the oldest."""
-        return self._queue.has_room(events, size)
-
     @property
     def sends_on_os_exit(self) -> bool:
         return self._settings.send_on_os_exit
-
-    def uses(self, queue: Target) -> bool:
-        """True if batches are passed to ``queue``."""
-        handover = self._batches.handover
-        return handover is not None and handover.target.is_same(queue)
 
     def refuse(self, cause: str, error: LetterError | None = None) -> None:
         self._queue.refuse(cause)
@@ -169,11 +133,6 @@ class Sender(Delivery):
         if settled:
             self._stop_idle_worker(deadline)
         return settled
-
-    def request_flush(self) -> None:
-        """Have everything in the queue sent without delay. Returns at once."""
-        self._queue.request_flush()
-        self.wake()
 
     def close(self, timeout: float) -> bool:
         return self.close_by(self._clock() + timeout, timeout)
@@ -273,24 +232,63 @@ class Sender(Delivery):
 
     def for_child(self) -> Sender:
         # `setdefault` is atomic; a lock might have been held by another thread at the fork.
-        child = self._successors.setdefault(
+        child = self._children.setdefault(
             os.getpid(),
-            Sender(self._settings, self._clock, self._recovery.for_child(), handover=self._make_handover),
+            Sender(self._settings, self._clock, self._recovery.for_child(), make_handover=self._make_handover),
         )
         if self._queue.closed:
             child._queue.close()
         shutdown.release(self)
         if self._settings.exit_signals:
-            shutdown.install_exit_signals(self._settings.exit_signals)  # gunicorn resets them in its workers
+            from . import exit_signals  # the client's constructor has imported it
+
+            exit_signals.install(self._settings.exit_signals)  # gunicorn resets them in its workers
         return child
 
     @property
     def is_closed(self) -> bool:
         return self._queue.closed
 
+    # Used only by a process that sends for others (`_relay_server`). Called by any thread.
+
+    def prepare(self) -> None:
+        """Load what the first request needs now. Does not raise."""
+        self._batches.prepare()
+
+    def watch_removals(self, on_removed: Callable[[list[bytes], str | None], object]) -> None:
+        """Have ``on_removed`` called, under the queue's lock, with removed events and the cause if they are lost."""
+        self._queue.on_removed = on_removed
+
+    def has_room(self, events: int, size: int) -> bool:
+        """True if ``events`` events of ``size`` bytes in total fit now, or would fit after dropping the oldest."""
+        return self._queue.has_room(events, size)
+
+    def put_if_room(self, event: bytes) -> bool:
+        """Like `put`, but if the queue is full, return False and count no loss."""
+        answer = self._queue.put(event)
+        if answer == FULL:
+            return False
+        if answer:
+            self._handle_put_result(answer, event)
+        return True
+
+    def request_flush(self) -> None:
+        """Have everything in the queue sent without delay. Returns at once."""
+        self._queue.request_flush()
+        self.wake()
+
+    def is_settled(self) -> bool:
+        """True if the queue is empty."""
+        return self._queue.is_empty()
+
+    def uses(self, queue: Target) -> bool:
+        """True if batches are passed to ``queue``."""
+        handover = self._batches.handover
+        return handover is not None and handover.target.is_same(queue)
+
     # What `put` does after queueing. Runs in the calling thread.
 
-    def handle_put_result(self, answer: PutResult, event: bytes) -> None:
+    def _handle_put_result(self, answer: PutResult, event: bytes) -> None:
         """Do what the queue's ``answer`` to ``event`` requires."""
         if answer == WAKE:
             if shutdown.is_finalizing():  # called by a `__del__`
@@ -316,14 +314,18 @@ class Sender(Delivery):
         if not was_unavailable:
             shutdown.keep_alive(self)
             if not self._stages.calls_settle and threading.main_thread().is_alive() and not servers.is_before_workers():
-                risks.warn_inline()
+                notices.warn_inline()
         return False
 
     def _send(self) -> float:
         return self._batches.send_within(FOREVER)
 
     def _before_start(self) -> None:
-        shutdown.on_first_event(self._settings.exit_signals, self._settings.send_on_os_exit)
+        shutdown.on_first_event(self._settings.send_on_os_exit)
+        if self._settings.exit_signals:
+            from . import exit_signals  # the client's constructor has imported it
+
+            exit_signals.install_missing(self._settings.exit_signals)
 
     def _send_inline(self) -> None:
         if not self.may_wait():
@@ -362,7 +364,7 @@ class Sender(Delivery):
                     self._queue.sync()
                 if answer != FULL:
                     if answer:
-                        self.handle_put_result(answer, event)
+                        self._handle_put_result(answer, event)
                     return True
                 left = deadline - self._clock()
                 if left <= 0:

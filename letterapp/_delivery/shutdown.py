@@ -1,7 +1,7 @@
 """The end of this process: detecting it, and notifying the deliveries.
 
-Responsible for: the exit paths of plain processes, multiprocessing, Celery, Twisted and signals.
-Not responsible for: sending, which each delivery does in its `end`.
+Responsible for: the exit paths of plain processes, multiprocessing, Celery and Twisted, and `os._exit`.
+Not responsible for: sending, which each delivery does in its `end`; `exit_signals`, which has its own module.
 
 Nothing is imported for this: a framework is recognised by the modules that the application has imported.
 """
@@ -13,14 +13,13 @@ import os
 import sys
 from _weakref import ref  # not `weakref`, which takes half a millisecond to import
 
-from .._runtime import atfork, greenlets
+from .._runtime import atfork
 from .._runtime.clock import monotonic
 from .._runtime.signal_errors import is_in_signal_handler, reraise_signal_error
-from ..errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, NoReturn
+    from typing import Any, Callable, NoReturn
 
     from .base import Delivery
 
@@ -179,12 +178,12 @@ def _shut_down_within_budget(chosen: Callable[[Delivery], bool]) -> None:
 def _shut_down_despite_signals(started: float, chosen: Callable[[Delivery], bool]) -> None:
     while True:
         try:
-            _end(started, True, chosen)
+            end_all(started, True, chosen)
             return
         except SystemExit:
             pass  # a second signal's handler, or a greenlet of gunicorn, asks for what is already happening
         except KeyboardInterrupt:
-            _end(float("-inf"), True, chosen)  # the user does not want to wait: report undelivered events
+            end_all(float("-inf"), True, chosen)  # the user does not want to wait: report undelivered events
             raise
 
 
@@ -202,17 +201,13 @@ def _restore_exit_status() -> None:
             pass
 
 
-def _end(started: float, final: bool, chosen: Callable[[Delivery], bool] = lambda delivery: True) -> None:
+def end_all(started: float, final: bool, chosen: Callable[[Delivery], bool] = lambda delivery: True) -> None:
+    """`Delivery.end` of this process's deliveries; each takes at most its `exit_timeout` from ``started`` on."""
     mine = sorted(filter(chosen, own_deliveries()), key=lambda delivery: delivery.ends_last)
     for delivery in reversed(mine):
         delivery.begin_shutdown()
     for delivery in mine:
         delivery.end(started + delivery.exit_timeout, final)
-
-
-# `os._exit`, with which forked children end, usually in the code of a library.
-
-_exit_of_os: Any = None  # the original `os._exit`
 
 
 _twisted_pid = 0
@@ -230,13 +225,16 @@ def _register_with_twisted() -> None:
             reraise_signal_error(problem)  # otherwise it is an error of the reactor, and no reason for a call to fail
 
 
-def on_first_event(signals: Iterable[int], wraps_exit: bool) -> None:
+# `os._exit`, with which forked children end, usually in the code of a library.
+
+_exit_of_os: Any = None  # the original `os._exit`
+
+
+def on_first_event(wraps_exit: bool) -> None:
     """Install the remaining hooks. Called when a client starts its thread: at its first event, or after a pause."""
     if wraps_exit:
         _wrap_os_exit()
     _register_with_twisted()
-    if _not_installed:  # not those that a server has replaced since: that is intended
-        install_exit_signals([number for number in signals if number in _not_installed])
 
 
 def _wrap_os_exit() -> None:
@@ -255,101 +253,3 @@ def _exit_after_sending(status: int) -> NoReturn:
         pass  # nothing must prevent the exit
     _exit_of_os(status)
     raise SystemExit(status)  # never reached
-
-
-# `exit_signals`.
-
-_previous: dict[int, Any] = {}  # the previous handler of each signal
-_not_installed: set[int] = set()  # signals without our handler, because it was not the main thread
-_reported: set[str] = set()  # problems with signals, each of which is reported once
-
-
-def install_exit_signals(signals: Iterable[int], report: Callable[[LetterError], object] | None = None) -> None:
-    """Make ``signals`` send all waiting events before their previous action. Another call installs missing handlers.
-
-    Only the main thread can do that. A call in another thread, or a signal with a handler outside of Python, is
-    reported once if there is a ``report``, and does not raise: this option must not stop the application.
-    """
-    import signal
-
-    for number in signals:
-        handler = signal.getsignal(number)
-        if handler is _on_signal:
-            continue
-        name = signal.Signals(number).name
-        if handler is None:
-            said = f"exit_signals: {name} has a handler that Python did not install, so it does not send waiting events"
-            report_once(report, said)
-            continue
-        previous, _previous[number] = _previous.get(number), handler  # before a signal can arrive
-        try:
-            signal.signal(number, _on_signal)
-            _not_installed.discard(number)
-        except ValueError:
-            _not_installed.add(number)
-            _previous[number] = previous
-            report_once(
-                report,
-                "exit_signals: only the main thread can install signal handlers; they are installed at the main "
-                "thread's first event",
-            )
-
-
-def report_once(report: Callable[[LetterError], object] | None, trouble: str) -> None:
-    if report is not None and trouble not in _reported:
-        _reported.add(trouble)
-        report(LetterError(trouble, cause="degraded"))
-
-
-def _on_signal(number: int, frame: Any) -> None:
-    pid = os.getpid()
-    if any(delivery.defer_signal(lambda: os.kill(pid, number)) for delivery in own_deliveries()):
-        return  # it has interrupted a `put`; the signal is sent again after that
-    if not greenlets.spawn(_exit_by_signal, number, frame):
-        _exit_by_signal(number, frame)
-
-
-def _exit_by_signal(number: int, frame: Any) -> None:
-    import signal
-
-    previous = _previous[number]
-    _end(monotonic(), final=previous is signal.SIG_DFL)
-    if callable(previous):
-        _watch_raising()
-        previous(number, frame)
-    elif previous == signal.SIG_DFL:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        # Still running: the kernel ignores the default action for the first process of a container.
-        signal.signal(number, _on_signal)
-        for delivery in own_deliveries():
-            delivery.cancel_shutdown()
-
-
-_raise_of_signal: Any = None  # the original `signal.raise_signal`
-
-
-def _watch_raising() -> None:
-    """Detect how uvicorn ends after a signal: it restores the default action and raises the signal again.
-
-    Until then it completes pending requests, in an event loop where calls do not wait until their events are settled.
-    """
-    global _raise_of_signal
-    import signal
-
-    if _raise_of_signal is None:
-        _raise_of_signal = signal.raise_signal
-        signal.raise_signal = _raise_after_sending
-
-
-def _raise_after_sending(number: int) -> None:
-    """`signal.raise_signal`, after sending all events if one of `exit_signals` is about to end the process."""
-    import signal
-
-    ends = number in _previous and signal.getsignal(number) is signal.SIG_DFL
-    if ends:
-        _end(monotonic(), final=True)
-    _raise_of_signal(number)
-    if ends:  # still running: the kernel ignores the default action for the first process of a container
-        for delivery in own_deliveries():
-            delivery.cancel_shutdown()

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-FOREVER = float("inf")
+from .._runtime.clock import FOREVER
+
 # Seconds after which a process that has received a signal is taken to continue. Supervisors kill earlier: Docker after
 # 10 s, Kubernetes and gunicorn after 30 s, systemd after 90 s.
 SURVIVAL = 90.0
@@ -50,7 +51,7 @@ class Stages:
     @property
     def calls_settle(self) -> bool:
         """True if each call has to wait until its event is settled, because threads may not run any more."""
-        return self.budget is not FOREVER
+        return self.budget < FOREVER
 
     def has_survived(self, now: float) -> bool:
         """True if a signal has announced the end, and calls need not wait for their events any longer."""

@@ -19,6 +19,7 @@ from enum import Enum
 
 from .._runtime import servers, threads
 from .._runtime.atfork import announce_thread_end
+from .._runtime.clock import FOREVER
 from .._runtime.condition import Condition
 
 TYPE_CHECKING = False
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .._storage.queue import BoundedQueue
 
 IDLE = 5.0  # seconds without an event after which the thread stops; starting it again takes about 50 us
-FOREVER = float("inf")
 
 
 class WorkerState(Enum):
@@ -47,7 +47,7 @@ class Worker:
         self._process = process
         self._queue = queue
         self._progress = progress
-        self._wakeup = Condition()  # notified when there may be something to send
+        self.wakeup = Condition()  # notified when there may be something to send; also for a caller that sends instead
         self._stops_when_idle = False
         self._token: object = None  # identifies the current thread; one with another token stops
         self._started_by: object = _thread.start_new_thread  # the function that started it
@@ -68,14 +68,9 @@ class Worker:
         """True while the thread is running or being started."""
         return self._queue.has_worker
 
-    @property
-    def wakeup(self) -> Condition:
-        """Notified when there may be something to send. For a caller that sends instead of the thread."""
-        return self._wakeup
-
     def notify(self) -> None:
         """Make the thread check the queue, if it is running. Starts none."""
-        self._wakeup.notify_all()
+        self.wakeup.notify_all()
 
     def wake(self, send: Callable[[], float], before_start: Callable[[], object], calls_settle: bool) -> bool:
         """Make the thread check the queue, starting it if necessary; False if no thread can run.
@@ -86,7 +81,7 @@ class Worker:
         """
         claim = self._queue.claim_worker()
         if claim is None:
-            self._wakeup.notify_all()
+            self.wakeup.notify_all()
             if self._started_by is _thread.start_new_thread:
                 return True
             # gevent has patched in the meantime. The running thread is a real one, in which gevent's objects do not
@@ -129,7 +124,7 @@ class Worker:
                 if self._started_by is not _thread.start_new_thread:
                     self._queue.set_wake_on_put(True)  # gevent has patched: the next call starts a greenlet
                     return
-                with self._wakeup.waiter() as waiter:
+                with self.wakeup.waiter() as waiter:
                     wait = send()
                     if wait < FOREVER:
                         waiter.wait(wait)

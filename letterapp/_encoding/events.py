@@ -19,7 +19,7 @@ from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
 from .._text import described, said, short
 from ..errors import LetterError
-from .json_text import Unencodable, encode, fault_of, is_plain, quote
+from .json_text import Unencodable, as_bytes, encode, fault_of, is_plain, quote
 from .plain import FLAT, Copier, copied, from_date, is_missing, loaded, within
 
 TYPE_CHECKING = False
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _REQUIRED = ("type", "userId", "messageId")
 _FRAME = len(b'{"batch":[]}')  # bytes that a request adds to a single event
-
-
 _FEW = 1000  # up to this many entries, only the length of strings needs counting in flat properties
 _NUMBERS = FLAT - {str}
 
@@ -183,39 +181,10 @@ class Encoder:
             copy = Copier(self._max_bytes, self._default).copy(item)
             if type(copy) is not dict or not all(copy.get(key) and type(copy[key]) is str for key in _REQUIRED):
                 raise Unencodable("before_send must return an event with its type, userId and messageId, or None")
-            return _as_bytes(copy)
+            return as_bytes(copy)
         except Unencodable as error:
             error.path = error.path.lstrip(".")
             raise
-
-
-def copied_fields(
-    name: str, fields: dict[str, Any], max_bytes: int, default: Callable[[Any], Any] | None
-) -> dict[str, Any]:
-    """Copy the fields of a request other than an event to plain values. Raises `LetterError` with the path of a value.
-
-    ``max_bytes`` limits their total size, not counting strings at the top level.
-    """
-    texts = sum(len(value) for value in fields.values() if type(value) is str)
-    try:
-        copy: dict[str, Any] = Copier(max_bytes + texts, default).copy(fields)
-        _as_bytes(copy)
-    except Unencodable as problem:
-        raise LetterError(f"{name}: {str(problem).lstrip('.')}") from None
-    return copy
-
-
-def to_json(copy: dict[str, Any]) -> bytes:
-    """Encode what `copied_fields` returned."""
-    return encode(copy).encode()
-
-
-def _as_bytes(copy: Any) -> bytes:
-    try:
-        return encode(copy).encode()
-    except ValueError as error:
-        reraise_signal_error(error)
-        raise fault_of(copy, "", error) from None
 
 
 # Arguments.

@@ -1,8 +1,8 @@
 """The JSON encoder, and the error for values that JSON cannot represent.
 
-Responsible for: `encode`, which writes plain values; `is_plain`, which checks a value; `Unencodable`, with the path of
-the value; finding the value that the encoder refused. Not responsible for: converting other values to plain ones
-(`plain`), events (`events`).
+Responsible for: `encode` and `as_bytes`, which write plain values; `is_plain`, which checks a value; `Unencodable`,
+with the path of the value; finding the value that the encoder refused. Not responsible for: converting other values to
+plain ones (`plain`), events (`events`).
 
 No lock, no I/O, no state.
 """
@@ -148,6 +148,15 @@ class Unencodable(Exception):
 
 
 # Values that the C encoder refuses.
+
+
+def as_bytes(copy: Any) -> bytes:
+    """Encode plain values. Raises `Unencodable` with the path of a value that JSON cannot represent."""
+    try:
+        return encode(copy).encode()
+    except ValueError as error:
+        reraise_signal_error(error)
+        raise fault_of(copy, "", error) from None
 
 
 def fault_of(copy: Any, name: str, error: Exception) -> Unencodable:

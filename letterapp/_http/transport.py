@@ -61,12 +61,12 @@ def _try_descriptors() -> None:
     If an import failed, modules that catch `ImportError`, like `hashlib` and `http.client`, would stay incomplete for
     the application too, even when there are descriptors again.
     """
-    held: list[int] = []
+    opened: list[int] = []
     try:
-        while len(held) < _OPEN_AT_ONCE:
-            held.append(os.open(os.devnull, os.O_RDONLY))
+        while len(opened) < _OPEN_AT_ONCE:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
     finally:
-        for descriptor in held:
+        for descriptor in opened:
             os.close(descriptor)
 
 

@@ -19,7 +19,7 @@ import time
 from multiprocessing import connection as mp_connection
 from queue import Full
 
-from .._runtime.clock import monotonic
+from .._runtime.clock import FOREVER, monotonic
 from .._sockets.deadline_socket import DeadlineSocket, open_socket
 from ..errors import LetterError
 
@@ -114,7 +114,7 @@ class ManagerConnection:
 
     def ask(self, method: str, *arguments: Any, wait: float) -> Any:
         """The same, but returns NOT_YET after ``wait`` seconds; the next call continues to wait for the response."""
-        return self._ask(method, *arguments, wait=wait, patience=float("inf"))
+        return self._ask(method, *arguments, wait=wait, patience=FOREVER)
 
     def close(self) -> None:
         self._wire.close()

@@ -58,8 +58,8 @@ class RelayClient:
         self._place = place
         self._make_caller = caller
         self._user = user
-        # Held while an event is stored and sent, because the relay acknowledges events in the order of sending. That
-        # `send` is the only I/O under the lock, and blocks for at most `PATIENCE`.
+        # Held while an event is stored and sent, because the relay acknowledges events in the order of sending. Sending
+        # blocks for at most `PATIENCE`, and opening a connection for at most `GREETING`; nothing else blocks.
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._in_operation = False  # if it is interrupted, the state of the connection and the counters is unknown

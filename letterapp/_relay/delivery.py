@@ -147,7 +147,7 @@ class RelayDelivery(Delivery):
         self.owner = self._local.owner
         self.reporter = self._local.reporter
         self.exit_timeout = settings.exit_timeout
-        self._successors: dict[int, RelayDelivery] = {}
+        self._children: dict[int, RelayDelivery] = {}
         self._has_left = False  # the client is closed or the process is ending: it sends everything itself
         self._handling = ReentrancyGuard()  # threads that handle reports of the relay, and may call `on_error`
         self._returning = threading.Lock()  # held by the thread that returns the events of a lost relay
@@ -260,7 +260,7 @@ class RelayDelivery(Delivery):
         if self._local.is_closed:
             child._leave()
         # `setdefault` is atomic, where a lock might have been held by some thread at the fork.
-        return self._successors.setdefault(os.getpid(), child)
+        return self._children.setdefault(os.getpid(), child)
 
     # What concerns the local sender only, which is itself notified of forks and of the end of the process.
 

@@ -22,7 +22,7 @@ from .._relay import protocol
 from .._reporter import Reporter
 from .._runtime import servers
 from .._runtime.atfork import this_process
-from .._runtime.clock import monotonic
+from .._runtime.clock import FOREVER, monotonic
 from .._runtime.condition import Condition
 from .._runtime.signal_errors import reraise_signal_error
 from .._text import said as text_of
@@ -221,7 +221,7 @@ class QueueReader:
         def must_wait() -> bool:
             return not (self._is_over or sender.has_room(1, size))
 
-        self._room.wait_while(must_wait, float("inf"), monotonic, _GET)
+        self._room.wait_while(must_wait, FOREVER, monotonic, _GET)
         return not self._is_over
 
     def _give_up(self, sender: Sender, events: list[bytes]) -> None:

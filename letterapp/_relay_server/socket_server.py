@@ -23,7 +23,7 @@ from json import dumps
 from .._path_trust import is_trusted, peer_of
 from .._relay import protocol
 from .._relay.connection import QUIETLY
-from .._runtime.clock import monotonic
+from .._runtime.clock import FOREVER, monotonic
 from .._runtime.condition import Condition
 from .._version import __version__
 from . import daemon
@@ -44,7 +44,6 @@ FIRST_CLIENT = 20.0  # seconds that a relay which was started for clients waits 
 SOON = 0.05
 CROWDED = 0.5  # seconds until connections are accepted again after the system was out of descriptors
 _LONGEST_TURN = 60.0
-_NEVER = float("inf")
 
 
 class Peer(Owner):
@@ -85,7 +84,7 @@ class Lifetime:
         self.clients = 0  # connections for events or for a lease, but not for the status
         self._leased = leased
         self._had_clients = False
-        self._deadline = _NEVER
+        self._deadline = FOREVER
 
     def add_client(self) -> None:
         self.clients += 1
@@ -101,7 +100,7 @@ class Lifetime:
         if self.clients:
             return False
         was_left = self._leased and (self._had_clients or now >= self.started + FIRST_CLIENT)
-        return was_left or self._deadline < _NEVER
+        return was_left or self._deadline < FOREVER
 
     def next_moment(self) -> float:
         """The next time at which `is_over` may become true without an event."""

@@ -1,6 +1,7 @@
 """The clock for all deadlines.
 
-Responsible for: `monotonic`. Not responsible for: the time of day in events, which a program's tests may replace.
+Responsible for: `monotonic`, `FOREVER`. Not responsible for: the time of day in events, which a program's tests may
+replace.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
+
+
+FOREVER = float("inf")  # seconds
 
 
 def monotonic(read: Callable[[], float] = time.monotonic) -> float:

@@ -96,9 +96,6 @@ class FairLock:
         lock, thread = self._holder
         return thread == _thread.get_ident() and bool(lock.locked())
 
-    def is_taken(self) -> bool:
-        return bool(self._holder[0].locked())
-
     def _take(self, mine: Any) -> bool:
         with self._choosing:
             if not self._holder[0].locked() and self._is_next(mine):

@@ -61,7 +61,7 @@ class DeadlineSocket:
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
         self.has_surplus = False  # more was received than the responses to our requests
-        self._held: list[bytes] | None = None  # parts of a request that will be sent as a whole
+        self._request_parts: list[bytes] | None = None  # parts of a request that will be sent as a whole
         self._flags = _QUIETLY
         register_inherited(self)
 
@@ -79,8 +79,8 @@ class DeadlineSocket:
     # Called by `http.client`.
 
     def sendall(self, data: bytes) -> None:
-        if self._held is not None:
-            self._held.append(data)
+        if self._request_parts is not None:
+            self._request_parts.append(data)
             return
         rest = memoryview(data)
         while rest:
@@ -99,13 +99,13 @@ class DeadlineSocket:
 
         It is sent as a whole: `http.client` writes header and body separately, which would take two packets.
         """
-        held: list[bytes] = []
-        self._held = held
+        parts: list[bytes] = []
+        self._request_parts = parts
         try:
             request()
         finally:
-            self._held = None
-        head, *body = held
+            self._request_parts = None
+        head, *body = parts
         self.sendall(_with_secrets(head, secrets, *body))
 
     def receive_into(self, buffer: Any) -> int:

@@ -12,10 +12,10 @@ OVERFLOW_SAMPLE = 100  # maximum number of dropped events in one report: as many
 class OverflowReport:
     """The events dropped at the bounds since the last report: their number, and the first ones."""
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, began: float, event: bytes) -> None:
         self.began = began
-        self.lost = 0
-        self.sample: list[bytes] = []
+        self.lost = 1
+        self.sample = [event]
 
     def add(self, event: bytes) -> None:
         self.lost += 1

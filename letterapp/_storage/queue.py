@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from enum import IntEnum
 
+from .._runtime.clock import FOREVER
 from .._runtime.guards import ReentrancyGuard, ThreadClaim
 from .accounting import Bounds, Counters, OverflowReport, Progress, Unreported
 
@@ -34,10 +35,6 @@ class PutResult(IntEnum):
 
 
 QUEUED, WAKE, FULL, CLOSED, SLOT_LOST = PutResult
-
-
-def _ignore_removed(events: list[bytes], cause: str | None) -> None:
-    pass
 
 
 class Orphans:
@@ -78,10 +75,10 @@ class BoundedQueue:
         self._bounds = Bounds(max_events, max_bytes, flush_at, drops_oldest)
         self._clock = clock
 
-        # Guards everything below. Any thread takes it, for a few operations on these fields: no I/O, no application
-        # code, no other lock. It is re-entrant, because a signal handler, a `__del__` or a GC callback may call `put`
-        # in the thread that holds it. The fields may be inconsistent then, so such a `put` only appends its event to
-        # `_nested`, and the next call queues it.
+        # Guards everything below. Any thread takes it, for a few operations on these fields: no application code, no
+        # waiting (docs/architecture.md, rule 4). It is re-entrant, because a signal handler or a `__del__` may call
+        # `put` in the thread that holds it. The fields may be inconsistent then, so such a `put` only appends
+        # its event to `_nested`, and the next call queues it.
         self._lock = threading.RLock()
         self._nested: deque[bytes] = deque()
         self._ring = ring
@@ -97,7 +94,7 @@ class BoundedQueue:
         self._is_exiting = False
         # Called under the lock with events that have left the queue, and the cause if they are lost. A relay uses it to
         # acknowledge each event to its client.
-        self.on_removed: Callable[[list[bytes], str | None], object] = _ignore_removed
+        self.on_removed: Callable[[list[bytes], str | None], object] = lambda events, cause: None
 
     @property
     def kind(self) -> str:
@@ -131,17 +128,16 @@ class BoundedQueue:
     def drop(self, event: bytes) -> bool:
         """Count ``event`` as dropped at the bounds. True if it is the first one of a new overflow report."""
         with self._lock:
-            self._counters.note_lost("overflow", 1)
-            return self._add_to_overflow_report(event)
+            return self._note_dropped(event)
 
     def refuse(self, cause: str, events: int = 1) -> None:
         """Count ``events`` events that were never queued as lost for ``cause``."""
         with self._lock:
             self._counters.note_lost(cause, events)
 
-    def is_lost(self) -> bool:
-        """True if another process has recovered the queue because this one lost its lock."""
-        return not self._ring.is_empty() and self._ring.is_lost()
+    def is_taken_over(self) -> bool:
+        """True if this process lost the lock of its slot, and another one has recovered the events in it."""
+        return not self._ring.is_empty() and self._ring.is_taken_over()
 
     def needs_slot(self) -> bool:
         """True if a nested call's event needs a new slot, because the last one no longer belongs to this process."""
@@ -150,7 +146,7 @@ class BoundedQueue:
     def relocate(self, ring: Ring) -> None:
         """Use ``ring`` from now on, if the last one is no longer ours. Another process sends the events in that."""
         with self._lock:
-            if self._ring.is_empty() or self._ring.is_lost():
+            if self._ring.is_empty() or self._ring.is_taken_over():
                 self._progress.settled += len(self._ring)
                 if self._taken.ring is self._ring:
                     self._taken.ring = None
@@ -183,7 +179,7 @@ class BoundedQueue:
         """Record for the family whether this process is ending."""
         with self._lock:
             self._is_exiting = exiting
-            if not self._ring.is_lost():
+            if not self._ring.is_taken_over():
                 self._ring.slot.mark_exiting(exiting)
 
     def close(self) -> None:
@@ -263,10 +259,14 @@ class BoundedQueue:
         """Seconds until a batch is to be sent: 0 for now, infinity if the queue is empty."""
         with self._lock:
             self._admit_nested()
-            if self._orphans.rings or self._taken.ring or (self._ring.waiting and self._is_urgent()):
+            if self._orphans.rings or self._taken.ring:
                 return 0.0
             if not self._ring.waiting:
-                return float("inf")
+                return FOREVER
+            if self._ring.waiting >= self._bounds.flush_at:  # send all events, in as many requests as needed
+                self._progress.early_flush_target = self._progress.settled + self._count()
+            if self.closed or self._progress.is_behind():
+                return 0.0
             return max(0.0, self._since + interval - now)
 
     def add_recovered(self, ring: Ring) -> None:
@@ -290,10 +290,10 @@ class BoundedQueue:
     def take(self, max_items: int, max_bytes: int) -> list[bytes]:
         """The batch in flight or, if there is none, the next one. ``max_bytes`` includes a comma after each event."""
         with self._lock:
-            while self._orphans.rings and self._orphans.rings[0].is_lost():
-                lost = self._orphans.rings.pop(0)  # its lock was lost: another process sends these events
-                self._progress.settled += len(lost)
-                if self._taken.ring is lost:
+            while self._orphans.rings and self._orphans.rings[0].is_taken_over():
+                theirs = self._orphans.rings.pop(0)  # this process lost its lock: another one sends these events
+                self._progress.settled += len(theirs)
+                if self._taken.ring is theirs:
                     self._taken.ring = None
             if self._taken.ring is None:
                 self._taken.ring = self._orphans.rings[0] if self._orphans.rings else self._ring
@@ -397,12 +397,13 @@ class BoundedQueue:
         with self._lock:
             report = self._unreported.overflow
             if report is None:
-                return None, float("inf")
+                return None, FOREVER
             remaining = report.began + longest - now
-            if remaining > 0 and not self.closed and not self._has_drained():
+            has_room = self._bounds.allows(2 * len(self._ring), 2 * self._ring.size)  # it is less than half full
+            if remaining > 0 and not self.closed and not has_room:
                 return None, remaining
             self._unreported.overflow = None
-            return report, float("inf")
+            return report, FOREVER
 
     def try_stop_worker(self) -> bool:
         """Record that the sending thread stops; False if it still has something to do."""
@@ -430,7 +431,7 @@ class BoundedQueue:
         if ring.size + size > bounds.max_bytes or ring.waiting + ring.in_flight_count >= bounds.max_events:
             if not bounds.drops_oldest or size > self.largest:
                 return FULL
-            if ring.is_lost():
+            if ring.is_taken_over():
                 return SLOT_LOST  # the oldest events now belong to another process
             wake = self._make_room(size) or wake
             if self._lacks_room(size):
@@ -440,7 +441,7 @@ class BoundedQueue:
                 return SLOT_LOST
             self._since = self._clock()
         if not ring.append(event):
-            return SLOT_LOST if ring.is_lost() else FULL
+            return SLOT_LOST if ring.is_taken_over() else FULL
         if wake or ring.waiting in (1, bounds.flush_at):
             return WAKE
         claim = self.claim
@@ -455,9 +456,8 @@ class BoundedQueue:
         while self._ring.waiting and self._lacks_room(size):
             oldest = self._ring.pop()
             self._progress.settled += 1
-            self._counters.note_lost("overflow", 1)
+            begins = self._note_dropped(oldest) or begins
             self.on_removed([oldest], "overflow")
-            begins = self._add_to_overflow_report(oldest) or begins
         return begins
 
     def _join(self, ring: Ring) -> None:
@@ -477,8 +477,7 @@ class BoundedQueue:
             event = self._nested.popleft()
             answer = self._admit(event)
             if answer == FULL:
-                self._counters.note_lost("overflow", 1)
-                self._add_to_overflow_report(event)
+                self._note_dropped(event)
             elif answer == CLOSED:
                 self._counters.note_lost("closed", 1)
                 self._unreported.refused.append(event)
@@ -486,18 +485,11 @@ class BoundedQueue:
                 self._nested.appendleft(event)
                 return  # the next `put` gets another slot
 
-    def _add_to_overflow_report(self, event: bytes) -> bool:
-        begins = self._unreported.overflow is None
-        if self._unreported.overflow is None:
-            self._unreported.overflow = OverflowReport(self._clock())
-        self._unreported.overflow.add(event)
-        return begins
-
-    def _is_urgent(self) -> bool:
-        progress = self._progress
-        if self._ring.waiting >= self._bounds.flush_at:
-            progress.early_flush_target = progress.settled + self._count()  # all events, in as many requests as needed
-        return progress.is_behind() or self.closed
-
-    def _has_drained(self) -> bool:
-        return self._bounds.allows(2 * len(self._ring), 2 * self._ring.size)
+    def _note_dropped(self, event: bytes) -> bool:
+        self._counters.note_lost("overflow", 1)
+        report = self._unreported.overflow
+        if report is None:
+            self._unreported.overflow = OverflowReport(self._clock(), event)
+            return True
+        report.add(event)
+        return False

@@ -178,8 +178,8 @@ class Ring:
         self.in_flight_count = 0
         self.size = 0  # bytes of all events
 
-    def is_lost(self) -> bool:
-        """True if the lock was lost and another process uses the memory. It also delivers the events."""
+    def is_taken_over(self) -> bool:
+        """True if this process lost the lock of the slot, and another one uses it. That one delivers the events."""
         try:
             return bool(self._words[EPOCH] != self._epoch)
         except ValueError:
@@ -202,7 +202,7 @@ class Ring:
         end = tail + ((size + 15) & -8)  # `_record`, inlined: this is on the path of every call
         words = self._words
         if end > self._limit or size > self.largest or words[EPOCH] != self._epoch:
-            if size > self.largest or self.is_lost() or not self._wrap_around(end - tail):
+            if size > self.largest or self.is_taken_over() or not self._wrap_around(end - tail):
                 return False
             tail, end = 0, end - tail
         start = self._base + tail
@@ -254,7 +254,7 @@ class Ring:
     def settle(self) -> list[bytes]:
         """Remove and return the batch in flight."""
         batch = self._area.settle()
-        if not self.is_lost():
+        if not self.is_taken_over():
             self._words[IN_FLIGHT] = _word(*self._area.span)
         self.size -= sum(map(len, batch))
         self.in_flight_count = sum(map(len, self._area.later))
@@ -266,7 +266,7 @@ class Ring:
         """Remove and return all events."""
         if self.is_empty():
             return []
-        if self.is_lost():
+        if self.is_taken_over():
             self._forget()
             return []
         events = self._area.events()
@@ -278,13 +278,13 @@ class Ring:
 
     def detach(self) -> None:
         """Forget all events. They stay in memory for the process that claims the slot after its release."""
-        if not self.is_lost():
+        if not self.is_taken_over():
             self._words[EPOCH] = 0
         self._forget()
 
     def trim(self) -> None:
         """Return memory to the system if the ring is empty and has grown large."""
-        if self.is_empty() and not self.is_lost():
+        if self.is_empty() and not self.is_taken_over():
             if self._used > KEPT:
                 self.slot.trim(self._base + KEPT, self._base + self._used)
             area = self._area

@@ -101,7 +101,7 @@ def test_an_unexpected_error_while_sending_is_retried(
     "place",
     [
         "_queue.due",
-        "_queue.is_lost",
+        "_queue.is_taken_over",
         "_queue.take_overflow_report",
         "_recovery.recover_if_due",
         "_apply_outcome",

@@ -230,7 +230,8 @@ def orphans_after_close() -> None:
     os.waitpid(pid, 0)
     print("closed")
     sys.stdout.flush()
-    while letter._delivery._batches.lock.is_taken():  # until the request that no caller waits for is over
+    # until the request that no caller waits for is over
+    while not letter._delivery._batches.lock.run(lambda: None, 0.0):
         time.sleep(0.01)
 
 

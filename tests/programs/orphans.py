@@ -39,7 +39,7 @@ def has_looked(sender: Any) -> None:
         return
 
     def is_looking() -> bool:
-        is_between = sender._batches.lock.is_taken() and sender._queue._taken.ring is None
+        is_between = sender._queue._taken.ring is None and not sender._batches.lock.run(lambda: None, 0.0)
         return not sender._recovery._next_scan or is_between
 
     while sender._queue.has_worker and is_looking():

@@ -8,12 +8,12 @@ import pytest
 
 from letterapp._delivery.in_flight import InFlight, InFlightState
 
-EMPTY, SENDING, WAITING = InFlightState
+IDLE, SENDING, WAITING = InFlightState
 
 
 def in_state(state: InFlightState) -> InFlight:
     in_flight = InFlight()
-    if state is not EMPTY:
+    if state is not IDLE:
         in_flight.begin(1)
     if state is WAITING:
         in_flight.wait(until=10.0, now=5.0, failed=True)
@@ -32,9 +32,9 @@ METHODS: dict[str, Callable[[InFlight], object]] = {
 }
 TRANSITIONS = {
     **{(state, "begin"): SENDING for state in InFlightState},
-    **{(state, "give_up"): EMPTY for state in InFlightState},
+    **{(state, "give_up"): IDLE for state in InFlightState},
     (SENDING, "wait"): WAITING,
-    (SENDING, "end"): EMPTY,
+    (SENDING, "end"): IDLE,
 }
 
 
@@ -47,7 +47,7 @@ def test_the_table_of_transitions(state: InFlightState, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["wait", "split", "end"])
-@pytest.mark.parametrize("state", [EMPTY, WAITING])
+@pytest.mark.parametrize("state", [IDLE, WAITING])
 def test_calls_that_are_not_in_the_table_change_nothing(state: InFlightState, method: str) -> None:
     in_flight = in_state(state)
     before = vars(in_flight).copy()

@@ -33,6 +33,7 @@ from letterapp._http.transport import Answer, Unreachable
 same = settings(derandomize=True, deadline=None)
 
 NOW = 1_700_000_000.0  # 14 November 2023, 22:13:20 UTC
+FIRST: Any = {"attempt": 0, "max_retries": 0, "now": NOW, "jitter": 0.0}  # the only try
 
 
 def sending() -> InFlight:
@@ -42,7 +43,7 @@ def sending() -> InFlight:
 
 
 def verdict_on(outcome: Any, attempt: int = 0, max_retries: float = 3, items: int = 1, jitter: float = 0.0) -> Any:
-    return judge(outcome, attempt, max_retries, items, NOW, jitter)
+    return judge(outcome, attempt=attempt, max_retries=max_retries, items=items, now=NOW, jitter=jitter)
 
 
 @pytest.mark.parametrize("body", ["", "{}", "not JSON", "[1, 2", '{"error": {"code": "x"}}'])
@@ -115,14 +116,14 @@ def test_a_status_that_may_concern_one_event_is_split_a_bounded_number_of_times(
             in_flight.end(accepted=True)
             in_flight.begin(1)
         for _ in range(most):
-            verdict = judge(Answer(status), 0, 0, 2, NOW, 0.0, may_search=in_flight.may_search())
+            verdict = judge(Answer(status), **FIRST, items=2, may_search=in_flight.may_search())
             assert isinstance(verdict, Split) and verdict.in_search
             in_flight.split(in_search=True)
             in_flight.end(accepted=False)
             in_flight.begin(1)
-        verdict = judge(Answer(status), 0, 0, 100, NOW, 0.0, may_search=in_flight.may_search())
+        verdict = judge(Answer(status), **FIRST, items=100, may_search=in_flight.may_search())
         assert isinstance(verdict, GiveUp) and verdict.cause == "rejected" and verdict.error.status == status
-        too_large = judge(Answer(413), 0, 0, 100, NOW, 0.0, may_search=in_flight.may_search())
+        too_large = judge(Answer(413), **FIRST, items=100, may_search=in_flight.may_search())
         assert isinstance(too_large, Split) and not too_large.in_search  # that one needs no bound
 
 
@@ -134,7 +135,7 @@ def search(bad: set[int]) -> tuple[list[int], int]:
         part = parts.pop()
         requests += 1
         answer = Answer(400 if bad & set(part) else 200)
-        verdict = judge(answer, 0, 0, len(part), NOW, 0.0, may_search=in_flight.may_search())
+        verdict = judge(answer, **FIRST, items=len(part), may_search=in_flight.may_search())
         if isinstance(verdict, Split):
             in_flight.split(verdict.in_search)
             parts += [part[len(part) // 2 :], part[: len(part) // 2]]
@@ -334,7 +335,7 @@ ANSWERS = st.builds(
 @same
 @given(ANSWERS, st.integers(0, 10), st.integers(0, 10), st.integers(1, 100), st.floats(0, 1))
 def test_every_answer_has_a_verdict(outcome: Answer, attempt: int, max_retries: int, items: int, jitter: float) -> None:
-    verdict = judge(outcome, attempt, max_retries, items, NOW, jitter)
+    verdict = judge(outcome, attempt=attempt, max_retries=max_retries, items=items, now=NOW, jitter=jitter)
     assert isinstance(verdict, (Delivered, Again, Split, GiveUp))
     assert isinstance(verdict, Delivered) is (200 <= outcome.status < 300)
     if isinstance(verdict, Again):
