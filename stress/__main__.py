@@ -127,6 +127,16 @@ def _parser() -> argparse.ArgumentParser:
         "--cache", type=Path, default=CACHE, metavar="DIR", help=f"directory of the corpora (default: {CACHE})"
     )
 
+    instructions = commands.add_parser(
+        "instructions",
+        help="count the instructions of a call and of a fork, and compare them with stored figures",
+        description="Count instructions with valgrind, on this interpreter. The exit status is 1 if a figure is more "
+        "than 10 %% above the stored one, 2 if valgrind is missing or no figures of this version of Python are stored.",
+    )
+    instructions.add_argument(
+        "--update", action="store_true", help="store the figures of this version of Python instead of comparing them"
+    )
+
     report = commands.add_parser(
         "report",
         help="make a page and a picture of the results of run, all and bench",
@@ -198,6 +208,10 @@ def _command(options: argparse.Namespace) -> int:
         from .fuzz import fuzz
 
         return fuzz(options)
+    if options.command == "instructions":
+        from .instructions import instructions
+
+        return instructions(options)
     if options.command == "report":
         from .report import from_options
 
