@@ -403,7 +403,12 @@ class Sender(Delivery):
             return
         with self._worker.wakeup.waiter() as pause:
             wait = self._batches.send_within(seconds)
-            pause.wait(min(wait, seconds))
+            # If there is nothing to send, only another thread's progress ends the wait. The worker may have made it,
+            # and stopped, after the caller's check: nobody would notify `pause` then.
+            if wait < FOREVER and not waiter.is_notified:
+                pause.wait(min(wait, seconds))
+            else:
+                waiter.wait(seconds)
 
     def drain(self, deadline: float) -> bool:
         """Wait until everything is settled and the thread has stopped.

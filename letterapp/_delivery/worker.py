@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .._storage.queue import BoundedQueue
 
 IDLE = 5.0  # seconds without an event after which the thread stops; starting it again takes about 50 us
+_CHECK_INTERVAL = 0.05  # seconds after which a caller that waits for the thread's end checks again
 
 
 class WorkerState(Enum):
@@ -43,7 +44,7 @@ class Worker:
     """Manages the thread. Any thread, signal handler or callback may call. A forked child creates its own."""
 
     def __init__(self, process: Process, queue: BoundedQueue, progress: Condition) -> None:
-        """Starts nothing. ``progress`` is notified when the thread has stopped."""
+        """Starts nothing. ``progress`` is notified when the thread has stopped, or could not start."""
         self._process = process
         self._queue = queue
         self._progress = progress
@@ -94,6 +95,7 @@ class Worker:
         self._queue.set_wake_on_put(calls_settle or self._is_unavailable)
         if self._is_unavailable:
             self._queue.release_worker()
+            self._progress.notify_all()  # whoever relied on this thread has to send itself
         return claim.started
 
     def stop_when_idle(self) -> None:
@@ -101,8 +103,17 @@ class Worker:
         self._stops_when_idle = True
 
     def await_stop(self, deadline: float, clock: Callable[[], float]) -> None:
-        """Wait until an idle thread has stopped, and the system has removed it; until ``deadline`` of ``clock``."""
-        self._progress.wait_while(lambda: self._queue.has_worker and self._queue.is_empty(), deadline, clock)
+        """Make an idle thread stop; wait until the system has removed it, or until ``deadline`` of ``clock``."""
+
+        def is_idle() -> bool:
+            if not (self._queue.has_worker and self._queue.is_empty()):
+                return False
+            # Asked each time: another thread's call may have started a new one since, which was not asked yet.
+            self.stop_when_idle()
+            self.notify()
+            return True
+
+        self._progress.wait_while(is_idle, deadline, clock, _CHECK_INTERVAL)  # a new event does not notify
         if not self._queue.has_worker:
             thread, self._native_id = self._native_id, 0
             threads.wait_until_gone(thread, deadline - clock())

@@ -69,6 +69,11 @@ class Waiter:
         self._waiters.append(self)
         return self
 
+    @property
+    def is_notified(self) -> bool:
+        """True if the next `wait` returns at once."""
+        return not self._lock.locked()
+
     def wait(self, seconds: float) -> bool:
         """Wait for the notification; False after ``seconds``."""
         return seconds > 0 and self._lock.acquire(True, min(seconds, threading.TIMEOUT_MAX))

@@ -99,6 +99,92 @@ def test_a_call_during_the_end_returns_when_its_event_is_settled(make: Any, lett
     assert letter.stats()["delivered"] == 3
 
 
+@pytest.mark.parametrize("end", ["close", "end of the process"])
+def test_an_end_returns_at_once_if_the_thread_settles_the_last_event_and_stops_while_it_is_asked(
+    end: str, make: Any, letter_api: Any
+) -> None:
+    letter = make()
+    queue = letter._delivery._queue
+    hold = Hold()
+    letter_api.plan(hold)
+    letter.track("u", "e")
+    assert hold.arrived.wait(DEADLINE)
+    has_settled = queue.has_settled
+    asked: list[bool] = []
+
+    def answer_late(target: int) -> bool:
+        """The queue's answer, which is out of date when the caller, who is about to wait, gets it."""
+        answer: bool = has_settled(target)
+        asked.append(answer)
+        if asked == [False, False]:  # the second time is the check before the wait
+            letter._delivery._worker.stop_when_idle()  # as every `close` does, and a `flush` of another thread
+            hold.release()
+            assert not eventually(lambda: queue.has_worker, lambda is_there: not is_there)
+        return answer
+
+    queue.has_settled = answer_late
+    began = time.monotonic()
+    if end == "close":
+        assert letter.close(20) is True
+    else:
+        letter._delivery.end(began + 20, final=True)
+    assert time.monotonic() - began < 15 and asked[:3] == [False, False, True]
+    assert letter.stats()["delivered"] == 1
+
+
+@pytest.mark.parametrize("api", ["answers", "is silent"])
+def test_a_flush_returns_at_once_if_another_thread_tracks_while_the_worker_stops(
+    api: str, make: Any, letter_api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letterapp._delivery.worker.IDLE", 60.0)  # by itself an idle worker would not stop in this test
+    letter = make(timeout=60)
+    queue = letter._delivery._queue
+    try_stop, hold = queue.try_stop_worker, Hold()
+    others: list[threading.Thread] = []
+
+    def try_stop_and_start_another() -> bool:
+        """The call starts a new worker thread before the old one has told anybody that it stops."""
+        stopped: bool = try_stop()
+        if stopped and not others:
+            if api == "is silent":
+                letter_api.plan(hold)
+            others.append(threading.Thread(target=letter.track, args=("u", "another")))
+            others[0].start()
+            others[0].join(DEADLINE)
+            assert hold.arrived.wait(DEADLINE) if api == "is silent" else letter_api.wait_for(2)
+        return stopped
+
+    queue.try_stop_worker = try_stop_and_start_another
+    letter.track("u", "e")
+    began = time.monotonic()
+    assert letter.flush(20) is True
+    assert time.monotonic() - began < 15 and others
+    hold.release()
+
+
+@pytest.mark.filterwarnings("ignore:letterapp")
+def test_a_flush_sends_by_itself_if_the_thread_that_another_call_starts_cannot_run(make: Any, letter_api: Any) -> None:
+    letter = make(flush_interval=30)
+    delivery = letter._delivery
+    starts: list[object] = []
+
+    def fail(send: object) -> bool:
+        starts.append(send)
+        if len(starts) == 1:  # until the flush waits for this thread
+            assert eventually(lambda: len(delivery.progress._waiters), lambda count: count > 0)
+        return False
+
+    delivery._worker._start = fail
+    other = threading.Thread(target=delivery.wake)
+    other.start()
+    assert eventually(lambda: starts, bool)
+    letter.track("u", "e")
+    began = time.monotonic()
+    assert letter.flush(20) is True
+    assert time.monotonic() - began < 15
+    other.join()
+
+
 def test_an_end_takes_one_budget_when_the_api_is_silent(letter_api: Any, tmp_path: Path) -> None:
     letter_api.rule = lambda request: Hold()
     finished = run(single.many_clients, letter_api.url, tmp_path, 0.1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from programs.common import Ended, made, main, make, work
 
 def fork(job: Callable[[], object], end: str = "return") -> int:
     """Run ``job`` in a child that ends as ``end`` says; return the child's pid."""
+    faulthandler.enable()  # for `wait`
     pid = os.fork()
     if pid:
         return pid
@@ -31,13 +33,15 @@ def fork(job: Callable[[], object], end: str = "return") -> int:
 
 
 def wait(pid: int, seconds: float = 40) -> int:
-    """Reap a child, which has to end in time; return its status."""
+    """Reap a child, which has to end in time; return its status. One that hangs prints where."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status
         time.sleep(0.01)
+    os.kill(pid, signal.SIGABRT)
+    time.sleep(1)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise SystemExit("a child hung")
@@ -196,17 +200,21 @@ def many_children(hooks: str) -> None:
             counts[number] += 1
             if counts[number] % 50 == 0:
                 over.wait(0.001)  # leaves the interpreter to the others, so that there are more forks than events
+                while letter.stats()["waiting"] > 5_000 and not over.is_set():
+                    over.wait(0.01)  # on a busy machine; `close` could not send all the rest in its time
 
     threads = [threading.Thread(target=without_rest, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    for first in range(0, 200, 10):
-        children = []
-        for number in range(first, first + 10):
-            children.append(fork(lambda number=number: work(letter, 20, f"child {number}"), "close"))  # type: ignore[misc]
-        for pid in children:
-            assert wait(pid) == 0
-    over.set()
+    try:
+        for first in range(0, 200, 10):
+            children = []
+            for number in range(first, first + 10):
+                children.append(fork(lambda number=number: work(letter, 20, f"child {number}"), "close"))  # type: ignore[misc]
+            for pid in children:
+                assert wait(pid) == 0
+    finally:
+        over.set()  # otherwise the end of this program would wait for the threads forever
     for thread in threads:
         thread.join()
     letter.close()
