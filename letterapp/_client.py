@@ -10,15 +10,14 @@ import os
 
 from ._config import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
 from ._delivery import shutdown
-from ._delivery.base import Delivery, NullDelivery
-from ._delivery.sender import Sender
+from ._delivery.base import Delivery
+from ._delivery_factory import create_delivery
 from ._email import post_mail
 from ._encoding.events import Encoder
 from ._encoding.json_text import Unencodable, encode, fastest_encoder
 from ._reporter import Reporter
 from ._runtime.asyncio_thread import in_thread
 from ._runtime.lazy_module import LazyModule
-from ._runtime.signal_errors import reraise_signal_error
 from ._text import concealed
 from .errors import LetterError
 
@@ -179,7 +178,7 @@ class Letter(FixedOptions):
         plain = fastest_encoder() if settings.enabled else encode
         self._encoder = Encoder(settings.max_batch_bytes, settings.before_send, settings.default, plain)
         # All state of a process. In a forked child `_here` replaces it in one assignment.
-        self._delivery: Delivery = _carrier(settings)
+        self._delivery: Delivery = create_delivery(settings)
         if settings.enabled:
             shutdown.register(self._delivery)
             if settings.exit_signals:
@@ -480,29 +479,6 @@ class Letter(FixedOptions):
                 "an ssl.SSLContext cannot be pickled: set ssl_context to a module-level function that returns one"
             )
         return (_unpickled, (self._settings,))
-
-
-def _carrier(settings: Settings) -> Delivery:
-    if not settings.enabled:
-        return NullDelivery(Reporter(settings.on_error), settings.exit_timeout)
-    relay = settings.relay
-    if not relay:
-        return Sender(settings)
-    # These modules are imported only if they are needed.
-    if relay is True or isinstance(relay, str):
-        try:
-            from ._relay.delivery import RelayDelivery
-        except OSError as problem:  # no file descriptor left for a module's file
-            reraise_signal_error(problem)
-            why = problem.strerror or problem
-            said = f"relay: its modules cannot be imported: {why}; this process sends its events itself"
-            Reporter(settings.on_error)(LetterError(said, cause="degraded"))
-            return Sender(settings)
-        return RelayDelivery.start(settings)
-    from ._relay.handover import Handover
-
-    timeouts = settings.timeout, settings.exit_timeout
-    return Sender(settings, make_handover=lambda report, clock: Handover(relay, *timeouts, report, clock))
 
 
 def settings_of(**given: typing.Any) -> Settings:
