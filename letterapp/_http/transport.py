@@ -119,7 +119,6 @@ class Transport:
         connection: every body that is posted over a kept connection may be sent twice.
         """
         try:
-            self.prepare()
             return self._post(path, body, monotonic() + timeout)
         except Exception as error:
             self.close()
@@ -156,9 +155,9 @@ class Transport:
             line.hang_up()
 
     def _exchange(self, path: str, body: bytes, deadline: float) -> Answer:
+        connection, line = self._opened(deadline)
         import http.client
 
-        connection, line = self._opened(deadline)
         line.deadline = deadline
         try:
             line.send(lambda: connection.request("POST", self._prefix + path, body, self._headers), self._secrets)
@@ -191,6 +190,7 @@ class Transport:
 
     def _opened(self, deadline: float) -> tuple[http.client.HTTPConnection, DeadlineSocket]:
         if self._connection is None or self._line is None:
+            self.prepare()
             import http.client
 
             from .._sockets.deadline_socket import open_socket
