@@ -133,14 +133,17 @@ def counts(valgrind: str) -> dict[str, list[int]]:
             "--combine-dumps=yes",  # in one file for each process
             "--dump-line=no",
             f"--callgrind-out-file={folder}/%p",
-            sys.executable,
+            str(Path(sys.executable).resolve()),  # no virtual environment, whose path could differ
             "-Wignore",  # since 3.12, about a fork with a thread
             "-S",  # no installed packages: some start threads, or have hooks of their own at a fork
-            *map(str, (SCRIPT, CALLS, FORKS)),
+            *map(str, (SCRIPT.relative_to(CHECKOUT), CALLS, FORKS)),
         ]
-        env = {**clean_environment(), "PYTHONHASHSEED": "0", "PYTHONPATH": str(CHECKOUT)}
+        # The length of each path moves objects in memory, which changes how often the interpreter's caches are missed.
+        env = {**clean_environment(), "PYTHONHASHSEED": "0", "PYTHONPATH": "."}
         try:
-            run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+            run = subprocess.run(
+                command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=True
+            )
         except subprocess.TimeoutExpired:
             raise Failure(f"{SCRIPT.name} did not end within {TIMEOUT:g} s under valgrind") from None
         except subprocess.CalledProcessError as error:
