@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from ._config import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
-from ._delivery import shutdown
+from ._delivery import exit_signals, shutdown
 from ._delivery.base import Delivery
 from ._delivery_factory import create_delivery
 from ._email import post_mail
@@ -182,8 +182,6 @@ class Letter(FixedOptions):
         if settings.enabled:
             shutdown.register(self._delivery)
             if settings.exit_signals:
-                from ._delivery import exit_signals  # few programs need it
-
                 exit_signals.install(settings.exit_signals, Reporter(settings.on_error))
             self._delivery.start_recovery()
 

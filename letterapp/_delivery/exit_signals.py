@@ -1,13 +1,14 @@
 """The option `exit_signals`: signals that send waiting events before their previous action.
 
 Responsible for: installing the handlers, what a signal does. Not responsible for: sending (`shutdown.end_all`), the
-end of a process that no signal announces (`shutdown`). Imported by the constructor of a client with that option.
+end of a process that no signal announces (`shutdown`).
+
+`signal` takes a millisecond to import, and few programs use this option: so the functions import it.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 
 from .._runtime import greenlets
 from .._runtime.clock import monotonic
@@ -29,6 +30,8 @@ def install(signals: Iterable[int], report: Callable[[LetterError], object] | No
     Only the main thread can do that. A call in another thread, or a signal with a handler outside of Python, is
     reported once if there is a ``report``, and does not raise: this option must not stop the application.
     """
+    import signal
+
     for number in signals:
         handler = signal.getsignal(number)
         if handler is _on_signal:
@@ -67,6 +70,8 @@ def _on_signal(number: int, frame: Any) -> None:
 
 
 def _exit_by_signal(number: int, frame: Any) -> None:
+    import signal
+
     previous = _previous[number]
     shutdown.end_all(monotonic(), final=previous is signal.SIG_DFL)
     if callable(previous):
@@ -90,6 +95,8 @@ def _watch_raising() -> None:
     Until then it completes pending requests, in an event loop where calls do not wait until their events are settled.
     """
     global _raise_of_signal
+    import signal
+
     if _raise_of_signal is None:
         _raise_of_signal = signal.raise_signal
         signal.raise_signal = _raise_after_sending
@@ -97,6 +104,8 @@ def _watch_raising() -> None:
 
 def _raise_after_sending(number: int) -> None:
     """`signal.raise_signal`, after sending all events if one of `exit_signals` is about to end the process."""
+    import signal
+
     ends = number in _previous and signal.getsignal(number) is signal.SIG_DFL
     if ends:
         shutdown.end_all(monotonic(), final=True)

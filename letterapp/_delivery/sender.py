@@ -26,7 +26,7 @@ from .._storage.backends import Backends
 from .._storage.queue import CLOSED, FULL, SLOT_LOST, WAKE, BoundedQueue
 from .._storage.recovery import OrphanRecovery, claim_ring
 from ..errors import LetterError
-from . import notices, shutdown
+from . import exit_signals, notices, shutdown
 from .base import Delivery
 from .batches import BatchSender, closed_error, count_of
 from .stages import Stages
@@ -240,8 +240,6 @@ class Sender(Delivery):
             child._queue.close()
         shutdown.release(self)
         if self._settings.exit_signals:
-            from . import exit_signals  # the client's constructor has imported it
-
             exit_signals.install(self._settings.exit_signals)  # gunicorn resets them in its workers
         return child
 
@@ -323,8 +321,6 @@ class Sender(Delivery):
     def _before_start(self) -> None:
         shutdown.on_first_event(self._settings.send_on_os_exit)
         if self._settings.exit_signals:
-            from . import exit_signals  # the client's constructor has imported it
-
             exit_signals.install_missing(self._settings.exit_signals)
 
     def _send_inline(self) -> None:
