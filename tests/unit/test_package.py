@@ -22,6 +22,7 @@ from letterapp._runtime.lazy_module import LazyModule
 
 PACKAGE = ROOT / "letterapp"
 OWN_MODULES = {"letterapp"} | {f"letterapp.{path.stem}" for path in PACKAGE.glob("*.py")}
+OWN_MODULES |= {f"letterapp._testing.{path.stem}" for path in (PACKAGE / "_testing").glob("*.py")}  # of `testing`
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 
@@ -98,7 +99,8 @@ def the_public_face() -> Iterator[Any]:
             yield pytest.param(public, id=name)
             for part, found in vars(public).items() if inspect.isclass(public) else ():
                 method = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
-                if inspect.isfunction(method) and (part[0] != "_" or part.startswith("__")):
+                is_own = inspect.isfunction(method) and method.__qualname__ == f"{name}.{part}"  # not `Protocol`'s
+                if is_own and (part[0] != "_" or part.startswith("__")):
                     yield pytest.param(method, id=f"{name}.{part}")
 
 
