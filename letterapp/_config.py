@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from ._runtime import outbox
 from ._text import Secret, concealed, short
 from .errors import LetterError
 
@@ -37,6 +38,7 @@ class Settings:
     api_key: Secret
     base_url: str  # without a slash at its end
     secure: bool  # https
+    loopback: bool  # requests stay on this machine
     exposed: bool  # requests travel over a network in clear text
     netloc: str  # host and port as given in base_url
     host: str
@@ -108,6 +110,11 @@ class Settings:
         checked["send_on_os_exit"] = _flag("send_on_os_exit", send_on_os_exit)
         checked["spool"] = _path("spool", "the path of a directory", spool)
         checked["spool_sync"] = _flag("spool_sync", spool_sync)
+
+    @property
+    def captured(self) -> bool:
+        """True in a test run, unless the client sends to this machine: its requests are kept or refused."""
+        return outbox.directory is not None and not self.loopback
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"settings are frozen: make a new Letter to change {name}")
@@ -191,6 +198,7 @@ def _address(base_url: str) -> dict[str, Any]:
     return {
         "base_url": f"{parts.scheme}://{parts.netloc}{path}",
         "secure": secure,
+        "loopback": _is_loopback(host),
         "exposed": not (secure or _is_loopback(host)),
         "netloc": parts.netloc,
         "host": host,

@@ -1,4 +1,4 @@
-"""Which `Delivery` a client's options ask for: by this process, by a relay, through a queue, or none.
+"""Which `Delivery` a client's options ask for: by this process, by a relay, through a queue, none, or the tests.
 
 Responsible for: `create_delivery`. Not responsible for: the deliveries themselves (`_delivery.sender`,
 `_relay.delivery`).
@@ -21,6 +21,10 @@ def create_delivery(settings: Settings) -> Delivery:
     """The delivery that ``settings`` ask for. Blocks only for ``relay=True`` or a path, until the relay is ready."""
     if not settings.enabled:
         return NullDelivery(Reporter(settings.on_error), settings.exit_timeout)
+    if settings.captured:
+        from ._delivery.captured import CapturedDelivery
+
+        return CapturedDelivery(settings)  # a relay may run outside of the test run, and a spool outlives it
     relay = settings.relay
     if not relay:
         return Sender(settings)

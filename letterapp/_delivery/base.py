@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from .._config import Settings
     from .._reporter import Reporter
     from .._runtime.atfork import Process
     from ..errors import LetterError
@@ -28,6 +29,7 @@ class Delivery(ABC):
     owner: Process
     reporter: Reporter  # reports losses and other problems to the application
     exit_timeout: float  # maximum time that `end` takes, in seconds
+    _settings: Settings  # of every delivery that is registered with `shutdown`
     ends_last = False  # it ends after the deliveries that may still pass events to it
 
     @abstractmethod
@@ -72,6 +74,11 @@ class Delivery(ABC):
     @abstractmethod
     def start_recovery(self) -> None:
         """Start sending the events of ended processes in a spool, because no other process may. Returns at once."""
+
+    @property
+    def captured(self) -> bool:
+        """True if a test run keeps its requests, or refuses them."""
+        return self._settings.captured
 
     @property
     def sends_on_os_exit(self) -> bool:

@@ -210,7 +210,7 @@ class BatchSender:
 
     def _post(self, batch: list[bytes], timeout: float) -> Answer | Unreachable:
         try:
-            return self._transport.post("/v1/batch", _HEAD + b",".join(batch) + _TAIL, max(0.001, timeout))
+            return self._transport.post("/v1/batch", batch_of(batch), max(0.001, timeout))
         except Unreachable as problem:
             return problem
 
@@ -314,6 +314,11 @@ class BatchSender:
             lost=overflow.lost,
             events=overflow.sample,
         )
+
+
+def batch_of(events: list[bytes]) -> bytes:
+    """The body of a request."""
+    return _HEAD + b",".join(events) + _TAIL
 
 
 def closed_error(events: list[bytes]) -> LetterError:

@@ -6,7 +6,7 @@ socket. Not responsible for: counting the tries of a batch (`in_flight`), sendin
 
 from __future__ import annotations
 
-from .._http.transport import REQUEST_TIMEOUT, Answer, Unreachable
+from .._http.transport import REQUEST_TIMEOUT, Answer, Forbidden, Unreachable
 from ..errors import LetterError
 
 TYPE_CHECKING = False
@@ -106,6 +106,9 @@ def judge(
     if isinstance(outcome, Surprise):
         error = LetterError(f"the request could not be sent: {outcome.problem!r}")
         return _retry_or_give_up(error, wait, attempt, max_retries)
+    if isinstance(outcome, Forbidden):
+        refusal = LetterError(str(outcome))
+        return Again(LONGEST_WHILE_REFUSED, refusal) if durable else GiveUp("testing", refusal)
     if isinstance(outcome, Unreachable):
         error = LetterError(f"the API could not be reached: {outcome}")
         return _retry_or_give_up(error, wait, attempt, max_retries)

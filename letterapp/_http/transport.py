@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
+from .._runtime import outbox
 from .._runtime.atfork import NETWORK, WORK, block_forks
 from .._runtime.clock import monotonic
 from .._runtime.signal_errors import reraise_signal_error
@@ -86,6 +87,18 @@ class Unreachable(Exception):
     """There was no complete response: refused, reset, timed out, truncated or invalid. The text says which."""
 
 
+class Forbidden(Unreachable):
+    """The process belongs to a test run, which sends nothing, and no test captures."""
+
+
+FORBIDDEN = (
+    "nothing is sent to {} while tests run: see events with the fixture `letter` or `letterapp.testing.capture()`, "
+    "set base_url to a loopback server, or set `letterapp_allow_network` in pytest's configuration"
+)
+# What the API answers to the requests that a test run keeps.
+_ANSWERS = {"batch": '{"ok":true}', "send": '{"id":"1","messageId":"m-1","status":"sent","replayed":false}'}
+
+
 class Transport:
     """Posts to the API over one connection, opened when needed and kept."""
 
@@ -107,6 +120,8 @@ class Transport:
 
     def prepare(self) -> None:
         """Do what has to be done once before the first request: imports, the TLS context. May raise anything."""
+        if self._settings.captured:
+            return
         block_forks(WORK, load)
         if self._settings.secure:
             block_forks(WORK, self._tls)
@@ -116,8 +131,11 @@ class Transport:
 
         ``timeout`` limits the request as a whole, in seconds, except for the lookup of the host name, which cannot be
         limited. If a kept connection turns out to be closed by the server, the request is repeated at once, over a new
-        connection: every body that is posted over a kept connection may be sent twice.
+        connection: every body that is posted over a kept connection may be sent twice. In a test run it is kept, or
+        `Forbidden` raised.
         """
+        if self._settings.captured:
+            return self._keep(path.rpartition("/")[2], body)
         try:
             return self._post(path, body, monotonic() + timeout)
         except Exception as error:
@@ -131,6 +149,16 @@ class Transport:
         except BaseException:
             self.close()  # a KeyboardInterrupt: the connection's state is unknown
             raise
+
+    def _keep(self, kind: str, body: bytes) -> Answer:
+        try:
+            is_kept = outbox.keep(kind, body)
+        except OSError as problem:
+            reraise_signal_error(problem)
+            raise Unreachable(f"the test run cannot keep the request: {problem.strerror or problem}") from problem
+        if not is_kept:
+            raise Forbidden(FORBIDDEN.format(self._settings.host))
+        return Answer(200, _ANSWERS[kind])
 
     def _post(self, path: str, body: bytes, deadline: float) -> Answer:
         if self._line is not None and self._line.is_stale():

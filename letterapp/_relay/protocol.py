@@ -41,7 +41,7 @@ LONGEST_GREETING = 4096  # bytes of a line during the authentication
 LONGEST_EVENT = 32_000  # bytes: Linux sends that many completely or not at all
 LONGEST_ANSWER = 1_048_576  # bytes of a line to an authenticated process
 SHORT = 300  # characters of a report to a process that reads slowly
-CAUSES = ("rejected", "undeliverable", "overflow", "closed", "exit", "damaged")  # of losses in a relay
+CAUSES = ("rejected", "undeliverable", "testing", "overflow", "closed", "exit", "damaged")  # of losses in a relay
 _PROCESS, _RELAY = b"process", b"relay"  # which side a proof belongs to
 
 

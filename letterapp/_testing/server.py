@@ -58,6 +58,8 @@ class IngestionServer:
         self.requests: list[Request] = []
         self.rule: Callable[[Request], Fault | None] | None = None
         self.closing = threading.Event()
+        self._open_gate = threading.Event()  # not set: requests wait, see `hold`
+        self._open_gate.set()
         self.api_key = api_key
         self.max_body = max_body
         self._on_event = on_event
@@ -74,6 +76,17 @@ class IngestionServer:
     def plan(self, *faults: Fault) -> None:
         """Use ``faults`` for the next requests, one each, in order. Returns at once."""
         self._planned.extend(faults)
+
+    def hold(self) -> None:
+        """Let all requests from now on wait, until `release` or `close`; nothing of them is stored meanwhile.
+
+        Returns at once. They are in `requests` when they have been received.
+        """
+        self._open_gate.clear()
+
+    def release(self) -> None:
+        """Let the requests continue that wait because of `hold`, and later ones."""
+        self._open_gate.set()
 
     def wait_for(self, count: int, timeout: float = 60.0) -> bool:
         """Wait until ``count`` different events have been stored; False after ``timeout`` seconds."""
@@ -100,6 +113,7 @@ class IngestionServer:
     def close(self) -> None:
         """Stop listening and close every connection. Usually blocks for less than 0.1 s."""
         self.closing.set()
+        self._open_gate.set()
         self._server.shutdown()
         self._server.server_close()
         self._server.drop_connections()
@@ -241,6 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.received = request
         self.is_kept = self.is_answered = False
         fault = api._note(request)
+        api._open_gate.wait()
         if fault is not None and self._meet(fault):
             return
         problem = api._problem(request)

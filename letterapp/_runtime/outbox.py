@@ -1,0 +1,52 @@
+"""Where a test run keeps requests instead of sending them.
+
+Responsible for: whether this process belongs to a test run, and storing a request for it. Not responsible for: starting
+a test run and reading what was stored (`_testing`), which clients are concerned (`Settings.captured`).
+
+A test run is a directory, which each process finds in an environment variable. So the events of forked, spawned and
+other processes of a test are all there, without a thread or a socket in the process of the test. A process reads the
+variable once: a test that changes `os.environ` does not make its process send.
+
+The directory is either that of one capture, or that of the whole run. The latter has a file `current` that contains the
+name of the capture that is active, or nothing: a process that was started before a test knows only that directory.
+"""
+
+from __future__ import annotations
+
+import os
+
+VARIABLE = "LETTER_TEST_OUTBOX"
+
+directory: str | None = os.environ.get(VARIABLE) or None
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def keep(kind: str, body: bytes) -> bool:
+    """Store a request to ``/v1/{kind}``; False if no capture is active. Raises `OSError` if it cannot be written."""
+    place = _active_capture()
+    if place is None:
+        return False
+    try:
+        descriptor = os.open(os.path.join(place, "requests"), os.O_WRONLY | os.O_APPEND | _BINARY)
+    except FileNotFoundError:
+        return False  # the capture, or the whole run, has ended
+    try:
+        # One system call, which appends a line as a whole. If the process is killed in it, the length is wrong, and the
+        # next line begins in a new one.
+        os.write(descriptor, b"\n%s %d %s\n" % (kind.encode(), len(body), body))
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _active_capture() -> str | None:
+    assert directory is not None
+    try:
+        descriptor = os.open(os.path.join(directory, "current"), os.O_RDONLY)
+    except FileNotFoundError:
+        return directory
+    try:
+        name = os.read(descriptor, 100).decode("ascii")
+    finally:
+        os.close(descriptor)
+    return os.path.join(directory, name) if name else None
