@@ -7,8 +7,8 @@ A test run is a directory, which each process finds in an environment variable. 
 other processes of a test are all there, without a thread or a socket in the process of the test. A process reads the
 variable once: a test that changes `os.environ` does not make its process send.
 
-The directory is either that of one capture, or that of the whole run. The latter has a file `current` that contains the
-name of the capture that is active, or nothing: a process that was started before a test knows only that directory.
+The file `current` in it contains the name of the capture that is active, or nothing. It is read for each request: the
+workers of a pool, and the children of a fork server, may have been started in an earlier test.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 def keep(kind: str, body: bytes) -> bool:
     """Store a request to ``/v1/{kind}``; False if no capture is active. Raises `OSError` if it cannot be written."""
-    place = _active_capture()
-    if place is None:
-        return False
+    assert directory is not None
     try:
-        descriptor = os.open(os.path.join(place, "requests"), os.O_WRONLY | os.O_APPEND | _BINARY)
+        capture = _read(os.path.join(directory, "current"))
+        if not capture:
+            return False
+        descriptor = os.open(os.path.join(directory, capture, "requests"), os.O_WRONLY | os.O_APPEND | _BINARY)
     except FileNotFoundError:
         return False  # the capture, or the whole run, has ended
     try:
@@ -39,14 +40,9 @@ def keep(kind: str, body: bytes) -> bool:
     return True
 
 
-def _active_capture() -> str | None:
-    assert directory is not None
+def _read(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        descriptor = os.open(os.path.join(directory, "current"), os.O_RDONLY)
-    except FileNotFoundError:
-        return directory
-    try:
-        name = os.read(descriptor, 100).decode("ascii")
+        return os.read(descriptor, 100).decode("ascii")
     finally:
         os.close(descriptor)
-    return os.path.join(directory, name) if name else None

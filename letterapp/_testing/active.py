@@ -1,12 +1,17 @@
-"""The test runs of this process: which one its clients use.
+"""The test runs of this process, in which clients keep their requests.
 
 Responsible for: `TestRun`, `no_network`. Not responsible for: captures (`captured`), the directory (`run`), how clients
 are made to use it (`client`).
+
+All test runs of a process use the same directory: a fork server, or the workers of a pool, that were started in one of
+them know no other.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from contextlib import contextmanager
 from typing import Iterator, Optional
 
@@ -15,7 +20,9 @@ from .run import Run
 
 FLUSH = 5.0  # maximum time until this process's events are where they belong, in seconds
 
-_innermost: Optional[TestRun] = None  # may be that of a parent process
+_importer = os.getpid()
+_run: Optional[Run] = None  # may be that of a parent process, or removed
+_depth = 0  # how many test runs of this process have begun and not ended
 
 
 class TestRun:
@@ -24,28 +31,33 @@ class TestRun:
     __test__ = False  # it is no test
 
     def __init__(self) -> None:
-        global _innermost
+        global _run, _depth
         flush(FLUSH)  # what waits belongs to an outer test run, if there is one
-        self.run = Run()
-        self._outer = _innermost
+        if _run is None or not _run.is_usable():
+            _run, _depth = Run(), 0
+            if _has_exit_handlers():
+                atexit.register(_run.remove)
+        self.run = _run
         self._before = redirect(self.run.path)
-        _innermost = self
+        _depth += 1
 
     def end(self, restore: bool = True) -> None:
-        """Do nothing in another process. ``restore=False``: everything is refused from now on."""
-        global _innermost
+        """Apply what applied before; ``restore=False``: refuse everything. Does nothing in a forked child."""
+        global _depth
         if self.run.pid != os.getpid():
             return
         flush(FLUSH)
-        _innermost = self._outer
         if restore:
             redirect(self._before)
-        self.run.remove()
+        _depth -= 1
+        if not _depth and not (restore and _has_exit_handlers()):
+            self.run.remove()
 
 
-def innermost() -> Optional[TestRun]:
-    """The innermost test run that this process has begun."""
-    return _innermost if _innermost is not None and _innermost.run.pid == os.getpid() else None
+def _has_exit_handlers() -> bool:
+    """False in the child of another process, which may be terminated when it has done its work."""
+    process = sys.modules.get("multiprocessing.process")
+    return os.getpid() == _importer and (process is None or process.parent_process() is None)
 
 
 @contextmanager
@@ -54,7 +66,8 @@ def no_network() -> Iterator[None]:
 
     Applies to all clients of this process and of the processes that it starts, except for those with a loopback
     ``base_url``. A refused event is lost, and reported with the cause ``"testing"``; `Letter.send` raises
-    `LetterError`. In pytest the plugin does this for the whole run. Not for several threads of a process at a time.
+    `LetterError`. A client that is created in the ``with`` does not send after it, either. In pytest the plugin does
+    this for the whole run. Not for several threads of a process at a time.
     """
     active = TestRun()
     try:

@@ -12,8 +12,8 @@ import threading
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
-from .active import FLUSH, TestRun, innermost
-from .client import Letter, LetterError, flush, redirect
+from .active import FLUSH, TestRun
+from .client import Letter, LetterError, flush
 from .matching import Expected, failure, without_chance
 from .run import Received
 
@@ -250,35 +250,30 @@ def capture(wait: float = 1.0) -> Iterator[CapturedLetter]:
     variable ``LETTER_API_KEY`` has a value, if it had none.
 
     Not captured: a client with ``enabled=False``; one with ``relay=`` that was created before, where neither the pytest
-    plugin nor `no_network` applied; a program that gets an environment without this process's variables. What a process
-    that has outlived its ``with`` tracks later is refused.
+    plugin nor `no_network` applied; a program that gets an environment without this process's variables.
 
-    Captures may be nested: the innermost one gets the events. Not for several threads of a process at a time.
+    A capture has what is tracked while it is active, whoever tracks it. Captures may be nested: the innermost one gets
+    the events. Not for several threads of a process at a time.
 
     Args:
         wait: Maximum time that ``assert_`` methods wait for an event of another process before they fail, in seconds.
     """
-    outer = innermost()
-    own = None if outer is not None else TestRun()
-    run = own.run if own is not None else outer.run  # type: ignore[union-attr]
-    flush(FLUSH)  # what was tracked before belongs to the time before
-    name, active = run.new_capture(), run.current
-    path = run.capture_path(name)
+    active = TestRun()
+    run = active.run
+    outer, name = run.current, run.new_capture()
+    received = Received(run.capture_path(name))
     run.set_current(name)
-    before = redirect(path)
     sets_key = "LETTER_API_KEY" not in os.environ
     os.environ.setdefault("LETTER_API_KEY", _KEY)
-    letter = CapturedLetter(Received(path), wait)
+    letter = CapturedLetter(received, wait)
     try:
         yield letter
     finally:
         if run.pid == os.getpid():  # a forked child that gets here has nothing to clean up
             letter.close(FLUSH)
             letter._update()
-            redirect(before)
-            run.set_current(active)
+            run.set_current(outer)
             run.remove_capture(name)
             if sets_key and os.environ.get("LETTER_API_KEY") == _KEY:
                 del os.environ["LETTER_API_KEY"]
-            if own is not None:
-                own.end()
+            active.end()

@@ -55,8 +55,14 @@ class Run:
         """Remove the capture ``name``: what other processes still send to it is refused."""
         shutil.rmtree(self.capture_path(name), ignore_errors=True)
 
+    def is_usable(self) -> bool:
+        """True in the process that created it, until it is removed."""
+        return self.pid == os.getpid() and os.path.isdir(self.path)
+
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove everything; in a forked child nothing."""
+        if self.pid == os.getpid():
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 class Received:

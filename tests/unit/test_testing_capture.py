@@ -56,6 +56,7 @@ def test_after_a_capture_the_environment_is_as_before() -> None:
     before = dict(os.environ)
     with capture():
         assert os.environ["LETTER_API_KEY"] and os.environ[outbox.VARIABLE] == outbox.directory
+        assert os.environ[outbox.VARIABLE] == before[outbox.VARIABLE]
     assert dict(os.environ) == before
 
 
@@ -193,14 +194,12 @@ def test_the_fixture_s_client_outlives_its_test_without_sending() -> None:
     assert [error.cause for error in letter.errors] == ["closed"] and letter.events == []
 
 
-def test_no_directory_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with no_network(), capture():
-        EXISTING.track("u1", "Order Completed")
-        assert list(tmp_path.iterdir())
+def test_nothing_of_a_capture_is_left() -> None:
+    place = Path(os.environ[outbox.VARIABLE])
     with capture():
-        pass
-    assert list(tmp_path.iterdir()) == []
+        EXISTING.track("u1", "Order Completed")
+        assert {path.name for path in place.iterdir()} > {"current"}
+    assert [path.name for path in place.iterdir()] == ["current"] and (place / "current").read_text() == ""
 
 
 def test_it_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
