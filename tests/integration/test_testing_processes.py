@@ -73,6 +73,25 @@ def test_a_killed_child_s_events_are_there_if_the_client_existed_before(letter: 
 
 
 @needs_fork
+def test_a_child_counts_from_zero_and_inherits_that_the_client_is_closed(letter: CapturedLetter) -> None:
+    client = Letter("key")
+    client.track("u1", "Parent's")
+
+    def count() -> None:
+        client.track("u1", "Child's")
+        assert client.stats()["delivered"] == 1 and client.stats()["pid"] == os.getpid()
+
+    def is_closed() -> None:
+        client.track("u1", "Late")
+        assert client.stats()["lost"] == {"closed": 1}
+
+    assert ended(forked(count)) == 0
+    client.close()
+    assert ended(forked(is_closed)) == 0
+    assert [item["event"] for item in letter.events] == ["Parent's", "Child's"]
+
+
+@needs_fork
 def test_children_of_children(letter: CapturedLetter) -> None:
     def grow(depth: int) -> None:
         for client in (EXISTING, letter):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 import pytest
 from harness import DEADLINE, environment
@@ -60,17 +60,28 @@ def test(way):
 
 @pytest.fixture
 def run(letter_api: IngestionServer, tmp_path: Path) -> Run:
-    """Run pytest with the files ``name="text"``; return its output."""
+    """Run pytest with the files ``name="text"``; return its output.
+
+    By default without the plugins of other libraries, whose imports take longer than a test. ``plugins=None``: with all
+    that are installed, as users have them.
+    """
 
     def run_pytest(
-        *arguments: str, code: int = 0, ini: str = "", env: dict[str, str] | None = None, **files: str
+        *arguments: str,
+        code: int = 0,
+        ini: str = "",
+        env: dict[str, str] | None = None,
+        plugins: Sequence[str] | None = ("letterapp.pytest_plugin",),
+        **files: str,
     ) -> str:
         (tmp_path / "pytest.ini").write_text(f"[pytest]\n{ini}\n")
         for name, text in {"app": APP, **files}.items():
             (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+        loaded = [option for name in plugins or () for option in ("-p", name)]
+        alone = {} if plugins is None else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:forked", *arguments],
-            env=environment("", http_proxy=letter_api.url, TMPDIR=str(tmp_path), **(env or {})),
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *loaded, *arguments],
+            env=environment("", http_proxy=letter_api.url, TMPDIR=str(tmp_path), **alone, **(env or {})),
             cwd=str(tmp_path),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -85,7 +96,7 @@ def run(letter_api: IngestionServer, tmp_path: Path) -> Run:
 
 
 def test_no_test_sends(run: Run, letter_api: IngestionServer) -> None:
-    output = run("-s", test_it=EVERY_WAY)
+    output = run("-s", plugins=None, test_it=EVERY_WAY)
     assert letter_api.requests == []
     ways = 4 if hasattr(os, "fork") else 3
     assert output.count("1 event lost: nothing is sent to api.example.com while tests run") == ways, output
@@ -97,6 +108,7 @@ def test_the_setting_allows_it(run: Run, letter_api: IngestionServer) -> None:
     assert {item["event"] for item in letter_api.events} >= {"track", "program", "spawn"}
 
 
+@pytest.mark.slow
 def test_the_option_of_the_command_line_allows_it(run: Run, letter_api: IngestionServer) -> None:
     run("-o", "letterapp_allow_network=true", test_it=EVERY_WAY)
     assert letter_api.distinct >= 3
@@ -116,6 +128,7 @@ def test_every_way_is_captured(run: Run, letter_api: IngestionServer) -> None:
     assert letter_api.requests == []
 
 
+@pytest.mark.slow
 def test_every_way_is_captured_where_the_network_is_allowed(run: Run, letter_api: IngestionServer) -> None:
     run(
         ini="letterapp_allow_network = true",
@@ -149,15 +162,27 @@ def test_under_xdist_each_worker_captures_its_own_tests(run: Run, letter_api: In
         app.track("lost")
         assert app.letter.stats()["lost"] == {"testing": 1}
     """
-    assert "21 passed" in run("-n", "2", test_it=test)
+    assert "21 passed" in run("-n", "2", plugins=("letterapp.pytest_plugin", "xdist"), test_it=test)
     assert letter_api.requests == []
 
 
 def test_nothing_is_sent_while_modules_are_imported_and_when_the_process_ends(
     run: Run, letter_api: IngestionServer
 ) -> None:
-    at_import = 'import app, atexit\napp.letter.track("u1", "at import")\natexit.register(app.track, "at exit")\n'
-    output = run("-s", conftest=at_import, test_it="def test(): pass")
+    output = run(
+        "-s",
+        conftest="""
+        import atexit, app
+
+        def end():
+            app.track("at exit")
+            app.Letter("key", "http://api.example.com").track("u1", "of a new client")
+
+        app.track("at import")
+        atexit.register(end)
+        """,
+        test_it="def test(): pass",
+    )
     assert letter_api.requests == []
     assert "event lost: nothing is sent" in output
 
@@ -240,8 +265,9 @@ def test_a_failure_shows_the_test_s_own_line(run: Run) -> None:
     assert "captured.py" not in output and "contextlib" not in output
 
 
+@pytest.mark.slow
 def test_without_the_plugin_everything_is_sent(run: Run, letter_api: IngestionServer) -> None:
-    run("-p", "no:letterapp", test_it=EVERY_WAY)
+    run(plugins=(), test_it=EVERY_WAY)
     assert letter_api.distinct >= 3
 
 

@@ -187,6 +187,55 @@ def test_outside_of_a_capture_events_are_refused() -> None:
         assert name in str(error)
 
 
+def test_outside_of_a_capture_a_client_that_existed_before_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    before = EXISTING.stats()["lost"].get("testing", 0)
+    EXISTING.track("u1", "Order Completed")
+    assert EXISTING.flush(10) and EXISTING.stats()["lost"] == {"testing": before + 1}
+    assert "letterapp: 1 event lost: nothing is sent to api.letter.app while tests run" in capfd.readouterr().err
+
+
+def test_of_many_refused_events_one_line_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    client = Letter("key")
+    for _ in range(100):
+        client.track("u1", "Order Completed")
+    stats = client.stats()
+    assert stats["lost"] == {"testing": 100} and stats["accepted"] == 100 and stats["waiting"] == 0
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_a_client_of_a_test_run_does_not_send_after_it(letter_api: IngestionServer, monkeypatch: Any) -> None:
+    monkeypatch.setenv("http_proxy", letter_api.url)
+    client = Letter("key", "http://api.example.com")
+    monkeypatch.setattr(outbox, "directory", None)
+    client.track("u1", "Order Completed")
+    assert client.flush() and letter_api.requests == [] and client.stats()["lost"] == {"testing": 1}
+
+
+def test_on_error_may_track(letter: CapturedLetter) -> None:
+    client = Letter("key", on_error=lambda error: client.track("u1", "Lost", {"cause": error.cause}))
+    client.track("u1", "Order Completed", {"bad": object()})
+    letter.assert_tracked("Lost", cause="invalid")
+
+
+def test_an_event_that_on_error_tracks_and_that_is_refused_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    client = Letter("key", on_error=lambda error: client.track("u1", "Lost"))
+    client.track("u1", "Order Completed")
+    assert client.stats()["lost"] == {"testing": 2} and "tracked by on_error itself" in capfd.readouterr().err
+
+
+def test_the_counters_of_a_captured_client(letter: CapturedLetter) -> None:
+    client = Letter("key", before_send=lambda event: None if event["event"] == "Dropped" else event)
+    client.track("u1", "Kept")
+    client.track("u1", "Dropped")
+    assert client.close()
+    client.track("u1", "Late")
+    stats = client.stats()
+    assert set(stats) == set(EXISTING.stats())
+    assert (stats["accepted"], stats["delivered"], stats["lost"]) == (3, 1, {"filtered": 1, "closed": 1})
+    assert repr(client) == f"<Letter waiting=0 delivered=1 lost=2 pid={os.getpid()}>"
+    assert [item["event"] for item in letter.events] == ["Kept"]
+
+
 def test_the_fixture_s_client_outlives_its_test_without_sending() -> None:
     with capture() as letter:
         pass
