@@ -15,9 +15,25 @@ from typing import Any, assert_type
 
 import letterapp
 from letterapp import Letter, LetterError
+from letterapp.pytest_plugin import letter as letter_fixture
 from letterapp.pytest_plugin import letter_api
 from letterapp.relay import QueueListener, SenderManager
-from letterapp.testing import Fault, Hold, IngestionServer, Request, cut, endless, raw, reset, stall, status
+from letterapp.testing import (
+    CapturedLetter,
+    Exchange,
+    Fault,
+    Hold,
+    IngestionServer,
+    Request,
+    capture,
+    cut,
+    endless,
+    no_network,
+    raw,
+    reset,
+    stall,
+    status,
+)
 
 assert_type(letterapp.__version__, str)
 
@@ -174,12 +190,44 @@ def servers() -> None:
         api.plan(stall(0.1, then=status(503, stored=True)))
         assert_type(hold.arrived.is_set(), bool)
         hold.release()
+        api.hold()
+        api.release()
         api.drop_connections()
+        api.plan(refuse)
     api.close()
 
 
-def test_with_the_fixture(letter_api: IngestionServer) -> None:
+def refuse(exchange: Exchange) -> None:
+    exchange.keep()
+    exchange.answer(503, b"{}", {"Retry-After": "1"})
+    exchange.hang_up()
+    assert_type(exchange.closing.is_set(), bool)
+
+
+def captures() -> None:
+    with no_network() as nothing, capture() as letter, capture(wait=0) as another:
+        assert_type(nothing, None)
+        assert_type(letter, CapturedLetter)
+        events(letter)
+        emails(another)
+        assert_type(letter.events, list[dict[str, Any]])
+        assert_type(letter.snapshot(), list[dict[str, Any]])
+        assert_type(letter.mails, list[dict[str, Any]])
+        assert_type(letter.errors, list[LetterError])
+        assert_type(letter.tracked(), list[dict[str, Any]])
+        assert_type(letter.tracked("Order Completed", user_id="user_42", amount=99), list[dict[str, Any]])
+        assert_type(letter.identified("user_42", email="ada@example.com", plan="pro"), list[dict[str, Any]])
+        assert_type(letter.grouped("user_42", "acme", name="Acme Inc.", seats=3), list[dict[str, Any]])
+        assert_type(letter.assert_tracked("Order Completed", properties={"user_id": 1}, event=2), dict[str, Any])
+        assert_type(letter.assert_identified("user_42", timezone="UTC", traits={"email": 1}), dict[str, Any])
+        assert_type(letter.assert_grouped("user_42"), dict[str, Any])
+        letter.wait = 5
+        letter.clear()
+
+
+def test_with_the_fixtures(letter: CapturedLetter, letter_api: IngestionServer) -> None:
+    assert_type(letter.events, list[dict[str, Any]])
     assert_type(letter_api.url, str)
 
 
-print(letter_api)
+print(letter_api, letter_fixture)

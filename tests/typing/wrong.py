@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from letterapp import Letter, LetterError
 from letterapp.relay import QueueListener, SenderManager
-from letterapp.testing import IngestionServer
+from letterapp.testing import CapturedLetter, IngestionServer, capture
 
 
 def wrong_options() -> None:
@@ -55,3 +55,12 @@ def wrong_servers(api: IngestionServer) -> None:
     api.plan(503)  # type: ignore[arg-type]
     api.distinct = 0  # type: ignore[misc]
     IngestionServer(on_event=lambda: None)  # type: ignore[arg-type, misc]
+
+
+def wrong_captures(letter: CapturedLetter) -> None:
+    letter.assert_tracked()  # type: ignore[call-arg]
+    letter.assert_tracked("Order Completed", "user_42")  # type: ignore[call-arg]
+    letter.assert_tracked("Order Completed", user_id=42)  # type: ignore[arg-type]
+    letter.assert_identified()  # type: ignore[call-arg]
+    letter.events = []  # type: ignore[misc]
+    capture("1")  # type: ignore[arg-type]
