@@ -94,7 +94,8 @@ class Received:
 
     def _add(self, kind: str, body: Any) -> None:
         problem = batch_problem(body) if kind == "batch" else mail_problem(body)
-        assert problem is None, f"the client has made a request that the API refuses: {problem}: {body}"
+        if problem is not None:
+            raise AssertionError(f"the client has made a request that the API refuses: {problem}: {body}")
         if kind == "send":
             self.mails.append(body)
             return

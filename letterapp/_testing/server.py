@@ -7,6 +7,7 @@ themselves (`faults`). It imports nothing from the client, so that the two canno
 from __future__ import annotations
 
 import json
+import os
 import socket
 import ssl
 import threading
@@ -15,6 +16,7 @@ from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Callable, Dict, Optional, Type
+from weakref import WeakSet
 
 from .checks import batch_problem, mail_problem
 from .faults import Fault, Request
@@ -24,6 +26,7 @@ class IngestionServer:
     """The API on a loopback port. It listens when the constructor returns. Any thread may use methods and attributes.
 
     Use it as a context manager, or call `close`. It belongs to the process that created it; others connect to `url`.
+    A forked child closes its copies of the sockets.
 
     Args:
         port: The port to listen on; 0 is any free port.
@@ -192,6 +195,7 @@ class _Server(ThreadingHTTPServer):
         self._open: set[socket.socket] = set()
         self._open_lock = threading.Lock()
         super().__init__(("127.0.0.1", port), _Handler)
+        _servers.add(self)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         sock, address = super().get_request()
@@ -218,6 +222,25 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # clients that are killed during a request are expected in tests
+
+    def close_inherited(self) -> None:
+        """Close a forked child's copies: they would keep the port and the connections open."""
+        for sock in (self.socket, *self._open):
+            descriptor = sock.detach()  # `close` would wait for the threads of the parent
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+_servers: WeakSet[_Server] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for server in list(_servers):
+        server.close_inherited()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _Handler(BaseHTTPRequestHandler):

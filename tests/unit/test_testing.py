@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Callable
 
+import pytest
 from harness import DEADLINE
 
 from letterapp import Letter
-from letterapp.testing import Hold, IngestionServer, status
+from letterapp.testing import Hold, IngestionServer, reset, status
 
 
 def test_a_held_request_is_kept_before_it_is_answered(letter_api: IngestionServer, make: Callable[..., Letter]) -> None:
@@ -52,3 +55,29 @@ def test_a_server_that_is_closed_holds_nothing(make: Callable[..., Letter]) -> N
         letter.track("test", "Lost")
         assert api.wait_until(lambda: bool(api.requests), DEADLINE)
     assert letter.flush(DEADLINE)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_keeps_neither_the_port_nor_a_connection_open(make: Callable[..., Letter]) -> None:
+    reads, writes = os.pipe()
+    child = 0
+    try:
+        with IngestionServer() as api:
+            letter = make(base_url=api.url)
+            letter.track("test", "Worked")
+            assert letter.flush(DEADLINE)
+            child = os.fork()
+            if not child:
+                os.close(writes)
+                os.read(reads, 1)
+                os._exit(0)
+            api.plan(reset())
+            letter.track("test", "Worked")
+            assert letter.flush(DEADLINE) and len(api.requests) == 3
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", api.port), DEADLINE).close()
+    finally:
+        os.close(writes)
+        os.close(reads)
+        if child:
+            os.waitpid(child, 0)

@@ -22,8 +22,17 @@ TRACKED = {"type": "track", "event": "Order Completed", "userId": "u1", "timesta
 
 @pytest.fixture(autouse=True)
 def nothing_is_sent() -> Any:
+    before = outbox.directory, os.environ.get(outbox.VARIABLE)
     with no_network():
         yield
+    assert (outbox.directory, os.environ.get(outbox.VARIABLE)) == before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left() -> Any:
+    before = outbox.directory, os.environ.get(outbox.VARIABLE)
+    yield
+    assert (outbox.directory, os.environ.get(outbox.VARIABLE)) == before
 
 
 def test_a_client_that_existed_before_is_captured(letter: CapturedLetter) -> None:
@@ -63,10 +72,12 @@ def test_after_a_capture_the_environment_is_as_before() -> None:
 def test_a_test_that_clears_the_environment_is_captured(
     letter: CapturedLetter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in list(os.environ):
-        monkeypatch.delenv(name)
-    EXISTING.track("u1", "Order Completed")
-    assert letter.tracked("Order Completed")
+    with monkeypatch.context() as patch:
+        for name in list(os.environ):
+            patch.delenv(name)
+        EXISTING.track("u1", "Order Completed")
+        Letter("key").track("u1", "Order Completed")
+        assert len(letter.tracked("Order Completed")) == 2
 
 
 def test_events_belong_to_the_capture_in_which_they_were_tracked() -> None:
@@ -206,8 +217,9 @@ def test_of_many_refused_events_one_line_is_printed(capfd: pytest.CaptureFixture
 def test_a_client_of_a_test_run_does_not_send_after_it(letter_api: IngestionServer, monkeypatch: Any) -> None:
     monkeypatch.setenv("http_proxy", letter_api.url)
     client = Letter("key", "http://api.example.com")
-    monkeypatch.setattr(outbox, "directory", None)
-    client.track("u1", "Order Completed")
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "directory", None)
+        client.track("u1", "Order Completed")
     assert client.flush() and letter_api.requests == [] and client.stats()["lost"] == {"testing": 1}
 
 
@@ -253,8 +265,8 @@ def test_nothing_of_a_capture_is_left() -> None:
 
 def test_it_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[LetterError] = []
-    with capture(), Letter("key", max_retries=0, on_error=errors.append) as client:
-        monkeypatch.setattr(outbox, "directory", "/dev/null")  # not a directory
+    with monkeypatch.context() as patch, Letter("key", max_retries=0, on_error=errors.append) as client:
+        patch.setattr(outbox, "directory", "/dev/null")  # not a directory
         client.track("u1", "Order Completed")
         client.flush(10)
         assert [error.cause for error in errors] == ["undeliverable"] and "Not a directory" in str(errors[0])
