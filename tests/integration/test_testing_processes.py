@@ -22,6 +22,9 @@ from letterapp.testing import CapturedLetter, capture, no_network
 
 EXISTING = Letter("key")  # created before any test run, as an application's is where there is no plugin
 
+# pytest's `faulthandler` and this suite's watchdog are threads, which Python warns of at each fork from 3.12 on.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 

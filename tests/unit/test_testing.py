@@ -12,6 +12,9 @@ from harness import DEADLINE
 from letterapp import Letter
 from letterapp.testing import Hold, IngestionServer, reset, status
 
+# pytest's `faulthandler` and this suite's watchdog are threads, which Python warns of at each fork from 3.12 on.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
 
 def test_a_held_request_is_kept_before_it_is_answered(letter_api: IngestionServer, make: Callable[..., Letter]) -> None:
     hold = Hold()
