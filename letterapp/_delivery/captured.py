@@ -43,7 +43,7 @@ class CapturedDelivery(NullDelivery):
             self.refuse("closed", closed_error([event]))
             return
         try:
-            is_kept = outbox.directory is not None and outbox.keep("batch", batch_of([event]))
+            is_kept = outbox.keep("batch", batch_of([event]))
         except OSError as problem:
             reraise_signal_error(problem)
             self._lose("undeliverable", f"the test run cannot keep it: {problem.strerror or problem}", event)

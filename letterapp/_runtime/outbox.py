@@ -13,6 +13,7 @@ workers of a pool, and the children of a fork server, may have been started in a
 
 from __future__ import annotations
 
+import errno
 import os
 
 VARIABLE = "LETTER_TEST_OUTBOX"
@@ -23,18 +24,22 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 def keep(kind: str, body: bytes) -> bool:
     """Store a request to ``/v1/{kind}``; False if no capture is active. Raises `OSError` if it cannot be written."""
-    assert directory is not None
+    place = directory
+    if place is None:
+        return False
     try:
-        capture = _read(os.path.join(directory, "current"))
+        capture = _read(os.path.join(place, "current"))
         if not capture:
             return False
-        descriptor = os.open(os.path.join(directory, capture, "requests"), os.O_WRONLY | os.O_APPEND | _BINARY)
+        descriptor = os.open(os.path.join(place, capture, "requests"), os.O_WRONLY | os.O_APPEND | _BINARY)
     except FileNotFoundError:
         return False  # the capture, or the whole run, has ended
     try:
         # One system call, which appends a line as a whole. If the process is killed in it, the length is wrong, and the
-        # next line begins in a new one.
-        os.write(descriptor, b"\n%s %d %s\n" % (kind.encode(), len(body), body))
+        # next record begins on a new line.
+        record = b"\n%s %d %s\n" % (kind.encode(), len(body), body)
+        if os.write(descriptor, record) < len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
     return True

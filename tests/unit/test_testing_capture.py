@@ -274,6 +274,16 @@ def test_it_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             client.send("ada@example.com", "Welcome", text="Hello")
 
 
+def test_a_full_disk_is_reported(letter: CapturedLetter, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        write = os.write
+        patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:-10]))
+        letter.track("u1", "Lost")
+    letter.track("u1", "Kept")
+    assert [item["event"] for item in letter.events] == ["Kept"]
+    assert [error.cause for error in letter.errors] == ["undeliverable"] and "No space left" in str(letter.errors[0])
+
+
 def test_pickling_it_gives_a_plain_client(letter: CapturedLetter) -> None:
     copy = pickle.loads(pickle.dumps(letter))
     assert type(copy) is Letter
