@@ -17,7 +17,7 @@ from typing import Any, Awaitable, Callable, Iterable, Mapping
 
 from . import ingestion, person, query
 from .changes import Changes
-from .connections import Answer, Request, Response, Stream
+from .connections import Answer, Connection, Request, Response, Stream
 from .ingestion import Ingestion
 from .store import Store
 from .wire import Refused
@@ -49,7 +49,7 @@ class Api:
         self._changes = changes
         self._url = url
         self._page = _page()
-        self._streams = 0
+        self._streams: set[Connection] = set()
         self._stats: tuple[int, dict[str, Any]] = (-1, {})  # and the number of the change that they include
         self._routes: dict[tuple[str, str], Callable[[Request], Awaitable[Answer]]] = {
             ("GET", "/"): self._get_page,
@@ -237,17 +237,12 @@ class Api:
         return stats
 
     async def _stream(self, request: Request) -> Answer:
-        if self._streams >= MAX_STREAMS:
+        self._streams = {connection for connection in self._streams if not connection.is_gone()}
+        if len(self._streams) >= MAX_STREAMS:
             raise Refused(503, "unavailable", "streams", f"{MAX_STREAMS} windows are open already")
 
-        async def produce(send: Callable[[bytes], Awaitable[None]]) -> None:
-            self._streams += 1
-            try:
-                await self._tell(request, send)
-            finally:
-                self._streams -= 1
-
-        return Stream(produce)
+        self._streams.add(request.connection)
+        return Stream(lambda send: self._tell(request, send))
 
     async def _tell(self, request: Request, send: Callable[[bytes], Awaitable[None]]) -> None:
         await send(b"retry: 1000\n\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 from datetime import datetime, timezone
 from typing import Any, Callable, Dict, Mapping, NamedTuple
@@ -40,7 +41,7 @@ class Filter(NamedTuple):
     upto: int | None = None  # only this one and earlier ones
 
 
-# A parameter of the request, and its condition. Each `?` takes the value, as `_VALUES` has converted it.
+# A parameter of the request, and its condition, in which each `?` is its value.
 _CONDITIONS = {
     "type": "type = ?",
     "user": "user = ?",
@@ -48,9 +49,8 @@ _CONDITIONS = {
     "event": "name = ?",
     "process": "(process = ? OR CAST(pid AS TEXT) = ?)",
     "pid": "CAST(pid AS TEXT) = ?",
-    "q": r"body LIKE ? ESCAPE '\'",
 }
-_OTHERS = ("after", "upto", "again")
+_OTHERS = ("q", "after", "upto", "again")
 
 
 def parse_filter(parameters: Mapping[str, str]) -> Filter:
@@ -63,9 +63,14 @@ def parse_filter(parameters: Mapping[str, str]) -> Filter:
         value = parameters.get(name, "")
         if not value:
             continue
-        value = storable(_like(value) if name == "q" else value)
         conditions.append(condition)
-        values += [value] * condition.count("?")
+        values += [storable(value)] * condition.count("?")
+    text = parameters.get("q", "")
+    if text:
+        # Also as it is shown, with a space after the colon, which the stored JSON does not have.
+        patterns = sorted({_like(text), _like(text, squeeze=True)})
+        conditions.append("(" + " OR ".join([r"body LIKE ? ESCAPE '\'"] * len(patterns)) + ")")
+        values += patterns
     if parameters.get("again"):
         conditions.append("deliveries > 1")
     after = 0
@@ -97,9 +102,9 @@ def _time(text: str) -> float:
         raise ValueError("after: must be the number of an event, or a time such as 2026-01-31T12:00:00Z")
 
 
-def _like(text: str) -> str:
-    """A pattern that finds ``text`` in JSON, where quotes and control characters are escaped."""
-    escaped = json.dumps(text, ensure_ascii=False)[1:-1]
+def _like(text: str, squeeze: bool = False) -> str:
+    """A pattern that finds ``text`` in JSON: in a string, or, if ``squeeze``, as a part of the JSON itself."""
+    escaped = re.sub(r'"\s*:\s*', '":', text) if squeeze else json.dumps(storable(text), ensure_ascii=False)[1:-1]
     for sign in "\\%_":
         escaped = escaped.replace(sign, "\\" + sign)
     return f"%{escaped}%"

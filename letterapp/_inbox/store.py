@@ -182,15 +182,15 @@ class Store:
         body = json_text(entry.body)
         user, name, process = storable(entry.user), storable(entry.name), storable(received.process)
         size = _OVERHEAD + sum(map(len, (body, user, name, process, identity)))
+        repeated = self.db.execute("UPDATE events SET deliveries = deliveries + 1 WHERE id = ?", (identity,))
+        if repeated.rowcount:
+            self.db.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?)", (identity, request))
+            return False
         cursor = self.db.execute(
-            "INSERT OR IGNORE INTO events (at, type, user, name, id, pid, process, request, size, body)"
+            "INSERT INTO events (at, type, user, name, id, pid, process, request, size, body)"
             " VALUES (?,?,?,?,?,?,?,?,?,?)",
             (received.at, entry.type, user, name, identity, received.pid, process, request, size, body),
         )
-        if not cursor.rowcount:
-            self.db.execute("UPDATE events SET deliveries = deliveries + 1 WHERE id = ?", (identity,))
-            self.db.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?)", (identity, request))
-            return False
         self.last = cursor.lastrowid or self.last
         self.events += 1
         self.bytes += size

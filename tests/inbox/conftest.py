@@ -1,0 +1,31 @@
+"""The inbox that the tests of this folder share; each test gets it empty."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+import pytest
+from inboxes import Inbox
+
+from letterapp import Letter, LetterError
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inbox]:
+    with Inbox(tmp_path_factory.mktemp("inbox")) as inbox:
+        yield inbox
+
+
+@pytest.fixture
+def inbox(running: Inbox) -> Inbox:
+    assert running.process.poll() is None, running.output
+    running.clear()
+    return running
+
+
+@pytest.fixture
+def letter(inbox: Inbox, errors: list[LetterError]) -> Iterator[Letter]:
+    """A client of the inbox."""
+    made: Any = Letter("lt_test_local", inbox.url, on_error=errors.append)
+    yield made
+    made.close(1)
