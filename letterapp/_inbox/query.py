@@ -188,7 +188,8 @@ def _brief(body: str) -> str:
         length += len(parts[-1])
         if length > _BRIEF:
             break
-    return ", ".join(parts)[:_BRIEF]
+    text = ", ".join(parts)
+    return text if len(text) <= _BRIEF else text[: _BRIEF - 1] + "\u2026"
 
 
 def as_row(columns: Any) -> Row:

@@ -16,6 +16,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inbox]:
         yield inbox
 
 
+@pytest.fixture(scope="session")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inbox]:
+    """An inbox with 100,000 events. Tests may add to them."""
+    with Inbox(tmp_path_factory.mktemp("full")) as inbox:
+        inbox.fill(100_000, properties={"path": "/a/b/c" * 10})
+        yield inbox
+
+
 @pytest.fixture
 def inbox(running: Inbox) -> Inbox:
     assert running.process.poll() is None, running.output
