@@ -10,7 +10,6 @@ import os
 import queue
 import sys
 import threading
-import time
 from typing import Any, NamedTuple
 
 _MAX_WAITING = 10_000  # events that wait for a reader of stdout
@@ -85,7 +84,7 @@ class _Printer:
             more = json.dumps({"subject": item["subject"]}, ensure_ascii=False)
         else:
             more = json.dumps(item.get("properties") or item.get("traits") or {}, ensure_ascii=False)
-        moment = item.get("timestamp") or time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(event["received"]))
+        moment = item.get("timestamp") or event["received"]
         again = "  (again)" if event["again"] else ""
         name = "" if event["type"] == "send" else event["name"]
         self.line(f"{moment}  {event['type']:8}  {event['user']}  {name}  {more}{again}")

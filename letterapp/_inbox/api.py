@@ -12,7 +12,10 @@ import hashlib
 import json
 import pkgutil
 import re
+import sqlite3
+import sys
 import time
+from contextlib import suppress
 from typing import Any, Awaitable, Callable, Iterable, Mapping
 
 from . import ingestion, person, query
@@ -20,13 +23,14 @@ from .changes import Changes
 from .connections import Answer, Connection, Request, Response, Stream
 from .ingestion import Ingestion
 from .store import Store
-from .wire import Refused
+from .wire import Refused, error_body
 
 MAX_WAIT = 60.0  # seconds
 MAX_STREAMS = 40
 _TICK = 0.2  # seconds between two messages of a stream
 _SHOWN = 200  # processes and names of events in the counts
 _LIMIT = 100
+_MAX_ANSWER = 20_000_000  # bytes of items
 
 # The page's script and style are allowed by their hashes; scripts cannot create HTML from text at all.
 _PAGE_POLICY = (
@@ -68,14 +72,16 @@ class Api:
         }
 
     async def handle(self, request: Request) -> Answer:
-        if request.path in ingestion.PATHS:
-            return await self._ingestion.handle(request)
         try:
+            if request.path in ingestion.PATHS:
+                return await self._ingestion.handle(request)
             return await self._route(request)
         except Refused as refused:
             return Response(refused.status, refused.body())
         except query.Gone:
             return Response(408)
+        except sqlite3.Error as problem:
+            return _cannot_store(problem)
 
     async def _route(self, request: Request) -> Answer:
         method = "GET" if request.method == "HEAD" else request.method
@@ -133,15 +139,28 @@ class Api:
         return _json({"removed": removed})
 
     async def _list(self, request: Request) -> Answer:
-        """Matches, the newest first, without their items, or with them if ``whole=1``."""
+        """Matches, the newest first, without their items, or with them if ``whole=1``: then perhaps fewer."""
         wanted = _filter(request, "offset", "limit", "whole")
         limit = int(_number(request.query, "limit", _LIMIT, query.MAX_LIMIT))
         offset = int(_number(request.query, "offset", 0, 10**12))
         upto = self._store.last if wanted.upto is None else wanted.upto
         rows = await query.page(self._store, wanted._replace(upto=upto), offset, limit, request.is_gone)
         if request.query.get("whole"):
-            rows = [each for each in (query.whole(self._store, row["seq"]) for row in rows) if each is not None]
+            rows = self._whole(rows)
         return _json({"upto": upto, "events": rows})
+
+    def _whole(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """``rows`` with their items: the first ones, if all together are too large for one response."""
+        events: list[dict[str, Any]] = []
+        size = 0
+        for row in rows:
+            size += row["size"]
+            if events and size > _MAX_ANSWER:
+                break
+            event = query.whole(self._store, row["seq"])
+            if event is not None:
+                events.append(event)
+        return events
 
     async def _count(self, request: Request) -> Answer:
         return _json({"count": await query.count(self._store, _filter(request), request.is_gone)})
@@ -289,6 +308,13 @@ def _number(parameters: Mapping[str, str], name: str, default: float, highest: f
 
 def _json(value: Any) -> Response:
     return Response(200, json.dumps(value).encode())
+
+
+def _cannot_store(problem: sqlite3.Error) -> Response:
+    """The disk is full, or the file is damaged: the client keeps its events and tries again."""
+    with suppress(OSError, ValueError):
+        print(f"inbox: cannot use its file: {problem}", file=sys.stderr, flush=True)
+    return Response(500, error_body("storage", "file", f"the inbox cannot use its file: {problem}"))
 
 
 def _not_found(message: str) -> Refused:

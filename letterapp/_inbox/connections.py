@@ -22,7 +22,8 @@ from urllib.parse import parse_qsl, unquote
 
 from .wire import MAX_BODY, Refused, error_body, too_large
 
-MAX_CONNECTIONS = 400
+MAX_CONNECTIONS = 400  # fewer if the process may not have that many descriptors
+_OTHER_DESCRIPTORS = 64  # that the process has or may need
 MAX_HEAD = 16_384  # bytes of a request line and headers
 MAX_BODIES = 64_000_000  # bytes of all bodies that are being read
 HEAD_TIMEOUT = 10.0  # seconds, from the first byte
@@ -125,6 +126,7 @@ class Connections:
         self._handle = handle
         self._open: dict[Connection, None] = {}  # in the order of their last use
         self._bodies = 0  # bytes that are being read
+        self._maximum = _max_connections()
 
     async def serve(self, sock: socket.socket, until: Awaitable[object]) -> None:
         """Serve until ``until`` is done, then close everything at once."""
@@ -161,7 +163,7 @@ class Connections:
             connection.close()
 
     def _admit(self, connection: Connection) -> bool:
-        if len(self._open) >= MAX_CONNECTIONS:
+        if len(self._open) >= self._maximum:
             idle = next((each for each in self._open if each.is_idle), None)
             if idle is None:
                 return False
@@ -172,17 +174,16 @@ class Connections:
 
     async def _serve_request(self, connection: Connection) -> bool:
         """Serve one request; False if the connection ends."""
+        # Until the request is complete: a client that sends slowly is one of the first to go.
         connection.is_idle = True
         try:
             first = await asyncio.wait_for(connection.reader.readexactly(1), IDLE_TIMEOUT)
-            # A client that sends its head slowly still counts as idle, and is the first to go.
             head = await asyncio.wait_for(connection.reader.readuntil(b"\r\n\r\n"), HEAD_TIMEOUT)
         except asyncio.LimitOverrunError:
             await self._respond(connection, _refusal(431, "too_large", "head", "the headers are too large"), False)
             return False
         except asyncio.TimeoutError:
             return False
-        connection.is_idle = False
         keep = False
         try:
             request = _parsed(first + head, connection)
@@ -192,6 +193,7 @@ class Connections:
         except Refused as refused:  # the rest of the request is not read
             await self._respond(connection, Response(refused.status, refused.body()), False)
             return False
+        connection.is_idle = False
         answer = await self._handle(request)
         if isinstance(answer, Reset):
             connection.reset()
@@ -259,6 +261,18 @@ def listen(port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _max_connections() -> int:
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError):  # Windows
+        return MAX_CONNECTIONS
+    if limit == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(8, min(MAX_CONNECTIONS, limit - _OTHER_DESCRIPTORS))
 
 
 def _parsed(head: bytes, connection: Connection) -> Request:

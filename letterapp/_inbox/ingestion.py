@@ -19,7 +19,7 @@ from .changes import Changes
 from .connections import Answer, Request, Reset, Response
 from .faults import Fault, Faults
 from .peers import Peer, Peers
-from .store import Entry, Received, Store, json_text, recent_rates
+from .store import Entry, Received, Store, iso_time, json_text, recent_rates
 
 PATHS = ("/v1/batch", "/v1/send")
 RATE_SECONDS = 300  # that the plot shows
@@ -127,13 +127,7 @@ class Ingestion:
         if stored and self._on_event is not None:
             again = set(repeated)
             for entry in entries:
-                self._on_event(
-                    {
-                        "received": received.at, "type": entry.type, "user": entry.user, "name": entry.name,
-                        "pid": peer.pid, "process": peer.name, "again": entry.id in again, "attempt": attempt,
-                        "item": entry.body,
-                    }
-                )  # fmt: skip
+                self._on_event(_told(entry, received, entry.id in again))
 
     async def _peer(self, request: Request) -> Peer:
         """The process that has sent ``request``, which waits for the response. Looked for once a connection."""
@@ -148,6 +142,21 @@ class Ingestion:
             found = Peer()
         request.connection.notes["peer"] = found
         return found
+
+
+def _told(entry: Entry, received: Received, again: bool) -> dict[str, Any]:
+    """What `on_event` gets."""
+    return {
+        "received": iso_time(received.at),
+        "type": entry.type,
+        "user": entry.user,
+        "name": entry.name,
+        "pid": received.pid,
+        "process": received.process,
+        "again": again,
+        "attempt": received.attempt,
+        "item": entry.body,
+    }
 
 
 def _entries(path: str, body: bytes) -> list[Entry]:

@@ -113,7 +113,7 @@ def _name(words: list[str]) -> str:
             return next(arguments, program)
         if word == "-c":
             code = next(arguments, "")
-            return next((name for name in _HELPERS if name in code), f"{program} -c")
+            return next((name for mark, name in _HELPERS.items() if mark in code), f"{program} -c")
         if word in ("-W", "-X"):
             next(arguments, None)
         elif word and not word.startswith("-"):
@@ -121,5 +121,9 @@ def _name(words: list[str]) -> str:
     return program
 
 
-# What multiprocessing starts, by the module that its code imports.
-_HELPERS = ("multiprocessing.spawn", "multiprocessing.forkserver", "multiprocessing.resource_tracker")
+# What a part of the code of `python -c` stands for.
+_HELPERS = {
+    "letterapp.__main__": "letterapp relay",
+    "multiprocessing.spawn": "multiprocessing.spawn",
+    "multiprocessing.forkserver": "multiprocessing.forkserver",
+}

@@ -17,6 +17,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
+from datetime import datetime, timezone
 from typing import Any, Iterable, NamedTuple, TypeVar
 
 MAX_REQUESTS = 20_000
@@ -119,14 +120,18 @@ class Store:
     def add(self, received: Received, entries: Iterable[Entry] = ()) -> list[str]:
         """Store a request and its entries in one transaction; return the ids of those that were there already."""
         repeated = []
-        with self.db:
-            request = self._add_request(received)
-            for entry in entries:
-                if not self._add_event(received, request, entry):
-                    repeated.append(entry.id)
-            self.again += len(repeated)
-            self._evict()
-            self._save_counts()
+        try:
+            with self.db:
+                request = self._add_request(received)
+                for entry in entries:
+                    if not self._add_event(received, request, entry):
+                        repeated.append(entry.id)
+                self.again += len(repeated)
+                self._evict()
+                self._save_counts()
+        except sqlite3.Error:
+            self._load()  # the counts too are as they were before
+            raise
         return repeated
 
     def has_id(self, identity: str) -> bool:
@@ -243,6 +248,11 @@ def _change(counter: Counter[Key], key: Key, change: int) -> None:
     counter[key] += change
     if counter[key] <= 0:
         del counter[key]
+
+
+def iso_time(at: float) -> str:
+    """Seconds since 1970 as ISO 8601."""
+    return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def storable(text: str) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -22,7 +23,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not HAS_PLAYWRIGHT, reason="playwright is not installed"),
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-    pytest.mark.xdist_group("browser"),
 ]
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202egnp.exe"
@@ -49,13 +49,21 @@ def windows(browser: Any, inbox: Inbox) -> Iterator[Any]:
         if said.type in ("error", "warning") and "/api/mails/" not in said.text + said.location["url"]:
             problems.append(f"{said.location['url']}: {said.text}")
 
-    def new(path: str = "/", width: int = 1600, height: int = 900, at: Inbox | None = None, **options: Any) -> Any:
+    def new(
+        path: str = "/",
+        width: int = 1600,
+        height: int = 900,
+        at: Inbox | None = None,
+        lost: bool = False,
+        **options: Any,
+    ) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         context.set_default_timeout(DEADLINE * 1000)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", note)
+        if not lost:  # a lost connection is reported
+            page.on("console", note)
         page.goto((at or inbox).url + path)
         page.locator("#live.on").wait_for()
         return page
@@ -259,6 +267,24 @@ def test_every_control_has_a_name(windows: Any, inbox: Inbox) -> None:
             .map(each => each.outerHTML)"""
     )
     assert nameless == []
+
+
+def test_the_page_goes_on_when_the_inbox_was_started_again(windows: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "kept.sqlite")
+    with Inbox(tmp_path, "--keep", path) as first:
+        first.track(item(event="Kept"))
+        page = windows(at=first, lost=True)
+        expect(rows(page)).to_have_count(1)
+        port = first.port
+        first.signal(signal.SIGKILL)
+        first.finish()
+        expect(page.locator("#live")).to_have_text("the inbox does not answer")
+    with Inbox(tmp_path, "--keep", path, port=port) as second:
+        expect(page.locator("#live")).to_have_text("live")
+        second.track(item(event="Later"))
+        expect(rows(page)).to_have_count(2)
+        expect(rows(page).first).to_contain_text("Later")
+        page.close()
 
 
 @pytest.mark.slow

@@ -85,6 +85,28 @@ def test_it_prints_events_as_lines_of_json(tmp_path: Path) -> None:
     assert [(line["again"], line["attempt"]) for line in lines] == [(False, 1), (True, 2)]
 
 
+@pytest.mark.slow
+def test_the_demo_can_send_to_it(inbox: Inbox, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "letterapp", "demo", "--workers", "2", "--base-url", inbox.url],
+        env=environment("", LETTER_API_KEY="lt_test_local"),
+        cwd=str(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stdout
+    stats = inbox.get("/api/stats")
+    assert stats["events"] == 19 and stats["names"] == [{"name": "Demo Event", "count": 19}]
+    if sys.platform == "linux":
+        assert {one["process"] for one in stats["processes"]} == {
+            "letterapp",
+            "multiprocessing.spawn",
+            "letterapp relay",
+        }
+
+
 # --keep.
 
 
@@ -161,6 +183,24 @@ def test_a_file_is_small_again_after_everything_was_removed(tmp_path: Path) -> N
         inbox.signal(signal.SIGINT)
         inbox.finish()
     assert path.stat().st_size < 100_000
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="needs a limit of a file's size")
+def test_a_full_disk_is_answered_and_the_client_keeps_its_events(tmp_path: Path) -> None:
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); "
+    limited += "from letterapp.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    with Inbox(tmp_path, "--keep", str(tmp_path / "kept.sqlite"), program=("-c", limited)) as inbox:
+        stored = 0
+        status = 200
+        while status == 200:
+            status, said = inbox.post("/v1/batch", {"batch": [item(properties={"text": "x" * 20_000})]})
+            stored += status == 200
+            assert stored < 100
+        assert status == 500 and said["error"]["code"] == "storage"
+        assert inbox.get("/api/stats")["events"] == inbox.get("/api/stats")["types"]["track"] == stored
+        assert inbox.get("/api/count", type="track")["count"] == stored
+        assert "inbox: cannot use its file" in inbox.output and "Traceback" not in inbox.output
+        assert inbox.request("DELETE", "/api/events")[0] in (200, 500)
 
 
 # Bounds.

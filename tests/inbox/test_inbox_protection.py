@@ -166,6 +166,25 @@ def test_silent_connections_are_bounded_and_do_not_shut_out_others(tmp_path: Pat
         assert eventually(sockets, lambda count: count < 40) < 40
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_bodies_that_never_come_do_not_shut_out_others(tmp_path: Path) -> None:
+    with Inbox(tmp_path) as inbox:
+        head = f"POST /v1/batch HTTP/1.1\r\nHost: 127.0.0.1:{inbox.port}\r\nContent-Length: 100000\r\n\r\nx".encode()
+        slow = [inbox.connect() for _ in range(450)]
+        for sock in slow:
+            try:
+                sock.sendall(head)
+            except ConnectionError:
+                pass
+        inbox.track(item(event="In time"))
+        assert inbox.names() == ["In time"]
+        for sock in slow:
+            sock.close()
+        eventually(lambda: len(os.listdir(f"/proc/{inbox.pid}/fd")), lambda count: count < 40)
+        # What their bodies might have needed is free again.
+        assert inbox.post("/v1/batch", b"x" * 5_000_000)[0] == 400
+
+
 def test_too_many_windows_are_refused(inbox: Inbox) -> None:
     windows = [inbox.connect() for _ in range(45)]
     try:

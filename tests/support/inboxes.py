@@ -12,7 +12,7 @@ import sys
 import uuid
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 from urllib.parse import urlencode
 
 from harness import DEADLINE, Program, environment, eventually
@@ -24,8 +24,10 @@ KEY = {"Authorization": "Bearer lt_test_local"}
 class Inbox(Program):
     """A running inbox on a free port, listening when the constructor returns."""
 
-    def __init__(self, tmp_path: Path, *arguments: str, port: int = 0) -> None:
-        command = [sys.executable, "-m", "letterapp", "inbox", "--port", str(port), *arguments]
+    def __init__(
+        self, tmp_path: Path, *arguments: str, port: int = 0, program: Sequence[str] = ("-m", "letterapp")
+    ) -> None:
+        command = [sys.executable, *program, "inbox", "--port", str(port), *arguments]
         super().__init__(command, environment(""), tmp_path)
         found = eventually(
             lambda: re.search(r"http://127\.0\.0\.1:(\d+)", self.output), lambda found: found or self.process.poll()
