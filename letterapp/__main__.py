@@ -21,8 +21,16 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--events", type=_positive, default=500, metavar="N", help="events per process (default 500)")
     demo.add_argument("--base-url", metavar="URL", help="use a real API, one event per process; needs LETTER_API_KEY")
 
-    inbox = commands.add_parser("inbox", help="run an ingestion server on loopback that prints events")
-    inbox.add_argument("--port", type=_port, default=0, metavar="N", help="port to listen on (default: a free one)")
+    inbox = commands.add_parser("inbox", help="run a local ingestion API with a page that shows what arrives")
+    inbox.add_argument("--port", type=_port, default=8025, metavar="N", help="default 8025; 0 is a free one")
+    inbox.add_argument("--keep", metavar="FILE", help="an SQLite file that keeps what arrives (default: memory)")
+    inbox.add_argument(
+        "--max-events", type=_positive, default=100_000, metavar="N", help="the oldest go beyond it (default 100000)"
+    )
+    inbox.add_argument(
+        "--max-bytes", type=_positive, default=256_000_000, metavar="N", help="the same in bytes (default 256000000)"
+    )
+    inbox.add_argument("--json", action="store_true", help="print each event as a line of JSON, and nothing else")
     inbox.add_argument("--troubled", action="store_true", help="refuse, reset or delay some requests")
     inbox.add_argument("--quiet", action="store_true", help="print only the URL, and stop when stdin closes")
 
@@ -53,9 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
 
         return run_demo(options.workers, options.events, options.base_url)
     if options.command == "inbox":
+        from ._cli.inbox import Options
         from ._cli.inbox import inbox as run_inbox
 
-        return run_inbox(options.port, options.troubled, options.quiet)
+        return run_inbox(
+            Options(
+                options.port,
+                options.keep,
+                options.max_events,
+                options.max_bytes,
+                options.json,
+                options.troubled,
+                options.quiet,
+            )
+        )
     if options.command == "relay" and options.for_manager:
         from ._relay_server.manager_program import run_for_manager
 

@@ -26,6 +26,7 @@ from ..relay import SenderManager
 
 CAN_FORK = hasattr(os, "fork")
 POOL_SIZE = 2
+_UNBOUNDED = ("--max-events", "1000000000", "--max-bytes", "1000000000000")  # the ledger needs all
 Key = Tuple[str, int]  # who, pid
 
 
@@ -95,7 +96,7 @@ def demo(workers: int, events: int, base_url: str | None) -> int:
                     with SenderManager("demo-key", url, max_retries=10) as manager:
                         through = Letter(relay=manager.queue, max_retries=10, on_error=book.error)
                         _run_through_a_manager(Program(through, book, events, settles=False), workers)
-                kept = _ask(url, "received")["events"]
+                kept = _received(url)
         else:
             try:
                 letter = Letter(base_url=base_url, on_error=book.error)
@@ -116,7 +117,7 @@ def _server() -> Iterator[str]:
     # A separate process, so that the demo's forks do not inherit its threads.
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(package)}
-    command = [sys.executable, "-m", "letterapp", "inbox", "--quiet", "--troubled"]
+    command = [sys.executable, "-m", "letterapp", "inbox", "--port", "0", "--quiet", "--troubled", *_UNBOUNDED]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, universal_newlines=True
     ) as inbox:
@@ -125,6 +126,19 @@ def _server() -> Iterator[str]:
             yield inbox.stdout.readline().strip()
         finally:
             inbox.stdin.close()
+
+
+def _received(url: str) -> list[dict[str, Any]]:
+    """All items that the server has received, each as often as it was delivered."""
+    items: list[dict[str, Any]] = []
+    offset = 0
+    while True:
+        events = _ask(url, f"api/list?whole=1&limit=1000&offset={offset}")["events"]
+        for event in events:
+            items += [event["item"]] * event["deliveries"]
+        offset += len(events)
+        if not events:
+            return items
 
 
 def _ask(url: str, what: str) -> Any:
@@ -225,10 +239,10 @@ class Progress:
             text = f"{time.monotonic() - self._started:5.1f} s  {len(lines)} processes done  {tracked:,} events tracked"
             if self._url is not None:
                 try:
-                    counts = _ask(self._url, "counts")
+                    counts = _ask(self._url, "api/stats")
                 except OSError:
                     continue
-                text += f"  {counts['distinct']:,} delivered in {counts['requests']:,} requests"
+                text += f"  {counts['events']:,} delivered in {counts['requests']:,} requests"
             sys.stdout.write(f"\r\x1b[K{text}" if terminal else f"{text}\n")
             sys.stdout.flush()
 

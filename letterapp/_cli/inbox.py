@@ -1,78 +1,135 @@
-"""``python -m letterapp inbox``: an ingestion server that prints events.
+"""``python -m letterapp inbox``: a local ingestion API, and a page that shows what arrives.
 
-Responsible for: what it prints, and the faults of ``--troubled``. Not responsible for: the API's protocol (`testing`).
+Responsible for: its start, and what it prints. Not responsible for: the server and the page (`_inbox`).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
+import queue
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..testing import Fault, IngestionServer, Request, reset, stall, status
-
-# Every Nth request gets a fault. The numbers are primes, so that two faults seldom coincide.
-_TROUBLE = {
-    11: status(503, b'{"error":{"code":"unavailable","message":"try later"}}'),
-    13: reset(),
-    17: status(429, headers={"Retry-After": "0.2"}),
-    19: stall(0.3),
-    23: reset(stored=True),  # stored, which the client cannot know: it has to send the request again
-}
+_MAX_WAITING = 10_000  # events that wait for a reader of stdout
+_END = None
 
 
-def inbox(port: int, troubled: bool, quiet: bool) -> int:
-    """Serve until Ctrl-C or, if ``quiet``, until stdin closes."""
-    show = _Printer()
+class Options(NamedTuple):
+    """The arguments of the command."""
+
+    port: int = 8025
+    keep: str | None = None
+    max_events: int = 100_000
+    max_bytes: int = 256_000_000
+    as_json: bool = False
+    troubled: bool = False
+    quiet: bool = False
+
+
+def inbox(options: Options) -> int:
+    """Serve until Ctrl-C or, if `quiet`, until stdin closes. Returns 1 if it cannot start."""
     try:
-        api = IngestionServer(port, on_event=None if quiet else show)
-    except OSError as error:
-        print(f"cannot listen on port {port}: {error}", file=sys.stderr)
-        return 1
-    if troubled:
-        api.rule = _Trouble()
-    with api:
-        show.line(api.url if quiet else f"listening on {api.url}  (Ctrl-C to stop)")
-        try:
-            if quiet:
-                sys.stdin.read()
-            else:
-                threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
+        from .._inbox import connections, program, store
+    except ImportError as problem:  # a Python without sqlite3, which some have
+        return _fail(f"this Python cannot run it: {problem}")
+    try:
+        sock = connections.listen(options.port)
+    except OSError as problem:
+        return _fail(f"cannot listen on port {options.port}: {problem.strerror}; choose another with --port")
+    try:
+        kept = store.Store(options.keep, options.max_events, options.max_bytes)
+    except store.Unusable as problem:
+        sock.close()
+        return _fail(f"cannot use {options.keep}: {problem}")
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    printer = _Printer()
+    on_event = None if options.quiet else printer.as_json if options.as_json else printer.event
+    if options.quiet:
+        printer.line(url)
+    else:
+        # With --json stdout has nothing but events.
+        start = f"listening on {url}  (open it in a browser; Ctrl-C to stop)"
+        use = f"LETTER_BASE_URL={url} LETTER_API_KEY=lt_test_local is all that an application needs"
+        for text in (start, use):
+            _complain(text) if options.as_json else printer.line(text)
+    stop_when = sys.stdin.read if options.quiet else None
+    program.serve(program.Settings(sock, kept, options.troubled, on_event, stop_when))
+    printer.close()
     return 0
 
 
-class _Trouble:
-    def __init__(self) -> None:
-        self._count = itertools.count(1)  # `next` on it is atomic
-
-    def __call__(self, request: Request) -> Fault | None:
-        number = next(self._count)
-        return next((fault for every, fault in _TROUBLE.items() if number % every == 0), None)
+def _fail(text: str) -> int:
+    print(f"inbox: {text}", file=sys.stderr)
+    return 1
 
 
 class _Printer:
-    """Prints events, one per line. Never raises, whatever an event contains and even if stdout is closed."""
+    """Prints events, one per line. Never raises, and never blocks: a thread writes what waits.
+
+    If the reader of stdout stops reading, for instance a terminal after Ctrl-S, up to `_MAX_WAITING` events wait. Later
+    ones are not printed, but are in the inbox.
+    """
 
     def __init__(self) -> None:
-        self._is_broken = False
+        self._waiting: queue.Queue[str | None] = queue.Queue(_MAX_WAITING)
+        self._left_out = 0
+        self._writer = threading.Thread(target=self._write, daemon=True)
+        self._writer.start()
 
-    def __call__(self, item: dict[str, Any]) -> None:
-        what = item.get("event") or item.get("accountId") or item.get("email") or ""
-        more = json.dumps(item.get("properties") or item.get("traits") or {}, ensure_ascii=False)
-        self.line(f"{item['timestamp']}  {item['type']:8}  {item['userId']}  {what}  {more}")
+    def event(self, event: dict[str, Any]) -> None:
+        item = event["item"]
+        if event["type"] == "send":
+            more = json.dumps({"subject": item["subject"]}, ensure_ascii=False)
+        else:
+            more = json.dumps(item.get("properties") or item.get("traits") or {}, ensure_ascii=False)
+        moment = item.get("timestamp") or event["received"]
+        again = "  (again)" if event["again"] else ""
+        name = "" if event["type"] == "send" else event["name"]
+        self.line(f"{moment}  {event['type']:8}  {event['user']}  {name}  {more}{again}")
+
+    def as_json(self, event: dict[str, Any]) -> None:
+        self._put(json.dumps(event))
 
     def line(self, text: str) -> None:
-        """Print ``text``; the first failure is reported on stderr."""
+        self._put(_escaped(text))
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Wait until all lines are written, for at most ``timeout`` seconds."""
         try:
-            print(_escaped(text).encode(_encoding(), "backslashreplace").decode(_encoding()), flush=True)
-        except (OSError, ValueError) as problem:  # the reader has gone, the disk is full, or stdout was closed
-            if not self._is_broken:
-                self._is_broken = True
+            self._waiting.put(_END, timeout=timeout)
+            self._writer.join(timeout)
+        except queue.Full:
+            pass
+        if self._left_out:
+            _complain(f"{self._left_out:,} events were not printed, since nobody read them")
+
+    def _put(self, text: str) -> None:
+        try:
+            self._waiting.put_nowait(text)
+        except queue.Full:
+            self._left_out += 1
+
+    def _write(self) -> None:
+        while True:
+            text = self._waiting.get()
+            if text is _END:
+                return
+            try:
+                if sys.stdout is not None:  # it was closed when Python started
+                    # Not by `print`: Python would wait for the file's lock at the end.
+                    _write_all(sys.stdout.fileno(), (text + "\n").encode(_encoding(), "backslashreplace"))
+            except (OSError, ValueError) as problem:  # the reader has gone, or the disk is full
                 _complain(f"events can no longer be printed, but are still kept: {problem}")
+                break
+        while self._waiting.get() is not _END:
+            pass
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _encoding() -> str:
