@@ -153,6 +153,7 @@ class QueueReader:
 
     def _run(self) -> None:
         wait = _FIRST_WAIT
+        is_kept = False
         channel: _Source | None = None
         try:
             while self.owner.pid == os.getpid() and not self._is_over:
@@ -163,7 +164,10 @@ class QueueReader:
                     channel = channel or _Source(self._source)
                     item = channel.get(0.0 if self._is_last else _GET)
                 except Empty:
-                    if channel is not None and channel.is_kept_from_us():
+                    was_kept, is_kept = is_kept, channel is not None and channel.is_kept_from_us()
+                    if is_kept and not was_kept:
+                        continue  # no proof yet: the items may have come when `get` had just found none
+                    if is_kept:
                         self._report_trouble(
                             "the queue has items, but another reader, perhaps a killed one, holds its lock"
                         )
@@ -182,7 +186,7 @@ class QueueReader:
                     self._pause(wait)
                     wait = min(2 * wait, _LONGEST_WAIT)
                     continue
-                wait, self._trouble = _FIRST_WAIT, ""
+                wait, is_kept, self._trouble = _FIRST_WAIT, False, ""
                 self._take(item)
         finally:
             if channel is not None:

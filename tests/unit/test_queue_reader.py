@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import queue
 from typing import Any
 
@@ -54,3 +55,20 @@ def test_an_item_whose_class_raises_is_reported_and_does_not_stop_the_listener(i
         assert letter_api.wait_for(1, DEADLINE)
     assert [(error.cause, error.lost) for error in errors] == [("invalid", 1)]
     assert "not an event of a client" in str(errors[0])
+
+
+def test_an_item_that_comes_when_the_queue_was_just_found_empty_shows_no_other_reader(letter_api: Any) -> None:
+    errors: list[LetterError] = []
+    source: Any = multiprocessing.get_context("spawn").Queue()
+    is_empty = source.empty
+
+    def put_first() -> bool:
+        source.empty = is_empty
+        source.put([EVENT])
+        assert source._poll(DEADLINE)  # its feeder thread has written it
+        return bool(is_empty())
+
+    source.empty = put_first
+    with QueueListener(source, "k", letter_api.url, on_error=errors.append):
+        assert letter_api.wait_for(1, DEADLINE)
+    assert errors == []
