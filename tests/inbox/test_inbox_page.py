@@ -305,8 +305,10 @@ def test_a_hundred_thousand_events_are_scrolled_without_holding_them(windows: An
     expect(page.locator("#found")).to_have_text(re.compile("^11 of "))
 
 
-@pytest.mark.parametrize("width, height", [(400, 800), (1600, 950)])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "width, height, scheme",
+    [(400, 800, "light"), (400, 800, "dark"), (1000, 750, "light"), (1600, 950, "light"), (1600, 950, "dark")],
+)
 def test_the_page_fits(width: int, height: int, scheme: str, windows: Any, inbox: Inbox, tmp_path: Path) -> None:
     """Nothing is wider than the window. With SCREENSHOTS=DIR, what it looks like is left there."""
     people = [("user_42", "Ada Lovelace", "pro"), ("user_7", "Grace Hopper", "team")]
@@ -332,8 +334,15 @@ def test_the_page_fits(width: int, height: int, scheme: str, windows: Any, inbox
     look("events")
     rows(page).nth(1).click()
     page.locator("#detail .json").wait_for()
+    assert page.locator("#detail").bounding_box()["width"] >= 350
+    assert page.locator(".list").bounding_box()["height"] >= 300
     look("detail")
     page.keyboard.press("Escape")
+    if width == 400:
+        page.get_by_role("button", name="Filters").click()
+        page.locator("#facets").wait_for()
+        look("filters")
+        page.get_by_role("button", name="Filters").click()
     page.locator("nav button", has_text="Mail").click()
     rows(page).first.click()
     page.frame_locator("iframe").locator("h1").wait_for()
