@@ -73,6 +73,7 @@ def test_a_child_that_ends_after_max_tasks_loses_nothing(celery: Any) -> None:
     worker.let_tasks_finish()
     # Twelve tasks in threes: each child that worked has ended normally, but for the last of each of the two places.
     assert worker.api.wait_until(lambda: len(whose(worker.api).get("slow", [])) >= 8), worker.output
+    worker.wait_for_replacements(3)
     worker.stop(signal.SIGTERM)
     worker.all_arrived_once()
 

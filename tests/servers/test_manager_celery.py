@@ -56,6 +56,7 @@ def test_celery_replaces_its_children_after_max_tasks(celery: Any, runtime: Mana
     # Twelve tasks in threes: each child that worked has ended normally, but for the last of each of the two places.
     assert worker.api.wait_until(lambda: len(whose(worker.api).get("slow", [])) >= 8), worker.output
     assert runtime.serving(worker) == before
+    worker.wait_for_replacements(3)
     output = worker.stop(signal.SIGTERM)
     runtime.are_gone(worker)
     assert "local fallback" not in output and "letterapp manager [" not in output, output

@@ -6,11 +6,13 @@ Responsible for: starting it, holding its first tasks, its end. Not responsible 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness import Program, environment, whose
+from harness import Program, environment, eventually, whose
 
 from letterapp.testing import Hold
 
@@ -42,6 +44,16 @@ class Celery(Program):
         assert self.api.wait_until(lambda: len(self.workers()) == self._held), self.output
         self.hold.release()
         assert self.api.wait_until(lambda: sorted(whose(self.api).get("quick", [])) == self.tasks), self.output
+
+    def wait_for_replacements(self, tasks: int) -> None:
+        """Wait until no child has to be replaced after ``tasks`` tasks: if it is stopped meanwhile, Celery may hang."""
+
+        def is_settled() -> bool:
+            done = Counter(re.findall(r" in (\d+)$", self.output, re.MULTILINE))  # two lines a task
+            children = self.descendants()
+            return len(children) == 2 and all(done[str(child.pid)] < 2 * tasks for child in children)
+
+        assert eventually(is_settled, bool), self.output
 
     def stop(self, number: int, group: bool = False) -> str:
         """Signal the worker; it must end soon, quietly and whole. Returns what it printed."""
