@@ -14,7 +14,7 @@ from typing import Iterator
 
 import pytest
 
-from ._testing.active import TestRun
+from ._testing.active import TestRun, tidy
 from ._testing.client import has_clients
 from .testing import CapturedLetter, IngestionServer, capture
 
@@ -77,6 +77,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     guard = _guards.pop(id(config), None)
     if guard is not None:
         guard.end()
+    tidy()
 
 
 def _begin(config: pytest.Config) -> None:

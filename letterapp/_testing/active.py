@@ -54,6 +54,12 @@ class TestRun:
             self.run.remove()
 
 
+def tidy() -> None:
+    """Remove the directory now if no test run uses it, because the process may end without exit handlers."""
+    if _run is not None and not _depth:
+        _run.remove()
+
+
 def _has_exit_handlers() -> bool:
     """False in the child of another process, which may be terminated when it has done its work."""
     process = sys.modules.get("multiprocessing.process")

@@ -142,6 +142,10 @@ def test_every_way_is_captured_where_the_network_is_allowed(run: Run, letter_api
 
         def test_outside():
             app.track("outside")
+
+        def test_the_end_of_a_worker_of_xdist():
+            import atexit, os
+            atexit.register(os._exit, 0)  # handlers that were registered earlier do not run
         """,
     )
     assert [item["event"] for item in letter_api.events] == ["outside"]
