@@ -9,7 +9,7 @@ import pytest
 from inboxes import Inbox, item
 
 from letterapp import Letter, LetterError
-from letterapp._inbox.store import Entry, Received, Store
+from letterapp._inbox.store import Entry, Received, Store, json_text
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +25,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inbox]:
     path = str(folder / "kept.sqlite")
     store = Store(path, 100_000, 1_000_000_000)
     received = Received(time.time(), "/v1/batch", 200, "", 1, 100, 0, None, "", {})
-    items = (item(event=f"E{n}", messageId=f"m{n}", properties={"path": "/a/b/c" * 10}) for n in range(100_000))
-    store.add(received, [Entry("track", "u1", each["event"], each["messageId"], each) for each in items])
+    entries = []
+    for number in range(100_000):
+        each = item(event=f"E{number}", messageId=f"m{number}", properties={"path": "/a/b/c" * 10})
+        entries.append(Entry("track", "u1", each["event"], each["messageId"], each, json_text(each)))
+    store.add(received, entries)
     store.close()
     with Inbox(folder, "--keep", path) as inbox:
         yield inbox
