@@ -17,7 +17,7 @@ import sys
 import traceback
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Awaitable, Callable, NamedTuple, Union
+from typing import Awaitable, Callable, Iterator, NamedTuple, Union
 from urllib.parse import parse_qsl, unquote
 
 from .wire import MAX_BODY, Refused, error_body, too_large
@@ -25,7 +25,7 @@ from .wire import MAX_BODY, Refused, error_body, too_large
 MAX_CONNECTIONS = 400  # fewer if the process may not have that many descriptors
 _OTHER_DESCRIPTORS = 64  # that the process has or may need
 MAX_HEAD = 16_384  # bytes of a request line and headers
-MAX_BODIES = 64_000_000  # bytes of all bodies that are being read
+MAX_BODIES = 64_000_000  # bytes of all bodies that are being read or handled
 HEAD_TIMEOUT = 10.0  # seconds, from the first byte
 BODY_TIMEOUT = 30.0
 IDLE_TIMEOUT = 300.0  # between two requests
@@ -36,8 +36,10 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 class Request:
     """One request. ``headers`` has names in lower case; ``query`` the last value of each parameter."""
 
-    def __init__(self, method: str, target: str, headers: dict[str, str], connection: Connection) -> None:
+    def __init__(self, method: str, target: str, version: str, headers: dict[str, str], connection: Connection) -> None:
         path, _, query = target.partition("?")
+        wish = headers.get("connection", "").lower()
+        self.keeps_connection = wish == "keep-alive" if version == "HTTP/1.0" else wish != "close"
         self.method = method
         self.path = unquote(path)
         self.query = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=50))
@@ -90,6 +92,7 @@ class Connection:
         self.writer = writer
         self.task = asyncio.current_task()
         self.is_idle = True
+        self.reserved = 0  # bytes for a body
         self.port: int = (writer.get_extra_info("peername") or ("", 0))[1]
         self.notes: dict[str, object] = {}
 
@@ -125,7 +128,7 @@ class Connections:
     def __init__(self, handle: Handler) -> None:
         self._handle = handle
         self._open: dict[Connection, None] = {}  # in the order of their last use
-        self._bodies = 0  # bytes that are being read
+        self._bodies = 0  # bytes that are being read or handled
         self._maximum = _max_connections()
 
     async def serve(self, sock: socket.socket, until: Awaitable[object]) -> None:
@@ -163,13 +166,33 @@ class Connections:
             connection.close()
 
     def _admit(self, connection: Connection) -> bool:
-        if len(self._open) >= self._maximum:
-            idle = next((each for each in self._open if each.is_idle), None)
-            if idle is None:
-                return False
-            self._open.pop(idle)
-            idle.writer.transport.abort()
+        if len(self._open) >= self._maximum and not self._drop(each for each in self._open if each.is_idle):
+            return False
         self._open[connection] = None
+        return True
+
+    def _reserve(self, connection: Connection, size: int) -> None:
+        """Reserve ``size`` bytes for a body. The clients that have been sending theirs for the longest have to go."""
+        if connection not in self._open:  # it had to go itself
+            raise ConnectionResetError
+        while self._bodies + size > MAX_BODIES:
+            if not self._drop(each for each in self._open if each.is_idle and each.reserved):
+                raise Refused(503, "unavailable", "busy", "too many requests at once")
+        connection.reserved = size
+        self._bodies += size
+
+    def _release(self, connection: Connection) -> None:
+        self._bodies -= connection.reserved
+        connection.reserved = 0
+
+    def _drop(self, candidates: Iterator[Connection]) -> bool:
+        """Close the first of ``candidates``; False if there is none."""
+        connection = next(candidates, None)
+        if connection is None:
+            return False
+        self._open.pop(connection)
+        self._release(connection)
+        connection.writer.transport.abort()
         return True
 
     async def _serve_request(self, connection: Connection) -> bool:
@@ -184,27 +207,34 @@ class Connections:
             return False
         except asyncio.TimeoutError:
             return False
-        keep = False
         try:
             request = _parsed(first + head, connection)
-            keep = request.headers.get("connection", "").lower() != "close"
             _check_origin(request)
-            await self._read_body(request)
+            size = await self._body_size(request)
+            self._reserve(connection, size)
         except Refused as refused:  # the rest of the request is not read
             await self._respond(connection, Response(refused.status, refused.body()), False)
             return False
-        connection.is_idle = False
-        answer = await self._handle(request)
+        try:
+            if not await self._read_body(request, size):
+                refusal = _refusal(408, "bad_request", "timeout", "the body took too long")
+                await self._respond(connection, refusal, False)
+                return False
+            connection.is_idle = False
+            answer = await self._handle(request)
+        finally:
+            self._release(connection)
         if isinstance(answer, Reset):
             connection.reset()
             return False
         if isinstance(answer, Stream):
             await self._stream(connection, answer)
             return False
+        keep = request.keeps_connection
         await self._respond(connection, answer, keep, request.method == "HEAD")
         return keep
 
-    async def _read_body(self, request: Request) -> None:
+    async def _body_size(self, request: Request) -> int:
         length = request.headers.get("content-length", "0")
         if "transfer-encoding" in request.headers:
             raise Refused(411, "bad_request", "length", "send the body with a Content-Length")
@@ -214,19 +244,19 @@ class Connections:
         if size > MAX_BODY:
             await self._discard(request.connection, size)
             raise too_large()
-        if self._bodies + size > MAX_BODIES:
-            raise Refused(503, "unavailable", "busy", "too many requests at once")
+        return size
+
+    async def _read_body(self, request: Request, size: int) -> bool:
+        """Read the body; False if that takes too long."""
         if not size:
-            return
-        self._bodies += size
+            return True
+        if request.headers.get("expect", "").lower() == "100-continue":
+            await request.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            if request.headers.get("expect", "").lower() == "100-continue":
-                await request.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.body = await asyncio.wait_for(request.connection.reader.readexactly(size), BODY_TIMEOUT)
         except asyncio.TimeoutError:
-            raise Refused(408, "bad_request", "timeout", "the body took too long")
-        finally:
-            self._bodies -= size
+            return False
+        return True
 
     async def _discard(self, connection: Connection, size: int) -> None:
         """Read and forget a body that is not much too large, since a client may only read the answer after it."""
@@ -290,7 +320,7 @@ def _parsed(head: bytes, connection: Connection) -> Request:
             raise Refused(400, "bad_request", "header", f"the header {name} is there twice")
         headers[name] = value.strip()
     try:
-        return Request(words[0], words[1], headers, connection)
+        return Request(words[0], words[1], words[2], headers, connection)
     except ValueError as problem:
         raise Refused(400, "bad_request", "query", str(problem))
 

@@ -90,11 +90,6 @@ class Ingestion:
             wire.check_key(request.headers.get("authorization", ""))
             body = wire.decoded(request.body, request.headers.get("content-encoding", "").lower())
             entries = _entries(request.path, body)
-            try:
-                for entry in entries:
-                    json_text(entry.body)  # nested nearly too deeply
-            except (RecursionError, ValueError):
-                raise wire.Refused(400, "bad_request", "not_json", "the body is nested too deeply")
         except wire.Refused as problem:
             return entries, 1, problem
         return entries, max(map(self._attempt, entries)), None
@@ -163,14 +158,21 @@ def _entries(path: str, body: bytes) -> list[Entry]:
     if path == "/v1/send":
         mail = wire.mail(body)
         identity = f"send:{mail.key}" if mail.key else f"send-{uuid.uuid4()}"
-        return [Entry("send", mail.to, mail.fields["subject"], identity, mail.fields)]
+        return [Entry("send", mail.to, mail.fields["subject"], identity, mail.fields, _text(mail.fields))]
     return [_entry(item) for item in wire.batch(body)]
 
 
 def _entry(item: dict[str, Any]) -> Entry:
     kind = item["type"]
     name = {"track": "event", "group": "accountId", "identify": "email"}[kind]
-    return Entry(kind, item["userId"], item.get(name) or "", item["messageId"], item)
+    return Entry(kind, item["userId"], item.get(name) or "", item["messageId"], item, _text(item))
+
+
+def _text(body: dict[str, Any]) -> str:
+    try:
+        return json_text(body)
+    except (RecursionError, ValueError):  # encoding takes more levels than decoding
+        raise wire.Refused(400, "bad_request", "not_json", "the body is nested too deeply")
 
 
 def _mail_answer(entry: Entry, replayed: bool) -> bytes:

@@ -75,6 +75,7 @@ class Entry(NamedTuple):
     name: str  # the event, account or address of a track, group or identify; the subject of an email
     id: str
     body: dict[str, Any]
+    text: str  # `json_text` of the body
 
 
 class Store:
@@ -184,7 +185,7 @@ class Store:
 
     def _add_event(self, received: Received, request: int, entry: Entry) -> bool:
         identity = storable(entry.id)
-        body = json_text(entry.body)
+        body = entry.text
         user, name, process = storable(entry.user), storable(entry.name), storable(received.process)
         size = _OVERHEAD + sum(map(len, (body, user, name, process, identity)))
         repeated = self.db.execute("UPDATE events SET deliveries = deliveries + 1 WHERE id = ?", (identity,))
@@ -230,8 +231,6 @@ class Store:
             self.evicted += len(oldest)
 
     def _save_counts(self) -> None:
-        if self.path is None:
-            return
         counts = {"again": self.again, "evicted": self.evicted, "requests": self.requests, "refused": self.refused}
         self.db.executemany("INSERT OR REPLACE INTO counts VALUES (?, ?)", counts.items())
 

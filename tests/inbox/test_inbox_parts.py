@@ -55,7 +55,13 @@ def test_troubled_requests_fail_at_fixed_intervals() -> None:
 def _filled(count: int) -> Store:
     store = Store(None, 1_000_000, 1_000_000_000)
     received = Received(0.0, "/v1/batch", 200, "", 1, count, 0, None, "", {})
-    store.add(received, [Entry("track", "u", f"E{number}", f"m{number}", {"n": number}) for number in range(count)])
+    store.add(
+        received,
+        [
+            Entry("track", "u", f"E{number}", f"m{number}", {"n": number}, f'{{"n":{number}}}')
+            for number in range(count)
+        ],
+    )
     return store
 
 

@@ -169,7 +169,7 @@ def test_silent_connections_are_bounded_and_do_not_shut_out_others(tmp_path: Pat
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_bodies_that_never_come_do_not_shut_out_others(tmp_path: Path) -> None:
     with Inbox(tmp_path) as inbox:
-        head = f"POST /v1/batch HTTP/1.1\r\nHost: 127.0.0.1:{inbox.port}\r\nContent-Length: 100000\r\n\r\nx".encode()
+        head = f"POST /v1/batch HTTP/1.1\r\nHost: 127.0.0.1:{inbox.port}\r\nContent-Length: 4000000\r\n\r\nx".encode()
         slow = [inbox.connect() for _ in range(450)]
         for sock in slow:
             try:

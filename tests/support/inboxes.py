@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 
 from harness import DEADLINE, Program, environment, eventually
 
-MAX_ITEMS = 100
 KEY = {"Authorization": "Bearer lt_test_local"}
 
 
@@ -68,16 +67,6 @@ class Inbox(Program):
     def track(self, *items: dict[str, Any]) -> None:
         status, said = self.post("/v1/batch", {"batch": list(items)})
         assert status == 200, said
-
-    def fill(self, count: int, **fields: Any) -> None:
-        """``count`` events named E0, E1, ... over one connection."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
-        for start in range(0, count, MAX_ITEMS):
-            numbers = range(start, min(start + MAX_ITEMS, count))
-            items = [item(event=f"E{number}", messageId=f"m{number}", **fields) for number in numbers]
-            connection.request("POST", "/v1/batch", json.dumps({"batch": items}), KEY)
-            assert connection.getresponse().read() == b'{"ok":true}'
-        connection.close()
 
     def fault(self, kind: str, count: int, **more: float) -> None:
         status, said, _ = self.request(
