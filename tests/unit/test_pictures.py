@@ -12,11 +12,12 @@ from harness import ROOT
 MOST = 150_000  # bytes
 SVG = "{http://www.w3.org/2000/svg}"
 COLUMNS = ["this client", "letterapp 0.2.0", "posthog", "segment", "rudder"]
+PICTURES = (".svg", ".png", ".jpg", ".gif")
 LEFT = {"lost": 1_234, "hung": 1, "orphans": 2}
 
 
 def test_the_pictures_of_the_documents_are_small() -> None:
-    pictures = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".svg", ".png", ".jpg", ".gif")]
+    pictures = [path for path in (ROOT / "docs").iterdir() if path.suffix in PICTURES]
     assert pictures
     assert {path.name: path.stat().st_size for path in pictures if path.stat().st_size > MOST} == {}
 
