@@ -12,6 +12,7 @@ of a value's class is run.
 from __future__ import annotations
 
 from _weakref import ref
+from functools import partial
 
 from ._runtime.signal_errors import reraise_signal_error
 
@@ -47,7 +48,8 @@ class Secret:
         object.__setattr__(self, "_text", text)
         if len(text) >= _SHORTEST:
             mark = id(self)
-            _known[mark] = ref(self, lambda _: _known.pop(mark, None))
+            # No Python code: what a signal handler raises there would never reach the application.
+            _known[mark] = ref(self, partial(_known.pop, mark))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a secret cannot be changed")

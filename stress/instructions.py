@@ -138,8 +138,7 @@ def counts(valgrind: str) -> dict[str, list[int]]:
             "-S",  # no installed packages: some start threads, or have hooks of their own at a fork
             *map(str, (SCRIPT.relative_to(CHECKOUT), CALLS, FORKS)),
         ]
-        # The length of each path moves objects in memory, which changes how often the interpreter's caches are missed.
-        env = {**clean_environment(), "PYTHONHASHSEED": "0", "PYTHONPATH": "."}
+        env = {**clean_environment(), "PYTHONHASHSEED": "0", "PYTHONPATH": "."}  # short: long paths move memory
         try:
             run = subprocess.run(
                 command, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=True

@@ -59,6 +59,8 @@ def _call(client: Client, shape: str, number: int, name: str) -> None:
 
 
 def _fork(name: str, use: Callable[[], object]) -> None:
+    # Its entries are found by addresses in memory. Which of them get lost to others is different in each environment.
+    sys._clear_type_cache()
     _begin()
     child = os.fork()
     if child == 0:
