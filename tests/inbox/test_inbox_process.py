@@ -219,6 +219,15 @@ def test_the_oldest_events_go_and_are_counted(kept: bool, tmp_path: Path) -> Non
         assert stats["types"]["track"] == len(names) == sum(one["count"] for one in stats["names"])
 
 
+def test_a_kept_file_with_more_events_than_the_bound_is_cut_at_the_start(tmp_path: Path) -> None:
+    path = str(tmp_path / "kept.sqlite")
+    with Inbox(tmp_path, "--keep", path) as inbox:
+        inbox.track(*(item(event=f"E{number}") for number in range(50)))
+    with Inbox(tmp_path, "--keep", path, "--max-events", "20") as inbox:
+        assert inbox.names() == [f"E{number}" for number in reversed(range(30, 50))]
+        assert inbox.get("/api/stats")["evicted"] == 30
+
+
 def test_the_bytes_of_events_are_bounded(tmp_path: Path) -> None:
     with Inbox(tmp_path, "--max-bytes", "100000") as inbox:
         for number in range(30):
