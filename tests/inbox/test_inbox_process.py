@@ -48,8 +48,10 @@ def test_a_signal_ends_it_at_once_whatever_is_connected(number: int, tmp_path: P
         assert streaming.recv(100).startswith(b"HTTP/1.1 200")
         waiting.sendall(f"GET /api/events?wait=60 HTTP/1.1\r\nHost: 127.0.0.1:{inbox.port}\r\n\r\n".encode())
         inbox.track(item())
+        started = time.monotonic()
         inbox.signal(number)
         done = inbox.finish()
+        assert time.monotonic() - started < 10  # some 0.05 s; no wait in it is shorter than 10 s
         assert done.code == 0 and "Traceback" not in done.output
         for sock in (silent, streaming, waiting):
             sock.close()
