@@ -51,7 +51,7 @@ def test_a_signal_ends_it_at_once_whatever_is_connected(number: int, tmp_path: P
         started = time.monotonic()
         inbox.signal(number)
         done = inbox.finish()
-        assert time.monotonic() - started < 10  # some 0.05 s; no wait in it is shorter than 10 s
+        assert time.monotonic() - started < 10  # some 0.05 s, unless the machine is busy
         assert done.code == 0 and "Traceback" not in done.output
         for sock in (silent, streaming, waiting):
             sock.close()
