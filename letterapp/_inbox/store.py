@@ -101,6 +101,9 @@ class Store:
         self.processes: Counter[tuple[int | None, str]] = Counter()
         self.names: Counter[str] = Counter()  # of tracked events
         self._load()
+        with self.db:  # the file may come from an inbox with other bounds
+            self._evict()
+            self._save_counts()
 
     def _load(self) -> None:
         kept = dict(self.db.execute("SELECT name, value FROM counts"))

@@ -307,7 +307,13 @@ def test_a_hundred_thousand_events_are_scrolled_without_holding_them(windows: An
 
 @pytest.mark.parametrize(
     "width, height, scheme",
-    [(400, 800, "light"), (400, 800, "dark"), (1000, 750, "light"), (1600, 950, "light"), (1600, 950, "dark")],
+    [
+        (400, 800, "light"),
+        (1600, 950, "dark"),
+        pytest.param(400, 800, "dark", marks=pytest.mark.slow),
+        pytest.param(1000, 750, "light", marks=pytest.mark.slow),
+        pytest.param(1600, 950, "light", marks=pytest.mark.slow),
+    ],
 )
 def test_the_page_fits(width: int, height: int, scheme: str, windows: Any, inbox: Inbox, tmp_path: Path) -> None:
     """Nothing is wider than the window. With SCREENSHOTS=DIR, what it looks like is left there."""

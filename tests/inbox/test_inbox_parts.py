@@ -6,10 +6,12 @@ import asyncio
 import os
 import socket
 import sys
+import time
 
 import pytest
+from harness import DEADLINE
 
-from letterapp._inbox import query
+from letterapp._inbox import connections, query
 from letterapp._inbox.changes import Changes
 from letterapp._inbox.faults import Faults
 from letterapp._inbox.peers import Peer, Peers, _name
@@ -97,3 +99,58 @@ def test_all_that_wait_for_a_change_are_woken() -> None:
         return [*await asyncio.gather(*waiting), await changes.wait(0.01)]
 
     assert asyncio.run(look()) == [True, True, True, False]
+
+
+# Clients that are too slow.
+
+
+def _answers(monkeypatch: pytest.MonkeyPatch, send: bytes, answer: bytes = b"{}") -> bytes:
+    """What a server with short time limits sends to a client that sends ``send``, and nothing after it."""
+    for name in ("HEAD_TIMEOUT", "BODY_TIMEOUT", "WRITE_TIMEOUT", "IDLE_TIMEOUT"):
+        monkeypatch.setattr(connections, name, 0.1)
+
+    handled: list[connections.Connection] = []
+
+    async def handle(request: connections.Request) -> connections.Answer:
+        handled.append(request.connection)
+        return connections.Response(200, answer)
+
+    async def run() -> bytes:
+        sock = connections.listen(0)
+        port = sock.getsockname()[1]
+        ended = asyncio.get_running_loop().create_future()
+        serving = asyncio.ensure_future(connections.Connections(handle).serve(sock, ended))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+        writer.write(send)
+        if len(answer) > 1000:  # reads nothing until the server has given up
+            deadline = time.monotonic() + DEADLINE
+            while not handled and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            assert handled[0].task is not None
+            await asyncio.wait_for(handled[0].task, DEADLINE)
+        try:
+            said = await asyncio.wait_for(reader.read(-1), DEADLINE)
+        except ConnectionError:
+            said = b""
+        writer.close()
+        ended.set_result(None)
+        await serving
+        return said
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("send", [b"", b"G", b"GET / HTTP/1.1\r\nHost: local"])
+def test_a_client_that_falls_silent_is_disconnected(send: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _answers(monkeypatch, send) == b""
+
+
+def test_a_body_that_does_not_come_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = b"POST /v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nx"
+    assert _answers(monkeypatch, head).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 50_000_000
+    said = _answers(monkeypatch, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", bytes(size))
+    assert len(said) < size

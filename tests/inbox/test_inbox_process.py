@@ -48,8 +48,10 @@ def test_a_signal_ends_it_at_once_whatever_is_connected(number: int, tmp_path: P
         assert streaming.recv(100).startswith(b"HTTP/1.1 200")
         waiting.sendall(f"GET /api/events?wait=60 HTTP/1.1\r\nHost: 127.0.0.1:{inbox.port}\r\n\r\n".encode())
         inbox.track(item())
+        started = time.monotonic()
         inbox.signal(number)
         done = inbox.finish()
+        assert time.monotonic() - started < 10  # some 0.05 s, unless the machine is busy
         assert done.code == 0 and "Traceback" not in done.output
         for sock in (silent, streaming, waiting):
             sock.close()
@@ -217,6 +219,15 @@ def test_the_oldest_events_go_and_are_counted(kept: bool, tmp_path: Path) -> Non
         assert names == [f"E{number}" for number in reversed(range(400 - len(names), 400))]
         assert 140 <= stats["events"] == len(names) <= 150 and stats["evicted"] == 400 - len(names)
         assert stats["types"]["track"] == len(names) == sum(one["count"] for one in stats["names"])
+
+
+def test_a_kept_file_with_more_events_than_the_bound_is_cut_at_the_start(tmp_path: Path) -> None:
+    path = str(tmp_path / "kept.sqlite")
+    with Inbox(tmp_path, "--keep", path) as inbox:
+        inbox.track(*(item(event=f"E{number}") for number in range(50)))
+    with Inbox(tmp_path, "--keep", path, "--max-events", "20") as inbox:
+        assert inbox.names() == [f"E{number}" for number in reversed(range(30, 50))]
+        assert inbox.get("/api/stats")["evicted"] == 30
 
 
 def test_the_bytes_of_events_are_bounded(tmp_path: Path) -> None:
