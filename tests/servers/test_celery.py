@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from celery_worker import Celery
+from celery_worker import WITHOUT_DEATH_SIGNAL, Celery
 from harness import eventually, needs, whose
 
 pytestmark = [needs("celery"), pytest.mark.slow]
@@ -69,11 +69,10 @@ def test_ctrl_c_loses_nothing(celery: Any) -> None:
 
 
 def test_a_child_that_ends_after_max_tasks_loses_nothing(celery: Any) -> None:
-    worker = celery("--max-tasks-per-child", "3", tasks=12)
+    worker = celery("--max-tasks-per-child", "3", tasks=12, first=WITHOUT_DEATH_SIGNAL)
     worker.let_tasks_finish()
     # Twelve tasks in threes: each child that worked has ended normally, but for the last of each of the two places.
     assert worker.api.wait_until(lambda: len(whose(worker.api).get("slow", [])) >= 8), worker.output
-    worker.wait_for_replacements(3)
     worker.stop(signal.SIGTERM)
     worker.all_arrived_once()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from celery_worker import Celery
+from celery_worker import WITHOUT_DEATH_SIGNAL, Celery
 from harness import eventually, needs, whose
 from managed_servers import FIRST, Managers, managers_directory, started  # noqa: F401  (a fixture for all tests)
 
@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix"), 
 def celery(letter_api: Any, runtime: Managers, tmp_path: Path) -> Iterator[Callable[..., Celery]]:
     running: list[Celery] = []
 
-    def start(*flags: str, **options: Any) -> Celery:
-        running.append(Celery(letter_api, tmp_path, *flags, first=FIRST, **options))
+    def start(*flags: str, first: str = "", **options: Any) -> Celery:
+        running.append(Celery(letter_api, tmp_path, *flags, first=FIRST + first, **options))
         return running[-1]
 
     yield start
@@ -50,13 +50,12 @@ def test_a_shutdown_of_celery(number: int, celery: Any, runtime: Managers) -> No
 
 @needs("celery")
 def test_celery_replaces_its_children_after_max_tasks(celery: Any, runtime: Managers) -> None:
-    worker = celery("--max-tasks-per-child", "3", tasks=12)
+    worker = celery("--max-tasks-per-child", "3", tasks=12, first=WITHOUT_DEATH_SIGNAL)
     before = eventually(lambda: started(worker), bool)
     worker.let_tasks_finish()
     # Twelve tasks in threes: each child that worked has ended normally, but for the last of each of the two places.
     assert worker.api.wait_until(lambda: len(whose(worker.api).get("slow", [])) >= 8), worker.output
     assert runtime.serving(worker) == before
-    worker.wait_for_replacements(3)
     output = worker.stop(signal.SIGTERM)
     runtime.are_gone(worker)
     assert "local fallback" not in output and "letterapp manager [" not in output, output
