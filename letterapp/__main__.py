@@ -8,51 +8,19 @@ import sys
 
 from ._version import __version__
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m letterapp", description="Tools of letter.app's Python client.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    demo = commands.add_parser(
-        "demo", help="send from processes of every kind; prints a ledger and exits with 1 if an event is lost"
-    )
-    demo.add_argument("--workers", type=_positive, default=4, metavar="N", help="forked workers (default 4)")
-    demo.add_argument("--events", type=_positive, default=500, metavar="N", help="events per process (default 500)")
-    demo.add_argument("--base-url", metavar="URL", help="use a real API, one event per process; needs LETTER_API_KEY")
-
-    inbox = commands.add_parser("inbox", help="run a local ingestion API with a page that shows what arrives")
-    inbox.add_argument("--port", type=_port, default=8025, metavar="N", help="default 8025; 0 is a free one")
-    inbox.add_argument("--keep", metavar="FILE", help="an SQLite file that keeps what arrives (default: memory)")
-    inbox.add_argument(
-        "--max-events", type=_positive, default=100_000, metavar="N", help="the oldest go beyond it (default 100000)"
-    )
-    inbox.add_argument(
-        "--max-bytes", type=_positive, default=256_000_000, metavar="N", help="the same in bytes (default 256000000)"
-    )
-    inbox.add_argument("--json", action="store_true", help="print each event as a line of JSON, and nothing else")
-    inbox.add_argument("--troubled", action="store_true", help="refuse, reset or delay some requests")
-    inbox.add_argument("--quiet", action="store_true", help="print only the URL, and stop when stdin closes")
-
-    relay = commands.add_parser("relay", help="run a process that sends the events of others; see docs/relay.md")
-    relay.add_argument("--socket", metavar="PATH", help="the path of its socket, for Letter(..., relay=PATH)")
-    relay.add_argument("--group", metavar="NAME", help="a group whose users may connect (default: only this user)")
-    relay.add_argument(
-        "--api-key-file", metavar="FILE", help="file with the API key (default: the variable LETTER_API_KEY)"
-    )
-    relay.add_argument("--base-url", metavar="URL", help="URL of the API (default: letter.app)")
-    relay.add_argument(
-        "--spool", metavar="DIR", help="keep waiting events in files: none is lost if the relay is killed"
-    )
-    relay.add_argument("--status", action="store_true", help="print a line of JSON per relay with this key, and exit")
-    relay.add_argument(
-        "--manager",
-        metavar="ADDRESS",
-        help="run a manager's server instead, at PATH or HOST:PORT, for SenderManager(address=...)",
-    )
-    relay.add_argument("--authkey-file", metavar="FILE", help="file with the secret that the manager's clients use")
-    relay.add_argument("--for-manager", action="store_true", help=argparse.SUPPRESS)  # how a manager starts its server
-    relay.add_argument("--for-clients", action="store_true", help=argparse.SUPPRESS)  # how a client starts one
+    _add_demo(commands)
+    _add_inbox(commands)
+    _add_relay(commands)
 
     _open_standard_files()
     options = parser.parse_args(arguments)
@@ -93,6 +61,52 @@ def main(arguments: list[str] | None = None) -> int:
         return run_relay(options)
     parser.print_help()
     return 2
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo", help="send from processes of every kind; prints a ledger and exits with 1 if an event is lost"
+    )
+    demo.add_argument("--workers", type=_positive, default=4, metavar="N", help="forked workers (default 4)")
+    demo.add_argument("--events", type=_positive, default=500, metavar="N", help="events per process (default 500)")
+    demo.add_argument("--base-url", metavar="URL", help="use a real API, one event per process; needs LETTER_API_KEY")
+
+
+def _add_inbox(commands: Any) -> None:
+    inbox = commands.add_parser("inbox", help="run a local ingestion API with a page that shows what arrives")
+    inbox.add_argument("--port", type=_port, default=8025, metavar="N", help="default 8025; 0 is a free one")
+    inbox.add_argument("--keep", metavar="FILE", help="an SQLite file that keeps what arrives (default: memory)")
+    inbox.add_argument(
+        "--max-events", type=_positive, default=100_000, metavar="N", help="the oldest go beyond it (default 100000)"
+    )
+    inbox.add_argument(
+        "--max-bytes", type=_positive, default=256_000_000, metavar="N", help="the same in bytes (default 256000000)"
+    )
+    inbox.add_argument("--json", action="store_true", help="print each event as a line of JSON, and nothing else")
+    inbox.add_argument("--troubled", action="store_true", help="refuse, reset or delay some requests")
+    inbox.add_argument("--quiet", action="store_true", help="print only the URL, and stop when stdin closes")
+
+
+def _add_relay(commands: Any) -> None:
+    relay = commands.add_parser("relay", help="run a process that sends the events of others; see docs/relay.md")
+    relay.add_argument("--socket", metavar="PATH", help="the path of its socket, for Letter(..., relay=PATH)")
+    relay.add_argument("--group", metavar="NAME", help="a group whose users may connect (default: only this user)")
+    relay.add_argument(
+        "--api-key-file", metavar="FILE", help="file with the API key (default: the variable LETTER_API_KEY)"
+    )
+    relay.add_argument("--base-url", metavar="URL", help="URL of the API (default: letter.app)")
+    relay.add_argument(
+        "--spool", metavar="DIR", help="keep waiting events in files: none is lost if the relay is killed"
+    )
+    relay.add_argument("--status", action="store_true", help="print a line of JSON per relay with this key, and exit")
+    relay.add_argument(
+        "--manager",
+        metavar="ADDRESS",
+        help="run a manager's server instead, at PATH or HOST:PORT, for SenderManager(address=...)",
+    )
+    relay.add_argument("--authkey-file", metavar="FILE", help="file with the secret that the manager's clients use")
+    relay.add_argument("--for-manager", action="store_true", help=argparse.SUPPRESS)  # how a manager starts its server
+    relay.add_argument("--for-clients", action="store_true", help=argparse.SUPPRESS)  # how a client starts one
 
 
 def _open_standard_files() -> None:
