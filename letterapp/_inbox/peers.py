@@ -104,7 +104,8 @@ def process_name(pid: int) -> str:
 
 
 def _name(words: list[str]) -> str:
-    program = os.path.basename(words[0].split(" ")[0]) if words[0].startswith("/") else words[0]
+    path = words[0].split(" ")[0]
+    program = os.path.basename(path) if "/" in path else words[0]
     if not _PYTHON.match(program):
         return program.strip()  # also a title that the process has given itself: "gunicorn: worker [app]"
     arguments = iter(words[1:])

@@ -22,6 +22,7 @@ from letterapp._inbox.store import Entry, Received, Store
     "command, name",
     [
         ("/usr/bin/python3 /srv/shop/manage.py runserver --password=x", "manage.py"),
+        ("venv/bin/python your_program.py", "your_program.py"),
         ("python -X dev -u -m shop.worker --key x", "shop.worker"),
         ("/venv/bin/python3.12 /venv/bin/gunicorn shop:app", "gunicorn"),
         ("python -c print(1)", "python -c"),
