@@ -31,6 +31,7 @@ def test_a_client_delivers_in_spite_of_a_failure(
     assert inbox.get("/api/faults")[kind]["left"] == 0 and inbox.get("/api/stats")["refused"] == 1
 
 
+@pytest.mark.slow
 def test_retry_after_is_waited_for(inbox: Inbox, letter: Letter) -> None:
     inbox.fault("429", 1, seconds=1.2)
     letter.track("u", "E")

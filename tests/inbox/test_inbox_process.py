@@ -57,6 +57,7 @@ def test_a_signal_ends_it_at_once_whatever_is_connected(number: int, tmp_path: P
             sock.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_though_nobody_reads_what_it_prints(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "letterapp", "inbox", "--port", "0", "--json"]

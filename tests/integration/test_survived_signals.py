@@ -62,6 +62,7 @@ def test_a_program_that_survives_a_signal_uses_its_relay_again(
         assert int(program.output.splitlines()[-1]) >= 22
 
 
+@pytest.mark.slow
 def test_long_after_a_signal_that_a_program_survived_it_sends_batches_again(letter_api: Any, tmp_path: Path) -> None:
     finished = run(survivors.long_ago, letter_api.url, tmp_path)
     assert finished.code == 0, finished

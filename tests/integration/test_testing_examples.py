@@ -41,6 +41,7 @@ def test_with_pytest(tmp_path: Path) -> None:
     assert "4 passed" in run_tests("pytest_shop", tmp_path, *PYTEST)
 
 
+@pytest.mark.slow
 def test_with_pytest_xdist(tmp_path: Path) -> None:
     pytest.importorskip("xdist")
     assert "4 passed" in run_tests("pytest_shop", tmp_path, *PYTEST, "-n", "2")

@@ -151,6 +151,7 @@ def test_every_way_is_captured_where_the_network_is_allowed(run: Run, letter_api
     assert [item["event"] for item in letter_api.events] == ["outside"]
 
 
+@pytest.mark.slow
 def test_under_xdist_each_worker_captures_its_own_tests(run: Run, letter_api: IngestionServer) -> None:
     pytest.importorskip("xdist")
     test = """
@@ -214,6 +215,7 @@ def test_what_a_process_tracks_between_tests_is_refused(run: Run, letter_api: In
     assert letter_api.requests == []
 
 
+@pytest.mark.slow
 def test_a_process_that_was_started_before_a_test_is_captured(run: Run, letter_api: IngestionServer) -> None:
     run(
         test_it="""
@@ -275,6 +277,7 @@ def test_without_the_plugin_everything_is_sent(run: Run, letter_api: IngestionSe
     assert letter_api.distinct >= 3
 
 
+@pytest.mark.slow
 def test_a_program_that_calls_pytest_sends_before_and_after(
     run: Run, letter_api: IngestionServer, tmp_path: Path
 ) -> None:

@@ -187,6 +187,7 @@ def rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return rounds
 
 
+@pytest.mark.slow
 def test_a_round_has_one_figure_for_each_row_and_client(rounds: Any) -> None:
     taken = rounds(own="letterapp", floor="floor")
     steps: list[str] = []
@@ -207,6 +208,7 @@ def test_a_round_has_one_figure_for_each_row_and_client(rounds: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_client_that_fails_has_no_figures_and_the_others_have_theirs(rounds: Any) -> None:
     taken = rounds(own="letterapp", other="unknown")
     for _ in range(2):
