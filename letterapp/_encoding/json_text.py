@@ -59,8 +59,8 @@ def fastest_encoder() -> Callable[[Any], str]:
 
     Not called in `track`, because a fork in another thread during the import would leave the child a partial module.
     """
-    if not servers.is_main_interpreter():
-        return encode  # orjson supports no other
+    if not _inspects or not servers.is_main_interpreter():
+        return encode  # orjson reads dicts without a lock, and supports no other interpreter
     try:
         if "orjson" not in sys.modules:
             from importlib import import_module

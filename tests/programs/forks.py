@@ -34,17 +34,25 @@ def fork(job: Callable[[], object], end: str = "return") -> int:
 
 def wait(pid: int, seconds: float = 40) -> int:
     """Reap a child, which has to end in time; return its status. One that hangs prints where."""
+    status = _ended(pid, seconds)
+    if status is not None:
+        return status
+    os.kill(pid, signal.SIGABRT)
+    if _ended(pid, 10) is None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    raise SystemExit("a child hung")
+
+
+def _ended(pid: int, seconds: float) -> int | None:
+    """The status of a child that ends within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status
         time.sleep(0.01)
-    os.kill(pid, signal.SIGABRT)
-    time.sleep(1)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise SystemExit("a child hung")
+    return None
 
 
 def waiting_events(end: str) -> None:

@@ -20,6 +20,7 @@ from harness import needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from letterapp._encoding import json_text
 from letterapp._encoding.events import Encoder
 from letterapp._encoding.json_text import MAX_DEPTH, Unencodable, encode, fastest_encoder, is_plain
 from letterapp._runtime import servers
@@ -53,16 +54,18 @@ class Item:
     price: float
 
 
+PLAIN = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
 def encoders() -> dict[str, Callable[[Any], str]]:
     found: dict[str, Callable[[Any], str]] = {"C": encode}
-    if importlib.util.find_spec("orjson") is not None:
+    if PLAIN and importlib.util.find_spec("orjson") is not None:
         found["orjson"] = fastest_encoder()
         assert found["orjson"] is not encode
     return found
 
 
 ENCODERS = encoders()
-PLAIN = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 keys = st.text(st.characters(), max_size=8) | st.sampled_from([1, -0.0, True, None, Text("k"), b"bytes", math.nan, "k"])
 leaves = (
@@ -241,4 +244,9 @@ def test_without_orjson_the_ordinary_encoder_is_used(monkeypatch: pytest.MonkeyP
 
 def test_in_a_sub_interpreter_orjson_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "is_main_interpreter", lambda: False)
+    assert fastest_encoder() is encode
+
+
+def test_without_the_gil_orjson_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_text, "_inspects", False)
     assert fastest_encoder() is encode
