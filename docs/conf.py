@@ -107,6 +107,7 @@ def _as_on_the_site(app: Sphinx, page: str, source: list[str]) -> None:
     text = _from_elsewhere(ELSEWHERE[page]) if page in ELSEWHERE else source[0]
     for name, path in ELSEWHERE.items():
         text = text.replace(f"](../{path}", f"]({name}.md")
+    text = text.replace("](../letterapp/_client.py)", "](api/letterapp.rst)")
     up = "../" * page.count("/")
     text = DIAGRAM.sub(lambda found: f"![{_alternative(found[1])}]({up}{diagram(found[1])})", text)
     source[0] = f"{text}\n\n{_navigation()}\n" if page == root_doc else text

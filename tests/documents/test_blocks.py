@@ -94,7 +94,7 @@ def run_python(program: str, folder: Path, api: IngestionServer, code: int = 0) 
     return done.stdout
 
 
-PYTHON = [block for block in RUN if block.language == "python"]
+PYTHON = [block for block in RUN if block.language == "python" and "with" not in block.notes]
 
 
 @named(PYTHON)
@@ -134,6 +134,9 @@ def pages_with_commands() -> Iterator[Any]:
 @pytest.mark.parametrize("blocks", list(pages_with_commands()))
 def test_a_page_s_commands_run(blocks: list[Block], folder: Path, letter_api: IngestionServer) -> None:
     with Shell(folder, letter_api.url) as shell:
+        for block in BLOCKS:
+            if block.path == blocks[0].path and "file" in block.notes:
+                (folder / block.notes["file"]).write_text(block.text)
         for block in blocks:
             if not has_programs(block.text):
                 pytest.skip("curl is not installed")

@@ -9,8 +9,11 @@ A comment (`<!-- ... -->`) directly above a block, invisible to readers:
     continues          the program begins with the previous Python block of the page
     arrives: NUMBER    this many events have reached the API when the program has ended
     exits: NUMBER      the exit status, if it is not 0
+    file: NAME         the page's commands find the block in this file
     output             what the previous block prints; ``...`` stands for any text
     checked by: TEST   the test that runs it or compares it, as PATH::FUNCTION
+    with: PACKAGE      it runs in an environment of ``PACKAGE``, a peer of `stress.peers`, and not in this one
+    also with: PACKAGE it runs in both
     not run: REASON    nothing runs it; a test limits how many of these there are
 """
 
@@ -26,7 +29,19 @@ from typing import Iterator
 from harness import ROOT
 from markdown_it import MarkdownIt
 
-KEYS = ("before", "after", "continues", "arrives", "exits", "output", "checked by", "not run")
+KEYS = (
+    "before",
+    "after",
+    "continues",
+    "arrives",
+    "exits",
+    "file",
+    "output",
+    "checked by",
+    "not run",
+    "with",
+    "also with",
+)
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _COMMANDS = re.compile(r"\s*(\(umask|([A-Z_]+=\S+ )*(pip|python3?|curl|\.venv/bin/\S+) )")
 
