@@ -29,6 +29,13 @@ def types(session: nox.Session) -> None:
         session.run("pyright")
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, into build/site. A warning is an error, and nothing is fetched."""
+    session.install("-e", ".[docs]")
+    session.run("python", "-m", "sphinx", "-W", "-n", "-q", "-b", "html", "docs", "build/site")
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """All tests, or those that are named after `--`."""

@@ -128,9 +128,9 @@ class Api:
     def _no_match(self, request: Request) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in request.query.items() if name != "wait")
         tracked = ", ".join(f"{name!r} ({count})" for name, count in self._store.names.most_common(5))
-        return f"no event matches {given or '(no filter)'}; {self._store.events} are here" + (
-            f", tracked: {tracked}" if tracked else ""
-        )
+        are = "is" if self._store.events == 1 else "are"
+        here = f"{self._store.events} {are} here" + (f", tracked: {tracked}" if tracked else "")
+        return f"no event matches {given or '(no filter)'}; {here}"
 
     async def _clear(self, request: Request) -> Answer:
         removed = self._store.clear()

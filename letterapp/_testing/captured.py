@@ -51,7 +51,7 @@ class CapturedLetter(Letter):
 
     @property
     def events(self) -> List[Dict[str, Any]]:
-        """All events so far, as the dicts that are sent: each ``messageId`` once, in the order of the calls.
+        """All events so far, as the dicts that are sent, each ``messageId`` once, in the order of the calls.
 
         (Events of a client that was created before the test run began are in the order of its requests.)
         """

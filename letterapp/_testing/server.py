@@ -103,7 +103,7 @@ class IngestionServer:
 
     @property
     def distinct(self) -> int:
-        """The number of events that the API would count: one for each messageId."""
+        """The number of events that the API would count, one for each messageId."""
         with self._changed:
             return len(self._ids)
 
