@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# Commands whose modules have their arguments too.
+_MODULES = {
+    "spool": ("._cli.spool_command", "show what waits in a spool's directory, or deliver it"),
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m letterapp", description="Tools of letter.app's Python client.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -21,9 +28,17 @@ def main(arguments: list[str] | None = None) -> int:
     _add_demo(commands)
     _add_inbox(commands)
     _add_relay(commands)
+    given = sys.argv[1:] if arguments is None else arguments
+    for name, (module, text) in _MODULES.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name in given[:1]:  # it is imported only if it runs
+            importlib.import_module(module, __package__).add_arguments(command)
 
     _open_standard_files()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
+    if options.command in _MODULES:
+        status: int = importlib.import_module(_MODULES[options.command][0], __package__).run(options)
+        return status
     if options.command == "demo":
         from ._cli.demo import demo as run_demo
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 POSSIBLE = fcntl is not None
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_RDWR", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"))
+# With this a lock can be asked for. Where that means to take it for a moment, the file has to be writable.
+READ_ONLY = _FLAGS & ~os.O_RDWR if sys.platform == "linux" else _FLAGS
 # Linux's `struct flock`: type, whence, start, length, pid.
 _FLOCK = Struct("@hhqqi4x") if sys.platform == "linux" else None
 _MAPS_ALONE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}  # without a descriptor
@@ -91,6 +93,15 @@ class Lock:
 def is_held(name: Hashable) -> bool:
     """True if this process holds the lock of that name."""
     return name in this_process().locks
+
+
+def holder(descriptor: int, offset: int) -> int | None:
+    """The ID of the other process that has locked that byte of a file; None if none has, 0 if its ID is unknown."""
+    if _FLOCK is None:
+        return 0 if is_locked(descriptor, offset) else None
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else max(0, pid)  # of another PID namespace
 
 
 def is_locked(descriptor: int, offset: int) -> bool:

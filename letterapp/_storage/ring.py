@@ -95,7 +95,8 @@ def _word(start: int, end: int) -> int:
     return start << 29 | end >> 3
 
 
-def _span(word: int) -> tuple[int, int]:
+def span(word: int) -> tuple[int, int]:
+    """Start and end of the records that a word covers, in bytes."""
     return (word >> 32) << 3, (word & 0xFFFFFFFF) << 3
 
 
@@ -107,7 +108,7 @@ def holds_events(words: Any, at: int = 0) -> bool:
 
 def bytes_in(slot: Slot) -> int:
     """Size in bytes of the records in ``slot``, according to its words. Reads no record."""
-    (start, end), in_flight = _span(slot.words[STATE]), _span(slot.words[IN_FLIGHT])
+    (start, end), in_flight = span(slot.words[STATE]), span(slot.words[IN_FLIGHT])
     return (end - start) % slot.capacity + in_flight[1] - in_flight[0]
 
 
@@ -355,7 +356,7 @@ class Ring:
 
         A damaged ring contains the events before the first corrupt record.
         """
-        spans = _span(slot.words[STATE]), _span(slot.words[IN_FLIGHT])
+        spans = span(slot.words[STATE]), span(slot.words[IN_FLIGHT])
         ring = cls.__new__(cls)
         ring._lay_out(slot)
         return ring, ring._load(*spans)

@@ -1,7 +1,7 @@
 """Storage of events in files, which outlive all processes: `spool=`.
 
-Responsible for: `Spool`, the names, the format and the total size of its files, and which of them are trusted. Not
-responsible for: a file in use (`spool_slot`), its ring (`ring`), when an event is sent.
+Responsible for: `Spool`, the names and the total size of its files. Not responsible for: a file's header and which
+files are trusted (`spool_header`), a file in use (`spool_slot`), its ring (`ring`), when an event is sent.
 
     letter-KEY-RANDOM.ring            a process's queue: [ header and words of the ring ][ ring ][ in-flight area ]
     .letter-KEY-RANDOM.ring           a file that is being created
@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
-from binascii import crc32
 from collections import deque
-from struct import Struct
 from time import localtime, strftime
 
 from .._config import MAX_ITEMS
@@ -30,8 +27,18 @@ from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
 from ..errors import LetterError
 from .file_lock import POSSIBLE, LockedFile
-from .ring import LARGEST, Ring, are_valid_sizes, bytes_in, holds_events, ring_sizes
-from .spool_slot import HEADER, WORDS_AT, SpoolSlot
+from .ring import LARGEST, Ring, bytes_in, ring_sizes
+from .spool_header import (
+    NAME_OF_KEY,
+    STATE_END,
+    CorruptFile,
+    UntrustedFile,
+    may_hold_events,
+    must_be_trusted,
+    packed,
+    parse,
+)
+from .spool_slot import HEADER, SpoolSlot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,31 +47,17 @@ if TYPE_CHECKING:
     from .._config import Settings
     from .spool_slot import Sizes
 
-_NAME_OF_KEY = 16  # characters of a key's fingerprint in the names of its files
-KEPT = 8  # damaged files of one key that are kept; older ones are removed
-_MAGIC = b"LTRSPOOL"
-_VERSION = 1
-# The first bytes of the file in every version, in native byte order, like the words of the ring. On a machine with the
-# other byte order the checksum is wrong.
-_head = Struct("=8sIIQQ32s")  # magic, version, HEADER, capacity, in_flight_size, SHA-256 of the key
-_checksum = Struct("=I")
-_STATE = Struct("=QQ")  # the words STATE and IN_FLIGHT of a ring
+KEPT = 8  # reports of damaged files at a time, and the default of `Spool.most_damaged`
 _ZEROS = bytes(1 << 20)
 _NEARLY_EMPTY = 8  # a file is nearly empty if at most 1 / _NEARLY_EMPTY of its ring is used
 # Errors that may be temporary, and so are no reason to refuse the directory.
 _TRANSIENT = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
-class UntrustedFile(Exception):
-    """A file that must not be touched."""
-
-
-class CorruptFile(Exception):
-    """A file of this spool that cannot be read."""
-
-
 class Spool:
     """The files of one API key in one directory. Any thread of any process may call; blocks only on disk I/O."""
+
+    most_damaged = KEPT  # damaged files of one key that are kept; older ones are removed
 
     def __init__(
         self,
@@ -85,7 +78,7 @@ class Spool:
         self._syncs = settings.spool_sync
         self._report = report
         self._key = sha256(settings.api_key.encode()).digest()
-        self._prefix = f"letter-{self._key.hex()[:_NAME_OF_KEY]}-"
+        self._prefix = f"letter-{self._key.hex()[:NAME_OF_KEY]}-"
         self._sizes = ring_sizes(
             settings.max_queue_bytes, settings.max_queue_events, MAX_ITEMS, settings.max_batch_bytes
         )
@@ -195,7 +188,7 @@ class Spool:
     def _open(self, path: str, status: os.stat_result) -> SpoolSlot | None:
         file = None
         try:
-            _must_be_trusted(status)
+            must_be_trusted(status)
             file = LockedFile.open(path, status)
             if file is None:
                 return None
@@ -213,26 +206,11 @@ class Spool:
         return None
 
     def _sizes_of(self, file: LockedFile) -> Sizes:
-        start = os.pread(file.descriptor(), HEADER, 0)
-        if not start.startswith(_MAGIC):
-            raise CorruptFile("it is not a spool file")
-        if len(start) < HEADER:
-            raise CorruptFile("it is truncated")
-        if _checksum.unpack_from(start, _head.size)[0] != crc32(start[: _head.size]):
-            raise CorruptFile("its header's checksum is wrong")
-        _, version, header, capacity, in_flight_size, key = _head.unpack_from(start)
-        if version > _VERSION:
-            raise UntrustedFile("it was written by a newer version of letterapp")
-        if key != self._key:
-            raise UntrustedFile("it belongs to another API key")
-        if version < 1 or header != HEADER or not are_valid_sizes(capacity, in_flight_size):
-            raise CorruptFile(f"its header has impossible sizes: {header:,}, {capacity:,} and {in_flight_size:,} bytes")
         size = os.fstat(file.descriptor()).st_size
-        if size != header + capacity + in_flight_size:
-            raise CorruptFile(f"it has {size:,} bytes instead of {header + capacity + in_flight_size:,}")
+        sizes, _ = parse(os.pread(file.descriptor(), HEADER, 0), size, self._key)
         if size > self._limit:
             raise UntrustedFile(f"it has {size:,} bytes, more than spool_max_bytes={self._limit:,} allows")
-        return capacity, in_flight_size
+        return sizes
 
     def _reuse(self) -> SpoolSlot | None:
         for slot in self._free():
@@ -296,8 +274,8 @@ class Spool:
         try:
             _allocate(file.descriptor(), self._size)
             slot = SpoolSlot(self, path, file, self._sizes)
-            head = _head.pack(_MAGIC, _VERSION, HEADER, *self._sizes, self._key)
-            slot.memory[: _head.size + _checksum.size] = head + _checksum.pack(crc32(head))
+            head = packed(self._sizes, self._key)
+            slot.memory[: len(head)] = head
             if self._syncs:
                 os.fsync(file.descriptor())
             os.rename(hidden, path)
@@ -339,16 +317,16 @@ class Spool:
             if os.path.basename(path).startswith(self._prefix):
                 continue
             try:
-                _must_be_trusted(status)
+                must_be_trusted(status)
                 file = LockedFile.open(path, status)
             except (UntrustedFile, OSError):
                 continue  # it is reported to processes with that key
             if file is not None:
-                if _may_hold_events(os.pread(file.descriptor(), WORDS_AT + _STATE.size, 0)):
+                if may_hold_events(os.pread(file.descriptor(), STATE_END, 0)):
                     found.append((path, status))
                 file.close()
         if found:
-            names = {f"{os.path.basename(path)[: len('letter-') + _NAME_OF_KEY]}-*" for path, _ in found}
+            names = {f"{os.path.basename(path)[: len('letter-') + NAME_OF_KEY]}-*" for path, _ in found}
             size = sum(status.st_size for _, status in found)
             since = strftime("%Y-%m-%d %H:%M", localtime(min(status.st_mtime for _, status in found)))
             self._report_once(
@@ -360,7 +338,7 @@ class Spool:
         """Remove incomplete files of killed processes."""
         for path, status in self._listed("." + self._prefix, ""):
             try:
-                _must_be_trusted(status)
+                must_be_trusted(status)
                 file = LockedFile.open(path, status)
             except (UntrustedFile, OSError):
                 continue
@@ -382,7 +360,7 @@ class Spool:
                 before.append(aside)
         except OSError:
             return  # the next process that finds the file tries again
-        for _ in range(len(before) - KEPT):
+        for _ in range(len(before) - self.most_damaged):
             _remove(before.popleft())
 
     def _listed(self, start: str, end: str) -> list[tuple[str, os.stat_result]]:
@@ -438,23 +416,6 @@ class Spool:
     def _is_new(self, text: str) -> bool:
         mark = object()
         return self._reported.setdefault(text, mark) is mark
-
-
-def _must_be_trusted(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise UntrustedFile("it is not a regular file")
-    if status.st_uid != os.geteuid():
-        raise UntrustedFile("it belongs to another user")
-    if status.st_mode & 0o077:
-        raise UntrustedFile("its permissions are too open, expected 0600")
-    if status.st_nlink != 1:
-        raise UntrustedFile("it has more than one hard link")
-
-
-def _may_hold_events(start: bytes) -> bool:
-    if not start.startswith(_MAGIC) or len(start) < WORDS_AT + _STATE.size:
-        return False
-    return holds_events(_STATE.unpack_from(start, WORDS_AT))
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -23,6 +23,7 @@ from spool_dir import (
 
 from letterapp import LetterError
 from letterapp._storage import spool as spool_module
+from letterapp._storage import spool_header
 from letterapp._storage.ring import Ring
 from letterapp._storage.spool import KEPT
 from letterapp._storage.spool_slot import HEADER, WORDS_AT
@@ -87,9 +88,9 @@ def _as_pipe(path: str) -> str:
 
 
 def _newer(path: str) -> str:
-    head = bytearray(Path(path).read_bytes()[: spool_module._head.size])
+    head = bytearray(Path(path).read_bytes()[: spool_header.HEAD.size])
     head[8] += 1
-    change(path, 0, bytes(head) + spool_module._checksum.pack(crc32(head)))
+    change(path, 0, bytes(head) + spool_header.CHECKSUM.pack(crc32(head)))
     return "written by a newer version"
 
 
@@ -174,9 +175,9 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported_once(
 
 def write_header(path: str, header: int, capacity: int, in_flight_size: int) -> None:
     """Give the file a header with these sizes and a valid checksum, and the length that they add up to."""
-    magic, version, _, _, _, key = spool_module._head.unpack_from(Path(path).read_bytes())
-    head = spool_module._head.pack(magic, version, header, capacity, in_flight_size, key)
-    change(path, 0, head + spool_module._checksum.pack(crc32(head)))
+    magic, version, _, _, _, key = spool_header.HEAD.unpack_from(Path(path).read_bytes())
+    head = spool_header.HEAD.pack(magic, version, header, capacity, in_flight_size, key)
+    change(path, 0, head + spool_header.CHECKSUM.pack(crc32(head)))
     os.truncate(path, min(header + capacity + in_flight_size, 1 << 34))  # sparse
 
 

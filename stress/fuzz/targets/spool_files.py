@@ -19,7 +19,8 @@ from letterapp._storage.memory import PrivateMemory
 from letterapp._storage.queue import BoundedQueue
 from letterapp._storage.recovery import OrphanRecovery, claim_ring
 from letterapp._storage.ring import UNIT
-from letterapp._storage.spool import _MAGIC, Spool, _checksum, _head
+from letterapp._storage.spool import Spool
+from letterapp._storage.spool_header import CHECKSUM, HEAD, MAGIC
 from letterapp._storage.spool_slot import HEADER, WORDS_AT
 
 from ..values import Source
@@ -89,7 +90,7 @@ def spool_file(data: bytes, key: bytes) -> bytes:
         return source.rest()
     capacity, in_flight = (6352, 3616) if flags & 2 else (source.number(4), source.number(4))
     header = HEADER if flags & 4 else source.number(2)
-    head = _head.pack(_MAGIC, 1 if flags & 8 else source.byte(), header, capacity, in_flight, key)
+    head = HEAD.pack(MAGIC, 1 if flags & 8 else source.byte(), header, capacity, in_flight, key)
     words = source.take(3 * UNIT)
     if flags & 16:  # offsets that mostly point into the file
         numbers = [source.number(2) % 1000 for _ in range(4)]
@@ -102,7 +103,7 @@ def spool_file(data: bytes, key: bytes) -> bytes:
             body += bytes(-len(event) % UNIT)
         else:
             body += source.rest()
-    start = head + _checksum.pack(crc32(head))
+    start = head + CHECKSUM.pack(crc32(head))
     start = (start.ljust(WORDS_AT, b"\0") + words).ljust(HEADER, b"\0")
     size = HEADER + capacity + in_flight
     whole = start + body
