@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,12 @@ import pytest
 from harness import Program, eventually, needs, processes_with
 from job_examples import Service, arrived, copy_of, kill_caller, settings
 
-
 ORDERS = 40
 KILLED_AT = 17  # in the middle of a task: each has five orders
 java = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java (Debian's default-jre-headless)")
 
 
-@pytest.mark.parametrize(
+engines = pytest.mark.parametrize(
     "engine",
     [
         pytest.param("dask", marks=needs("distributed")),
@@ -25,26 +25,49 @@ java = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java
         pytest.param("pyspark", marks=[needs("pyspark"), java]),
     ],
 )
+EXPECTED = {
+    **{("Order Scored", f"user_{order % 7}", order): 1 for order in range(ORDERS)},
+    ("Scores Done", "analysts", None): 1,
+}
+
+
+@engines
 def test_events_of_a_task_whose_worker_is_killed_arrive_once(engine: str, letter_api: Any, tmp_path: Path) -> None:
     held = f"/score/{KILLED_AT}"
-    with Service(held) as service:
-        env = settings(letter_api, SCORES_URL=service.url, SPARK_LOCAL_IP="127.0.0.1")
-        with Program([sys.executable, "score.py"], env, copy_of(engine, tmp_path)) as program:
-            assert service.wait_for(held), program.output
-            # The events of the orders until now have arrived: the second run's must not count again.
-            assert letter_api.wait_until(lambda: ("Order Scored", KILLED_AT) in orders(letter_api)), program.output
-            killed = kill_caller(program, service, held)
-            finished = program.finish()
-            assert finished.code == 0, finished
-            assert not program.left_behind(), finished
-            for word in ("raylet", "gcs_server", "pyspark.daemon"):
-                ours = eventually(lambda word=word: left_by(word, letter_api.url), lambda rest: not rest)
-                assert not ours, ours
+    with Service(held) as service, run(engine, letter_api, service, tmp_path) as program:
+        assert service.wait_for(held), program.output
+        # The events of the orders until now have arrived: the second run's must not count again.
+        assert letter_api.wait_until(lambda: ("Order Scored", KILLED_AT) in orders(letter_api)), program.output
+        killed = kill_caller(program, service, held)
+        output = ended(program, letter_api)
 
-    expected = {("Order Scored", f"user_{order % 7}", order): 1 for order in range(ORDERS)}
-    assert arrived(letter_api) == {**expected, ("Scores Done", "analysts", None): 1}, finished
+    assert arrived(letter_api) == EXPECTED, output
     assert service.calls[held] == 2, f"the task of process {killed} did not run again"
     assert len(letter_api.repeated()) >= KILLED_AT % 5 + 1, "nothing of the first run had arrived"
+
+
+@engines
+def test_events_that_wait_are_sent_before_a_task_returns(engine: str, letter_api: Any, tmp_path: Path) -> None:
+    with Service() as service, run(engine, letter_api, service, tmp_path, late=True) as program:
+        output = ended(program, letter_api)
+    assert arrived(letter_api) == EXPECTED, output
+    assert letter_api.repeated() == {}
+
+
+def run(engine: str, api: Any, service: Service, tmp_path: Path, late: bool = False) -> Program:
+    env = settings(api, late, SCORES_URL=service.url, SPARK_LOCAL_IP="127.0.0.1")
+    return Program([sys.executable, "score.py"], env, copy_of(engine, tmp_path))
+
+
+def ended(program: Program, api: Any) -> str:
+    """Wait for the end of the program, and of all that it has started. Returns what it printed."""
+    finished = program.finish()
+    assert finished.code == 0, finished
+    assert not program.left_behind(), finished
+    for word in ("raylet", "gcs_server", "pyspark.daemon"):
+        ours = eventually(partial(left_by, word, api.url), lambda rest: not rest)
+        assert not ours, ours
+    return finished.output
 
 
 def orders(api: Any) -> set[tuple[str, int]]:

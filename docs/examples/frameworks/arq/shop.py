@@ -18,7 +18,7 @@ async def charge(context: Dict[str, Any], order: int, user: str) -> None:
 
 
 class WorkerSettings:
-    functions = [charge]
+    functions = (charge,)
     redis_settings = RedisSettings.from_dsn(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
 
 
