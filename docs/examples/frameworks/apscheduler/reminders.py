@@ -14,6 +14,7 @@ letter = Letter()  # LETTER_API_KEY
 
 def remind(user: str) -> None:
     letter.track(user, "Reminder Sent")
+    print("reminded", user, flush=True)
 
 
 def stop(number: int, frame: Any) -> None:
