@@ -2,8 +2,6 @@
 
 import os
 import signal
-import sys
-from typing import Any
 
 import daemon
 from daemon.pidfile import PIDLockFile
@@ -11,17 +9,10 @@ from daemon.pidfile import PIDLockFile
 from letterapp import Letter
 
 
-def stop(number: int, frame: Any) -> None:
-    sys.exit(0)
-
-
 def main() -> None:
     here = os.getcwd()
-    context = daemon.DaemonContext(
-        working_directory=here,
-        pidfile=PIDLockFile(os.path.join(here, "packer.pid")),
-        signal_map={signal.SIGTERM: stop},
-    )
+    # Its reaction to SIGTERM is to end as `sys.exit` does, which sends what is queued.
+    context = daemon.DaemonContext(working_directory=here, pidfile=PIDLockFile(os.path.join(here, "packer.pid")))
     with context:
         # Here, and not before: a daemon closes all descriptors, and the process before it ends.
         letter = Letter()  # LETTER_API_KEY
