@@ -1,0 +1,261 @@
+"""Containers and service managers: the sequence of signals by which they end a program, with their real time limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+from urllib.parse import urlsplit
+
+import pytest
+from applications import EXAMPLES, installed
+from harness import Program, WebServer, eventually, needs
+from job_examples import arrived, copy_of, settings
+
+from letterapp.testing import reset, stall
+from stress.ports import free_port
+
+PACKED = {("Order Packed", f"user_{order}", order): 1 for order in range(20)}
+EXIT_TIMEOUT = 5.0  # the client's default
+DOCKER_STOP = 10.0  # seconds between the two signals of `docker stop`
+
+# Docker.
+
+
+def has_namespaces() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode == 0
+
+
+def first_process(command: Sequence[str], env: dict[str, str], cwd: Path) -> Program:
+    """A program that is the first process of a process-id namespace, as in a container."""
+    return Program(["unshare", "--pid", "--fork", "--kill-child", *command], env, cwd)
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="may not make a namespace of process ids (unshare --pid)")
+@pytest.mark.gate
+def test_docker_stop(letter_api: Any, tmp_path: Path) -> None:
+    cwd = copy_of("docker", tmp_path)
+    # Only with the form in brackets, which is JSON, is the program the first process.
+    [line] = [line for line in (cwd / "Dockerfile").read_text().splitlines() if line.startswith("CMD ")]
+    python, *arguments = json.loads(line[4:])
+    assert python == "python"
+    with first_process([sys.executable, *arguments], settings(letter_api, late=True), cwd) as unshare:
+        assert eventually(lambda: "waiting for orders" in unshare.output, bool), unshare.output
+        [program] = unshare.descendants()
+        [namespace] = [line for line in Path(f"/proc/{program.pid}/status").read_text().splitlines() if "NSpid" in line]
+        assert namespace.split()[-1] == "1"
+        assert letter_api.events == []
+        program.terminate()
+        finished = unshare.finish(DOCKER_STOP)
+        assert finished.code == 0, finished
+    assert arrived(letter_api) == {**PACKED, ("Packing Stopped", "operations", None): 1}
+    assert letter_api.repeated() == {}
+
+
+# Kubernetes.
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Any:
+    yaml = pytest.importorskip("yaml")
+    with (EXAMPLES / "kubernetes" / "deployment.yaml").open() as file:
+        return yaml.safe_load(file)
+
+
+def container_of(deployment: Any) -> Any:
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def option(command: Sequence[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+class Pod:
+    """What a kubelet does with the container of the deployment: its command, environment, volume and probes."""
+
+    def __init__(self, deployment: Any, api: Any, tmp_path: Path) -> None:
+        spec = deployment["spec"]["template"]["spec"]
+        self.container = container_of(deployment)
+        self.grace: float = spec["terminationGracePeriodSeconds"]
+        self._api = api
+        self._cwd = copy_of("kubernetes", tmp_path)
+        self._volume = tmp_path / "volume"
+        self._volume.mkdir()
+        self._volume.chmod(0o777)  # as a kubelet makes an emptyDir
+
+    def start(self) -> WebServer:
+        """Start the container, and wait until it is ready."""
+        [mount] = self.container["volumeMounts"]
+        env = {one["name"]: one["value"] for one in self.container["env"] if "value" in one}
+        env = {name: value.replace(mount["mountPath"], str(self._volume)) for name, value in env.items()}
+        port = free_port()
+        command = [word.replace("0.0.0.0:8000", f"127.0.0.1:{port}") for word in self.container["command"]]
+        server = WebServer(
+            [installed(command[0]), *command[1:]], {**settings(self._api, late=True), **env}, self._cwd, port
+        )
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert server.get(self.container[probe]["httpGet"]["path"]) == "ok\n"
+        return server
+
+
+@pytest.fixture
+def pod(deployment: Any, letter_api: Any, tmp_path: Path) -> Iterator[Pod]:
+    yield Pod(deployment, letter_api, tmp_path)
+
+
+def completed(orders: int) -> dict[tuple[str, str, int], int]:
+    return {("Order Completed", "user_42", order): 1 for order in range(orders)}
+
+
+@needs("yaml")
+@pytest.mark.gate
+def test_the_manifest_leaves_time_for_the_end(deployment: Any) -> None:
+    container, spec = container_of(deployment), deployment["spec"]["template"]["spec"]
+    command = container["command"]
+    program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep"
+    needed = float(seconds) + float(option(command, "--graceful-timeout")) + EXIT_TIMEOUT
+    assert needed < spec["terminationGracePeriodSeconds"]
+    assert float(option(command, "--graceful-timeout")) > EXIT_TIMEOUT
+
+
+@needs("yaml")
+@pytest.mark.gate
+def test_the_manifest_fits_together(deployment: Any) -> None:
+    container, spec = container_of(deployment), deployment["spec"]["template"]["spec"]
+    assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
+    [mount], [volume] = container["volumeMounts"], spec["volumes"]
+    assert mount["name"] == volume["name"]
+    [spool] = [one["value"] for one in container["env"] if one["name"] == "LETTER_SPOOL"]
+    # A directory in the volume: the client makes it with the mode 700. The volume itself is open to others.
+    assert Path(spool).parent == Path(mount["mountPath"])
+    [port] = [one["containerPort"] for one in container["ports"]]
+    assert urlsplit("//" + option(container["command"], "--bind")).port == port
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] == port
+    assert not any("value" in one for one in container["env"] if one["name"] == "LETTER_API_KEY")
+
+
+@needs("yaml")
+@needs("gunicorn")
+def test_a_pod_that_is_told_to_end(pod: Pod, letter_api: Any) -> None:
+    """preStop, while requests still come, then SIGTERM: all events are sent within the grace period."""
+    with pod.start() as server:
+        order = 0
+        with Program(pod.container["lifecycle"]["preStop"]["exec"]["command"], dict(os.environ), Path("/")) as hook:
+            while hook.process.poll() is None and order < 2000:
+                server.get(f"/order/{order}")
+                order += 1
+            assert hook.finish().code == 0
+        assert letter_api.events == []
+        server.signal(signal.SIGTERM)
+        finished = server.finish(pod.grace - hook_seconds(pod))
+        assert finished.code == 0, finished
+        assert not server.left_behind(), finished
+        assert "letterapp:" not in finished.output, finished
+    assert arrived(letter_api) == completed(order)
+    assert letter_api.repeated() == {}
+
+
+def hook_seconds(pod: Pod) -> float:
+    return float(pod.container["lifecycle"]["preStop"]["exec"]["command"][1])
+
+
+@needs("yaml")
+@needs("gunicorn")
+@pytest.mark.gate
+def test_a_pod_that_is_killed_while_the_api_is_away(pod: Pod, letter_api: Any) -> None:
+    """SIGTERM, then SIGKILL before anything could be sent. The restarted container sends it, from the volume."""
+    letter_api.rule = lambda request: stall(60, reset())
+    with pod.start() as server:
+        for order in range(20):
+            server.get(f"/order/{order}")
+        server.signal(signal.SIGTERM)
+        # Its workers try to send what they have.
+        assert letter_api.wait_until(lambda: letter_api.requests), server.output
+        server.signal_group(signal.SIGKILL)
+        server.finish()
+        assert not server.left_behind()
+    letter_api.rule = None
+    assert letter_api.events == []
+    with pod.start() as server:
+        server.get("/order/20")
+        server.signal(signal.SIGTERM)
+        finished = server.finish(pod.grace)
+        assert not server.left_behind(), finished
+    assert arrived(letter_api) == completed(21), finished
+    assert letter_api.repeated() == {}
+
+
+# systemd.
+
+
+class Unit:
+    """A service of systemd, started and stopped as its unit file says."""
+
+    def __init__(self, api: Any, tmp_path: Path) -> None:
+        self._cwd = copy_of("systemd", tmp_path)
+        lines = (line.partition("=") for line in (self._cwd / "packer.service").read_text().splitlines())
+        self.settings = {name: value for name, equals, value in lines if equals and not name.startswith("#")}
+        self._state = tmp_path / "state"
+        self._state.mkdir(int(self.settings["StateDirectoryMode"], 8))
+        self._env = settings(api, late=True, STATE_DIRECTORY=str(self._state))
+
+    def start(self) -> Program:
+        python, program = shlex.split(self.settings["ExecStart"])
+        assert python == "/usr/bin/python3"
+        service = Program([sys.executable, Path(program).name], self._env, self._cwd)
+        assert eventually(lambda: "waiting for orders" in service.output, bool), service.output
+        return service
+
+    def stop(self, service: Program) -> int:
+        service.signal_group(signal.SIGTERM)
+        return service.finish(float(self.settings["TimeoutStopSec"])).code
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.gate
+@pytest.mark.parametrize("wrong", [False, True], ids=["as it is", "with a mistake"])
+def test_systemd_accepts_the_unit(wrong: bool, tmp_path: Path) -> None:
+    unit = copy_of("systemd", tmp_path) / "packer.service"
+    if wrong:
+        unit.write_text(unit.read_text().replace("TimeoutStopSec=", "TimeoutStopSecs="))
+    checked = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert ("'TimeoutStopSecs'" in checked.stderr) == wrong, checked
+    if not wrong:
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+@pytest.mark.gate
+def test_a_service_that_is_stopped(letter_api: Any, tmp_path: Path) -> None:
+    unit = Unit(letter_api, tmp_path)
+    assert float(unit.settings["TimeoutStopSec"]) > EXIT_TIMEOUT
+    with unit.start() as service:
+        assert letter_api.events == []
+        assert unit.stop(service) == 0, service.output
+        assert not service.left_behind()
+    assert arrived(letter_api) == PACKED
+    assert letter_api.repeated() == {}
+
+
+@pytest.mark.gate
+def test_a_service_that_is_killed_and_started_again(letter_api: Any, tmp_path: Path) -> None:
+    unit = Unit(letter_api, tmp_path)
+    with unit.start() as service:
+        service.signal_group(signal.SIGKILL)
+        service.finish()
+    assert letter_api.events == []
+    with unit.start() as service:
+        assert letter_api.wait_for(len(PACKED)), service.output  # without waiting for an event
+        assert unit.stop(service) == 0, service.output
+    assert arrived(letter_api) == {event: 2 for event in PACKED}
+    assert letter_api.repeated() == {}
