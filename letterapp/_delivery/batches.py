@@ -286,7 +286,7 @@ class BatchSender:
             self._report(error)
 
     def _report_refusal(self, error: LetterError) -> None:
-        """Report that the API refuses every request, while the events are kept (in a spool or a stream). Once, until one is accepted."""
+        """Report that the API refuses every request, and that the events are kept. Once, until one is accepted."""
         if not self._refusal_is_reported:
             self._refusal_is_reported = True
             said = f"{error}; waiting events are kept, and retried at growing intervals"
