@@ -1,7 +1,7 @@
 """The loop of a relay that reads a stream: it takes entries, has their events sent, and settles them.
 
-Responsible for: which entries this relay has, when it reads, claims, settles and gives back, what it does while Redis is
-away. Not responsible for: the commands (`group`), sending (`_relay_server.ownership`), the process (`program`).
+Responsible for: which entries this relay has, when it reads, claims, settles and gives back, what it does while Redis
+is away. Not responsible for: the commands (`group`), sending (`_relay_server.ownership`), the process (`program`).
 
     read, claim ---> waiting to be admitted ---> the sender's queue ---> the API
                                                                           |
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from .._config import Settings
-    from .._redis.location import Location
 
 MOST = 64  # entries that a relay has at a time
 MOST_DELIVERIES = 10  # relays that may have ended with an entry before it is given up
 _WAIT = 1.0  # seconds of one wait for an entry
 _LOOK = 0.02  # seconds until the stream is read again while the API is awaited
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0  # seconds until Redis is tried again, doubled each time
-_BEATS = 5  # in the time after which a relay without one counts as dead
+# Heartbeats in the time after which a relay without one counts as dead, and the longest time between two, in seconds.
+_BEATS, _LONGEST_BEAT = 5, 3.0
 _LEAST_LEFT = 1.0  # seconds at the end that are kept for giving back what is not settled
 
 
@@ -72,13 +72,19 @@ class Consumer:
     """One relay. `run` blocks until `stop` was called, which any thread or signal handler may do."""
 
     def __init__(
-        self, settings: Settings, location: Location, key: str, name: str, claim_after: float, log: Callable[[str], None]
+        self,
+        settings: Settings,
+        connect: Callable[[], Group],
+        place: str,
+        claim_after: float,
+        log: Callable[[str], None],
     ) -> None:
         """``claim_after``: seconds without a heartbeat after which a relay's entries are claimed."""
         self._settings = settings
-        self._connect = lambda: Group(location, key, name)
-        self._place = repr(location)
+        self._connect = connect
+        self._place = place
         self._claim_after = claim_after
+        self._interval = min(_LONGEST_BEAT, claim_after / _BEATS)
         self._log = log
         self._progress = Condition()
         self._owned = OwnedSender(settings, log, self._progress, StreamMemory(settings))
@@ -143,12 +149,12 @@ class Consumer:
             # others may have been without Redis for the same time.
             is_sure = now - self._beats_since >= self._claim_after
             self._take(group.beat(self._claim_after if is_sure else None, self._room()))
-            self._next_beat = now + self._claim_after / _BEATS
+            self._next_beat = now + self._interval
         self._admit()
         if self._unadmitted or not self._room():
             self._await_settlement(_LOOK)
         elif not self._held:
-            self._take(group.read(self._room(), _WAIT))
+            self._take(group.read(self._room(), min(_WAIT, self._interval)))
         else:
             found = group.read(self._room(), 0.0)
             self._take(found)
@@ -272,7 +278,7 @@ class Consumer:
     def _log_losses(self, held: HeldEntry) -> None:
         for line in held.take_reports():
             report = protocol.parse(line)
-            self._log(f"{report['lost']:,} lost: {report['message']}")
+            self._log(f"entry {held.id}: {report['lost']:,} lost: {report['message']}")
 
     # The end.
 

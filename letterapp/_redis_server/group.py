@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 ANSWERING = 5.0  # maximum time for a response, in seconds
 # The consumer to which a relay that ends in order gives what it has not settled. Any relay claims from it at once.
 RELEASED = "released"
-_LAST_ID = "18446744073709551615-18446744073709551615"  # reading behind it finds nothing, and is a request
+# Reading behind this finds nothing, and counts as a sign of life. To Redis 7.0, reading what is new does not, unless
+# there is something; nor does reading behind the greatest of all IDs.
+_LAST_ID = "18446744073709551615-0"
 _NEVER = 10**12  # milliseconds
 _MOST_PENDING = 10_000  # entries of one relay; far more than it takes
 

@@ -66,7 +66,7 @@ def _run(location: Location, settings: Settings, claim_after: float) -> int:
     # Never used twice: what the last process of this host had is claimed like that of any other.
     name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
     key = key_of(settings.api_key, settings.base_url)
-    consumer = Consumer(settings, location, key, name, claim_after, _log)
+    consumer = Consumer(settings, lambda: Group(location, key, name), repr(location), claim_after, _log)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: consumer.stop())
     if hasattr(signal, "SIGHUP"):
@@ -78,9 +78,8 @@ def _run(location: Location, settings: Settings, claim_after: float) -> int:
     consumer.run()
     daemon.notify("STOPPING=1")
     status = consumer.status()
-    _log(
-        f"{status['delivered']:,} delivered, {sum(status['lost'].values()):,} lost, {status['waiting']:,} left to others"
-    )
+    lost = sum(status["lost"].values())
+    _log(f"{status['delivered']:,} delivered, {lost:,} lost, {status['waiting']:,} left to others")
     return 0
 
 

@@ -26,7 +26,7 @@ TEST_NAMES = ("redis-server", "valkey-server")
 def programs() -> list[str]:
     named = [path for path in os.environ.get("TEST_REDIS_SERVERS", "").split(os.pathsep) if path]
     found = [path for path in map(shutil.which, TEST_NAMES) if path]
-    return [*found, *named]
+    return [*named, *found]  # most tests use the first
 
 
 def has_redis() -> bool:
