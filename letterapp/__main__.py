@@ -62,13 +62,21 @@ def main(arguments: list[str] | None = None) -> int:
         from ._relay_server.manager_program import run_for_manager
 
         return run_for_manager()
-    if options.command == "relay" and options.manager:
+    if options.command == "relay" and options.manager and not (options.from_url or options.from_file):
         if options.socket or options.group:
             parser.error("--manager cannot be combined with --socket or --group")
         from ._relay_server.manager_program import run_kept
 
         return run_kept(options)
+    if options.command == "relay" and (options.from_url or options.from_file):
+        if options.socket or options.group or options.manager or options.spool or options.authkey_file:
+            parser.error("--from cannot be combined with --socket, --group, --manager, --authkey-file or --spool")
+        from ._redis_server.program import relay_from
+
+        return relay_from(options)
     if options.command == "relay":
+        if options.claim_after:
+            parser.error("--claim-after needs --from")
         if options.authkey_file:
             parser.error("--authkey-file needs --manager")
         from ._relay_server.socket_program import relay as run_relay
@@ -120,6 +128,19 @@ def _add_relay(commands: Any) -> None:
         help="run a manager's server instead, at PATH or HOST:PORT, for SenderManager(address=...)",
     )
     relay.add_argument("--authkey-file", metavar="FILE", help="file with the secret that the manager's clients use")
+    relay.add_argument(
+        "--from",
+        dest="from_url",
+        metavar="URL",
+        help="read a stream in Redis instead, for Letter(..., relay=URL); see docs/many-hosts.md",
+    )
+    relay.add_argument("--from-file", metavar="FILE", help="file with that URL, if it contains a password")
+    relay.add_argument(
+        "--claim-after",
+        type=_positive_seconds,
+        metavar="SECONDS",
+        help="another relay that was silent for so long counts as dead, and its events are sent (default 15)",
+    )
     relay.add_argument("--for-manager", action="store_true", help=argparse.SUPPRESS)  # how a manager starts its server
     relay.add_argument("--for-clients", action="store_true", help=argparse.SUPPRESS)  # how a client starts one
 
@@ -144,6 +165,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _positive_seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError("must be more than 0")
     return number
 
 

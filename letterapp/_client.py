@@ -101,6 +101,9 @@ class Letter(FixedOptions):
             A queue (``queue`` of a `letterapp.relay.SenderManager`, ``multiprocessing.Manager().Queue()``,
             ``multiprocessing.Queue()``): the background thread puts batches into it, and calls never touch it. With a
             `SenderManager`, which has them, `api_key` and `base_url` may be left out. See docs/relay.md.
+            A Redis URL (``redis://host:6379/0``, ``rediss://``, ``unix://``, ``redis+sentinel://``): the background
+            thread appends batches to a stream there, which ``python -m letterapp relay --from URL`` delivers. An event
+            counts as delivered when it is in the stream. Needs ``letterapp[redis]``. See docs/many-hosts.md.
         relay_user: A user name or a user ID that may run the relay at the path in `relay`, and own the directories
             that lead to its socket. This user and root always may.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Event = Dict[str, Any]
 
 MAX_ITEMS = 100  # items in one request: the API's limit
+_REDIS = ("redis://", "rediss://", "redis+sentinel://", "unix://")  # a path begins with none of these
 _LONGEST_TIME = 1e9  # seconds; a lock cannot wait much longer, and a comparison with NaN is false
 _NETLOC = r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[^\[\]:@%\\]+)(:[0-9]+)?"
 OVERFLOW = ("drop_newest", "drop_oldest", "block")
@@ -65,7 +66,7 @@ class Settings:
     spool: str | None  # the absolute path of a directory
     spool_sync: bool  # a call returns when its event would survive a power loss
     spool_max_bytes: int  # of all files of one key in the directory
-    relay: Any  # False, True for a relay that is started, the path of one's socket, or a `targets.Target`
+    relay: Any  # False, True for a relay that is started, the path of one's socket, or a `Target` of `_queues.targets`
     relay_user: int | None  # a user who may run the relay at that path, besides this user and root
 
     def __init__(
@@ -272,8 +273,12 @@ def _path(name: str, what: str, value: Any) -> str | None:
 def _relay(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return bool(value)
+    if isinstance(value, str) and value.startswith(_REDIS):
+        from ._redis.stream import RedisStream
+
+        return RedisStream(value)
     if isinstance(value, (str, bytes, os.PathLike)):
-        return _path("relay", "True, the path of a socket or a queue", value)
+        return _path("relay", "True, the path of a socket, a Redis URL or a queue", value)
     from ._queues.targets import adapt  # not at import time: most programs do not need it
 
     return adapt(value)

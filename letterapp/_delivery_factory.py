@@ -1,4 +1,4 @@
-"""Which `Delivery` a client's options ask for: by this process, by a relay, through a queue, none, or the tests.
+"""Which `Delivery` a client's options ask for: by this process, a relay, a queue or a stream, none, or the tests.
 
 Responsible for: `create_delivery`. Not responsible for: the deliveries themselves (`_delivery.sender`,
 `_relay.delivery`).
@@ -7,6 +7,7 @@ Responsible for: `create_delivery`. Not responsible for: the deliveries themselv
 from __future__ import annotations
 
 from ._delivery.base import Delivery, NullDelivery
+from ._delivery.notices import report_once
 from ._delivery.sender import Sender
 from ._reporter import Reporter
 from ._runtime.signal_errors import reraise_signal_error
@@ -14,6 +15,8 @@ from .errors import LetterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._config import Settings
 
 
@@ -42,4 +45,10 @@ def create_delivery(settings: Settings) -> Delivery:
     from ._relay.handover import Handover
 
     timeouts = settings.timeout, settings.exit_timeout
-    return Sender(settings, make_handover=lambda report, clock: Handover(relay, *timeouts, report, clock))
+    bind = getattr(relay, "for_client", None)  # a stream has a name that depends on the key
+
+    def make_handover(report: Any, clock: Any) -> Handover:
+        target = relay if bind is None else bind(settings, lambda trouble: report_once(report, trouble))
+        return Handover(target, *timeouts, report, clock)
+
+    return Sender(settings, make_handover=make_handover)

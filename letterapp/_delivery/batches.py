@@ -301,10 +301,10 @@ class BatchSender:
             self._report(error)
 
     def _report_refusal(self, error: LetterError) -> None:
-        """Report that the API refuses every request, while the spool keeps the events. Once, until one is accepted."""
+        """Report that the API refuses every request, and that the events are kept. Once, until one is accepted."""
         if not self._refusal_is_reported:
             self._refusal_is_reported = True
-            said = f"{error}; waiting events stay in the spool and are retried at growing intervals"
+            said = f"{error}; waiting events are kept, and retried at growing intervals"
             self._report(LetterError(said, error.status, error.body, error.code, error.reason, cause="degraded"))
 
     def _lose(self, cause: str, error: LetterError) -> None:

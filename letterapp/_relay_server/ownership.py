@@ -75,8 +75,11 @@ class Owner:
 class OwnedSender:
     """A sender that knows the owner of each event. `shutdown` ends it with the process, like any other sender."""
 
-    def __init__(self, settings: Settings, log: Callable[[str], None], progress: Condition) -> None:
-        backends: list[Any] = [PrivateMemory(settings)]
+    def __init__(
+        self, settings: Settings, log: Callable[[str], None], progress: Condition, memory: PrivateMemory | None = None
+    ) -> None:
+        """``memory``: for the queue, where there is no spool."""
+        backends: list[Any] = [memory or PrivateMemory(settings)]
         if settings.spool:
             backends.insert(0, Spool(settings, self._report))
         self._log = log

@@ -248,7 +248,7 @@ def test_a_refusal_that_is_not_about_the_events_empties_no_spool_and_is_reported
         assert shortest <= wait <= 1.25 * shortest, waits
     (error,) = errors
     assert (error.cause, error.lost, error.events, error.status) == ("degraded", 0, [], code)
-    assert "stay in the spool" in str(error) and (code < 400 or error.code == "bad_key")
+    assert "are kept" in str(error) and (code < 400 or error.code == "bad_key")
     stats = one.letter.stats()
     assert (stats["waiting"], stats["lost"], stats["memory"]) == (300, {}, "spool")
     letter_api.rule = lambda request: None

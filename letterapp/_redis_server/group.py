@@ -1,0 +1,199 @@
+"""The consumer group of a stream, as one relay uses it.
+
+Responsible for: the commands, what they return, which entries belong to this relay, creating the group. Not responsible
+for: when they are used, and what becomes of the events (`consumer`).
+
+Redis sees when each consumer has made its last request, and that is the heartbeat: `beat` makes one. An entry is
+claimed if its consumer has made none for some time, however long the entry itself has been pending: a consumer whose
+requests to the API are slow keeps its entries. XAUTOCLAIM cannot tell consumers apart, so a script claims.
+
+This heartbeat needs no memory of Redis, no clock of ours, and after Redis was restarted every consumer counts as just
+seen (`tests/facts/test_redis_facts.py`).
+"""
+
+from __future__ import annotations
+
+from .._redis.connection import RedisConnection, Refusal
+from .._redis.stream import EVENTS, GROUP
+from ..errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .._redis.location import Location
+
+ANSWERING = 5.0  # maximum time for a response, in seconds
+# The consumer to which a relay that ends in order gives what it has not settled. Any relay claims from it at once.
+RELEASED = "released"
+# Reading behind this finds nothing, and counts as a sign of life. To Redis 7.0, reading what is new does not, unless
+# there is something; nor does reading behind the greatest of all IDs.
+_LAST_ID = "18446744073709551615-0"
+_NEVER = 10**12  # milliseconds
+_MOST_PENDING = 10_000  # entries of one relay; far more than it takes
+
+# Returns the entries that were claimed, each with the number of its deliveries so far.
+_BEAT = """
+local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
+redis.call('XREADGROUP', 'GROUP', group, me, 'STREAMS', stream, ARGV[5])
+local room, found = tonumber(ARGV[4]), {}
+for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+    local one = {}
+    for i = 1, #fields, 2 do one[fields[i]] = fields[i + 1] end
+    if room > 0 and one.name ~= me and (one.name == ARGV[6] or one.idle > tonumber(ARGV[3])) then
+        local ids, deliveries, claimed = {}, {}, {}
+        for _, row in ipairs(redis.call('XPENDING', stream, group, '-', '+', room, one.name)) do
+            ids[#ids + 1] = row[1]
+            deliveries[row[1]] = row[4]
+        end
+        if #ids > 0 then
+            for _, entry in ipairs(redis.call('XCLAIM', stream, group, me, 0, unpack(ids))) do
+                if entry then
+                    claimed[entry[1]] = true
+                    found[#found + 1] = {entry[1], deliveries[entry[1]], entry[2]}
+                end
+            end
+            for _, id in ipairs(ids) do
+                if not claimed[id] then redis.call('XACK', stream, group, id) end -- it was deleted
+            end
+            room = room - #ids
+        elseif one.pending == 0 then
+            redis.call('XGROUP', 'DELCONSUMER', stream, group, one.name)
+        end
+    end
+end
+return found
+"""
+_LEAVE = """
+local ids = {}
+for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[2])) do
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, row[1], 'RETRYCOUNT', 0, 'JUSTID')
+end
+redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+"""
+
+
+class Entry:
+    """An entry of the stream. ``events`` is None if it has none, because a client has not written it."""
+
+    __slots__ = ("deliveries", "events", "id")
+
+    def __init__(self, id: str, fields: list[bytes] | None, deliveries: int) -> None:
+        self.id = id
+        self.deliveries = deliveries  # before this one
+        values = dict(zip(fields[::2], fields[1::2])) if fields else {}
+        self.events: bytes | None = values.get(EVENTS.encode())
+
+
+class Group:
+    """One relay's connection to the stream. Used by one thread.
+
+    All methods block for at most `ANSWERING` seconds. They raise `OSError` if Redis does not answer in time or at all,
+    and `Refusal` if it refuses; then this has to be closed, unless `is_gone`.
+    """
+
+    def __init__(self, location: Location, key: str, name: str) -> None:
+        """Connect as the consumer ``name``. Raises `LetterError` if Redis may remove the stream to save memory."""
+        self._key = key
+        self._name = name
+        self._connection = RedisConnection(location, key, ANSWERING)
+        self.unchecked = ""  # why it could not be found out whether Redis may remove the stream
+        try:
+            self._require_no_eviction()
+            self.create()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def create(self) -> None:
+        """Create the stream and its group, if they do not exist. The group reads from the stream's beginning."""
+        try:
+            self._ask("XGROUP", "CREATE", self._key, GROUP, "0", "MKSTREAM")
+        except Refusal as refusal:
+            if refusal.kind != "BUSYGROUP":
+                raise
+
+    def read(self, count: int, wait: float) -> list[Entry]:
+        """At most ``count`` new entries; wait for the first for up to ``wait`` seconds."""
+        blocks = ("BLOCK", max(1, int(wait * 1000))) if wait else ()
+        command = ("XREADGROUP", "GROUP", GROUP, self._name, "COUNT", count, *blocks, "STREAMS", self._key, ">")
+        found = self._connection.request(*command, patience=wait + ANSWERING)
+        return [Entry(id.decode(), fields, 0) for _, entries in found or () for id, fields in entries]
+
+    def own_pending(self, known: dict[str, Any], count: int) -> list[Entry]:
+        """Entries that are pending for this relay and that it has not ``known``: a reply with them was lost."""
+        rows = self._ask("XPENDING", self._key, GROUP, "-", "+", _MOST_PENDING, self._name)
+        deliveries = {id.decode(): number for id, _, _, number in rows if id.decode() not in known}
+        ids = list(deliveries)[:count]
+        if not ids:
+            return []
+        claimed = [entry for entry in self._ask("XCLAIM", self._key, GROUP, self._name, 0, *ids) if entry]
+        found = [Entry(id.decode(), fields, 0) for id, fields in claimed if fields is not None]
+        deleted = set(ids) - {entry.id for entry in found}
+        if deleted:
+            self._ask("XACK", self._key, GROUP, *deleted)
+        return found
+
+    def beat(self, idle: float | None, count: int) -> list[Entry]:
+        """Show that this relay lives, and claim at most ``count`` entries of those that do not, or that have left.
+
+        ``idle``: seconds without a request after which a relay counts as dead; None to claim from none of these.
+        """
+        longest = _NEVER if idle is None else int(idle * 1000)
+        arguments = (GROUP, self._name, longest, count, _LAST_ID, RELEASED)
+        found = self._ask("EVAL", _BEAT, 1, self._key, *arguments)
+        return [Entry(id.decode(), fields, int(number)) for id, number, fields in found]
+
+    def settle(self, ids: list[str]) -> None:
+        """Acknowledge and delete entries. An acknowledged entry that is not deleted stays in Redis's memory."""
+        acknowledge, delete = ("XACK", self._key, GROUP, *ids), ("XDEL", self._key, *ids)
+        self._connection.transaction(acknowledge, delete, patience=ANSWERING)
+
+    def leave(self) -> None:
+        """Give what is pending to other relays, which deliver it at once. It does not count as a delivery."""
+        self._ask("EVAL", _LEAVE, 1, self._key, GROUP, self._name, RELEASED, _MOST_PENDING)
+
+    def status(self) -> dict[str, Any]:
+        """What waits in the stream, and who reads it."""
+        consumers = [_named(row) for row in self._ask("XINFO", "CONSUMERS", self._key, GROUP)]
+        return {
+            "stream": self._key,
+            "entries": self._ask("XLEN", self._key),
+            "pending": sum(row["pending"] for row in consumers),
+            "relays": [
+                {"name": row["name"].decode(), "pending": row["pending"], "seconds_since_seen": row["idle"] / 1000}
+                for row in consumers
+                if row["name"].decode() != RELEASED
+            ],
+        }
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _ask(self, *command: Any) -> Any:
+        return self._connection.request(*command, patience=ANSWERING)
+
+    def _require_no_eviction(self) -> None:
+        try:
+            text = self._ask("INFO", "memory").decode("utf-8", "replace")
+        except Refusal as refusal:
+            self.unchecked = str(refusal)
+            return
+        found = dict(line.partition(":")[::2] for line in text.splitlines())
+        policy = found.get("maxmemory_policy", "")
+        if policy.startswith("allkeys-"):
+            raise LetterError(
+                f"Redis may remove the stream when its memory is full (maxmemory-policy {policy}): set it to noeviction"
+            )
+
+
+def is_gone(problem: Exception) -> bool:
+    """True if the stream or its group does not exist any more, because somebody has flushed or deleted it."""
+    if not isinstance(problem, Refusal):
+        return False
+    text = str(problem)
+    return problem.kind in ("NOGROUP", "UNBLOCKED") or "NOGROUP" in text or "no such key" in text
+
+
+def _named(row: list[Any]) -> dict[str, Any]:
+    return {name.decode(): value for name, value in zip(row[::2], row[1::2])}
