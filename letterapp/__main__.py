@@ -58,32 +58,36 @@ def main(arguments: list[str] | None = None) -> int:
                 options.quiet,
             )
         )
-    if options.command == "relay" and options.for_manager:
+    if options.command == "relay":
+        return _run_relay(parser, options)
+    parser.print_help()
+    return 2
+
+
+def _run_relay(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.for_manager:
         from ._relay_server.manager_program import run_for_manager
 
         return run_for_manager()
-    if options.command == "relay" and options.manager and not (options.from_url or options.from_file):
-        if options.socket or options.group:
-            parser.error("--manager cannot be combined with --socket or --group")
-        from ._relay_server.manager_program import run_kept
-
-        return run_kept(options)
-    if options.command == "relay" and (options.from_url or options.from_file):
+    if options.from_url or options.from_file:
         if options.socket or options.group or options.manager or options.spool or options.authkey_file:
             parser.error("--from cannot be combined with --socket, --group, --manager, --authkey-file or --spool")
         from ._redis_server.program import relay_from
 
         return relay_from(options)
-    if options.command == "relay":
-        if options.claim_after:
-            parser.error("--claim-after needs --from")
-        if options.authkey_file:
-            parser.error("--authkey-file needs --manager")
-        from ._relay_server.socket_program import relay as run_relay
+    if options.claim_after:
+        parser.error("--claim-after needs --from")
+    if options.manager:
+        if options.socket or options.group:
+            parser.error("--manager cannot be combined with --socket or --group")
+        from ._relay_server.manager_program import run_kept
 
-        return run_relay(options)
-    parser.print_help()
-    return 2
+        return run_kept(options)
+    if options.authkey_file:
+        parser.error("--authkey-file needs --manager")
+    from ._relay_server.socket_program import relay as run_relay
+
+    return run_relay(options)
 
 
 def _add_demo(commands: Any) -> None:

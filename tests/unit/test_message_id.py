@@ -93,11 +93,11 @@ class Hostile:
         (b"x", "hex"),
         ([], "not a list"),
         ({}, "not a dict"),
-        (object(), "not an object: pass a string"),
+        pytest.param(object(), "not an object: pass a string", id="an object"),
         (1 << 1024, "308 digits"),
         (-(1 << 1024), "308 digits"),
         ("\ud800", "lone surrogate"),
-        (Hostile(), "could not be read: RuntimeError"),
+        pytest.param(Hostile(), "could not be read: RuntimeError", id="a hostile object"),
     ],
     ids=repr,
 )
