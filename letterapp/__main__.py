@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Commands whose modules have their arguments too.
 _MODULES = {
+    "doctor": ("._cli.doctor", "check whether this host can send events, and say what to do if not"),
     "import": ("._cli.import_command", "send events of the past, from lines of JSON or CSV"),
     "spool": ("._cli.spool_command", "show what waits in a spool's directory, or deliver it"),
 }

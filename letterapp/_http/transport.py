@@ -232,7 +232,7 @@ class Transport:
             line = self._line = open_socket(host, port, deadline)
             if settings.secure:
                 if proxy:
-                    _open_tunnel(line, settings.authority, proxy.secrets)
+                    open_tunnel(line, settings.authority, proxy.secrets)
                 block_forks(NETWORK, line.start_tls, self._tls(), settings.host)
             elif proxy:
                 self._prefix = f"http://{settings.authority}{settings.path}"
@@ -260,7 +260,7 @@ class Transport:
         return self._context
 
 
-def _open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
+def open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
     """Let an HTTP proxy connect ``line`` to ``authority`` (RFC 9110, 9.3.6). ``secrets``: header lines."""
     from .response import TunnelResponse
 

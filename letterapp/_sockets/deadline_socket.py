@@ -76,6 +76,10 @@ class DeadlineSocket:
         secured.settimeout(0.0)
         self._when_ready(secured.do_handshake, for_writing=False)
 
+    def tls(self) -> ssl.SSLSocket:
+        """The TLS session, after `start_tls`."""
+        return self._sock  # type: ignore[return-value]
+
     # Called by `http.client`.
 
     def sendall(self, data: bytes) -> None:
