@@ -301,7 +301,8 @@ def test_few_descriptors(letter_api: IngestionServer, tmp_path: Path) -> None:
     assert done.of("descriptors")["level"] == "warn" and done.code == 0, done.output
 
 
-@pytest.mark.parametrize("limit", [8, 6, 5])
+# Python 3.8 aborts at the end of a thread if no library can be opened (bpo-44434).
+@pytest.mark.parametrize("limit", [8, 6, *[5] * (sys.version_info >= (3, 9))])
 def test_hardly_any_descriptors(limit: int, letter_api: IngestionServer, tmp_path: Path) -> None:
     done = examine(letter_api.url, tmp_path, before=limited(f"RLIMIT_NOFILE, ({limit}, {limit}))"))
     assert done.findings and done.seconds < DEADLINE / 2, done.output  # it says what it can, and ends
