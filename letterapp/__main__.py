@@ -1,4 +1,7 @@
-"""``python -m letterapp``: the commands. Responsible for: their arguments. Not responsible for: what they do."""
+"""``python -m letterapp``: the commands.
+
+Responsible for: which there are, and the arguments of some. Not responsible for: what they do.
+"""
 
 from __future__ import annotations
 

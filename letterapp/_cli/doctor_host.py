@@ -29,7 +29,7 @@ class Host:
 
 def python() -> list[Finding]:
     gil = "" if getattr(sys, "_is_gil_enabled", lambda: True)() else ", without the GIL"
-    system = f"{platform.system()} {platform.release()}"
+    system = f"{platform.system()} {platform.release().partition('-')[0]}"
     return [
         ok(
             "python",

@@ -312,4 +312,4 @@ def _advice_for_tls(problem: Exception, context: ssl.SSLContext) -> str:
         return "if a proxy inspects TLS here, or the server is your own, set SSL_CERT_FILE to its CA's certificate"
     if "wrong version" in text or "http request" in text or "record layer" in text:
         return "the server does not speak TLS at this port: correct the port, or use http:// for a local server"
-    return "something between this host and the API breaks TLS: a firewall, a proxy, an old OpenSSL"
+    return "the server may not speak TLS at this port, or a firewall, a proxy or an old OpenSSL breaks it"

@@ -78,6 +78,7 @@ class _Import:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._name = "stdin" if options.file == "-" else options.file
+        self._is_file = os.path.isfile(options.file)  # and no pipe, beside which no file can be
         _check(options)
         types = _types(options.types)
         self.source = Source(options.file)
@@ -178,7 +179,7 @@ class _Import:
             "beginning": sha256(self.source.beginning).hexdigest()[:NAME_OF_KEY],
             "options": [options.encoding, options.delimiter, options.types, options.id_from, options.now],
         }
-        path = options.state or (None if options.file == "-" else f"{options.file}.import-state")
+        path = options.state or (f"{options.file}.import-state" if self._is_file else None)
         why = ""
         try:
             self._state = StateFile(path, identity)
@@ -198,7 +199,7 @@ class _Import:
                     f"{self._name} is shorter than in the last run: run with --restart to begin with its first row"
                 )
         self.progress = console.Progress(self.source.size, "rows", self._settled.sent)
-        refused = options.refused or ("refused.jsonl" if options.file == "-" else f"{options.file}.refused.jsonl")
+        refused = options.refused or (f"{options.file}.refused.jsonl" if self._is_file else "refused.jsonl")
         self._refused = RefusedFile(refused, self._settled.refused_size)
 
     def _send_all(self) -> None:

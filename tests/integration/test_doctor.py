@@ -56,6 +56,13 @@ def test_a_test_event_is_stored(letter_api: IngestionServer, tmp_path: Path) -> 
     assert [item["event"] for item in letter_api.events] == ["letterapp doctor"]
 
 
+def test_a_server_that_repeats_the_key(letter_api: IngestionServer, tmp_path: Path) -> None:
+    for code, body in ((401, '{"error":{"message":"no key %s"}}'), (302, ""), (500, "%s")):
+        text = (body % KEY if "%s" in body else body).encode()
+        letter_api.rule = lambda _, code=code, text=text: status(code, text, {"Location": f"https://x/{KEY}"})
+        assert examine(letter_api.url, tmp_path).code == 1  # which checks the output
+
+
 # The key.
 
 

@@ -135,6 +135,16 @@ def test_from_stdin_and_compressed(importing: Import, letter_api: IngestionServe
     assert letter_api.distinct == 150 and len(letter_api.events) == 450
 
 
+def test_from_a_pipe_with_a_name(importing: Import, letter_api: IngestionServer, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with Program(command(path), env_for(letter_api.url), tmp_path) as program:
+        write(path, row(1), row(2), "no json")
+        done = program.finish()
+    assert done.code == 1 and "2 rows sent, 1 refused (see refused.jsonl)" in done.output, done
+    assert sorted(os.listdir(tmp_path)) == ["pipe", "refused.jsonl"]
+
+
 # Ids.
 
 
@@ -372,6 +382,8 @@ def test_a_killed_import_is_continued(importing: Import, letter_api: IngestionSe
         assert eventually(lambda: state.exists() and state.read_text(), bool)
         program.signal(signal.SIGKILL)
         program.finish()
+    with (tmp_path / "rows.jsonl.refused.jsonl").open("a") as file:  # what it may have written after the last state
+        file.write('{"line": 401, "reason": "soon", "row"')
     letter_api.rule = None
     letter_api.release()
     done = importing(path)
