@@ -1,4 +1,7 @@
-"""``python -m letterapp``: the commands. Responsible for: their arguments. Not responsible for: what they do."""
+"""``python -m letterapp``: the commands.
+
+Responsible for: which there are, and the arguments of some. Not responsible for: what they do.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 # Commands whose modules have their arguments too.
 _MODULES = {
+    "doctor": ("._cli.doctor", "check whether this host can send events, and say what to do if not"),
+    "import": ("._cli.import_command", "send events of the past, from lines of JSON or CSV"),
     "spool": ("._cli.spool_command", "show what waits in a spool's directory, or deliver it"),
 }
 

@@ -12,7 +12,8 @@ import shutil
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Iterator, NoReturn
 
 from .._client import settings_of
 from .._relay_server.daemon import read_api_key
@@ -118,6 +119,35 @@ class Progress:
         complain(text)
         if self._is_terminal:
             self._next = 0.0
+
+
+class Interrupt:
+    """Ctrl-C, which has to wait while something is being recorded. Used by the main thread."""
+
+    def __init__(self) -> None:
+        self._waits = False
+        self._came = False
+
+    def install(self) -> None:
+        """Replace the handler of SIGINT."""
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, *_: object) -> None:
+        if not self._waits:
+            raise KeyboardInterrupt
+        self._came = True
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Raise `KeyboardInterrupt` at the end, and not inside, of the block."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+        if self._came:
+            self._came = False
+            raise KeyboardInterrupt
 
 
 def end_by_ctrl_c() -> NoReturn:

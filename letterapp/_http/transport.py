@@ -223,7 +223,7 @@ class Transport:
             line = self._line = open_socket(host, port, deadline)
             if settings.secure:
                 if proxy:
-                    _open_tunnel(line, settings.authority, proxy.secrets)
+                    open_tunnel(line, settings.authority, proxy.secrets)
                 block_forks(NETWORK, line.start_tls, self._tls(), settings.host)
             elif proxy:
                 prefix = f"http://{settings.authority}{settings.path}"
@@ -271,7 +271,7 @@ def _response_on(line: DeadlineSocket) -> Response:
     return response
 
 
-def _open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
+def open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
     """Let an HTTP proxy connect ``line`` to ``authority`` (RFC 9110, 9.3.6). ``secrets``: header lines."""
     from .response import TunnelResponse
 

@@ -204,7 +204,7 @@ def run_kept(options: argparse.Namespace) -> int:
         options_given = {name: value for name, value in given.items() if value is not None}
         settings = settings_of(**options_given)
         if options.status:
-            print(json.dumps(_status(settings, address, authkey)))
+            print(json.dumps(ask_status(settings, address, authkey)))
             return 0
         api = settings.base_url
         serve(batches_of(options_given), address, authkey, lambda place: log(f"serving at {place} for {api}"), None)
@@ -216,7 +216,8 @@ def run_kept(options: argparse.Namespace) -> int:
     return 1
 
 
-def _status(settings: Settings, address: Address, authkey: bytes) -> dict[str, Any]:
+def ask_status(settings: Settings, address: Address, authkey: bytes) -> dict[str, Any]:
+    """The status of the manager's server at ``address``. Raises `LetterError` or `OSError`; waits for at most 5 s."""
     queue = ManagerQueue(address, authkey, settings.api_key, settings.base_url, proof(settings.api_key))
     status: dict[str, Any] = queue.ask("status")
     return status

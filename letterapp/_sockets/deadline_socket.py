@@ -75,6 +75,10 @@ class DeadlineSocket:
         secured.settimeout(0.0)
         self._when_ready(secured.do_handshake, for_writing=False)
 
+    def tls(self) -> ssl.SSLSocket:
+        """The TLS session, after `start_tls`."""
+        return self._sock  # type: ignore[return-value]
+
     # Called by `http.client`, for a response.
 
     def makefile(self, mode: str) -> io.BufferedReader:
