@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from harness import Program, eventually, needs, processes_with
-from job_examples import Service, arrived, copy_of, kill_caller, settings
+from job_examples import Service, arrived, copy_of, kill_caller, once, settings
 
 ORDERS = 40
 KILLED_AT = 17  # in the middle of a task: each has five orders
@@ -25,10 +25,9 @@ engines = pytest.mark.parametrize(
         pytest.param("pyspark", marks=[needs("pyspark"), java]),
     ],
 )
-EXPECTED = {
-    **{("Order Scored", f"user_{order % 7}", order): 1 for order in range(ORDERS)},
-    ("Scores Done", "analysts", None): 1,
-}
+EXPECTED = once(
+    *[("Order Scored", f"user_{order % 7}", order) for order in range(ORDERS)], ("Scores Done", "analysts", None)
+)
 
 
 @engines

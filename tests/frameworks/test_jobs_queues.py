@@ -12,13 +12,13 @@ from typing import Any, Callable, Iterator
 import pytest
 from applications import installed
 from harness import Program, eventually, needs
-from job_examples import Redis, Service, arrived, copy_of, kill_caller, quiet_end, settings
+from job_examples import Redis, Service, arrived, copy_of, kill_caller, once, quiet_end, settings
 
 ORDERS = 20
 HELD = 7
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs a Redis server (redis-server)")
-CHARGED = {("Order Charged", f"user_{order}", order): 1 for order in range(ORDERS)}
-BOTH = {**CHARGED, **{("Charge Started", f"user_{order}", order): 1 for order in range(ORDERS)}}
+CHARGED = once(*[("Order Charged", f"user_{order}", order) for order in range(ORDERS)])
+BOTH = {**CHARGED, **once(*[("Charge Started", user, order) for _, user, order in CHARGED])}
 
 
 @pytest.fixture
