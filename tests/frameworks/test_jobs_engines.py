@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,29 @@ def test_events_that_wait_are_sent_before_a_task_returns(engine: str, letter_api
         output = ended(program, letter_api)
     assert arrived(letter_api) == EXPECTED, output
     assert letter_api.repeated() == {}
+
+
+@pytest.mark.gate
+def test_the_clients_of_many_tasks_leave_no_thread_and_no_descriptor(make: Any, letter_api: Any) -> None:
+    """An engine unpickles the client again and again in one process: each task has its own copy."""
+    pickled = pickle.dumps(make())
+
+    def task(order: int) -> None:
+        letter = pickle.loads(pickled)
+        letter.track("user_42", "Order Scored", {"order": order})
+        assert letter.flush()
+
+    def held() -> tuple[int, int]:
+        letter_api.drop_connections()
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    task(0)
+    before = eventually(held, lambda found: threading.active_count() <= 2)
+    for order in range(1, 50):
+        task(order)
+    after = eventually(held, lambda found: found <= before, timeout=4)  # less than what ends an idle thread
+    assert after <= before
+    assert letter_api.distinct == 50
 
 
 def run(engine: str, api: Any, service: Service, tmp_path: Path, late: bool = False) -> Program:

@@ -168,6 +168,19 @@ def completed(orders: int) -> dict[tuple[str, str, Any], int]:
     return once(*[("Order Completed", "user_42", order) for order in range(orders)])
 
 
+@needs("kubernetes_validate")
+@pytest.mark.gate
+@pytest.mark.parametrize("wrong", [False, True], ids=["as it is", "with a mistake"])
+def test_kubernetes_accepts_the_manifest(wrong: bool, tmp_path: Path) -> None:
+    manifest = copy_of("kubernetes", tmp_path) / "deployment.yaml"
+    if wrong:
+        manifest.write_text(manifest.read_text().replace("periodSeconds: 10", "periodSecond: 10"))
+    command = [installed("kubernetes-validate"), "--strict", str(manifest)]  # by the schemas of Kubernetes itself
+    checked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert checked.returncode == int(wrong), checked
+    assert ("'periodSecond' was unexpected" in checked.stdout) == wrong, checked
+
+
 @needs("yaml")
 @pytest.mark.gate
 def test_the_manifest_leaves_time_for_the_end(deployment: Any) -> None:
