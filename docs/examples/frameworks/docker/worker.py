@@ -22,7 +22,7 @@ def main() -> int:
     for number in range(20):
         letter.track(f"user_{number}", "Order Packed", {"order": number})
     print("waiting for orders", flush=True)
-    # Not for ever: Python may miss a signal that comes just before it waits, and notices it when it has waited.
+    # Not for ever: Python may notice a signal that arrives just before it waits only when it has waited.
     while not stopping.wait(1):
         pass
     letter.track("operations", "Packing Stopped")
