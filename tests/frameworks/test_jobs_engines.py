@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Program, eventually, needs, processes_with
-from job_examples import Service, arrived, copy_of, kill_caller, settings
+from job_examples import Service, arrived, copy_of, kill_caller, once, settings
 
 ORDERS = 40
 KILLED_AT = 17  # in the middle of a task: each has five orders
@@ -25,10 +28,9 @@ engines = pytest.mark.parametrize(
         pytest.param("pyspark", marks=[needs("pyspark"), java]),
     ],
 )
-EXPECTED = {
-    **{("Order Scored", f"user_{order % 7}", order): 1 for order in range(ORDERS)},
-    ("Scores Done", "analysts", None): 1,
-}
+EXPECTED = once(
+    *[("Order Scored", f"user_{order % 7}", order) for order in range(ORDERS)], ("Scores Done", "analysts", None)
+)
 
 
 @engines
@@ -52,6 +54,29 @@ def test_events_that_wait_are_sent_before_a_task_returns(engine: str, letter_api
         output = ended(program, letter_api)
     assert arrived(letter_api) == EXPECTED, output
     assert letter_api.repeated() == {}
+
+
+@pytest.mark.gate
+def test_the_clients_of_many_tasks_leave_no_thread_and_no_descriptor(make: Any, letter_api: Any) -> None:
+    """An engine unpickles the client again and again in one process: each task has its own copy."""
+    pickled = pickle.dumps(make())
+
+    def task(order: int) -> None:
+        letter = pickle.loads(pickled)
+        letter.track("user_42", "Order Scored", {"order": order})
+        assert letter.flush()
+
+    def held() -> tuple[int, int]:
+        letter_api.drop_connections()
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    task(0)
+    before = eventually(held, lambda found: threading.active_count() <= 2)
+    for order in range(1, 50):
+        task(order)
+    after = eventually(held, lambda found: found <= before, timeout=4)  # less than what ends an idle thread
+    assert after <= before
+    assert letter_api.distinct == 50
 
 
 def run(engine: str, api: Any, service: Service, tmp_path: Path, late: bool = False) -> Program:

@@ -15,49 +15,101 @@ from urllib.parse import urlsplit
 
 import pytest
 from applications import EXAMPLES, installed
-from harness import Program, WebServer, eventually, needs
-from job_examples import arrived, copy_of, settings
+from harness import DEADLINE, Program, WebServer, eventually, needs
+from job_examples import arrived, copy_of, once, settings
 
 from letterapp.testing import reset, stall
 from stress.ports import free_port
 
-PACKED = {("Order Packed", f"user_{order}", order): 1 for order in range(20)}
+PACKED = once(*[("Order Packed", f"user_{order}", order) for order in range(20)])
 EXIT_TIMEOUT = 5.0  # the client's default
 DOCKER_STOP = 10.0  # seconds between the two signals of `docker stop`
 
 # Docker.
 
 
-def has_namespaces() -> bool:
-    if shutil.which("unshare") is None:
+def may_run(*command: str) -> bool:
+    if shutil.which(command[0]) is None:
         return False
-    return subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def first_process(command: Sequence[str], env: dict[str, str], cwd: Path) -> Program:
-    """A program that is the first process of a process-id namespace, as in a container."""
-    return Program(["unshare", "--pid", "--fork", "--kill-child", *command], env, cwd)
+namespaces = pytest.mark.skipif(
+    not may_run("unshare", "--pid", "--mount", "--fork", "true"), reason="may not make namespaces (unshare --pid)"
+)
+runc = pytest.mark.skipif(shutil.which("runc") is None, reason="runc, which runs Docker's containers, is not installed")
+WAITING = "waiting for orders"
 
 
-@pytest.mark.skipif(not has_namespaces(), reason="may not make a namespace of process ids (unshare --pid)")
-@pytest.mark.gate
-def test_docker_stop(letter_api: Any, tmp_path: Path) -> None:
-    cwd = copy_of("docker", tmp_path)
+def program_of_the_image(cwd: Path) -> list[str]:
     # Only with the form in brackets, which is JSON, is the program the first process.
     [line] = [line for line in (cwd / "Dockerfile").read_text().splitlines() if line.startswith("CMD ")]
     python, *arguments = json.loads(line[4:])
     assert python == "python"
-    with first_process([sys.executable, *arguments], settings(letter_api, late=True), cwd) as unshare:
-        assert eventually(lambda: "waiting for orders" in unshare.output, bool), unshare.output
+    return [sys.executable, *arguments]
+
+
+def all_packed_once(api: Any) -> None:
+    assert arrived(api) == {**PACKED, **once(("Packing Stopped", "operations", None))}
+    assert api.repeated() == {}
+
+
+@namespaces
+@pytest.mark.gate
+def test_the_first_process_of_a_namespace_is_stopped_as_docker_does(letter_api: Any, tmp_path: Path) -> None:
+    cwd = copy_of("docker", tmp_path)
+    command = ["unshare", "--pid", "--fork", "--kill-child", *program_of_the_image(cwd)]
+    with Program(command, settings(letter_api, late=True), cwd) as unshare:
+        assert eventually(lambda: WAITING in unshare.output, bool), unshare.output
         [program] = unshare.descendants()
-        [namespace] = [line for line in Path(f"/proc/{program.pid}/status").read_text().splitlines() if "NSpid" in line]
-        assert namespace.split()[-1] == "1"
+        [numbers] = [line for line in Path(f"/proc/{program.pid}/status").read_text().splitlines() if "NSpid" in line]
+        assert numbers.split()[-1] == "1"
         assert letter_api.events == []
         program.terminate()
         finished = unshare.finish(DOCKER_STOP)
         assert finished.code == 0, finished
-    assert arrived(letter_api) == {**PACKED, ("Packing Stopped", "operations", None): 1}
-    assert letter_api.repeated() == {}
+    all_packed_once(letter_api)
+
+
+class Container(Program):
+    """A container of runc, with this machine's files as its own. Made as Docker makes them, from a configuration."""
+
+    def __init__(self, command: list[str], env: dict[str, str], cwd: Path, tmp_path: Path) -> None:
+        bundle = tmp_path / "bundle"
+        (bundle / "files").mkdir(parents=True)
+        self._runc = ["runc", "--root", str(tmp_path / "runc")]
+        process = {"args": command, "env": [f"{name}={value}" for name, value in env.items()], "cwd": str(cwd)}
+        config = {
+            "ociVersion": "1.0.2",
+            "process": {"user": {"uid": 0, "gid": 0}, **process},
+            "root": {"path": "files"},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}]},
+        }
+        (bundle / "config.json").write_text(json.dumps(config))
+        mount = 'mount --make-rprivate / && mount --rbind / files && exec "$@"'
+        line = ["unshare", "--mount", "sh", "-c", mount, "sh", *self._runc, "run", "shop"]
+        super().__init__(line, dict(os.environ), bundle)
+
+    def kill(self, name: str) -> None:
+        subprocess.run([*self._runc, "kill", "shop", name], check=True, timeout=DEADLINE)
+
+    def __exit__(self, *exception: Any) -> None:
+        subprocess.run([*self._runc, "delete", "--force", "shop"], capture_output=True, check=False, timeout=DEADLINE)
+        super().__exit__(*exception)
+
+
+@namespaces
+@runc
+def test_a_container_is_stopped(letter_api: Any, tmp_path: Path) -> None:
+    cwd = copy_of("docker", tmp_path)
+    with Container(program_of_the_image(cwd), settings(letter_api, late=True), cwd, tmp_path) as container:
+        assert eventually(lambda: WAITING in container.output, bool), container.output
+        assert letter_api.events == []
+        container.kill("TERM")
+        finished = container.finish(DOCKER_STOP)
+        assert finished.code == 0, finished
+    all_packed_once(letter_api)
 
 
 # Kubernetes.
@@ -112,8 +164,21 @@ def pod(deployment: Any, letter_api: Any, tmp_path: Path) -> Iterator[Pod]:
     yield Pod(deployment, letter_api, tmp_path)
 
 
-def completed(orders: int) -> dict[tuple[str, str, int], int]:
-    return {("Order Completed", "user_42", order): 1 for order in range(orders)}
+def completed(orders: int) -> dict[tuple[str, str, Any], int]:
+    return once(*[("Order Completed", "user_42", order) for order in range(orders)])
+
+
+@needs("kubernetes_validate")
+@pytest.mark.gate
+@pytest.mark.parametrize("wrong", [False, True], ids=["as it is", "with a mistake"])
+def test_kubernetes_accepts_the_manifest(wrong: bool, tmp_path: Path) -> None:
+    manifest = copy_of("kubernetes", tmp_path) / "deployment.yaml"
+    if wrong:
+        manifest.write_text(manifest.read_text().replace("periodSeconds: 10", "periodSecond: 10"))
+    command = [installed("kubernetes-validate"), "--strict", str(manifest)]  # by the schemas of Kubernetes itself
+    checked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert checked.returncode == int(wrong), checked
+    assert ("'periodSecond' was unexpected" in checked.stdout) == wrong, checked
 
 
 @needs("yaml")
@@ -255,7 +320,8 @@ def test_a_service_that_is_killed_and_started_again(letter_api: Any, tmp_path: P
         service.finish()
     assert letter_api.events == []
     with unit.start() as service:
-        assert letter_api.wait_for(len(PACKED)), service.output  # without waiting for an event
+        # Without waiting for an event. (The new ones wait for the end: see `settings`.)
+        assert letter_api.wait_for(len(PACKED)), service.output
         assert unit.stop(service) == 0, service.output
     assert arrived(letter_api) == {event: 2 for event in PACKED}
     assert letter_api.repeated() == {}

@@ -54,6 +54,11 @@ def quiet_end(program: Program, code: int = 0) -> Finished:
     return finished
 
 
+def once(*events: tuple[str, str, Any]) -> dict[tuple[str, str, Any], int]:
+    """What `arrived` has to return: each of these events, once."""
+    return dict.fromkeys(events, 1)
+
+
 class Service:
     """A service that jobs call. It answers each path at once, but for the first request for one of ``held``.
 

@@ -5,16 +5,22 @@ import os
 import sys
 from typing import Any, Dict
 
+import aiohttp
 from arq import create_pool
 from arq.connections import RedisSettings
 
-from letterapp import Letter
+from letterapp import Letter, message_id
 
 letter = Letter()  # LETTER_API_KEY
 
 
 async def charge(context: Dict[str, Any], order: int, user: str) -> None:
-    letter.track(user, "Order Charged", {"order": order})  # returns in microseconds, so there is nothing to await
+    # The job may run twice. The second run's events have the same ids, so the API counts them once.
+    # `track` returns in microseconds, so there is nothing to await.
+    letter.track(user, "Charge Started", {"order": order}, message_id=message_id("Charge Started", order))
+    async with aiohttp.ClientSession() as session:
+        await session.post(os.environ["PAYMENTS_URL"] + f"/charge/{order}")
+    letter.track(user, "Order Charged", {"order": order}, message_id=message_id("Order Charged", order))
 
 
 class WorkerSettings:

@@ -22,7 +22,9 @@ def main() -> int:
     for number in range(20):
         letter.track(f"user_{number}", "Order Packed", {"order": number})
     print("waiting for orders", flush=True)
-    stopping.wait()
+    # Not for ever: Python may notice a signal that arrives just before it waits only when it has waited.
+    while not stopping.wait(1):
+        pass
     letter.track("operations", "Packing Stopped")
     return 0  # the end of the program sends what is queued
 

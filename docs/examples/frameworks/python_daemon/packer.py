@@ -1,7 +1,7 @@
 """A daemon: `python packer.py`. It ends at SIGTERM."""
 
 import os
-import signal
+import time
 
 import daemon
 from daemon.pidfile import PIDLockFile
@@ -21,7 +21,7 @@ def main() -> None:
         with open("ready", "w"):
             pass
         while True:
-            signal.pause()
+            time.sleep(1)
 
 
 if __name__ == "__main__":

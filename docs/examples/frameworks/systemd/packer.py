@@ -22,7 +22,7 @@ def main() -> None:
         letter.track(f"user_{number}", "Order Packed", {"order": number})
     print("waiting for orders", flush=True)
     while True:
-        time.sleep(60)
+        time.sleep(1)
 
 
 if __name__ == "__main__":
