@@ -105,7 +105,7 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._line: DeadlineSocket | None = None  # the connection
-        self._head = b""  # of the requests over it, see `_request_head`
+        self._head = b""  # of the requests over it, see `request_head`
         self._secrets = Secret(
             ""
         )  # further header lines, so that no variable of a frame shows them to a crash reporter
@@ -186,12 +186,12 @@ class Transport:
         except ConnectionError as error:
             # A server may refuse a large body and close before it has read it all; its response can still be read.
             try:
-                response = _response_on(line)
+                response = response_on(line)
             except (OSError, http.client.HTTPException) as problem:
                 reraise_signal_error(problem)
                 raise error from None
         else:
-            response = _response_on(line)
+            response = response_on(line)
         if line.ended:
             raise http.client.IncompleteRead(b"")  # in the headers, which `http.client` does not notice
         if response.status < 200:
@@ -228,7 +228,7 @@ class Transport:
             elif proxy:
                 prefix = f"http://{settings.authority}{settings.path}"
                 self._secrets = Secret(self._secrets.reveal() + proxy.secrets.reveal())
-            self._head = _request_head(prefix, settings.host_header)
+            self._head = request_head(prefix, settings.host_header)
         return self._line
 
     def _proxy(self) -> Proxy | None:
@@ -249,7 +249,7 @@ class Transport:
         return self._context
 
 
-def _request_head(prefix: str, host: str) -> bytes:
+def request_head(prefix: str, host: str) -> bytes:
     """The head of a request, with places for the path after ``prefix`` and the length of the body."""
     return (
         f"POST {prefix.replace('%', '%%')}%s HTTP/1.1\r\nHost: {host.replace('%', '%%')}\r\n"
@@ -258,7 +258,7 @@ def _request_head(prefix: str, host: str) -> bytes:
     ).encode("ascii")
 
 
-def _response_on(line: DeadlineSocket) -> Response:
+def response_on(line: DeadlineSocket) -> Response:
     """The response to the request that was sent last, read up to its body."""
     from .response import Response
 
