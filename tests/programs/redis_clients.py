@@ -7,6 +7,8 @@ import sys
 import time
 from multiprocessing import Pool
 
+from letterapp import Letter
+
 from programs.common import child, main, make, work
 
 
@@ -29,6 +31,9 @@ def forks(url: str) -> None:
     work(letter, 100, start=100)
     assert letter.flush(20)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+letter: Letter  # of the pool
 
 
 def _job(serial: int) -> int:
