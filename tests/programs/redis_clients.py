@@ -8,7 +8,6 @@ import time
 from multiprocessing import Pool
 
 from letterapp import Letter
-
 from programs.common import child, main, make, work
 
 
