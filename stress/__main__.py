@@ -160,7 +160,8 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         dest="clients",
         metavar="NAME",
         help="this, relay (this client with relay=True), manager (this client with the queue of a SenderManager), "
-        "letterapp, posthog, segment or rudder; NAME==VERSION is possible; repeatable (all but relay, manager)",
+        "redis (this client with a stream in a Redis server that is started for it), letterapp, posthog, segment or "
+        "rudder; NAME==VERSION is possible; repeatable (all but relay, manager, redis)",
     )
     command.add_argument(
         "--seconds",

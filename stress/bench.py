@@ -31,6 +31,7 @@ from . import report
 from .metrics import CURVES, MEASURES, METRICS, WORKERS, Samples, check_limits
 from .peers import FLOOR, KNOWN, SELF, Environments, Peer
 from .programs import TIMEOUT, Failure, Program
+from .redis_service import RedisService
 from .report import results
 from .scaling import Scaling
 from .shapes import Shapes
@@ -68,7 +69,7 @@ def bench(options: argparse.Namespace) -> int:
     peers = [variants[name]() if name in variants else environments.peer(name) for name in options.peers or KNOWN]
     columns = [environments.this_client(), *peers, environments.floor()]
     with tempfile.TemporaryDirectory() as folder:
-        rounds = _Rounds(columns, _Certificate.make(Path(folder)), Path(folder))
+        rounds = _Rounds(columns, environments, _Certificate.make(Path(folder)), Path(folder))
         with _progress(console) as progress:
             task = progress.add_task("", total=options.rounds * sum(map(rounds.steps, wanted)))
 
@@ -129,14 +130,17 @@ class _Certificate(NamedTuple):
 class _Rounds:
     """Takes one measurement after the other and keeps the results."""
 
-    def __init__(self, columns: list[Peer], certificate: _Certificate, folder: Path) -> None:
+    def __init__(
+        self, columns: list[Peer], environments: Environments, certificate: _Certificate, folder: Path
+    ) -> None:
         self._columns = columns
+        self._environments = environments
         self._certificate = certificate
         self._folder = folder
         self.samples: Samples = {}
         self.failures: dict[str, dict[str, str]] = {}  # by measure and column: the first failure
         self.event_sizes: dict[str, float] = {}  # bytes of one event in a request
-        self.curves = Scaling(columns, self._measured, self.failures)
+        self.curves = Scaling(columns, environments, self._measured, self.failures)
         self._shapes = Shapes(columns, self._measured, self.failures)
 
     def steps(self, measure: str) -> int:
@@ -161,7 +165,7 @@ class _Rounds:
             step(peer.column)
             if peer.column == FLOOR and measure not in ("calls", "stream"):
                 continue
-            if peer.column != SELF and measure in ("relay", "manager"):
+            if peer.column != SELF and measure in ("relay", "manager", "redis"):
                 continue
             if peer.column in self.failures.get(measure, {}):
                 figures: Figures | None = None  # not tried again: a hang costs minutes
@@ -262,6 +266,22 @@ class _Rounds:
     def _manager(self, peer: Peer) -> Figures:
         return self._through_sender(peer, "manager")
 
+    def _redis(self, peer: Peer) -> Figures:
+        peer = self._environments.redis()._replace(column=peer.column)
+        figures = self._through_sender(peer, "redis")
+        # Relays whose API never responds: all that they have not taken waits in the stream, and what they have too.
+        with RedisService() as redis:
+            env = {"STRESS_REDIS": redis.url}
+            waiting = peer._replace(client="letterapp_redis", env={**peer.env, **env})
+            empty = redis.memory()
+            with self._measured(waiting, "stream", STREAM) as (program, _):
+                program.receive()
+            used = redis.memory() - empty
+        with self._measured(peer, "stream", STREAM) as (program, server):
+            program.receive()
+            counts = server.receive()
+        return {**figures, "redis_memory": used / counts["bytes"]}
+
     def _through_sender(self, peer: Peer, mode: str) -> Figures:
         """Cost and throughput if one process sends for all."""
         through = peer._replace(client=f"letterapp_{mode}")
@@ -347,6 +367,11 @@ class _Rounds:
             script = HERE / "inside" / "measure.py"
             env = {**peer.env, **trust, "STRESS_MODULE": peer.module}
             env["XDG_RUNTIME_DIR"] = str(self._folder)  # where a relay listens
+            if peer.client == "letterapp_redis" and "STRESS_REDIS" not in env:
+                redis = stack.enter_context(RedisService())
+                for _ in range(peer.options.get("relays", 1)):
+                    redis.start_relay(peer.python, peer.env, url)
+                env["STRESS_REDIS"] = redis.url
             yield (
                 stack.enter_context(
                     Program(peer.python, script, measure, peer.client, url, *numbers, env=env, timeout=timeout)

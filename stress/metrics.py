@@ -93,6 +93,12 @@ METRICS = (
         "manager_rate", "manager", "8 processes through one manager, delivered, events/s", (Limit(30_000, "", True),)
     ),
     Metric("manager_own", "manager", "of these, sent by the processes themselves, %"),
+    Metric("redis_call", "redis", "track() with relay=redis://... over without, median", (Limit(1.2),)),
+    Metric(
+        "redis_rate", "redis", "8 processes through Redis and a relay, delivered, events/s", (Limit(20_000, "", True),)
+    ),
+    Metric("redis_own", "redis", "of these, sent by the processes themselves, %"),
+    Metric("redis_memory", "redis", "memory of Redis per waiting event over its encoded size"),
 )
 
 
@@ -109,6 +115,7 @@ class Curve(NamedTuple):
 
 WORKERS, WAITING, CLIENTS = (1, 2, 4, 8, 16, 32), (0, 100, 1_000, 10_000), (1, 10, 100)
 VALUES = (10, 100, 1_000)
+RELAYS, PRODUCERS = (1, 2, 4), (1, 4, 16, 64)
 CURVES = (
     Curve(
         "scale_call",
@@ -122,6 +129,15 @@ CURVES = (
     Curve("fork_waiting", "fork_waiting", "fork while events wait", "events waiting", "fork and end, us", WAITING),
     Curve("growth", "growth", "track() with many values in an event", "values", "median of a call, us", VALUES),
     Curve("fork_clients", "fork_clients", "fork with many used clients", "clients", "fork and end, us", CLIENTS),
+    Curve("redis_relays", "redis_relays", "8 workers through Redis, delivered", "relays", "events/s in all", RELAYS),
+    Curve(
+        "redis_workers",
+        "redis_workers",
+        "workers through Redis and 2 relays, delivered",
+        "workers",
+        "events/s in all",
+        PRODUCERS,
+    ),
 )
 MEASURES = tuple(dict.fromkeys([*(metric.measure for metric in METRICS), *(curve.measure for curve in CURVES)]))
 

@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-SELF, RELAY, MANAGER, ORJSON, FLOOR = "this client", "relay=True", "relay=queue", "with orjson", "floor"
-OWN = (SELF, RELAY, MANAGER)  # the columns of this checkout
+SELF, RELAY, MANAGER, REDIS, ORJSON, FLOOR = (
+    "this client",
+    "relay=True",
+    "relay=queue",
+    "relay=redis",
+    "with orjson",
+    "floor",
+)
+OWN = (SELF, RELAY, MANAGER, REDIS)  # the columns of this checkout
 _CLEARED = ("PYTHON", "LETTER_", "POSTHOG_", "SEGMENT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "VIRTUAL_ENV")
 
 
@@ -77,6 +84,10 @@ class Environments:
     def manager(self) -> Peer:
         """This client, with the queue of one `letterapp.relay.SenderManager` in all processes."""
         return self.this_client()._replace(column=MANAGER, options={"manager": {}})  # see inside/managers.py
+
+    def redis(self) -> Peer:
+        """This client, with a stream in a Redis server that is started for it: see `redis_service`."""
+        return self.this_client("redis")._replace(column=REDIS)
 
     def floor(self) -> Peer:
         return Peer(FLOOR, "floor", "", "", self._environment(None), self.python_version, clean_environment())

@@ -18,7 +18,8 @@ from .report import results, tables
 from .scenario_run import Scenario, run_scenario
 from .scenarios import SCENARIOS, chosen
 
-THIS, THROUGH_RELAY, THROUGH_MANAGER = "this", "relay", "manager"  # names of this client on the command line
+# Names of this client on the command line.
+THIS, THROUGH_RELAY, THROUGH_MANAGER, THROUGH_REDIS = "this", "relay", "manager", "redis"
 SEVERITY = ("balances", "reported", "failed", "red")
 SERVERS = (
     *("gunicorn", "packaging", "gevent", "uvicorn", "celery", "pyuwsgi>=2.0.27; sys_platform != 'win32'"),
@@ -41,7 +42,12 @@ def run(patterns: list[str], options: argparse.Namespace) -> int:
         options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"), extras=SERVERS
     )
     names = options.clients or [THIS, *KNOWN]
-    own = {THIS: environments.this_client, THROUGH_RELAY: environments.relay, THROUGH_MANAGER: environments.manager}
+    own = {
+        THIS: environments.this_client,
+        THROUGH_RELAY: environments.relay,
+        THROUGH_MANAGER: environments.manager,
+        THROUGH_REDIS: environments.redis,
+    }
     peers = [own[name]() if name in own else environments.peer(name) for name in names]
     data: dict[str, Any] = {
         "kind": "ledger",

@@ -13,11 +13,12 @@ from statistics import median
 from typing import Any, Callable, ContextManager, Dict
 
 from .metrics import CURVES, CurveSamples, spread
-from .peers import FLOOR, SELF, Peer
+from .peers import FLOOR, SELF, Environments, Peer
 from .programs import Failure
 from .shapes import WARM_UP
 
 EVENTS = 19_200  # a multiple of every number of workers
+REDIS_EVENTS = 192_000  # the same; enough for a second or more
 FORK_STEPS = 10
 GROWTH_CALLS = 300
 
@@ -30,10 +31,12 @@ class Scaling:
     def __init__(
         self,
         columns: list[Peer],
+        environments: Environments,
         measured: Callable[..., ContextManager[Any]],
         failures: dict[str, dict[str, str]],
     ) -> None:
         self._columns = columns
+        self._environments = environments
         self._measured = measured
         self._failures = failures  # by measure and column: the first failure
         self._created_late: set[str] = set()  # columns whose client cannot be created before the fork
@@ -46,6 +49,8 @@ class Scaling:
             for peer in self._columns:
                 step(f"{x:,}, {peer.column}")
                 if peer.column == FLOOR and measure not in ("scale", "growth"):
+                    continue
+                if peer.column != SELF and measure.startswith("redis"):
                     continue
                 figures = self._point(measure, peer, x)
                 for curve in curves:
@@ -105,6 +110,23 @@ class Scaling:
             raise Failure("; ".join([f"{arrived:,} of {EVENTS:,} arrived", *ends]))
         assert counts is not None
         return {"scale_call": result["median_us"], "scale_rate": EVENTS / (counts["last"] - result["began"])}
+
+    def _redis_relays(self, peer: Peer, relays: int) -> Figures:
+        return {"redis_relays": self._through_redis(relays, 8)}
+
+    def _redis_workers(self, peer: Peer, workers: int) -> Figures:
+        return {"redis_workers": self._through_redis(2, workers)}
+
+    def _through_redis(self, relays: int, workers: int) -> float:
+        peer = self._environments.redis()._replace(client="letterapp_redis", options={"relays": relays})
+        with self._measured(peer, "scale", REDIS_EVENTS, workers, 1) as (program, server):
+            result = program.receive()
+            counts = server.receive()
+        if result["hung"] or result["raised"]:
+            raise Failure(f"{result['hung']} of {workers} workers hung, {result['raised']} raised")
+        if result["relayed"] < REDIS_EVENTS:
+            raise Failure(f"{REDIS_EVENTS - result['relayed']:,} events were sent by the workers themselves")
+        return float(REDIS_EVENTS / (counts["last"] - result["began"]))
 
     def _fork_waiting(self, peer: Peer, events: int) -> Figures:
         """The server never responds, so all events wait. With 0 events the client was created but not used."""

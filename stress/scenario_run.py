@@ -22,20 +22,24 @@ import psutil
 
 from .api_server import ApiServer
 from .ledger import Key, Records, balance, verdict
-from .peers import OWN, RELAY, Environments, Peer
+from .peers import OWN, REDIS, RELAY, Environments, Peer
 from .process_monitor import FOLDER, RUNTIME, ProcessMonitor, surviving_processes, threads_and_descriptors
 from .programs import Failure, Program
+from .redis_service import RedisService
 
 INSIDE = Path(__file__).resolve().parent / "inside"
 TIMEOUT = 40.0  # seconds that a program may run, unless the scenario says otherwise
 SHORT_WAIT = 0.5  # seconds
 SETTLING = 5.0  # seconds that threads which are about to end get before they count as leaked
+CLAIM_AFTER = 2.0  # seconds without a sign of life after which another relay gets what one had taken from Redis
 GRACE = 7.0  # seconds that a process may outlive its parents or clients; its own limit for sending the rest is 5
 # What a relay or a manager logs about lost events that it cannot report to any process, in either wording.
 LOGGED = re.compile(
     r"^letterapp (?:relay|manager) \[\d+\]: ([\d,]+) lost from ended processes: ",
     re.MULTILINE,
 )
+# The same of a relay that reads a stream in Redis, which no process can be told of.
+REDIS_LOG = re.compile(r"^letterapp relay \[\d+\]: entry \S+: ([\d,]+) lost: ", re.MULTILINE)
 
 
 class Scenario(NamedTuple):
@@ -77,6 +81,10 @@ class ScenarioRun:
         self.allows_overtaking = False  # events may take two routes, so one that arrives late is noted and is no fault
         self.hung = 0
         self.leaked = 0
+        self._redis: RedisService | None = None
+        if peer.column == REDIS:
+            self._redis = RedisService(append_only=True)
+            self.start_redis_relay()
         self._module = scenario.module.__name__.rpartition(".")[2]
         self._logs = Path(tempfile.mkdtemp(dir=folder))
         self._programs: list[Program] = []
@@ -98,10 +106,23 @@ class ScenarioRun:
             "STRESS_MODULE": self.peer.module,
             "STRESS_URL": self.api.url,
             "STRESS_LOGS": str(self._logs),
-            "STRESS_OPTIONS": json.dumps({**self.peer.options, **options} if self.is_this_client else {}),
+            "STRESS_OPTIONS": json.dumps({**self._own_options(), **options} if self.is_this_client else {}),
             RUNTIME: str(self.folder),  # where a client looks for a relay: each run has its own
             FOLDER: str(self.folder),
         }
+
+    def _own_options(self) -> dict[str, Any]:
+        return {**self.peer.options, **({"relay": self._redis.url} if self._redis is not None else {})}
+
+    @property
+    def redis(self) -> RedisService:
+        """The server of the column with a stream in Redis."""
+        assert self._redis is not None
+        return self._redis
+
+    def start_redis_relay(self) -> Any:
+        """A relay that reads the stream, as a `subprocess.Popen`. It is ended with the run."""
+        return self.redis.start_relay(self.peer.python, self.peer.env, self.api.url, "--claim-after", str(CLAIM_AFTER))
 
     def start(
         self,
@@ -201,9 +222,18 @@ class ScenarioRun:
         for program in self._programs:
             self._logged += sum(int(number.replace(",", "")) for number in LOGGED.findall(program.output))
             program.dispose()
+        if self._redis is not None:
+            self._end_redis(self._redis)
         self.api.settle()
         self.api.close()
         return orphans
+
+    def _end_redis(self, redis: RedisService) -> None:
+        if not redis.drain():
+            self.notes.append(f"{redis.entries()} entries are left in Redis")
+        lost = [int(number.replace(",", "")) for number in REDIS_LOG.findall(redis.logs())]
+        self._logged += sum(lost)
+        redis.close()
 
     def records(self) -> Records:
         returned: dict[Key, int] = {}
@@ -225,7 +255,7 @@ class ScenarioRun:
         if unspecific:
             self.notes.append(f"{unspecific} errors reached the program that name no event")
             # Such as the report that a busy relay accepts no events for now: those tracked meanwhile bypass it.
-            self.allows_overtaking = self.allows_overtaking or self.peer.column == RELAY
+            self.allows_overtaking = self.allows_overtaking or self.peer.column in (RELAY, REDIS)
         return Records(returned, reported, list(self.api.arrivals), unnamed)
 
 

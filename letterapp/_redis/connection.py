@@ -81,26 +81,6 @@ class RedisConnection:
         """The same, and wait for the response for up to ``patience`` seconds."""
         return self.ask(*command, wait=patience, patience=0.0)
 
-    def transaction(self, *commands: tuple[Any, ...], patience: float) -> list[Any]:
-        """Have ``commands`` executed as one, and return their responses."""
-        try:
-            self._require_own_socket()
-            self._send(self._connection.pack_commands([("MULTI",), *commands, ("EXEC",)]))
-            answers = []
-            for _ in range(len(commands) + 2):
-                if not self._connection.can_read(patience):
-                    raise socket.timeout("timed out")
-                answers.append(self._connection.read_response())
-        except Exception as problem:
-            raise _translated(problem) from None
-        result = answers[-1]
-        if not isinstance(result, list):
-            raise Disconnected("it has not executed a transaction")
-        for answer in result:
-            if isinstance(answer, Exception):
-                raise _translated(answer)
-        return result
-
     def close(self) -> None:
         try:
             if self._is_own_socket():
@@ -163,18 +143,25 @@ def _connected(kind: Any, options: dict[str, Any], patience: float) -> Any:
 
 
 def _master(location: Location, patience: float) -> tuple[str, int]:
-    from redis.sentinel import Sentinel
+    """The address of the master, from the first sentinel that knows it."""
+    from redis.connection import Connection
 
-    own = location.sentinel_options()
-    sentinel = Sentinel(
-        location.sentinels, sentinel_kwargs={"socket_timeout": patience, "socket_connect_timeout": patience, **own}
-    )
-    try:
-        host, port = sentinel.discover_master(location.service)
-        return host, port
-    finally:
-        for each in sentinel.sentinels:
-            each.connection_pool.disconnect()
+    problem: Exception = Disconnected(f"no sentinel knows a master of {location.service}")
+    for host, port in location.sentinels:
+        try:
+            connection = _connected(Connection, {"host": host, "port": port, **location.sentinel_options()}, patience)
+            try:
+                connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", location.service)
+                address = connection.read_response()
+            finally:
+                connection.disconnect()
+        except Exception as failure:
+            reraise_signal_error(failure)
+            problem = failure  # the next one may know
+            continue
+        if address:
+            return address[0].decode(), int(address[1])
+    raise problem
 
 
 def _node_with(key: str, connection: Any) -> tuple[str, int] | None:

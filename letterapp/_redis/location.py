@@ -79,8 +79,7 @@ class Location:
 
 def _import_redis() -> None:
     try:
-        import redis
-        import redis.sentinel  # now, because nothing may be imported by a call or while another thread forks
+        import redis.connection  # now, because a call imports nothing, and a fork must not interrupt it
     except ImportError as problem:
         raise LetterError(f"relay: a Redis URL needs redis-py: pip install 'letterapp[redis]' ({problem})") from None
     if int(redis.__version__.partition(".")[0]) < 5:

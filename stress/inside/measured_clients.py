@@ -75,6 +75,13 @@ def letterapp_manager(url: str, capacity: int) -> Client:
     return letterapp(url, capacity, relay=manager.queue)
 
 
+def letterapp_redis(url: str, capacity: int) -> Client:
+    """``STRESS_REDIS``: the URL of a server that the harness has started, with relays for ``url``."""
+    import os
+
+    return letterapp(url, capacity, relay=os.environ["STRESS_REDIS"])
+
+
 def posthog(url: str, capacity: int) -> Client:
     from posthog import Posthog
 

@@ -214,11 +214,13 @@ def _survey(tracer: KillTracer, live: Callable[[int], object]) -> list[tuple[lis
 
 
 def outside(run: ScenarioRun) -> None:
-    from ..peers import RELAY
+    from ..peers import REDIS, RELAY
     from ..programs import Failure
     from ..scenario_run import NotApplicable
 
     has_relay = run.peer.column == RELAY
+    if run.peer.column == REDIS and run.name in ("kill-before-stored", "kill-after-stored", "kill-recovery"):
+        raise NotApplicable("a relay sends all requests: see redis-relay-killed")
     if has_relay and run.name in ("kill-in-sender", "kill-recovery"):
         raise NotApplicable("the relay sends all events, and no worker any")
     run.allows_overtaking = has_relay

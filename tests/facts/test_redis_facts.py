@@ -193,6 +193,23 @@ def test_without_eviction_a_full_server_refuses_appends_also_in_a_script_and_sti
     assert [row["name"] for row in client.xinfo_consumers("s", GROUP)] == ["a"]
 
 
+def test_a_full_server_may_refuse_a_transaction_that_makes_room_but_not_a_script(client: Any) -> None:
+    import redis
+
+    client.xgroup_create("s", GROUP, "0", mkstream=True)
+    numbers = [client.xadd("s", {"e": serial}) for serial in range(2)]
+    read(client, "a")
+    client.config_set("maxmemory", 1)
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.xack("s", GROUP, numbers[0])
+        try:
+            pipeline.execute()
+        except redis.ResponseError:
+            assert int(client.info("server")["redis_version"].partition(".")[0]) <= 7
+    client.eval("redis.call('XACK', KEYS[1], 'g', ARGV[1]) redis.call('XDEL', KEYS[1], ARGV[1])", 1, "s", numbers[1])
+    assert numbers[1] not in pending(client)
+
+
 def test_a_server_that_evicts_any_key_evicts_a_stream(client: Any) -> None:
     import redis
 

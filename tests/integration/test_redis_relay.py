@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from harness import DEADLINE, environment, eventually, suspend
+from harness import DEADLINE, ROOT, environment, eventually, suspend
 from redis_relays import KEY, Relays, idle, length, name_of, pending, started_relays, stream_of  # noqa: F401
 from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401  (fixtures)
 
-from letterapp import Letter
+from letterapp import Letter, LetterError
 from letterapp._redis.location import Location
 from letterapp._redis_server.group import Group
 from letterapp.testing import status
@@ -352,3 +352,36 @@ def test_the_url_is_not_followed_by_a_hang_when_nothing_waits(server: RedisServe
     relay = relays.start(server.url)
     relay.signal(signal.SIGINT)
     assert relay.finish(DEADLINE).code == 0
+
+
+def test_the_acl_recipe_of_the_documents(
+    redis_server: Callable[..., RedisServer], relays: Relays, make: Any, letter_api: Any
+) -> None:
+    server = redis_server()
+    text = (ROOT / "docs" / "many-hosts.md").read_text()
+    rules = [line.split() for line in text.splitlines() if line.startswith("ACL SETUSER ")]
+    with server.client() as client:
+        for rule in rules:
+            client.execute_command(*rule)
+        client.execute_command("ACL", "SETUSER", "default", "off")
+    assert len(rules) == 2
+    worker = f"redis://letter-worker:WORKER-PASSWORD@127.0.0.1:{server.port}/0"
+    relay = relays.start(f"redis://letter-relay:RELAY-PASSWORD@127.0.0.1:{server.port}/0", "--claim-after", "0.5")
+    errors: list[Any] = []
+    letter = make(relay=worker, on_error=errors.append)
+    work(letter, 300)
+    assert letter_api.wait_for(300)
+    letter_api.rule = lambda request: status(503)
+    sent = len(letter_api.requests)
+    work(letter, 1, 300)
+    assert letter_api.wait_until(lambda: len(letter_api.requests) > sent)
+    relay.signal(signal.SIGTERM)  # gives an entry back, and another relay claims it
+    assert relay.finish().code == 0
+    letter_api.rule = None
+    other = relays.start(f"redis://letter-relay:RELAY-PASSWORD@127.0.0.1:{server.port}/0", "--claim-after", "0.5")
+    assert letter_api.wait_for(301)
+    assert errors == [] and letter.stats()["relayed"] == 301
+    for one in (relay, other):
+        assert "cannot" not in one.output and "could not" not in one.output, one.output
+    with pytest.raises(LetterError, match=r"NOPERM|permission"):
+        Group(Location(worker), "{letterapp:0}:events", "stranger")

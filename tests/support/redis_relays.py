@@ -7,6 +7,8 @@ responsible for: what is right.
 from __future__ import annotations
 
 import contextlib
+import json
+import signal
 import socket
 import sys
 import threading
@@ -84,6 +86,32 @@ def idle(server: RedisServer, name: str) -> float:
 
 def name_of(relay: Program) -> str:
     return relay.output.partition(" as ")[2].split()[0]
+
+
+class Stream:
+    """A Redis server with two relays; stands for the directory of relays that `services` looks at."""
+
+    def __init__(self, server: RedisServer, relays: Relays) -> None:
+        self.server = server
+        self.relays = [relays.start(server.url, "--claim-after", "2") for _ in range(2)]
+
+    def kill_a_relay(self) -> None:
+        self.relays[0].signal(signal.SIGKILL)
+        self.relays[0].process.wait()
+
+    def left_behind(self) -> list[Any]:
+        return []
+
+    def settle(self) -> None:
+        """Wait until all that was appended has been delivered."""
+        empty = eventually(lambda: (length(self.server), pending(self.server)), lambda found: found == (0, {}))
+        assert empty == (0, {})
+        for relay in self.relays:
+            assert "lost:" not in relay.output and "given up" not in relay.output, relay.output
+
+    @property
+    def client(self) -> dict[str, str]:
+        return {"TEST_CLIENT": json.dumps({"relay": self.server.url})}
 
 
 class Cable:

@@ -127,6 +127,24 @@ class RedisServer:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class Sentinel(RedisServer):
+    """A sentinel that watches one master, and decides alone that it has gone."""
+
+    def __init__(self, master: RedisServer, service: str) -> None:
+        self._rules = (
+            f"sentinel monitor {service} 127.0.0.1 {master.port} 1\n"
+            f"sentinel down-after-milliseconds {service} 300\n"
+            f"sentinel failover-timeout {service} 3000\n"
+        )
+        super().__init__(program=master.program)
+
+    def _command(self) -> list[str]:
+        config = Path(self.directory, "sentinel.conf")
+        config.write_text(self._rules)
+        own = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory]
+        return [self.program, str(config), "--sentinel", *own, "--logfile", os.path.join(self.directory, "log")]
+
+
 @pytest.fixture(name="redis_server")
 def started_redis() -> Iterator[Callable[..., RedisServer]]:
     """Starts servers, and ends them after the test."""

@@ -182,7 +182,8 @@ def rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             Peer(column, client, "letterapp", '"messageId"', sys.executable, "", env)
             for column, client in clients.items()
         ]
-        return bench._Rounds(columns, certificate, tmp_path)
+        environments: Any = None  # of the clients that these rounds do not have
+        return bench._Rounds(columns, environments, certificate, tmp_path)
 
     return rounds
 
