@@ -11,6 +11,7 @@ import doctest
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from blocks import Block, blocks_of, docstring_blocks, documents
 from harness import DEADLINE, ROOT, environment, needs
 from shell_blocks import Shell, commands, has_programs
 
-from letterapp.testing import IngestionServer
+from letterapp.testing import IngestionServer, status
 
 pytestmark = needs("fcntl")
 
@@ -66,7 +67,7 @@ def same(expected: str, printed: str) -> bool:
     )
 
 
-def run_python(program: str, folder: Path, api: IngestionServer, code: int = 0) -> str:
+def run_python(program: str, folder: Path, url: str, code: int = 0) -> str:
     """Run it as a program, or with pytest if it has tests; what it prints. Nothing that it tracks may be lost."""
     shutil.copy(ROOT / "docs" / "examples" / "testing" / "pytest_shop" / "shop.py", folder)
     is_test = re.search(r"^(async )?def test_", program, re.MULTILINE)
@@ -75,7 +76,7 @@ def run_python(program: str, folder: Path, api: IngestionServer, code: int = 0) 
     (folder / "pytest.ini").write_text("[pytest]\n")
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if is_test else []
     (folder / "xdg").mkdir(mode=0o700)
-    env = environment(api.url, LETTER_API_KEY="lt_test_local", LETTER_BASE_URL=api.url, TMPDIR=str(folder))
+    env = environment(url, LETTER_API_KEY="lt_test_local", LETTER_BASE_URL=url, TMPDIR=str(folder))
     if "127.0.0.1" in program:
         env["LETTER_BASE_URL"] = "http://127.0.0.1:" + program.split("127.0.0.1:")[1][:5].rstrip('"/')
     elif is_test or "capture" in program:
@@ -97,11 +98,27 @@ def run_python(program: str, folder: Path, api: IngestionServer, code: int = 0) 
 PYTHON = [block for block in RUN if block.language == "python" and "with" not in block.notes]
 
 
+def address_of(block: Block, api: IngestionServer, request: pytest.FixtureRequest) -> str:
+    """The base URL for ``block``; the API behaves as its comment says."""
+    behaviour = block.notes.get("api", "")
+    if behaviour.isdigit():
+        api.rule = lambda _: status(int(behaviour))
+    elif behaviour == "down":
+        with socket.create_server(("127.0.0.1", 0)) as closed:  # nothing listens there when it is closed
+            return f"http://127.0.0.1:{closed.getsockname()[1]}"
+    elif behaviour == "tls":
+        return str(request.getfixturevalue("tls_api").url)
+    return api.url
+
+
 @named(PYTHON)
-def test_python_runs_and_prints_what_the_page_says(block: Block, folder: Path, letter_api: IngestionServer) -> None:
+def test_python_runs_and_prints_what_the_page_says(
+    block: Block, folder: Path, letter_api: IngestionServer, request: pytest.FixtureRequest
+) -> None:
+    url = address_of(block, letter_api, request)
     with Shell(folder / "shell", letter_api.url) as shell:
         program = shell.here(block.program())
-        printed = run_python(program, folder, letter_api, int(block.notes.get("exits", 0)))
+        printed = run_python(program, folder, url, int(block.notes.get("exits", 0)))
     expected = OUTPUT.get(block.name)
     if expected is not None:
         assert same(expected.text, printed), f"the page says:\n{expected.text}\nand it prints:\n{printed}"
@@ -117,7 +134,7 @@ DOCSTRINGS = list(docstring_blocks())
 @named([block for block in DOCSTRINGS if block.language == "python"])
 def test_a_docstring_s_code_runs(block: Block, folder: Path, letter_api: IngestionServer) -> None:
     before, after = AROUND.get(block.text.splitlines()[0], ("", ""))
-    printed = run_python(f"{before}\n{block.text}\n{after}\n", folder, letter_api)
+    printed = run_python(f"{before}\n{block.text}\n{after}\n", folder, letter_api.url)
     assert "letterapp:" not in printed, printed
 
 
@@ -221,7 +238,7 @@ def test_a_wrong_output_a_failing_command_and_a_lost_event_are_found(
 ) -> None:
     assert same("one ... three", "one two three") and not same("one two", "one three")
     with pytest.raises(AssertionError, match="exit 1"):
-        run_python("raise ValueError", tmp_path, letter_api)
+        run_python("raise ValueError", tmp_path, letter_api.url)
     page = tmp_path / "page.md"
     page.write_text("<!-- not run: needs a reason -->\n```python\nx\n```\n\n    python -m letterapp nothing\n")
     one, two = blocks_of(page)

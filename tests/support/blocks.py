@@ -7,6 +7,7 @@ A comment (`<!-- ... -->`) directly above a block, invisible to readers:
     before: CODE       Python that runs first, in the same program
     after: CODE        Python that runs last, in the same program
     continues          the program begins with the previous Python block of the page
+    api: STATUS        what the API answers to each request; `down`: there is none; `tls`: with an unknown certificate
     arrives: NUMBER    this many events have reached the API when the program has ended
     exits: NUMBER      the exit status, if it is not 0
     file: NAME         the page's commands find the block in this file
@@ -30,17 +31,8 @@ from harness import ROOT
 from markdown_it import MarkdownIt
 
 KEYS = (
-    "before",
-    "after",
-    "continues",
-    "arrives",
-    "exits",
-    "file",
-    "output",
-    "checked by",
-    "not run",
-    "with",
-    "also with",
+    *("before", "after", "continues", "file", "api", "arrives", "exits", "output"),
+    *("checked by", "not run", "with", "also with"),
 )
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _COMMANDS = re.compile(r"\s*(\(umask|([A-Z_]+=\S+ )*(pip|python3?|curl|\.venv/bin/\S+) )")
