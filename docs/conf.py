@@ -64,11 +64,22 @@ pygments_dark_style = "github-dark"
 
 # The navigation. A page that does not exist is left out; all others must be here, or Sphinx warns.
 NAVIGATION = {
-    "Start": ["quickstart", "glossary", "choosing", "processes", "frameworks/*", "many-hosts", "migration"],
+    "Start": ["quickstart", "glossary", "choosing", "processes", "many-hosts", "migration"],
+    "Frameworks": ["frameworks/index", "frameworks/*"],
     "Use": ["calls", "configuration", "errors", "commands", "testing", "inbox", "observability", "troubleshooting"],
     "Depend on it": ["guarantees", "relay", "security", "benchmarks", "stress"],
     "Python API": ["api/letterapp", "api/relay", "api/testing", "api/pytest"],
     "The project": ["architecture", "contributing", "security-policy", "changelog"],
+}
+# Where a page's own title is too long for the navigation.
+TITLES = {
+    "processes": "Processes",
+    "testing": "Testing",
+    "inbox": "Inbox",
+    "troubleshooting": "Troubleshooting",
+    "relay": "Relay",
+    "benchmarks": "Benchmarks",
+    "api/pytest": "pytest plugin",
 }
 # Pages that are files elsewhere. The page itself is what GitHub shows in its place: a link.
 ELSEWHERE = {
@@ -88,8 +99,11 @@ def _navigation() -> str:
     trees = []
     for caption, pages in NAVIGATION.items():
         found = [path for page in pages for kind in (".md", ".rst") for path in sorted(HERE.glob(page + kind))]
-        names = [path.relative_to(HERE).with_suffix("").as_posix() for path in found]
-        trees.append("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```"]))
+        names = dict.fromkeys(path.relative_to(HERE).with_suffix("").as_posix() for path in found)
+        lines = [f"{TITLES[name]} <{name}>" if name in TITLES else name for name in names]
+        if not lines:
+            continue
+        trees.append("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *lines, "```"]))
     return "\n\n".join(trees)
 
 

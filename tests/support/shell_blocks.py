@@ -25,7 +25,7 @@ NOT_RUN = {
     r"python3 -m venv .*|\.venv/bin/.*|\.ci/.*": "it makes an environment, or is a check of its own; the gate runs it",
     r"git .*|npm .*|twine .*|docker .*|systemctl .*|kubectl .*": "it acts on something outside of this checkout",
 }
-DIRECTORIES = ("/run/letter", "/etc/letter", "/var/lib/letter")
+DIRECTORIES = ("/run/letter", "/run/secrets", "/etc/letter", "/var/lib/letter")
 PROGRAM = 'from letterapp import Letter\n\nLetter().track("user_42", "Order Completed", {"amount": 99.5})\n'
 INBOX = "127.0.0.1:8025"
 
