@@ -124,7 +124,11 @@ def test_the_relay_page_says_which_options_a_relay_takes_from_its_clients() -> N
     assert {*taken, *own} == everything - {"relay", "ssl_context", "spool_sync"}  # refused, see launcher.check
 
 
-PROOF = re.compile(r'\[(test|stress)\]\((\S+) "([\w-]+)"\)|\[(measured)\]\(processes\.md#')
+PROOF = re.compile(
+    r'\[[^]]+\]\((\.\./tests/\S+) "(\w+)"\)'
+    r'|\[`([\w-]+)`\]\(stress\.md "stress scenario"\)'
+    r"|\[(measured)\]\(processes\.md#"
+)
 MOST_MEASURED = 3
 
 
@@ -144,14 +148,14 @@ def test_each_guarantee_links_to_a_test_or_a_scenario_that_there_is() -> None:
     assert len(found) > 40
     for row, links in found:
         assert links, f"nothing shows this: {row}"
-        for kind, target, name, by_hand in links:
+        for path, function, scenario, by_hand in links:
             if by_hand:
                 measured.append(row)
-            elif kind == "test":
-                tree = ast.parse((ROOT / "docs" / target).read_text(encoding="utf-8"))
-                assert name in {getattr(node, "name", "") for node in tree.body}, f"{target} has no {name}"
+            elif scenario:
+                assert scenario in SCENARIOS, f"no scenario {scenario}"
             else:
-                assert target == "stress.md" and name in SCENARIOS, f"no scenario {name}"
+                tree = ast.parse((ROOT / "docs" / path).read_text(encoding="utf-8"))
+                assert function in {getattr(node, "name", "") for node in tree.body}, f"{path} has no {function}"
     assert len(measured) <= MOST_MEASURED, measured
 
 

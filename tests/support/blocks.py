@@ -24,6 +24,7 @@ import ast
 import inspect
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator
 
@@ -54,7 +55,7 @@ class Block:
     @property
     def excerpt(self) -> bool:
         """It stands, as it is, in an example that the tests run."""
-        return any(_lines(self.text) in _lines(text) for text in _examples())
+        return any(_lines(self.text) in text for text in _examples())
 
     def program(self) -> str:
         """The whole program of a Python block."""
@@ -137,10 +138,11 @@ def _lines(text: str) -> str:
     return "\n" + "\n".join(line.strip() for line in text.strip().splitlines()) + "\n"
 
 
+@lru_cache(maxsize=None)
 def _examples() -> list[str]:
     kinds = {".py", ".toml", ".ini", ".cfg", ".yaml", ".yml", ".service", ".sh", ".txt", ".conf", ".md", ""}
     return [
-        path.read_text(encoding="utf-8")
+        _lines(path.read_text(encoding="utf-8"))
         for path in (ROOT / "docs" / "examples").rglob("*")
         if path.is_file() and path.suffix in kinds and "__pycache__" not in path.parts
     ]
