@@ -135,9 +135,13 @@ def _as_restructured_text(app: Sphinx, what: str, name: str, item: object, optio
         starts = line.startswith("    ") and number > 0 and not lines[number - 1]
         if starts and paragraph and not paragraph.startswith(" "):
             result += [".. code-block:: python", ""]
-        result.append(re.sub(r"docs/([a-z-]+)\.md", r":doc:`/\1`", line))
+        result.append(re.sub(r"docs/([a-z-]+)\.md", _page_named, line))
         paragraph = line or paragraph
     lines[:] = result
+
+
+def _page_named(found: re.Match[str]) -> str:
+    return f":doc:`{TITLES.get(found[1], found[1].capitalize())} </{found[1]}>`"
 
 
 def _alternative(source: str) -> str:

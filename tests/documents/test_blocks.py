@@ -50,6 +50,10 @@ AROUND = {
         "from letterapp import Letter\nfrom letterapp.testing import IngestionServer",
         "",
     ),
+    'letter.track(user, "Order Completed", message_id=message_id("order completed", order_id))': (
+        'from letterapp import Letter, message_id\nletter, user, order_id = Letter("your-key"), "user_42", 7',
+        "",
+    ),
     "queue = multiprocessing.Queue(1000)": (
         "import multiprocessing\nfrom letterapp import Letter\nfrom letterapp.relay import QueueListener",
         "",
