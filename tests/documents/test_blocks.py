@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -207,9 +208,6 @@ def test_a_file_of_a_known_kind_can_be_parsed(block: Block) -> None:
 
 @named([block for block in BLOCKS if block.language == "mermaid"])
 def test_a_diagram_has_its_picture(block: Block) -> None:
-    sys.path.append(str(ROOT / "docs"))
-    from hashlib import sha256
-
     name = f"{sha256(block.text.encode()).hexdigest()[:12]}.svg"
     assert (ROOT / "docs" / "diagrams" / name).is_file(), "run docs/draw.py"
 

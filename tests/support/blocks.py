@@ -86,8 +86,9 @@ def blocks_of(page: Path) -> Iterator[Block]:
             previous = Block(page, line, language, token.content, notes, previous)
             yield previous
             notes = {}
-        elif token.type != "html_inline" and notes and token.nesting != 1 and token.type != "inline":
-            assert set(notes) <= {""}, f"{page}: a comment about a block, and no block below it: {notes}"
+        else:
+            assert not notes, f"{page}: no block follows the comment {notes}"
+    assert not notes, f"{page}: no block follows the comment {notes}"
 
 
 def docstring_blocks() -> Iterator[Block]:
