@@ -27,7 +27,7 @@ html_title = f"letterapp {version}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "index"
-exclude_patterns = ["examples/**/README.md", "_static"]
+exclude_patterns = ["examples", "_static"]
 
 # Markdown, with GitHub's anchors.
 myst_heading_anchors = 4
