@@ -232,6 +232,17 @@ def test_an_output_follows_what_prints_it() -> None:
             assert "not run" not in block.previous.notes, block.name
 
 
+def test_each_example_is_run_by_a_test() -> None:
+    """A block that stands in an example counts as run, so a test must know its folder."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    examples = ROOT / "docs" / "examples"
+    found = {path.relative_to(examples).parent.parts for path in examples.rglob("*.py")}
+    assert found
+    # docs/examples/GROUP/EXAMPLE/..., or docs/examples/EXAMPLE
+    unknown = [parts for parts in found if not any(f'"{part}' in tests for part in parts[1:] or parts)]
+    assert unknown == []
+
+
 # What the checks themselves find.
 
 
