@@ -27,7 +27,7 @@ html_title = f"letterapp {version}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "index"
-exclude_patterns = ["examples/**/README.md", "_static"]
+exclude_patterns = ["examples", "_static"]
 
 # Markdown, with GitHub's anchors.
 myst_heading_anchors = 4
@@ -64,11 +64,22 @@ pygments_dark_style = "github-dark"
 
 # The navigation. A page that does not exist is left out; all others must be here, or Sphinx warns.
 NAVIGATION = {
-    "Start": ["quickstart", "glossary", "choosing", "processes", "frameworks/*", "many-hosts", "migration"],
+    "Start": ["quickstart", "glossary", "choosing", "processes", "many-hosts", "migration"],
+    "Frameworks": ["frameworks/index", "frameworks/*"],
     "Use": ["calls", "configuration", "errors", "commands", "testing", "inbox", "observability", "troubleshooting"],
     "Depend on it": ["guarantees", "relay", "security", "benchmarks", "stress"],
     "Python API": ["api/letterapp", "api/relay", "api/testing", "api/pytest"],
     "The project": ["architecture", "contributing", "security-policy", "changelog"],
+}
+# Where a page's own title is too long for the navigation.
+TITLES = {
+    "processes": "Processes",
+    "testing": "Testing",
+    "inbox": "Inbox",
+    "troubleshooting": "Troubleshooting",
+    "relay": "Relay",
+    "benchmarks": "Benchmarks",
+    "api/pytest": "pytest plugin",
 }
 # Pages that are files elsewhere. The page itself is what GitHub shows in its place: a link.
 ELSEWHERE = {
@@ -88,8 +99,11 @@ def _navigation() -> str:
     trees = []
     for caption, pages in NAVIGATION.items():
         found = [path for page in pages for kind in (".md", ".rst") for path in sorted(HERE.glob(page + kind))]
-        names = [path.relative_to(HERE).with_suffix("").as_posix() for path in found]
-        trees.append("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```"]))
+        names = dict.fromkeys(path.relative_to(HERE).with_suffix("").as_posix() for path in found)
+        lines = [f"{TITLES[name]} <{name}>" if name in TITLES else name for name in names]
+        if not lines:
+            continue
+        trees.append("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *lines, "```"]))
     return "\n\n".join(trees)
 
 
@@ -121,9 +135,13 @@ def _as_restructured_text(app: Sphinx, what: str, name: str, item: object, optio
         starts = line.startswith("    ") and number > 0 and not lines[number - 1]
         if starts and paragraph and not paragraph.startswith(" "):
             result += [".. code-block:: python", ""]
-        result.append(re.sub(r"docs/([a-z-]+)\.md", r":doc:`/\1`", line))
+        result.append(re.sub(r"docs/([a-z-]+)\.md", _page_named, line))
         paragraph = line or paragraph
     lines[:] = result
+
+
+def _page_named(found: re.Match[str]) -> str:
+    return f":doc:`{TITLES.get(found[1], found[1].capitalize())} </{found[1]}>`"
 
 
 def _alternative(source: str) -> str:

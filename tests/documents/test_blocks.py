@@ -11,9 +11,11 @@ import doctest
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -22,7 +24,7 @@ from blocks import Block, blocks_of, docstring_blocks, documents
 from harness import DEADLINE, ROOT, environment, needs
 from shell_blocks import Shell, commands, has_programs
 
-from letterapp.testing import IngestionServer
+from letterapp.testing import IngestionServer, status
 
 pytestmark = needs("fcntl")
 
@@ -49,6 +51,10 @@ AROUND = {
         "from letterapp import Letter\nfrom letterapp.testing import IngestionServer",
         "",
     ),
+    'letter.track(user, "Order Completed", message_id=message_id("order completed", order_id))': (
+        'from letterapp import Letter, message_id\nletter, user, order_id = Letter("your-key"), "user_42", 7',
+        "",
+    ),
     "queue = multiprocessing.Queue(1000)": (
         "import multiprocessing\nfrom letterapp import Letter\nfrom letterapp.relay import QueueListener",
         "",
@@ -66,7 +72,7 @@ def same(expected: str, printed: str) -> bool:
     )
 
 
-def run_python(program: str, folder: Path, api: IngestionServer, code: int = 0) -> str:
+def run_python(program: str, folder: Path, url: str, code: int = 0) -> str:
     """Run it as a program, or with pytest if it has tests; what it prints. Nothing that it tracks may be lost."""
     shutil.copy(ROOT / "docs" / "examples" / "testing" / "pytest_shop" / "shop.py", folder)
     is_test = re.search(r"^(async )?def test_", program, re.MULTILINE)
@@ -75,7 +81,7 @@ def run_python(program: str, folder: Path, api: IngestionServer, code: int = 0) 
     (folder / "pytest.ini").write_text("[pytest]\n")
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if is_test else []
     (folder / "xdg").mkdir(mode=0o700)
-    env = environment(api.url, LETTER_API_KEY="lt_test_local", LETTER_BASE_URL=api.url, TMPDIR=str(folder))
+    env = environment(url, LETTER_API_KEY="lt_test_local", LETTER_BASE_URL=url, TMPDIR=str(folder))
     if "127.0.0.1" in program:
         env["LETTER_BASE_URL"] = "http://127.0.0.1:" + program.split("127.0.0.1:")[1][:5].rstrip('"/')
     elif is_test or "capture" in program:
@@ -97,16 +103,32 @@ def run_python(program: str, folder: Path, api: IngestionServer, code: int = 0) 
 PYTHON = [block for block in RUN if block.language == "python" and "with" not in block.notes]
 
 
+def address_of(block: Block, api: IngestionServer, request: pytest.FixtureRequest) -> str:
+    """The base URL for ``block``; the API behaves as its comment says."""
+    behaviour = block.notes.get("api", "")
+    if behaviour.isdigit():
+        api.rule = lambda _: status(int(behaviour))
+    elif behaviour == "down":
+        with socket.create_server(("127.0.0.1", 0)) as closed:  # nothing listens there when it is closed
+            return f"http://127.0.0.1:{closed.getsockname()[1]}"
+    elif behaviour == "tls":
+        return str(request.getfixturevalue("tls_api").url)
+    return api.url
+
+
 @named(PYTHON)
-def test_python_runs_and_prints_what_the_page_says(block: Block, folder: Path, letter_api: IngestionServer) -> None:
+def test_python_runs_and_prints_what_the_page_says(
+    block: Block, folder: Path, letter_api: IngestionServer, request: pytest.FixtureRequest
+) -> None:
+    url = address_of(block, letter_api, request)
     with Shell(folder / "shell", letter_api.url) as shell:
         program = shell.here(block.program())
-        printed = run_python(program, folder, letter_api, int(block.notes.get("exits", 0)))
+        printed = run_python(program, folder, url, int(block.notes.get("exits", 0)))
     expected = OUTPUT.get(block.name)
     if expected is not None:
         assert same(expected.text, printed), f"the page says:\n{expected.text}\nand it prints:\n{printed}"
     else:
-        assert "letterapp:" not in printed, printed
+        assert not re.search("^letterapp: ", printed, re.MULTILINE), printed
     if "arrives" in block.notes:
         assert letter_api.distinct == int(block.notes["arrives"]), letter_api.events
 
@@ -117,8 +139,8 @@ DOCSTRINGS = list(docstring_blocks())
 @named([block for block in DOCSTRINGS if block.language == "python"])
 def test_a_docstring_s_code_runs(block: Block, folder: Path, letter_api: IngestionServer) -> None:
     before, after = AROUND.get(block.text.splitlines()[0], ("", ""))
-    printed = run_python(f"{before}\n{block.text}\n{after}\n", folder, letter_api)
-    assert "letterapp:" not in printed, printed
+    printed = run_python(f"{before}\n{block.text}\n{after}\n", folder, letter_api.url)
+    assert not re.search("^letterapp: ", printed, re.MULTILINE), printed
 
 
 def pages_with_commands() -> Iterator[Any]:
@@ -186,9 +208,6 @@ def test_a_file_of_a_known_kind_can_be_parsed(block: Block) -> None:
 
 @named([block for block in BLOCKS if block.language == "mermaid"])
 def test_a_diagram_has_its_picture(block: Block) -> None:
-    sys.path.append(str(ROOT / "docs"))
-    from hashlib import sha256
-
     name = f"{sha256(block.text.encode()).hexdigest()[:12]}.svg"
     assert (ROOT / "docs" / "diagrams" / name).is_file(), "run docs/draw.py"
 
@@ -213,6 +232,17 @@ def test_an_output_follows_what_prints_it() -> None:
             assert "not run" not in block.previous.notes, block.name
 
 
+def test_each_example_is_run_by_a_test() -> None:
+    """A block that stands in an example counts as run, so a test must know its folder."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    examples = ROOT / "docs" / "examples"
+    found = {path.relative_to(examples).parent.parts for path in examples.rglob("*.py")}
+    assert found
+    # docs/examples/GROUP/EXAMPLE/..., or docs/examples/EXAMPLE
+    unknown = [parts for parts in found if not any(f'"{part}' in tests for part in parts[1:] or parts)]
+    assert unknown == []
+
+
 # What the checks themselves find.
 
 
@@ -221,7 +251,7 @@ def test_a_wrong_output_a_failing_command_and_a_lost_event_are_found(
 ) -> None:
     assert same("one ... three", "one two three") and not same("one two", "one three")
     with pytest.raises(AssertionError, match="exit 1"):
-        run_python("raise ValueError", tmp_path, letter_api)
+        run_python("raise ValueError", tmp_path, letter_api.url)
     page = tmp_path / "page.md"
     page.write_text("<!-- not run: needs a reason -->\n```python\nx\n```\n\n    python -m letterapp nothing\n")
     one, two = blocks_of(page)

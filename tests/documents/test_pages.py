@@ -16,6 +16,7 @@ from harness import ROOT
 from letterapp import Letter, LetterError, relay
 from letterapp._relay.launcher import PASSED_ON
 from letterapp.testing import capture, no_network
+from stress.scenarios import SCENARIOS
 
 
 def text_block(page: str, beginning: str) -> str:
@@ -121,6 +122,41 @@ def test_the_relay_page_says_which_options_a_relay_takes_from_its_clients() -> N
     assert sorted(taken) == sorted(PASSED_ON)
     everything = set(inspect.signature(Letter).parameters)
     assert {*taken, *own} == everything - {"relay", "ssl_context", "spool_sync"}  # refused, see launcher.check
+
+
+PROOF = re.compile(
+    r'\[[^]]+\]\((\.\./tests/\S+) "(\w+)"\)'
+    r'|\[`([\w-]+)`\]\(stress\.md "stress scenario"\)'
+    r"|\[(measured)\]\(processes\.md#"
+)
+MOST_MEASURED = 3
+
+
+def proofs() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """Each row of a table that has a column of proofs, and what that column links to."""
+    for page in ("guarantees.md", "relay.md"):
+        is_one = False
+        for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines():
+            is_one = line.endswith("| shown by |") or (is_one and line.startswith("|"))
+            if is_one and not line.endswith(("| shown by |", "| --- |")):
+                yield f"{page}: {line}", PROOF.findall(line.split(" | ")[-1])
+
+
+def test_each_guarantee_links_to_a_test_or_a_scenario_that_there_is() -> None:
+    measured = []
+    found = list(proofs())
+    assert len(found) > 40
+    for row, links in found:
+        assert links, f"nothing shows this: {row}"
+        for path, function, scenario, by_hand in links:
+            if by_hand:
+                measured.append(row)
+            elif scenario:
+                assert scenario in SCENARIOS, f"no scenario {scenario}"
+            else:
+                tree = ast.parse((ROOT / "docs" / path).read_text(encoding="utf-8"))
+                assert function in {getattr(node, "name", "") for node in tree.body}, f"{path} has no {function}"
+    assert len(measured) <= MOST_MEASURED, measured
 
 
 SOURCES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "letterapp").rglob("*.py"))]

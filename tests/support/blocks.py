@@ -7,6 +7,7 @@ A comment (`<!-- ... -->`) directly above a block, invisible to readers:
     before: CODE       Python that runs first, in the same program
     after: CODE        Python that runs last, in the same program
     continues          the program begins with the previous Python block of the page
+    api: STATUS        what the API answers to each request; `down`: there is none; `tls`: with an unknown certificate
     arrives: NUMBER    this many events have reached the API when the program has ended
     exits: NUMBER      the exit status, if it is not 0
     file: NAME         the page's commands find the block in this file
@@ -23,6 +24,7 @@ import ast
 import inspect
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator
 
@@ -30,17 +32,8 @@ from harness import ROOT
 from markdown_it import MarkdownIt
 
 KEYS = (
-    "before",
-    "after",
-    "continues",
-    "arrives",
-    "exits",
-    "file",
-    "output",
-    "checked by",
-    "not run",
-    "with",
-    "also with",
+    *("before", "after", "continues", "file", "api", "arrives", "exits", "output"),
+    *("checked by", "not run", "with", "also with"),
 )
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _COMMANDS = re.compile(r"\s*(\(umask|([A-Z_]+=\S+ )*(pip|python3?|curl|\.venv/bin/\S+) )")
@@ -62,7 +55,7 @@ class Block:
     @property
     def excerpt(self) -> bool:
         """It stands, as it is, in an example that the tests run."""
-        return any(_lines(self.text) in _lines(text) for text in _examples())
+        return any(_lines(self.text) in text for text in _examples())
 
     def program(self) -> str:
         """The whole program of a Python block."""
@@ -93,8 +86,9 @@ def blocks_of(page: Path) -> Iterator[Block]:
             previous = Block(page, line, language, token.content, notes, previous)
             yield previous
             notes = {}
-        elif token.type != "html_inline" and notes and token.nesting != 1 and token.type != "inline":
-            assert set(notes) <= {""}, f"{page}: a comment about a block, and no block below it: {notes}"
+        else:
+            assert not notes, f"{page}: no block follows the comment {notes}"
+    assert not notes, f"{page}: no block follows the comment {notes}"
 
 
 def docstring_blocks() -> Iterator[Block]:
@@ -145,10 +139,11 @@ def _lines(text: str) -> str:
     return "\n" + "\n".join(line.strip() for line in text.strip().splitlines()) + "\n"
 
 
+@lru_cache(maxsize=None)
 def _examples() -> list[str]:
     kinds = {".py", ".toml", ".ini", ".cfg", ".yaml", ".yml", ".service", ".sh", ".txt", ".conf", ".md", ""}
     return [
-        path.read_text(encoding="utf-8")
+        _lines(path.read_text(encoding="utf-8"))
         for path in (ROOT / "docs" / "examples").rglob("*")
         if path.is_file() and path.suffix in kinds and "__pycache__" not in path.parts
     ]

@@ -25,7 +25,7 @@ NOT_RUN = {
     r"python3 -m venv .*|\.venv/bin/.*|\.ci/.*": "it makes an environment, or is a check of its own; the gate runs it",
     r"git .*|npm .*|twine .*|docker .*|systemctl .*|kubectl .*": "it acts on something outside of this checkout",
 }
-DIRECTORIES = ("/run/letter", "/etc/letter", "/var/lib/letter")
+DIRECTORIES = ("/run/letter", "/run/secrets", "/etc/letter", "/var/lib/letter", "/var/spool/app", "/var/spool/letter")
 PROGRAM = 'from letterapp import Letter\n\nLetter().track("user_42", "Order Completed", {"amount": 99.5})\n'
 INBOX = "127.0.0.1:8025"
 
@@ -136,6 +136,11 @@ class Shell:
         if "inbox" in arguments and "--port" not in arguments:
             arguments += ["--port", "0"]
         for position, word in enumerate(arguments[:-1]):
+            if word in (
+                "--manager",
+                "--metrics",
+            ):  # a free port, of this machine alone
+                arguments[position + 1] = re.sub(r"^[\d.]+:\d+$", "127.0.0.1:0", arguments[position + 1])
             if word.endswith("-file") and not Path(arguments[position + 1]).exists():
                 Path(arguments[position + 1]).write_text("lt_test_local")
         program = Program([sys.executable, *arguments], self._environment(), self.folder)
