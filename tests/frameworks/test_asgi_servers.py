@@ -91,9 +91,7 @@ def test_uvicorn_reloads(start: Start) -> None:
     shop = serve(start, "fastapi", (*UVICORN, "--reload"))
     shop.orders(10)
     shop.waits()
-    old = shop.workers("spawn_main")
-    shop.touch("shop.py")
-    assert ended(old), shop.output
+    shop.reload("shop.py", shop.workers("spawn_main"))
     assert shop.arrived() == shop.answered  # by the process that was replaced
     assert eventually(shop.order, bool), shop.output
     shop.orders(10)

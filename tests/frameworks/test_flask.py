@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from applications import Start, ended
+from applications import Start
 from harness import eventually, needs
 
 pytestmark = needs("flask")
@@ -24,9 +24,7 @@ def test_the_debug_reloader(start: Start) -> None:
     shop = start("flask", *RUN, "--debug")
     shop.orders(10)
     shop.waits()
-    old = shop.workers()
-    shop.touch("shop.py")
-    assert ended(old), shop.output
+    shop.reload("shop.py", shop.workers())
     assert shop.arrived() == shop.answered  # by the process that was replaced
     assert eventually(shop.order, bool), shop.output
     shop.orders(10)

@@ -16,7 +16,7 @@ from typing import Callable, Iterator, Sequence
 
 import psutil
 import pytest
-from harness import PROGRAMS, ROOT, Finished, Program, WebServer, environment, eventually, get
+from harness import DEADLINE, PROGRAMS, ROOT, Finished, Program, WebServer, environment, eventually, get
 
 from letterapp.testing import IngestionServer
 from stress.ports import free_port
@@ -92,10 +92,14 @@ class Application:
                 pass
         return found
 
-    def touch(self, name: str) -> None:
-        """Change a source file, as an editor does, so that a reloader sees it."""
+    def reload(self, name: str, old: Sequence[psutil.Process]) -> None:
+        """Change a source file as an editor does, and wait until its reloader has ended the ``old`` processes."""
         path = self.directory / name
-        path.write_text(path.read_text() + "\n# changed\n")
+        for _ in range(10):  # a reloader does not see what changes before its first look at the files
+            path.write_text(path.read_text() + "\n# changed\n")
+            if ended(old, DEADLINE / 10):
+                return
+        raise AssertionError(self.output)
 
     # Its end.
 
@@ -178,6 +182,6 @@ def program(line: Sequence[str], env: dict[str, str], directory: Path, port: int
     return WebServer(line, env, directory, port) if port else Program(line, env, directory)
 
 
-def ended(processes: Sequence[psutil.Process]) -> bool:
-    """Wait until none of these processes runs any more."""
-    return not eventually(lambda: [one for one in processes if one.is_running()], lambda rest: not rest)
+def ended(processes: Sequence[psutil.Process], timeout: float = DEADLINE) -> bool:
+    """Wait until none of these processes runs any more; False after ``timeout`` seconds."""
+    return not eventually(lambda: [one for one in processes if one.is_running()], lambda rest: not rest, timeout)
