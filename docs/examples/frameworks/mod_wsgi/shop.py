@@ -1,14 +1,14 @@
-"""A shop. Run it with `mod_wsgi-express start-server shop.py --callable-object app`."""
+"""A shop. Apache runs it, with shop.conf."""
 
-from flask import Flask
+from typing import Any, Callable, Dict, List
 
 from letterapp import Letter
 
-app = Flask(__name__)
-letter = Letter()  # the key is in LETTER_API_KEY
+letter = Letter()  # the key is in LETTER_API_KEY, in Apache's environment: on Debian /etc/apache2/envvars
 
 
-@app.get("/order/<int:number>")
-def complete_order(number: int) -> str:
+def application(environ: Dict[str, Any], start_response: Callable[..., Any]) -> List[bytes]:
+    number = int(environ["PATH_INFO"].rpartition("/")[2])
     letter.track("user_42", "Order Completed", {"number": number})
-    return "thank you"
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"thank you"]
