@@ -16,7 +16,7 @@ from typing import Callable, Iterator, Sequence
 
 import psutil
 import pytest
-from harness import PROGRAMS, ROOT, Finished, Program, WebServer, environment, eventually, get
+from harness import DEADLINE, PROGRAMS, ROOT, Finished, Program, WebServer, environment, eventually, get
 
 from letterapp.testing import IngestionServer
 from stress.ports import free_port
@@ -48,6 +48,10 @@ class Application:
     def output(self) -> str:
         return self.program.output
 
+    def wait_for(self, text: str, count: int) -> None:
+        """Wait until it has printed ``text`` so often. Some servers hang if they are stopped before they are ready."""
+        assert eventually(lambda: self.output.count(text), lambda found: found >= count) >= count, self.output
+
     def order(self, path: str = "/order/{}") -> bool:
         """One request that tracks an event; False if it was not answered, as while a server reloads."""
         number, self._next = self._next, self._next + 1
@@ -68,6 +72,11 @@ class Application:
         items = {item["messageId"]: item for item in list(self._api.events)}.values()
         return sorted(item["properties"]["number"] for item in items if item["event"] == "Order Completed")
 
+    def others(self) -> list[str]:
+        """The names of the other events that arrived."""
+        items = {item["messageId"]: item for item in list(self._api.events)}.values()
+        return sorted(item["event"] for item in items if item["event"] != "Order Completed")
+
     def waits(self) -> None:
         """Nothing has been sent yet: it is the end of a process that has to do it."""
         assert self.arrived() == [], self.output
@@ -83,10 +92,14 @@ class Application:
                 pass
         return found
 
-    def touch(self, name: str) -> None:
-        """Change a source file, as an editor does, so that a reloader sees it."""
+    def reload(self, name: str, old: Sequence[psutil.Process]) -> None:
+        """Change a source file as an editor does, and wait until its reloader has ended the ``old`` processes."""
         path = self.directory / name
-        path.write_text(path.read_text() + "\n# changed\n")
+        for _ in range(10):  # a reloader does not see what changes before its first look at the files
+            path.write_text(path.read_text() + "\n# changed\n")
+            if ended(old, DEADLINE / 10):
+                return
+        raise AssertionError(self.output)
 
     # Its end.
 
@@ -127,19 +140,22 @@ def start_examples(letter_api: IngestionServer, tmp_path: Path) -> Iterator[Star
     """Starts examples, and ends what is left of them.
 
     ``start(example, *command)`` runs a command in a copy of docs/examples/frameworks/EXAMPLE, by the running Python if
-    it begins with ``-``. ``{port}`` in it is replaced by a free port, and makes it a server, which listens when this
-    returns. Events wait for the end of a process; with ``late=False`` they are sent after a tenth of a second.
+    it begins with an option or a ``.py``. ``{port}`` in it is replaced by a free port, and makes it a server, which
+    listens when this returns. With ``listens`` it is a server that takes the port from the environment variable PORT.
+    Events wait for the end of a process; with ``late=False`` they are sent after a tenth of a second. ``without`` is a
+    text that is taken out of the example's files first, to show what it is for.
     """
     running: list[Program] = []
 
-    def start(example: str, *command: str, late: bool = True, port: int = 0, **env: str) -> Application:
+    def start(
+        example: str, *command: str, late: bool = True, listens: bool = False, without: str = "", **env: str
+    ) -> Application:
         directory = tmp_path / example
         if not directory.exists():
-            shutil.copytree(EXAMPLES / example, directory, ignore=shutil.ignore_patterns("__pycache__"))
-        is_server = any("{port}" in word for word in command) or port
-        port = port or (free_port() if is_server else 0)
+            copy(example, directory, without)
+        port = free_port() if listens or any("{port}" in word for word in command) else 0
         line = [word.replace("{port}", str(port)) for word in command]
-        line = [sys.executable, *line] if line[0].startswith("-") else line
+        line = [sys.executable, *line] if line[0].startswith("-") or line[0].endswith(".py") else line
         env = {"LETTER_BASE_URL": letter_api.url, "LETTER_API_KEY": "lt_test_key", "PORT": str(port), **env}
         running.append(program(line, environment(letter_api.url, **env), directory, port, late))
         return Application(running[-1], directory, letter_api, port)
@@ -150,6 +166,15 @@ def start_examples(letter_api: IngestionServer, tmp_path: Path) -> Iterator[Star
         one.__exit__()
 
 
+def copy(example: str, directory: Path, without: str = "") -> None:
+    shutil.copytree(EXAMPLES / example, directory, ignore=shutil.ignore_patterns("__pycache__", "*.sqlite3"))
+    if without:
+        files = [path for path in directory.rglob("*.*") if without in path.read_text()]
+        assert files, f"{without!r} is not in the example"
+        for path in files:
+            path.write_text(path.read_text().replace(without, ""))
+
+
 def program(line: Sequence[str], env: dict[str, str], directory: Path, port: int, late: bool) -> Program:
     # Without the tests' own directories: an example's `celery_app` is not a module of theirs.
     path = [str(ROOT), *([str(LATE_FLUSH)] if late else [])]
@@ -157,6 +182,6 @@ def program(line: Sequence[str], env: dict[str, str], directory: Path, port: int
     return WebServer(line, env, directory, port) if port else Program(line, env, directory)
 
 
-def ended(processes: Sequence[psutil.Process]) -> bool:
-    """Wait until none of these processes runs any more."""
-    return not eventually(lambda: [one for one in processes if one.is_running()], lambda rest: not rest)
+def ended(processes: Sequence[psutil.Process], timeout: float = DEADLINE) -> bool:
+    """Wait until none of these processes runs any more; False after ``timeout`` seconds."""
+    return not eventually(lambda: [one for one in processes if one.is_running()], lambda rest: not rest, timeout)

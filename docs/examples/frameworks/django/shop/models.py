@@ -1,0 +1,7 @@
+"""An order."""
+
+from django.db import models
+
+
+class Order(models.Model):
+    number = models.IntegerField(unique=True)

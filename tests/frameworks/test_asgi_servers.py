@@ -1,0 +1,112 @@
+"""FastAPI and Starlette with a lifespan, under every ASGI server. Their examples are the same application."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from applications import Application, Start, ended
+from harness import eventually
+
+LISTEN = "127.0.0.1:{port}"
+UVICORN_WORKER = "uvicorn.workers.UvicornWorker"
+UVICORN = ("uvicorn", "--port", "{port}", "shop:app")
+SERVERS = {
+    "uvicorn": UVICORN,
+    "uvicorn --workers": (*UVICORN, "--workers", "2"),
+    "gunicorn with uvicorn's worker": (
+        "gunicorn",
+        "-w",
+        "2",
+        "-k",
+        "uvicorn.workers.UvicornWorker",
+        "-b",
+        LISTEN,
+        "shop:app",
+    ),
+    "hypercorn": ("hypercorn", "-w", "2", "-b", LISTEN, "shop:app"),
+    "granian": ("granian", "--interface", "asgi", "--workers", "2", "--port", "{port}", "shop:app"),
+}
+NEEDS_THE_LIFESPAN = [name for name in SERVERS if "uvicorn" in name]
+
+each_framework = pytest.mark.parametrize("framework", ["fastapi", "starlette"])
+
+
+def serve(start: Start, framework: str, command: tuple[str, ...], without: str = "") -> Application:
+    pytest.importorskip(framework)
+    pytest.importorskip(command[0])
+    shop = start(framework, "-m", *command, without=without)
+    if command[0] == "granian":
+        shop.wait_for("Started worker", 2)
+    return shop
+
+
+@each_framework
+@pytest.mark.parametrize("server", SERVERS)
+def test_sigterm(framework: str, server: str, start: Start) -> None:
+    shop = serve(start, framework, SERVERS[server])
+    shop.orders(20)
+    shop.waits()
+    shop.stop()
+    shop.all_arrived()
+
+
+@each_framework
+@pytest.mark.gate
+def test_sigterm_of_uvicorn(framework: str, start: Start) -> None:
+    shop = serve(start, framework, UVICORN)
+    shop.orders(20)
+    shop.waits()
+    shop.stop(code=-signal.SIGTERM)
+    shop.all_arrived()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_ctrl_c(server: str, start: Start) -> None:
+    shop = serve(start, "fastapi", SERVERS[server])
+    shop.orders(20)
+    shop.waits()
+    shop.program.signal_group(signal.SIGINT)
+    shop.program.finish()  # some print a traceback of a KeyboardInterrupt, with any application
+    shop.all_arrived()
+
+
+@pytest.mark.parametrize("server", [name for name in SERVERS if name not in NEEDS_THE_LIFESPAN])
+def test_without_the_lifespan_nothing_is_lost_with(server: str, start: Start) -> None:
+    shop = serve(start, "fastapi", SERVERS[server], without="lifespan=lifespan")
+    shop.orders(20)
+    shop.stop()
+    shop.all_arrived()
+
+
+@pytest.mark.parametrize("server", NEEDS_THE_LIFESPAN)
+def test_without_the_lifespan_events_are_lost_with(server: str, start: Start) -> None:
+    shop = serve(start, "fastapi", SERVERS[server], without="lifespan=lifespan")
+    shop.orders(20)
+    shop.stop()
+    assert shop.arrived() == []
+
+
+def test_uvicorn_reloads(start: Start) -> None:
+    shop = serve(start, "fastapi", (*UVICORN, "--reload"))
+    shop.orders(10)
+    shop.waits()
+    shop.reload("shop.py", shop.workers("spawn_main"))
+    assert shop.arrived() == shop.answered  # by the process that was replaced
+    assert eventually(shop.order, bool), shop.output
+    shop.orders(10)
+    shop.stop()
+    shop.all_arrived()
+
+
+@pytest.mark.parametrize("server", ["uvicorn --workers", "gunicorn with uvicorn's worker", "granian"])
+def test_a_reload_by_sighup(server: str, start: Start) -> None:
+    shop = serve(start, "fastapi", SERVERS[server])
+    shop.orders(20)
+    shop.waits()
+    old = shop.workers("spawn_main" if server.startswith("uvicorn") else "")
+    shop.program.signal(signal.SIGHUP)
+    assert old and ended(old), shop.output
+    assert eventually(shop.order, bool), shop.output
+    shop.stop()
+    shop.all_arrived()
