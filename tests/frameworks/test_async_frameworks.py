@@ -9,7 +9,17 @@ from applications import Start, ended, installed
 from harness import eventually, needs
 
 AIOHTTP = ("-m", "aiohttp.web", "-H", "127.0.0.1", "-P", "{port}", "shop:create_app")
-AIOHTTP_GUNICORN = ("-m", "gunicorn", "-w", "2", "-k", "aiohttp.GunicornWebWorker", "-b", "127.0.0.1:{port}")
+GUNICORN = (
+    "-m",
+    "gunicorn",
+    "-w",
+    "2",
+    "-k",
+    "aiohttp.GunicornWebWorker",
+    "-b",
+    "127.0.0.1:{port}",
+    "shop:create_app()",
+)
 SANIC = ("-m", "sanic", "shop", "--port", "{port}")
 TWISTD = (installed("twistd"), "--nodaemon", "--pidfile=", "--python", "shop.py")
 
@@ -24,6 +34,17 @@ def test_aiohttp(number: int, start: Start) -> None:
     shop.orders(20)
     shop.waits()
     shop.stop(number)
+    shop.all_arrived()
+
+
+@needs("aiohttp")
+@needs("gunicorn")
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["not preloaded", "preloaded"])
+def test_aiohttp_under_gunicorn(options: tuple[str, ...], start: Start) -> None:
+    shop = start("aiohttp", *GUNICORN, *options)
+    shop.orders(20)
+    shop.waits()
+    shop.stop(code=0)
     shop.all_arrived()
 
 

@@ -30,6 +30,16 @@ def test_a_pool_of_multiprocessing(method: str, letter_api: Any, tmp_path: Path)
     assert letter_api.repeated() == {}
 
 
+def test_a_pool_of_forked_workers_that_is_not_closed(letter_api: Any, tmp_path: Path) -> None:
+    """Its workers are killed at the end of the block. The others of their family send what they had queued."""
+    cwd = copy_of("multiprocessing", tmp_path)
+    code = (cwd / "batch.py").read_text()
+    (cwd / "batch.py").write_text(code.replace("pool.close()", "pass").replace("pool.join()", "pass"))
+    run(letter_api, cwd, "batch.py", "fork")
+    sent = [("Invoice Sent", f"user_{order % 7}", order) for order in range(100)]
+    assert arrived(letter_api) == once(*sent, ("Invoices Sent", "accounting", None))
+
+
 @needs("joblib")
 @pytest.mark.gate
 def test_joblib(letter_api: Any, tmp_path: Path) -> None:

@@ -108,11 +108,16 @@ def killed_once_its_event_has_arrived(api: Any, service: Service, worker: Progra
 
 @needs("rq")
 @needs_redis
-@pytest.mark.gate
-def test_rq_stopped(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flushes", [pytest.param(True, marks=pytest.mark.gate), False])
+def test_rq_stopped(flushes: bool, letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+    """Without the job's own `flush`, its process sends when it leaves by `os._exit`."""
     with Service() as service:
         env = settings(letter_api, late=True, REDIS_URL=redis.url, PAYMENTS_URL=service.url)
         cwd = copy_of("rq", tmp_path)
+        if not flushes:
+            code = (cwd / "shop.py").read_text()
+            (cwd / "shop.py").write_text(code.replace("if not letter.flush():", "if False:"))
+            assert "flush" not in (cwd / "shop.py").read_text()
         enqueue(cwd, env)
         with Program([installed("rq"), "worker", "--url", redis.url], env, cwd) as worker:
             assert eventually(lambda: worker.output.count("Job OK") == ORDERS, bool), worker.output

@@ -1,6 +1,8 @@
-"""A shop. Run it with `python -m aiohttp.web -H 127.0.0.1 -P 8000 shop:create_app`, or with gunicorn."""
+"""A shop. Run it with `python -m aiohttp.web -H 127.0.0.1 -P 8000 shop:create_app`, or by gunicorn:
+`gunicorn -k aiohttp.GunicornWebWorker "shop:create_app()"`.
+"""
 
-from typing import List
+from typing import Sequence
 
 from aiohttp import web
 
@@ -14,7 +16,7 @@ async def complete_order(request: web.Request) -> web.Response:
     return web.Response(text="thank you")
 
 
-def create_app(argv: List[str]) -> web.Application:
+def create_app(argv: Sequence[str] = ()) -> web.Application:
     app = web.Application()
     app.add_routes([web.get("/order/{number}", complete_order)])
     return app
