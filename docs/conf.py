@@ -67,7 +67,7 @@ NAVIGATION = {
     "Start": ["quickstart", "glossary", "choosing", "processes", "many-hosts", "migration"],
     "Frameworks": ["frameworks/index", "frameworks/*"],
     "Use": ["calls", "configuration", "errors", "commands", "testing", "inbox", "observability", "troubleshooting"],
-    "Depend on it": ["guarantees", "relay", "security", "benchmarks", "stress"],
+    "Depend on it": ["production", "guarantees", "relay", "security", "benchmarks", "stress"],
     "Python API": ["api/letterapp", "api/relay", "api/testing", "api/pytest"],
     "The project": ["architecture", "contributing", "security-policy", "changelog"],
 }
