@@ -383,7 +383,7 @@ def test_a_killed_import_is_continued(importing: Import, letter_api: IngestionSe
         program.signal(signal.SIGKILL)
         program.finish()
     with (tmp_path / "rows.jsonl.refused.jsonl").open("a") as file:  # what it may have written after the last state
-        file.write('{"line": 401, "reason": "soon", "row"')
+        file.write('{"line": 401, "reason": "soon", "row": "' + 100_000 * "x")
     letter_api.rule = None
     letter_api.release()
     done = importing(path)
@@ -406,7 +406,7 @@ def test_ctrl_c_stops_and_says_how_to_continue(importing: Import, letter_api: In
         done = program.finish()
     letter_api.rule = None
     assert done.code == -signal.SIGINT and "Run the same command again to continue" in done.output, done
-    assert letter_api.distinct < 2000
+    assert f"{letter_api.distinct:,} rows sent" in done.output and letter_api.distinct < 2000, done
     before = len(letter_api.requests)
     assert importing(path).code == 0
     assert numbers(letter_api) == list(range(2000)) and len(letter_api.requests) - before < 20
@@ -538,4 +538,5 @@ def test_memory_does_not_grow_with_the_file(letter_api: IngestionServer, tmp_pat
         with Program(line, env_for(letter_api.url), tmp_path) as program:
             done = program.finish()
         peaks.append(int(done.output.split("VmHWM:")[1].split()[0]))
-    assert peaks[1] - peaks[0] < 2_000, peaks  # kilobytes
+    # Kilobytes. PyPy's memory grows until its collector thinks it worthwhile.
+    assert peaks[1] - peaks[0] < (2_000 if sys.implementation.name == "cpython" else 100_000), peaks
