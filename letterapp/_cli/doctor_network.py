@@ -21,11 +21,9 @@ from .._config import Settings
 from .._encoding.events import Encoder
 from .._http import transport
 from .._http.proxy import Proxy, proxy_for
-from .._http.response import Response
 from .._runtime.clock import monotonic
 from .._sockets import connect, deadline_socket
 from .._text import Secret, clean, without_keys
-from .._version import __version__
 from .findings import Finding, failure, note, ok, said, warning, within
 
 _SKEW = 5.0  # seconds between the clocks of this host and the API that are worth a warning; Date has whole seconds
@@ -150,23 +148,16 @@ class Route:
     def _ask(self, line: deadline_socket.DeadlineSocket) -> Answer:
         settings = self._settings
         line.deadline = monotonic() + self._timeout
-        connection = http.client.HTTPConnection(settings.host, settings.port)
-        connection.response_class = Response
-        connection.sock = line
-        path = f"{settings.path}/v1/batch"
+        prefix = settings.path
         secrets = f"Authorization: Bearer {settings.api_key.reveal()}\r\n" if self._has_key else ""
         if self._proxy and not settings.secure:
-            path = f"http://{settings.authority}{path}"
+            prefix = f"http://{settings.authority}{prefix}"
             secrets += self._proxy.secrets.reveal()
-        headers = {
-            "Host": settings.host_header,
-            "Content-Type": "application/json",
-            "User-Agent": f"letterapp-python/{__version__}",
-        }
         body = _test_event() if self._sends_event else _EMPTY
+        head = transport.request_head(prefix, settings.host_header) % (b"/v1/batch", len(body))
         began = time.time()
-        line.send(lambda: connection.request("POST", path, body, headers), Secret(secrets))
-        response = connection.getresponse()
+        line.send(head, Secret(secrets), body)
+        response = transport.response_on(line)
         took = time.time() - began
         data = response.read(transport.MAX_ANSWER)
         if response.length and len(data) < transport.MAX_ANSWER:
