@@ -287,6 +287,15 @@ def test_a_proxy_for_http_and_one_that_is_none(letter_api: IngestionServer, tmp_
     assert examine(letter_api.url, tmp_path, HTTP_PROXY="socks5://x", NO_PROXY="127.0.0.1").code == 0
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_that_is_none(seconds: str, tmp_path: Path) -> None:
+    for name in (["doctor"], ["spool", "."]):
+        command = [sys.executable, "-m", "letterapp", *name, f"--timeout={seconds}"]
+        with Program(command, environment(""), tmp_path) as program:
+            done = program.finish()
+        assert done.code == 2 and "invalid seconds value" in done.output, done
+
+
 # A host in trouble.
 
 

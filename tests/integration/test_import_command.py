@@ -205,6 +205,7 @@ BAD = {
     '{"userId": "u", "event": "E", "timestamp": 1, "properties": [1]}': "properties must be a dict",
     '{"userId": "u", "event": "E", "timestamp": 1, "properties": {"a": NaN}}': "nan is not JSON",
     '{"userId": "u", "event": "E", "timestamp": 1, "properties": {"a": "\\ud800"}}': "surrogate",
+    '{"userId": "u", "user_id": "v", "event": "E", "timestamp": 1}': "it has the field userId twice",
     '{"userId": "u", "type": "alias"}': "its type must be track, identify or group",
     '{"userId": "u", "event": "a\0b", "timestamp": 1}': "it contains a NUL byte",
 }
@@ -216,7 +217,7 @@ def test_bad_rows_of_json(dry: bool, importing: Import, letter_api: IngestionSer
     rows.append(json.dumps(row(1, properties={"n": "x" * 600_000})))
     done = importing(write(tmp_path / "rows.jsonl", *rows), *["--dry-run"] * dry)
     assert done.code == 1 and "Traceback" not in done.output, done
-    assert f"line 1 is refused: {BAD['no json']}" in done.output and "and 9 more\n" in done.output, done
+    assert f"line 1 is refused: {BAD['no json']}" in done.output and "and 10 more\n" in done.output, done
     if dry:
         assert f"{len(BAD)} track" in done.output and f"{len(BAD) + 1} rows would be refused" in done.output, done
         assert not letter_api.requests and os.listdir(tmp_path) == ["rows.jsonl"]
@@ -324,6 +325,10 @@ def test_refused_rows_can_be_repaired_and_imported(
         ("a.csv", b"a\xff,b\n", [], "the header cannot be read"),
         ("a", b"[{}]", [], "it is an array|is an array"),
         ("a.gz", b"\x1f\x8b no gzip", [], "cannot be decompressed"),
+        ("a.csv", b"user,event\n", [], "no column userId"),
+        ("a.csv", b"user_id,userId\n", [], "have the same name"),
+        ("a.csv", b"user_id,amount,properties.amount\n", [], "have the same name"),
+        ("a.csv", b"user_id\n", ["--id-from", "order"], "no column 'order'"),
         ("a.csv", b"a,b\n", ["--types", "c=number"], "no column 'c'"),
         ("a.csv", b"a,b\n", ["--types", "a=int"], "must be COLUMN=TYPE"),
         ("a.jsonl", b"{}\n", ["--types", "a=number"], "for CSV only"),
