@@ -15,7 +15,7 @@ from typing import Any, Iterator
 
 import pytest
 from doctors import KEY, examine
-from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment
+from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment, first_is_quick
 
 from letterapp._cli import doctor_host
 from letterapp._cli.findings import Level, ok, within
@@ -126,7 +126,7 @@ ANSWERS: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(ANSWERS)))
+@first_is_quick("number", range(len(ANSWERS)))
 def test_answers(number: int, letter_api: IngestionServer, tmp_path: Path) -> None:
     fault, level, said = ANSWERS[number]
     letter_api.rule = lambda _: fault
