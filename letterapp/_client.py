@@ -276,7 +276,7 @@ class Letter(FixedOptions):
             timestamp: When it happened: a datetime (a naive one is local time), a date, or a string, which is sent
                 unchanged. None is the time of the call.
             message_id: The ID by which the API recognises repeated deliveries; None is a random UUID (version 4, RFC
-                9562).
+                9562). `letterapp.message_id` derives one, for an event that may be tracked again.
 
         Raises:
             LetterError: ``user_id`` or ``event`` is missing, or an argument has a wrong type.

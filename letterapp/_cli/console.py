@@ -160,6 +160,14 @@ def end_by_ctrl_c() -> NoReturn:
 # Options of several commands.
 
 
+def seconds(text: str) -> float:
+    """For `argparse`: a time that is more than nothing, and ends."""
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise ValueError
+    return number
+
+
 def add_api_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key-file", metavar="FILE", help="file with the API key (default: the variable LETTER_API_KEY)"

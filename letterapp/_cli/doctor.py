@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--manager", metavar="ADDRESS", help="check a manager's server at PATH or HOST:PORT too")
     add("--authkey-file", metavar="FILE", help="with --manager: file with the secret that its clients use")
     add("--test-event", action="store_true", help="send one event, and not an empty request: it will be counted")
-    add("--timeout", type=float, default=5.0, metavar="SECONDS", help="of each check (default 5)")
+    add("--timeout", type=console.seconds, default=5.0, metavar="SECONDS", help="of each check (default 5)")
     add("--json", action="store_true", help="print a line of JSON")
 
 

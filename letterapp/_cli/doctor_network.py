@@ -154,8 +154,8 @@ class Route:
             prefix = f"http://{settings.authority}{prefix}"
             secrets += self._proxy.secrets.reveal()
         body = _test_event() if self._sends_event else _EMPTY
-        began = time.time()
         head = transport.request_head(prefix, settings.host_header) % (b"/v1/batch", len(body))
+        began = time.time()
         line.send(head, Secret(secrets), body)
         response = transport.response_on(line)
         took = time.time() - began

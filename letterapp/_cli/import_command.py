@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Iterator, NoReturn
 from .._storage.spool_header import NAME_OF_KEY
 from ..errors import LetterError
 from . import console
-from .import_events import TYPES, Converter, Event, Refused
+from .import_events import TYPES, Converter, Event, Refused, check_columns
 from .import_rows import CsvFormat, Lines, Row, Source, format_of, json_rows
 from .import_sender import Batch, Refusals, Sender, Stopped
 from .import_state import Progress, RefusedFile, StateFile
@@ -90,6 +90,8 @@ class _Import:
         if unknown:
             raise LetterError(f"--types: there is no column {unknown[0]!r}" if columns else "--types is for CSV only")
         ids = tuple(name for name in options.id_from.split(",") if name)
+        if columns is not None:
+            check_columns(columns, ids)
         self._converter = Converter(columns, types, ids, options.now)
         self.progress = console.Progress(self.source.size, "rows")
         self._settled = Progress()

@@ -47,6 +47,24 @@ class Event(NamedTuple):
     data: bytes
 
 
+def check_columns(columns: list[str], id_fields: tuple[str, ...]) -> None:
+    """Raise `LetterError` if no row of a CSV file with these columns can be imported, or not as it is meant."""
+    seen: dict[str, str] = {}
+    for column in columns:
+        name = _SNAKE.get(column, column)
+        for rest in ("properties.", "traits."):
+            if name.startswith(rest):
+                name = name[len(rest) :]
+        if name in seen:
+            raise LetterError(f"the columns {seen[name]!r} and {column!r} have the same name")
+        seen[name] = column
+    if "userId" not in seen:
+        raise LetterError("there is no column userId or user_id")
+    unknown = [name for name in id_fields if name not in columns]
+    if unknown:
+        raise LetterError(f"--id-from: there is no column {unknown[0]!r}")
+
+
 class Converter:
     """Makes events of rows.
 
@@ -148,6 +166,9 @@ def _kind(given: Any, fields: set[str]) -> str:
 def _of_json(fields: dict[str, Any]) -> dict[str, Any]:
     """A row of JSON as an item of the API."""
     item = {_SNAKE.get(name, name): value for name, value in fields.items() if value is not None}
+    twice = [name for snake, name in _SNAKE.items() if snake in fields and name in fields]
+    if twice:
+        raise Refused(f"it has the field {twice[0]} twice")
     kind = item["type"] = _kind(item.get("type"), {_SNAKE.get(name, name) for name in fields})
     allowed, rest = _FIELDS[kind]
     unknown = [name for name in item if name not in _COMMON and name not in allowed and name != rest]

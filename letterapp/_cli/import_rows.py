@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from typing import IO, Any, Iterator, NamedTuple
 
@@ -24,6 +25,7 @@ _CHUNK = 1 << 16
 _GZIP = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
+_OWN_COUNT = re.compile(r"^line \d+: ")  # which PyPy's reader puts in front
 _DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -217,7 +219,7 @@ class CsvFormat:
                     lines.begin_row()
                 return
             except csv.Error as problem:
-                yield lines.row(None, f"it is not CSV: {problem}")
+                yield lines.row(None, f"it is not CSV: {_OWN_COUNT.sub('', str(problem))}")
                 lines.begin_row()  # with a new reader, since this one may be inside of quotes
 
     def _row(self, lines: Lines, cells: list[str]) -> Row:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="the directory of spool=DIR")
     parser.add_argument("--send", action="store_true", help="deliver now what ended processes have left")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS",
+        "--timeout", type=console.seconds, default=60.0, metavar="SECONDS",
         help="with --send: give up when nothing was delivered for so long (default 60)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a line of JSON")

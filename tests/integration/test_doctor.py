@@ -15,7 +15,7 @@ from typing import Any, Iterator
 
 import pytest
 from doctors import KEY, examine
-from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment
+from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment, first_is_quick
 
 from letterapp._cli import doctor_host
 from letterapp._cli.findings import Level, ok, within
@@ -126,7 +126,7 @@ ANSWERS: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(ANSWERS)))
+@first_is_quick("number", range(len(ANSWERS)))
 def test_answers(number: int, letter_api: IngestionServer, tmp_path: Path) -> None:
     fault, level, said = ANSWERS[number]
     letter_api.rule = lambda _: fault
@@ -285,6 +285,15 @@ def test_a_proxy_for_http_and_one_that_is_none(letter_api: IngestionServer, tmp_
         wrong = examine("http://api.example.com", tmp_path, HTTP_PROXY=url)
         assert wrong.code == 1 and wrong.of("proxy")["level"] == "fail" and "word@" not in wrong.output, wrong.output
     assert examine(letter_api.url, tmp_path, HTTP_PROXY="socks5://x", NO_PROXY="127.0.0.1").code == 0
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_that_is_none(seconds: str, tmp_path: Path) -> None:
+    for name in (["doctor"], ["spool", "."]):
+        command = [sys.executable, "-m", "letterapp", *name, f"--timeout={seconds}"]
+        with Program(command, environment(""), tmp_path) as program:
+            done = program.finish()
+        assert done.code == 2 and "invalid seconds value" in done.output, done
 
 
 # A host in trouble.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,38 @@ def test_a_manager(directory: Directory, letter_api: IngestionServer, tmp_path: 
     gone = examine(letter_api.url, tmp_path, *arguments, key=RELAY_KEY)
     assert gone.code == 1 and gone.of("manager")["level"] == "fail", gone.output
     assert SECRET.decode() not in gone.output
+
+
+# File systems that cannot be written to.
+
+
+def mounting(place: str) -> list[str]:
+    """A command that runs what follows with an empty, read-only file system at ``place``, which only it sees."""
+    script = 'mount -t tmpfs -o ro,mode=700 none "$0" && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, place]
+
+
+def can_mount() -> bool:
+    try:
+        return subprocess.run([*mounting("/mnt"), "true"], stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="a file system cannot be mounted here")
+
+
+@needs_mounts
+def test_a_spool_on_a_read_only_file_system(letter_api: IngestionServer, tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    before = mounting(str(tmp_path / "spool"))
+    done = examine(letter_api.url, tmp_path, "--spool", tmp_path / "spool", before=before)
+    assert done.code == 1 and "Read-only file system" in done.of("spool")["text"], done.output
+
+
+@needs_mounts
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no such directory here")
+def test_no_shared_memory_for_semaphores(letter_api: IngestionServer, tmp_path: Path) -> None:
+    done = examine(letter_api.url, tmp_path, before=mounting("/dev/shm"))
+    assert done.of("semaphores")["level"] == "warn" and done.code == 0, done.output
+    assert done.of("memory")["level"] == "ok"  # which needs no file

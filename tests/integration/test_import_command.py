@@ -205,6 +205,7 @@ BAD = {
     '{"userId": "u", "event": "E", "timestamp": 1, "properties": [1]}': "properties must be a dict",
     '{"userId": "u", "event": "E", "timestamp": 1, "properties": {"a": NaN}}': "nan is not JSON",
     '{"userId": "u", "event": "E", "timestamp": 1, "properties": {"a": "\\ud800"}}': "surrogate",
+    '{"userId": "u", "user_id": "v", "event": "E", "timestamp": 1}': "it has the field userId twice",
     '{"userId": "u", "type": "alias"}': "its type must be track, identify or group",
     '{"userId": "u", "event": "a\0b", "timestamp": 1}': "it contains a NUL byte",
 }
@@ -216,7 +217,7 @@ def test_bad_rows_of_json(dry: bool, importing: Import, letter_api: IngestionSer
     rows.append(json.dumps(row(1, properties={"n": "x" * 600_000})))
     done = importing(write(tmp_path / "rows.jsonl", *rows), *["--dry-run"] * dry)
     assert done.code == 1 and "Traceback" not in done.output, done
-    assert f"line 1 is refused: {BAD['no json']}" in done.output and "and 9 more\n" in done.output, done
+    assert f"line 1 is refused: {BAD['no json']}" in done.output and "and 10 more\n" in done.output, done
     if dry:
         assert f"{len(BAD)} track" in done.output and f"{len(BAD) + 1} rows would be refused" in done.output, done
         assert not letter_api.requests and os.listdir(tmp_path) == ["rows.jsonl"]
@@ -324,6 +325,10 @@ def test_refused_rows_can_be_repaired_and_imported(
         ("a.csv", b"a\xff,b\n", [], "the header cannot be read"),
         ("a", b"[{}]", [], "it is an array|is an array"),
         ("a.gz", b"\x1f\x8b no gzip", [], "cannot be decompressed"),
+        ("a.csv", b"user,event\n", [], "no column userId"),
+        ("a.csv", b"user_id,userId\n", [], "have the same name"),
+        ("a.csv", b"user_id,amount,properties.amount\n", [], "have the same name"),
+        ("a.csv", b"user_id\n", ["--id-from", "order"], "no column 'order'"),
         ("a.csv", b"a,b\n", ["--types", "c=number"], "no column 'c'"),
         ("a.csv", b"a,b\n", ["--types", "a=int"], "must be COLUMN=TYPE"),
         ("a.jsonl", b"{}\n", ["--types", "a=number"], "for CSV only"),
@@ -383,7 +388,7 @@ def test_a_killed_import_is_continued(importing: Import, letter_api: IngestionSe
         program.signal(signal.SIGKILL)
         program.finish()
     with (tmp_path / "rows.jsonl.refused.jsonl").open("a") as file:  # what it may have written after the last state
-        file.write('{"line": 401, "reason": "soon", "row"')
+        file.write('{"line": 401, "reason": "soon", "row": "' + 100_000 * "x")
     letter_api.rule = None
     letter_api.release()
     done = importing(path)
@@ -406,7 +411,7 @@ def test_ctrl_c_stops_and_says_how_to_continue(importing: Import, letter_api: In
         done = program.finish()
     letter_api.rule = None
     assert done.code == -signal.SIGINT and "Run the same command again to continue" in done.output, done
-    assert letter_api.distinct < 2000
+    assert f"{letter_api.distinct:,} rows sent" in done.output and letter_api.distinct < 2000, done
     before = len(letter_api.requests)
     assert importing(path).code == 0
     assert numbers(letter_api) == list(range(2000)) and len(letter_api.requests) - before < 20
@@ -538,4 +543,5 @@ def test_memory_does_not_grow_with_the_file(letter_api: IngestionServer, tmp_pat
         with Program(line, env_for(letter_api.url), tmp_path) as program:
             done = program.finish()
         peaks.append(int(done.output.split("VmHWM:")[1].split()[0]))
-    assert peaks[1] - peaks[0] < 2_000, peaks  # kilobytes
+    # Kilobytes. PyPy's memory grows until its collector thinks it worthwhile.
+    assert peaks[1] - peaks[0] < (2_000 if sys.implementation.name == "cpython" else 100_000), peaks
