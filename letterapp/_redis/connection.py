@@ -202,4 +202,7 @@ def _kind(problem: Exception) -> str:
     named = {"OutOfMemoryError": "OOM", "NoPermissionError": "NOPERM", "ReadOnlyError": "READONLY"}
     if isinstance(problem, exceptions.AuthenticationError):
         return "NOAUTH"
-    return named.get(type(problem).__name__) or str(problem).partition(" ")[0]
+    text = str(problem)
+    if "-OOM " in text:
+        return "OOM"  # Redis 6.2 names the error of a script's command in the middle
+    return named.get(type(problem).__name__) or text.partition(" ")[0]

@@ -58,7 +58,7 @@ for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
             end
             room = room - #ids
         elseif one.pending == 0 then
-            redis.call('XGROUP', 'DELCONSUMER', stream, group, one.name)
+            redis.pcall('XGROUP', 'DELCONSUMER', stream, group, one.name) -- later, if memory is full: Redis 6.2
         end
     end
 end
@@ -75,7 +75,7 @@ local ids = {}
 for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[2])) do
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, row[1], 'RETRYCOUNT', 0, 'JUSTID')
 end
-redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
 """
 
 

@@ -117,7 +117,6 @@ def test_a_full_server_lets_entries_be_claimed(client: Any) -> None:
     assert client.xclaim("s", GROUP, "b", 0, [number]) == [(number, {"e": "1"})]
     client.xclaim("s", GROUP, "c", 0, [number], justid=True, retrycount=0)
     assert pending(client) == {number: ("c", 0)}
-    assert client.xgroup_delconsumer("s", GROUP, "b") == 0
 
 
 def test_after_a_restart_every_consumer_counts_as_just_seen(client: Any, server: RedisServer) -> None:
@@ -172,7 +171,7 @@ def test_a_consumer_that_waits_gets_an_error_when_its_group_is_flushed(client: A
         eventually(lambda: client.info("clients")["blocked_clients"], bool)
         client.flushall()
         client.xadd("s", {"e": "1"})
-        assert sock.recv(1000)[:10] in (b"-NOGROUP N", b"-UNBLOCKED")  # the latter by Redis 7.0
+        assert sock.recv(1000).split()[0] in (b"-NOGROUP", b"-UNBLOCKED")  # the latter by Redis 7.0
 
 
 def test_without_eviction_a_full_server_refuses_appends_also_in_a_script_and_still_acknowledges(client: Any) -> None:
