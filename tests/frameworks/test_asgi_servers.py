@@ -32,10 +32,10 @@ NEEDS_THE_LIFESPAN = [name for name in SERVERS if "uvicorn" in name]
 each_framework = pytest.mark.parametrize("framework", ["fastapi", "starlette"])
 
 
-def serve(start: Start, framework: str, command: tuple[str, ...], without: str = "") -> Application:
+def serve(start: Start, framework: str, command: tuple[str, ...], without: str = "", instead: str = "") -> Application:
     pytest.importorskip(framework)
     pytest.importorskip(command[0])
-    shop = start(framework, "-m", *command, without=without)
+    shop = start(framework, "-m", *command, without=without, instead=instead)
     if command[0] == "granian":
         shop.wait_for("Started worker", 2)
     return shop
@@ -110,3 +110,18 @@ def test_a_reload_by_sighup(server: str, start: Start) -> None:
     assert eventually(shop.order, bool), shop.output
     shop.stop()
     shop.all_arrived()
+
+
+@pytest.mark.parametrize("server", ["uvicorn --workers", "gunicorn with uvicorn's worker"])
+def test_with_a_spool_what_a_killed_worker_has_left_is_sent(server: str, start: Start) -> None:
+    shop = serve(start, "fastapi", SERVERS[server], without="Letter()", instead='Letter(spool="waiting")')
+    shop.orders(20)
+    shop.waits()
+    workers = shop.workers("spawn_main" if server.startswith("uvicorn") else "")
+    for worker in workers:
+        worker.kill()
+    assert workers and ended(workers), shop.output
+    assert eventually(shop.order, bool), shop.output  # by a worker that replaces one of them
+    shop.program.signal(signal.SIGTERM)
+    shop.program.finish()
+    shop.all_arrived(once=False)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
-from applications import Application, Start, ended
+from applications import Application, Start, ended, installed
 from harness import eventually, needs
 
 pytestmark = needs("django")
 
 EXIT_SIGNALS = "exit_signals=(signal.SIGTERM,)"
 LISTEN, WSGI, ASGI = "127.0.0.1:{port}", "shop.wsgi:application", "shop.asgi:application"
+GRACEFULLY = ("--hook-master-start", "unix_signal:15 gracefully_kill_them_all", "--binary-path", sys.executable)
 SERVERS = {
     "gunicorn": ("gunicorn", "-w", "2", "-b", LISTEN, WSGI),
     "gunicorn --preload": ("gunicorn", "-w", "2", "--preload", "-b", LISTEN, WSGI),
+    "uWSGI": ("pyuwsgi", "--http-socket", LISTEN, "--module", "shop.wsgi", "--master", "--processes", "2", *GRACEFULLY),
     "daphne": ("daphne", "-b", "127.0.0.1", "-p", "{port}", ASGI),
     "hypercorn": ("hypercorn", "-w", "2", "-b", LISTEN, ASGI),
     "granian": ("granian", "--interface", "asginl", "--workers", "2", "--port", "{port}", ASGI),
@@ -29,8 +32,9 @@ RUNSERVER = ("manage.py", "runserver", "--skip-checks", LISTEN)
 
 def serve(start: Start, command: tuple[str, ...], without: str = "") -> Application:
     pytest.importorskip(command[0])
-    shop = start("django", "-m", *command, without=without)
-    if command[0] == "granian":
+    command = (installed("pyuwsgi"), *command[1:]) if command[0] == "pyuwsgi" else ("-m", *command)
+    shop = start("django", *command, without=without)
+    if "granian" in command:
         shop.wait_for("Started worker", 2)
     return shop
 

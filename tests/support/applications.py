@@ -143,16 +143,22 @@ def start_examples(letter_api: IngestionServer, tmp_path: Path) -> Iterator[Star
     it begins with an option or a ``.py``. ``{port}`` in it is replaced by a free port, and makes it a server, which
     listens when this returns. With ``listens`` it is a server that takes the port from the environment variable PORT.
     Events wait for the end of a process; with ``late=False`` they are sent after a tenth of a second. ``without`` is a
-    text that is taken out of the example's files first, to show what it is for.
+    text that is taken out of the example's files first, to show what it is for; ``instead`` is put in its place.
     """
     running: list[Program] = []
 
     def start(
-        example: str, *command: str, late: bool = True, listens: bool = False, without: str = "", **env: str
+        example: str,
+        *command: str,
+        late: bool = True,
+        listens: bool = False,
+        without: str = "",
+        instead: str = "",
+        **env: str,
     ) -> Application:
         directory = tmp_path / example
         if not directory.exists():
-            copy(example, directory, without)
+            copy(example, directory, without, instead)
         port = free_port() if listens or any("{port}" in word for word in command) else 0
         line = [word.replace("{port}", str(port)) for word in command]
         line = [sys.executable, *line] if line[0].startswith("-") or line[0].endswith(".py") else line
@@ -166,13 +172,13 @@ def start_examples(letter_api: IngestionServer, tmp_path: Path) -> Iterator[Star
         one.__exit__()
 
 
-def copy(example: str, directory: Path, without: str = "") -> None:
+def copy(example: str, directory: Path, without: str = "", instead: str = "") -> None:
     shutil.copytree(EXAMPLES / example, directory, ignore=shutil.ignore_patterns("__pycache__", "*.sqlite3"))
     if without:
         files = [path for path in directory.rglob("*.*") if without in path.read_text()]
         assert files, f"{without!r} is not in the example"
         for path in files:
-            path.write_text(path.read_text().replace(without, ""))
+            path.write_text(path.read_text().replace(without, instead))
 
 
 def program(line: Sequence[str], env: dict[str, str], directory: Path, port: int, late: bool) -> Program:
