@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from . import _log
 from ._runtime.guards import ReentrancyGuard
 from ._runtime.signal_errors import reraise_signal_error
 from ._runtime.threads import with_starters_signal_mask
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _LONGEST_LINE = 1_000  # characters: the text of an error, and the words around it
 QUIET = 60.0  # seconds during which the same problem is not reported again
-_MOST_OWN = 10_000  # events that `on_error` tracked and that are remembered
 
 
 class Reporter:
@@ -33,14 +33,13 @@ class Reporter:
     def __init__(self, on_error: Callable[[LetterError], object] | None) -> None:
         self._on_error = on_error
         self._calling = ReentrancyGuard()  # the threads that are in `on_error`
-        self.has_called = False  # `on_error` was called; before that no event needs to be passed to `note`
-        # Hashes of the events that were tracked there, in two generations. A queue does not contain more of them,
-        # unless it was made very large.
-        self._own: set[int] = set()
-        self._own_before: set[int] = set()
+        # `on_error` or a handler of the logger was called; before that no event needs to be passed to `note`.
+        self.has_called = False
+        self._own = _log.Remembered()  # events that were tracked there
 
     def __call__(self, error: LetterError) -> None:
         try:
+            _log.note_report(error)
             if self._on_error is None:
                 _print(f"letterapp: {error}")
             elif self._is_of_on_error(error):
@@ -53,11 +52,15 @@ class Reporter:
             _print(f"letterapp: on_error raised {said(failure)} for: {error}")
 
     def note(self, event: bytes) -> None:
-        """Remember ``event`` if it is tracked by `on_error`. To be called before it is queued."""
+        """Remember ``event`` if it is tracked by `on_error`, or by a handler. To be called before it is queued."""
         if self._calling.is_here():
-            if len(self._own) >= _MOST_OWN:
-                self._own, self._own_before = set(), self._own
-            self._own.add(hash(event))
+            self._own.add(event)
+        _log.remember(event)
+
+    def emit_log(self, ending: bool = False) -> None:
+        """Log what waits to be logged. To be called where the thread holds no lock."""
+        if _log.emit(ending):
+            self.has_called = True
 
     def _call(self, error: LetterError) -> None:
         assert self._on_error is not None
@@ -71,8 +74,7 @@ class Reporter:
     def _is_own(self, event: bytes | dict[str, Any]) -> bool:
         if not isinstance(event, bytes):
             return self._calling.is_here()  # it could not be encoded, and that is reported during the call
-        mark = hash(event)
-        return mark in self._own or mark in self._own_before
+        return event in self._own
 
 
 def _print(line: str) -> None:

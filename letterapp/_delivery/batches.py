@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import time
 
+from .. import _log
 from .._config import MAX_ITEMS
 from .._http.transport import Transport, Unreachable
 from .._runtime.clock import FOREVER
 from .._runtime.guards import FairLock
 from .._runtime.random_bytes import random_bytes
 from .._runtime.signal_errors import reraise_signal_error
+from .._text import kind_of
 from ..errors import LetterError
 from .in_flight import InFlight, InFlightState
 from .retry import (
@@ -131,7 +133,7 @@ class BatchSender:
             nonlocal wait
             wait = self.send_once(patience, linger)
 
-        self.lock.run(send, patience)
+        self.lock.run(lambda: _log.defer(send), patience)
         return wait
 
     def report_drops(self, longest: float) -> float:
@@ -198,7 +200,9 @@ class BatchSender:
         if not batch:
             return False
         self._in_flight.begin(self._queue.batch_number)
-        self._apply_outcome(self._send(batch, timeout, linger), batch)
+        began = self._clock()
+        outcome = self._send(batch, timeout, linger)
+        self._apply_outcome(outcome, batch, self._clock() - began)
         return True
 
     def _send(self, batch: list[bytes], timeout: float, linger: float) -> Outcome:
@@ -221,12 +225,14 @@ class BatchSender:
 
     # The outcome of a batch.
 
-    def _apply_outcome(self, outcome: Outcome, batch: list[bytes]) -> None:
+    def _apply_outcome(self, outcome: Outcome, batch: list[bytes], seconds: float = 0.0) -> None:
+        """``seconds``: how long the request took, for the log."""
         in_flight, now = self._in_flight, self._clock()
         if isinstance(outcome, Pending):
             in_flight.wait(now + outcome.seconds, now, failed=False)
             return
         if isinstance(outcome, Settled):
+            self._note(batch, "settled by the queue's process, %d lost", sum(error.lost for error in outcome.errors))
             self._apply_settlement(outcome.errors, len(batch))
             return
         verdict = judge(
@@ -239,22 +245,31 @@ class BatchSender:
             may_search=in_flight.may_search(),
             durable=self._queue.is_durable(),
         )
+        why = _reason(outcome)
         if isinstance(verdict, Again):
+            self._note(batch, "try %d failed (%s), the next one in %.1f s", in_flight.attempt + 1, why, verdict.seconds)
             if self._queue.retry():
                 in_flight.wait(now + verdict.seconds, now, failed=True)
             if verdict.refusal is not None:
                 self._report_refusal(verdict.refusal)
         elif isinstance(verdict, Split):
+            self._note(batch, "to be sent in two parts (%s)", why)
             in_flight.split(verdict.in_search)
             self._queue.halve()
         elif isinstance(verdict, Delivered):
+            self._note(batch, "delivered in %.3f s (%s)", seconds, why)
             in_flight.end(accepted=True)
             self._refusal_is_reported = False
             self._queue.settle()
             self._note_progress()
         else:
+            self._note(batch, "lost, %s (%s)", verdict.cause, why)
             in_flight.end(accepted=False)
             self._lose(verdict.cause, verdict.error)
+
+    def _note(self, batch: list[bytes], text: str, *arguments: object) -> None:
+        said = "batch %d, %s: " + text
+        _log.note(said, self._queue.batch_number, _log.said(len(batch)), *arguments, events=batch)
 
     def _most_retries(self) -> float:
         most = self._settings.max_retries
@@ -316,6 +331,13 @@ class BatchSender:
         )
 
 
+def _reason(outcome: RequestOutcome) -> str:
+    """The outcome of a request for the log. What an exception or a response says may quote an event."""
+    if isinstance(outcome, Surprise):
+        return kind_of(outcome.problem)
+    return "no response" if isinstance(outcome, Unreachable) else f"status {outcome.status}"
+
+
 def batch_of(events: list[bytes]) -> bytes:
     """The body of a request."""
     return _HEAD + b",".join(events) + _TAIL
@@ -325,6 +347,13 @@ def closed_error(events: list[bytes]) -> LetterError:
     """The report of ``events`` that were tracked after `close`."""
     what = "the event was" if len(events) == 1 else f"{count_of(events)} were"
     return LetterError(f"the client is closed: {what} not accepted", cause="closed", events=events)
+
+
+def too_large_error(event: bytes, most: int, settings: Settings) -> LetterError:
+    """The report of an ``event`` of more than ``most`` bytes."""
+    bound = "max_queue_bytes" if most == settings.max_queue_bytes else "max_batch_bytes"
+    said = f"1 event dropped: it has {len(event):,} bytes, and the maximum is {most:,} ({bound})"
+    return LetterError(said, cause="overflow", events=[event])
 
 
 def count_of(events: list[bytes] | range) -> str:

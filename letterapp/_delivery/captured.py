@@ -66,6 +66,7 @@ class CapturedDelivery(NullDelivery):
             self._lost[cause] = self._lost.get(cause, 0) + 1
         if error is not None:
             self.reporter(error)
+            self.reporter.emit_log()
 
     def close(self, timeout: float) -> bool:
         self._closed = True

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import _thread
 import os
-import sys
 import threading
 
+from .. import _log
 from .._reporter import Reporter
 from .._runtime import servers
+from .._runtime.asyncio_thread import runs_event_loop
 from .._runtime.atfork import this_process
 from .._runtime.clock import FOREVER, monotonic
 from .._runtime.condition import Condition
@@ -28,7 +29,7 @@ from .._storage.recovery import OrphanRecovery, claim_ring
 from ..errors import LetterError
 from . import exit_signals, notices, shutdown
 from .base import Delivery
-from .batches import BatchSender, closed_error, count_of
+from .batches import BatchSender, closed_error, count_of, too_large_error
 from .stages import Stages
 from .worker import Worker, WorkerState
 
@@ -122,6 +123,7 @@ class Sender(Delivery):
         self._queue.refuse(cause)
         if error is not None:
             self._report(error)
+            self.emit_log()
 
     def flush(self, timeout: float) -> bool:
         deadline = self._clock() + timeout
@@ -132,6 +134,7 @@ class Sender(Delivery):
             settled = self._await(self._queue.request_flush(), deadline)
         if settled:
             self._stop_idle_worker(deadline)
+        self.emit_log()
         return settled
 
     def close(self, timeout: float) -> bool:
@@ -148,6 +151,7 @@ class Sender(Delivery):
             self._disconnect()
             self._batches.report_drops(0.0)
             self._queue.release_empty_slot()
+        self.emit_log(ending=True)
         return settled and not self._stages.lost_at_close
 
     def _disconnect(self) -> None:
@@ -208,6 +212,7 @@ class Sender(Delivery):
         elif final and not self._queue.is_held_by_this_thread():
             # A signal handler interrupted this very thread while it was sending, and will not return to it.
             self._give_up("exit", "the process was ended while they were being sent")
+        self.emit_log(ending=True)
         self._stages.set_budget(deadline - self._clock())
 
     def cancel_shutdown(self) -> None:
@@ -307,16 +312,22 @@ class Sender(Delivery):
     def wake(self) -> bool:
         """Make the worker check the queue; False if no thread can run."""
         was_unavailable = self._worker.state is WorkerState.UNAVAILABLE
-        if self._worker.wake(self._send, self._before_start, self._stages.calls_settle):
-            return True
-        if not was_unavailable:
+        is_there = self._worker.wake(self._send, self._before_start, self._stages.calls_settle)
+        if not (is_there or was_unavailable):
             shutdown.keep_alive(self)
             if not self._stages.calls_settle and threading.main_thread().is_alive() and not servers.is_before_workers():
                 notices.warn_inline()
-        return False
+        return is_there
 
     def _send(self) -> float:
-        return self._batches.send_within(FOREVER)
+        wait = self._batches.send_within(FOREVER)
+        self.emit_log()
+        return wait
+
+    def emit_log(self, ending: bool = False) -> None:
+        """Log what waits to be logged, unless this thread may hold a lock."""
+        if self.may_wait():
+            self.reporter.emit_log(ending)
 
     def _before_start(self) -> None:
         shutdown.on_first_event(self._settings.send_on_os_exit)
@@ -327,17 +338,12 @@ class Sender(Delivery):
         if not self.may_wait():
             return
         if servers.is_before_workers():
-            self._send_before_workers()
+            if not self.drain(self._clock() + self.exit_timeout):
+                said = f"not delivered within {self.exit_timeout:g} s while uWSGI imported the application"
+                self._give_up("undeliverable", f"{said}, and its master cannot send anything later")
         elif self._batches.is_due():
             self._batches.send_within(self._settings.timeout, linger=0.0)
-
-    def _send_before_workers(self) -> None:
-        if not self.drain(self._clock() + self.exit_timeout):
-            self._give_up(
-                "undeliverable",
-                f"not delivered within {self.exit_timeout:g} s while uWSGI imported the application, "
-                "and its master cannot send anything later",
-            )
+        self.emit_log()
 
     def _overflow(self, event: bytes) -> None:
         most = self._queue.largest
@@ -345,9 +351,7 @@ class Sender(Delivery):
         if self._settings.overflow == "block" and may_fit and self._may_block() and self._put_when_there_is_room(event):
             return
         if not may_fit:
-            bound = "max_queue_bytes" if most == self._settings.max_queue_bytes else "max_batch_bytes"
-            said = f"1 event dropped: it has {len(event):,} bytes, and the maximum is {most:,} ({bound})"
-            self.refuse("overflow", LetterError(said, cause="overflow", events=[event]))
+            self.refuse("overflow", too_large_error(event, most, self._settings))
         elif self._queue.drop(event):
             self.wake()  # the worker reports the dropped events later, all in one report
 
@@ -368,13 +372,15 @@ class Sender(Delivery):
                 self._wait_or_work(waiter, left)
 
     def _may_block(self) -> bool:
-        return self.may_wait() and not _runs_event_loop()  # a call never blocks an event loop
+        return self.may_wait() and not runs_event_loop()  # a call never blocks an event loop
 
     # Waiting for settlement. Runs in the calling thread.
 
     def may_wait(self) -> bool:
         """False in a callback on the sending thread, in a handler that interrupted the queue, and at finalization."""
-        return not (self._batches.lock.is_mine() or self._queue.is_held_by_this_thread() or shutdown.is_finalizing())
+        if self._batches.lock.is_mine() or self._queue.is_held_by_this_thread():
+            return False
+        return not (_log.is_handler_running() or shutdown.is_finalizing())
 
     def _await(self, target: int, deadline: float) -> bool:
         """Wait until ``target`` events are settled; False after ``deadline``, or if waiting is impossible."""
@@ -394,7 +400,7 @@ class Sender(Delivery):
 
     def _wait_or_work(self, waiter: Any, seconds: float) -> None:
         """Wait for the worker's progress or, if there is no thread, send in this one."""
-        if self._worker.is_there:
+        if self._worker.is_there and not _log.is_handler_running_elsewhere():
             waiter.wait(seconds)
             return
         with self._worker.wakeup.waiter() as pause:
@@ -431,7 +437,7 @@ class Sender(Delivery):
         stages = self._stages
         if not self.may_wait() or self.has_resumed():
             return
-        if not stages.is_final and _runs_event_loop():
+        if not stages.is_final and runs_event_loop():
             return  # after a signal the event loop continues, and so does the thread; `end` will be called again
         started = self._clock()
         deadline = started + stages.budget
@@ -492,9 +498,3 @@ class Sender(Delivery):
             # It marks itself as exiting and then scans; this process releases and then checks the marks. So at least
             # one of the two sees the events.
             self._recovery.recover(FOREVER)
-
-
-def _runs_event_loop() -> bool:
-    """True in a thread that runs an asyncio event loop."""
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None

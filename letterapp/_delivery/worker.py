@@ -17,6 +17,7 @@ import _thread
 import os
 from enum import Enum
 
+from .. import _log
 from .._runtime import servers, threads
 from .._runtime.atfork import announce_thread_end
 from .._runtime.clock import FOREVER
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .._storage.queue import BoundedQueue
 
 IDLE = 5.0  # seconds without an event after which the thread stops; starting it again takes about 50 us
+_HANDLER = 1.0  # seconds that a caller waits for a handler of the logger in the thread that is to end
 _CHECK_INTERVAL = 0.05  # seconds after which a caller that waits for the thread's end checks again
 
 
@@ -91,6 +93,8 @@ class Worker:
         before_start()
         with claim.starting:
             claim.started = self._start(send)
+        if self._is_unavailable == claim.started:
+            _log.note("mode: %s", "thread" if claim.started else "inline, because no thread can run")
         self._is_unavailable = not claim.started
         self._queue.set_wake_on_put(calls_settle or self._is_unavailable)
         if self._is_unavailable:
@@ -105,9 +109,13 @@ class Worker:
     def await_stop(self, deadline: float, clock: Callable[[], float]) -> None:
         """Make an idle thread stop; wait until the system has removed it, or until ``deadline`` of ``clock``."""
 
+        patience = clock() + _HANDLER
+
         def is_idle() -> bool:
             if not (self._queue.has_worker and self._queue.is_empty()):
                 return False
+            if clock() >= patience and _log.is_handler_running_elsewhere():
+                return False  # it may block for long
             # Asked each time: another thread's call may have started a new one since, which was not asked yet.
             self.stop_when_idle()
             self.notify()
@@ -140,6 +148,7 @@ class Worker:
                     if wait < FOREVER:
                         waiter.wait(wait)
                     elif self._stops_when_idle or self._queue.closed or not waiter.wait(IDLE):
+                        _log.emit()  # losses that were only counted; not below, where a fork waits for this thread
                         stopped = announce_thread_end(self._queue.try_stop_worker)
                         if stopped:
                             return

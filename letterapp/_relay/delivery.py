@@ -13,6 +13,7 @@ import _thread
 import os
 import threading
 
+from .. import _log
 from .._delivery import shutdown
 from .._delivery.base import Delivery
 from .._delivery.sender import Sender
@@ -283,7 +284,9 @@ class RelayDelivery(Delivery):
         """Report losses, send again what a lost relay had, and start another relay if necessary."""
         if self._client.is_held_by_this_thread() or self._handling.is_here():
             return  # a signal handler that interrupted it, or `on_error` below: the interrupted call gets here again
-        self._handling.run(self._handle_client)
+        # Returned events are queued under a lock, and a report of that must not be logged there.
+        self._handling.run(lambda: _log.defer(self._handle_client))
+        self._local.emit_log()
 
     def _handle_client(self) -> None:
         link = self._client
@@ -303,14 +306,19 @@ class RelayDelivery(Delivery):
         trouble, reported.start_trouble = reported.start_trouble, ""
         if trouble:
             reported.is_away = True
+            _log.note("mode: thread, there is no relay")
             self._report_trouble(trouble)
         if not link.trouble and not trouble:
             self._keeper.note_success()
+            if reported.is_away:
+                _log.note("mode: relay, it accepts events again")
             reported.is_away = False
             return
         if reported.breaks != link.breaks:
             self._report_trouble.forget()  # it is another relay that was lost
         if reported.breaks != link.breaks or not reported.is_away:
+            if not reported.is_away:
+                _log.note("mode: thread, the relay does not accept events")
             reported.breaks = link.breaks
             reported.is_away = True
             self._report_trouble(

@@ -13,6 +13,7 @@ so the sender sends the batch itself, with the same message IDs.
 
 from __future__ import annotations
 
+from .. import _log
 from .._delivery import shutdown
 from .._delivery.retry import Pending, Settled
 from .._queues.manager_connection import NOT_YET
@@ -165,6 +166,8 @@ class Handover:
         return None
 
     def _recover(self) -> None:
+        if not self._is_working:
+            _log.note("mode: relay, the queue accepts batches again")
         self._is_working = True
         self._wait = FIRST_WAIT
         self._is_reported = False
@@ -173,6 +176,8 @@ class Handover:
         self.close()
         if self.target.retired:
             return
+        if self._is_working:
+            _log.note("mode: thread, the queue cannot be used")
         self._is_working = False
         now = self._clock()
         self._next_try = now + self._wait

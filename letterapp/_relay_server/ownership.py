@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from .. import _log
 from .._delivery import shutdown
 from .._delivery.batches import ENVELOPE
 from .._delivery.sender import Sender
@@ -156,6 +157,7 @@ class OwnedSender:
     # Called by any thread that notices a loss.
 
     def _report(self, error: LetterError) -> None:
+        _log.note_report(error)
         with self._owners_lock:
             lost_events = self._unreported.pop(error.cause or "", [])
         self._attribute_losses(lost_events, error)

@@ -1,9 +1,12 @@
 """Waiting in a coroutine for something that blocks.
 
-Responsible for: `in_thread`, for `Letter.aflush` and `Letter.aclose`. Not responsible for: what is waited for.
+Responsible for: `in_thread`, for `Letter.aflush` and `Letter.aclose`; which threads run an event loop. Not responsible
+for: what is waited for.
 """
 
 from __future__ import annotations
+
+import sys
 
 from . import servers
 from .clock import monotonic
@@ -12,6 +15,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from typing import Callable
+
+
+def runs_event_loop() -> bool:
+    """True in a thread that runs an asyncio event loop."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 async def in_thread(wait: Callable[[float], bool], timeout: float) -> bool:

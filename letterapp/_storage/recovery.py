@@ -7,6 +7,7 @@ sending them (`batches`), their position in the queue (`_storage.queue`), detect
 
 from __future__ import annotations
 
+from .. import _log
 from .._reporter import unreadable
 from .._runtime.signal_errors import reraise_signal_error
 from ..errors import LetterError
@@ -128,6 +129,8 @@ def _ring_in(slot: Slot, backends: Backends) -> Ring:
     if not holds_events(slot.words):
         return Ring(slot)
     ring, wrong = Ring.recovered_from(slot)
+    if len(ring):
+        _log.note("taken over: %s of an ended process (%s)", _log.said(len(ring)), slot.kind)
     if wrong:
         slot.mark_corrupt()
         backends.note_loss(unreadable(ring.unreadable, wrong))

@@ -1,0 +1,179 @@
+"""Programs of test_logging: handlers that do what handlers should not, in processes that fork and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from programs.common import child, main, make, work
+
+
+def _records(level: int = 10) -> list[str]:
+    """What the logger `letterapp` logs from now on."""
+    import logging
+
+    records: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.getMessage())
+
+    logging.getLogger("letterapp").setLevel(level)
+    logging.getLogger("letterapp").addHandler(Handler())
+    return records
+
+
+def _status(pid: int) -> int:
+    status = os.waitpid(pid, 0)[1]
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def not_imported() -> None:
+    letter = make()
+    work(letter, 3)
+    assert letter.flush()
+    print("logging" in sys.modules)
+
+
+def nobody_listens() -> None:
+    import logging  # noqa: F401
+
+    letter = make(on_error=lambda error: None)
+    work(letter, 1)
+    assert letter.close()
+    work(letter, 1)  # lost
+
+
+def printed() -> None:
+    letter = make("lt_live_the_key", on_error=lambda error: None)
+    letter.track("a person", "An event", {"secret": "content"})
+    assert letter.flush()
+    letter.track("a person", "An event", {"secret": object()})
+
+
+def until_the_end(path: str, imports_late: str) -> None:
+    """Track, and end. ``imports_late``: `logging` is imported after the client was made, so it is shut down first."""
+    letter = make() if imports_late else None
+    import logging
+
+    handler = logging.FileHandler(path)
+    logging.getLogger("letterapp").setLevel(logging.DEBUG)
+    logging.getLogger("letterapp").addHandler(handler)
+    letter = letter or make()
+    work(letter, 3)
+
+
+def forks_in_a_handler() -> None:
+    """A handler forks in the sending thread; its child goes on in the client's code, and ends."""
+    import logging
+
+    children: list[int] = []
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            if not children:
+                children.append(os.fork())
+                if not children[0]:
+                    lines.clear()
+
+    logging.getLogger("letterapp").setLevel(logging.DEBUG)
+    logging.getLogger("letterapp").addHandler(Handler())
+    letter = make(flush_at=1)
+    work(letter, 2)
+    assert letter.flush()
+    assert _status(children[0]) == 0
+    work(letter, 2, start=2)
+    assert letter.flush()
+    print(sum("delivered" in line for line in lines) >= 2)
+
+
+def forks_while_it_logs(children: str) -> None:
+    """Fork again and again while another thread logs what it delivers; each child tracks, logs and ends."""
+    records = _records()
+    letter = make()
+    is_over = threading.Event()
+
+    def busy() -> None:
+        serial = 0
+        while not is_over.is_set():
+            work(letter, 1, "busy", start=serial)
+            letter.flush()
+            serial += 1
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+
+    def job() -> int:
+        records.clear()
+        work(letter, 5, f"child {os.getpid()}")
+        assert letter.flush()
+        return 0 if records and all("batch" in line for line in records) else 1
+
+    codes = [_status(child(job)) for _ in range(int(children))]
+    is_over.set()
+    thread.join()
+    assert letter.flush()
+    print(codes == [0] * int(children) and len(records) > 0)
+
+
+def takes_over() -> None:
+    """A child is killed with events in its queue; the parent logs that it took them over."""
+    records = _records()
+    letter = make(flush_interval=1000, flush_at=1000)
+    read, write = os.pipe()
+
+    def job() -> None:
+        work(letter, 7, "killed")
+        os.write(write, b".")
+        signal.pause()
+
+    pid = child(job)
+    os.read(read, 1)
+    os.kill(pid, signal.SIGKILL)
+    _status(pid)
+    assert letter.flush()
+    print([line for line in records if "taken over" in line])
+
+
+def interrupted_handler() -> None:
+    """A signal handler uses the client again and again while a handler of the logger runs in the main thread."""
+    import logging
+
+    inside = threading.Event()
+    counts = {"records": 0, "signals": 0}
+    letter: Any = None
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            counts["records"] += 1
+            if threading.current_thread() is threading.main_thread():
+                inside.set()
+                until = counts["signals"] + 3
+                while counts["signals"] < until:
+                    time.sleep(0.0005)
+
+    def on_signal(*_: Any) -> None:
+        counts["signals"] += 1
+        letter.track("handler", "Worked", {"serial": counts["signals"], "pid": os.getpid()})
+        letter.flush(0.001)
+
+    logging.getLogger("letterapp").setLevel(logging.DEBUG)
+    logging.getLogger("letterapp").addHandler(Handler())
+    letter = make(on_error=lambda error: None)
+    signal.signal(signal.SIGALRM, on_signal)
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    serial = 0
+    while not inside.is_set():
+        letter.track("program", "Worked", {"serial": serial, "bad": object()})  # reported, and logged, in this thread
+        serial += 1
+    signal.setitimer(signal.ITIMER_REAL, 0, 0)
+    print(letter.flush(), letter.stats()["waiting"])
+
+
+main(globals())
