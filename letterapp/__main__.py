@@ -24,6 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     _open_standard_files()
     options = parser.parse_args(arguments)
+    if (
+        options.command == "relay"
+        and options.metrics
+        and (options.status or options.for_manager or options.for_clients)
+    ):
+        parser.error("--metrics is for a relay that is run separately")
     if options.command == "demo":
         from ._cli.demo import demo as run_demo
 
@@ -104,6 +110,9 @@ def _add_relay(commands: Any) -> None:
         metavar="ADDRESS",
         help="run a manager's server instead, at PATH or HOST:PORT, for SenderManager(address=...)",
     )
+    relay.add_argument(
+        "--metrics", type=_address, metavar="HOST:PORT", help="serve /metrics, /healthz and /readyz there over HTTP"
+    )
     relay.add_argument("--authkey-file", metavar="FILE", help="file with the secret that the manager's clients use")
     relay.add_argument("--for-manager", action="store_true", help=argparse.SUPPRESS)  # how a manager starts its server
     relay.add_argument("--for-clients", action="store_true", help=argparse.SUPPRESS)  # how a client starts one
@@ -116,6 +125,14 @@ def _open_standard_files() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, separator, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not (separator and host and port.isdigit()) or (":" in host and f"[{host}]" not in text):
+        raise argparse.ArgumentTypeError("must be HOST:PORT, for example 127.0.0.1:9464, 0.0.0.0:9464 or [::1]:9464")
+    return host, _port(port)
 
 
 def _port(text: str) -> int:

@@ -1,7 +1,7 @@
 """What the processes that send for others have in common.
 
 Responsible for: detaching from the process that started this one, the log, descriptors for clients, protecting memory,
-reading keys from files, notifying systemd. Not responsible for: what the process serves (`socket_server`,
+reading keys from files, notifying systemd, `Heartbeat`. Not responsible for: what the process serves (`socket_server`,
 `manager_server`), starting it (`launcher`).
 """
 
@@ -14,8 +14,13 @@ import stat
 import sys
 import time
 
+from .._runtime.clock import monotonic
 from .._text import Secret, SecretBytes, clean
 from ..errors import LetterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
 
 # File descriptors that are not used for clients, because sending needs them: several simultaneous connection attempts,
 # a name lookup, certificates, a file of the spool.
@@ -27,6 +32,15 @@ LARGEST_LOG = 1_048_576  # bytes; a larger one is truncated
 
 _has_log = False  # stderr is `LOG`
 _LONGEST_MESSAGE = 4000  # bytes: a write of fewer than PIPE_BUF bytes to a pipe is atomic
+
+
+class Heartbeat:
+    """When a loop has turned last. The loop's thread writes it, and the thread of an `Endpoint` reads it."""
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        """``wake`` makes the loop turn if it is idle. Any thread may call it."""
+        self.last = monotonic()
+        self.wake = wake
 
 
 def keep_stderr_from_blocking() -> None:

@@ -28,7 +28,7 @@ from .._relay.protocol import proof
 from .._runtime.clock import monotonic
 from .._text import Secret, SecretBytes
 from ..errors import LetterError
-from . import daemon
+from . import daemon, endpoint
 from .manager_server import Batches, BatchServer, log
 
 TYPE_CHECKING = False
@@ -207,7 +207,9 @@ def run_kept(options: argparse.Namespace) -> int:
             print(json.dumps(_status(settings, address, authkey)))
             return 0
         api = settings.base_url
-        serve(batches_of(options_given), address, authkey, lambda place: log(f"serving at {place} for {api}"), None)
+        metrics = endpoint.listen(options.metrics)
+        batches = batches_of(options_given)
+        serve(batches, address, authkey, lambda place: log(f"serving at {place} for {api}"), None, metrics)
         return 0
     except LetterError as problem:
         log(str(problem))
@@ -228,10 +230,12 @@ def serve(
     authkey: bytes,
     announce: Callable[[Address], object],
     starters_word: Callable[[], bytes] | None,
+    metrics: Any = None,
 ) -> None:
     """Serve until the starter asks to shut down or has ended, or, if ``starters_word`` is None, until a signal.
 
     Then drain. ``starters_word`` waits for the starter's request, and returns an empty one when it has ended.
+    ``metrics``: a listening socket for an `Endpoint`.
     """
     if hasattr(os, "umask"):
         os.umask(0o077)
@@ -250,6 +254,7 @@ def serve(
     daemon.raise_descriptors()
     batches.begin()
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint.serve_metrics(metrics, server, log)
     place: Any = server.address
     announce(place)
     if starters_word is None:

@@ -177,6 +177,17 @@ class Batches:
         """True while a client is connected."""
         return len(self._sessions) > 0
 
+    @property
+    def is_closing(self) -> bool:
+        """True once further batches are refused."""
+        return self._is_closing
+
+    def metrics(self) -> bytes:
+        """The status as Prometheus text. Any thread may call this."""
+        from .metrics import exposition
+
+        return exposition(self.status(), self._settings)
+
     def close(self) -> bool:
         """Refuse further batches, and settle accepted ones within `exit_timeout`. Clients send the rest themselves."""
         timeout = self._settings.exit_timeout
@@ -243,7 +254,9 @@ class BatchServer(Server):
     def __init__(self, batches: Batches, address: Address | None, authkey: bytes) -> None:
         registry: Any = {TYPEID: (batches.open, EXPOSED, None, None)}
         super().__init__(registry, address, authkey, "pickle")
+        self._batches = batches
         self._is_closed = False
+        self.heartbeat = daemon.Heartbeat(self._connect)
         try:
             self.listener._listener._socket.listen(BACKLOG)  # 16 in 3.11 and older
         except AttributeError:
@@ -255,6 +268,7 @@ class BatchServer(Server):
                 time.sleep(_CROWDED)
             try:
                 connection = self.listener.accept()
+                self.heartbeat.last = monotonic()
             except OSError:
                 if self._is_closed:
                     return
@@ -268,6 +282,29 @@ class BatchServer(Server):
             except RuntimeError:
                 connection.close()
                 time.sleep(_CROWDED)
+
+    def is_ready(self) -> bool:
+        """True while it accepts connections and batches. Any thread may call this."""
+        return not (self._is_closed or self._batches.is_closing)
+
+    def metrics(self) -> bytes:
+        """The status as Prometheus text. Any thread may call this."""
+        return self._batches.metrics()
+
+    def _connect(self) -> None:
+        """Open and close a connection, to see whether it is accepted. Does not wait for that."""
+        address: Any = self.address
+        is_path = isinstance(address, str)
+        if is_path and address.startswith("\\\\"):
+            self.heartbeat.last = monotonic()  # a named pipe of Windows cannot be opened without waiting
+            return
+        try:
+            family = socket.AF_UNIX if is_path else self.listener._listener._socket.family
+            with socket.socket(family) as sock:
+                sock.setblocking(False)
+                sock.connect_ex(address)
+        except (OSError, AttributeError):
+            pass  # no descriptor left: then none is accepted either
 
     def stop_accepting(self) -> None:
         """Close the listening socket and remove its file. Open connections remain."""

@@ -25,7 +25,7 @@ from .._path_trust import must_be_guarded, must_be_ours
 from .._relay import launcher, protocol
 from .._runtime.clock import monotonic
 from ..errors import LetterError
-from . import daemon
+from . import daemon, endpoint
 from .socket_server import RelayServer
 
 TYPE_CHECKING = False
@@ -58,7 +58,8 @@ def relay(options: argparse.Namespace) -> int:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         else:
             settings = _settings_of(options)
-        return _Program(settings, os.path.abspath(options.socket), options.group, options.for_clients).run()
+        path = os.path.abspath(options.socket)
+        return _Program(settings, path, options.group, options.for_clients, options.metrics).run()
     except LetterError as problem:
         _log(str(problem))
     except OSError as problem:
@@ -80,11 +81,20 @@ def _settings_of(options: argparse.Namespace) -> Settings:
 class _Program:
     """One relay at one path."""
 
-    def __init__(self, settings: Settings, path: str, group: str | None, for_clients: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        path: str,
+        group: str | None,
+        for_clients: bool,
+        metrics: tuple[str, int] | None = None,
+    ) -> None:
+        """``metrics``: host and port of its `Endpoint`."""
         self._settings = settings
         self._path = path
         self._group = group
         self._for_clients = for_clients
+        self._metrics = metrics
         self._terminations = 0
         self._identity = (0, 0)
         self._lock = -1
@@ -100,6 +110,7 @@ class _Program:
                 _ready()  # another relay, which was started at the same time, serves
                 return 0
             raise LetterError(f"another relay serves at {self._path}")
+        metrics_listener = endpoint.listen(self._metrics)
         listener = self._listen()
         daemon.raise_descriptors()
         self._relay = RelayServer(self._settings, listener, self._for_clients, _log, self._path)
@@ -107,6 +118,7 @@ class _Program:
             signal.signal(number, self._terminate)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, lambda *_: self._relay.tell_status())
+        endpoint.serve_metrics(metrics_listener, self._relay, _log)
         if self._for_clients:
             daemon.leave_starters_pipe(os.path.dirname(self._path))
             _ready()

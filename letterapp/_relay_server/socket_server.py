@@ -126,6 +126,8 @@ class RelayServer:
         self._unknown: dict[Peer, None] = {}  # the unauthenticated ones
         self._paused: dict[Peer, None] = {}  # the ones that are not read, because there is no room for their events
         self._refused = 0
+        self._is_serving = False
+        self.heartbeat = daemon.Heartbeat(self.wake)
         self._selector = selectors.DefaultSelector()
         self._ears = _socket.socketpair()
         for ear in self._ears:
@@ -158,12 +160,26 @@ class RelayServer:
         """Serve until it is time to exit. Then ``vacate``, which frees the path for another relay, and drain."""
         self._owned.sender.prepare()  # before clients use the descriptors that it needs
         self._owned.sender.flush(0.0)  # what is in the spool
+        self._is_serving = True
         while not self._lifetime.is_over(monotonic()):
             self._turn(self._next_moment())
+        self._is_serving = False
         vacate()
         self._drain()
 
+    def is_ready(self) -> bool:
+        """True while it accepts connections. Any thread may call this."""
+        return self._is_serving and not self._accept_again
+
+    def metrics(self) -> bytes:
+        """The status as Prometheus text. Any thread may call this."""
+        from .metrics import exposition
+
+        return exposition(self.status(), self._settings)
+
     def status(self) -> dict[str, Any]:
+        """What ``--status`` prints. Any thread may call this."""
+        peers = list(self._peers)  # in one step: the event loop changes it
         stats = self._owned.sender.stats()
         return {
             "pid": stats.pop("pid"),
@@ -171,8 +187,8 @@ class RelayServer:
             "version": __version__,
             "api": self._settings.base_url,
             "seconds": round(monotonic() - self._lifetime.started, 1),
-            "processes": sum(peer.role == protocol.EVENTS for peer in self._peers),
-            "leases": sum(peer.role == protocol.LEASE for peer in self._peers),
+            "processes": sum(peer.role == protocol.EVENTS for peer in peers),
+            "leases": sum(peer.role == protocol.LEASE for peer in peers),
             "paused": len(self._paused),
             "refused": self._refused,
             **{name: stats[name] for name in ("accepted", "adopted", "delivered", "retried", "lost", "waiting")},
@@ -198,7 +214,7 @@ class RelayServer:
                 self._handle(key.data, ready)
             else:
                 key.data()
-        now = monotonic()
+        self.heartbeat.last = now = monotonic()
         for peer in [peer for peer in self._unknown if peer.since + GREETING <= now]:
             self._hear_or_refuse(peer, "it did not authenticate in time")
         if self._accept_again and self._accept_again <= now:
