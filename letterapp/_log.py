@@ -83,11 +83,18 @@ class _Pending:
     def may_emit(self) -> bool:
         return not (self.emitting.is_here() or self.emitting.has_others() or self.deferring.is_here())
 
+    def has_due_losses(self, all_of_them: bool) -> bool:
+        now = monotonic()
+        return any(self._is_due(cause, now, all_of_them) for cause in list(self.lost))
+
+    def _is_due(self, cause: str, now: float, all_of_them: bool) -> bool:
+        return all_of_them or self._quiet_until.get(cause, now) <= now
+
     def take_losses(self, all_of_them: bool) -> list[Line]:
         """A warning for each cause that has not been quiet long enough; or for every cause."""
         now = monotonic()
         with self._lock:
-            due = [cause for cause in self.lost if all_of_them or self._quiet_until.get(cause, now) <= now]
+            due = [cause for cause in self.lost if self._is_due(cause, now, all_of_them)]
             self._quiet_until.update(dict.fromkeys(due, now + BURST))
             return [(time.time(), WARNING, "%s lost (%s)", (said(self.lost.pop(cause)), cause)) for cause in due]
 
@@ -163,17 +170,15 @@ def emit(ending: bool = False) -> bool:
     losses now, because there may be no later call.
     """
     pending = _pending
-    if pending is None or not (pending.lines or pending.lost):
+    if pending is None or not (pending.lines or (pending.lost and pending.has_due_losses(ending))):
         return False
     if pending.pid != os.getpid() or sys.is_finalizing() or not pending.may_emit():
         return False
     logger = _logger()
     if not (pending.prints or (logger is not None and logger.isEnabledFor(DEBUG))):
         pending.lines.clear()
-        if not pending.lost:
-            return False
-    if is_in_signal_handler():
-        return False  # it may have interrupted a handler, or code that holds a lock
+    if logger is not None and is_in_signal_handler():
+        return False  # it may have interrupted a handler
     lines = [*_taken(pending.lines), *pending.take_losses(ending)]
     if lines:
         pending.emitting.run(lambda: with_starters_signal_mask(_pass_on, pending, logger, lines))

@@ -206,6 +206,7 @@ class RelayDelivery(Delivery):
         self._report_unsettled(f"the {timeout:g} s timeout of close()")
         self._client.close()
         self._keeper.close()
+        self._local.emit_log(ending=True)
         return settled
 
     def begin_shutdown(self) -> None:
@@ -222,6 +223,7 @@ class RelayDelivery(Delivery):
         if final:
             self._report_unsettled(f"exit_timeout ({self.exit_timeout:g} s) at the end of the process")
             self._client.close()
+        self._local.emit_log(ending=True)
 
     def cancel_shutdown(self) -> None:
         if not self._local.is_closed:

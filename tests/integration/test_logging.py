@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 from harness import DEADLINE, eventually, run, start
+from logged import fresh_log  # noqa: F401  (a fixture)
 from programs import logs
 
 from letterapp import Letter, LetterError, _log
@@ -45,12 +46,6 @@ def listening() -> Iterator[Listener]:
     yield handler
     logger.removeHandler(handler)
     logger.setLevel(logging.NOTSET)
-
-
-@pytest.fixture(autouse=True)
-def _no_earlier_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_log, "_pending", None)
-    monkeypatch.setattr(_log, "_own", _log.Remembered())
 
 
 def delivered(lines: list[str]) -> int:

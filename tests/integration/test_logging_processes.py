@@ -1,0 +1,155 @@
+"""What is logged where processes send for others, are killed, or are a server's workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import psutil
+import pytest
+from harness import DEADLINE, WebServer, environment, eventually, needs
+from logged import fresh_log  # noqa: F401  (a fixture)
+from managed import Directory, own_directory, own_manager  # noqa: F401  (fixtures)
+from relayed import Runtime, kept_relay, own_runtime, track, until_relayed  # noqa: F401  (fixtures)
+
+from letterapp import Letter
+from letterapp.relay import SenderManager
+from letterapp.testing import IngestionServer, status
+from stress.ports import free_port
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+
+
+@pytest.fixture(name="lines")
+def logged_lines() -> Iterator[list[str]]:
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("letterapp"), Handler()
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+def modes(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("mode:")]
+
+
+def test_a_relay_that_goes_and_comes_back_is_two_lines(
+    make: Callable[..., Letter], runtime: Runtime, lines: list[str]
+) -> None:
+    with runtime.keep() as relay:
+        letter = make(relay=runtime.socket)
+        track(letter, 3)
+        assert letter.flush(DEADLINE) and modes(lines) == []
+        relay.signal(signal.SIGKILL)
+        assert relay.finish().code == -signal.SIGKILL
+    track(letter, 1, start=3)
+    assert letter.flush(DEADLINE)
+    assert [line.split(",")[0] for line in modes(lines)] == ["mode: thread"]
+    with runtime.keep():
+        assert until_relayed(letter, 4)
+        assert letter.flush(DEADLINE)
+        assert [line.split(",")[0] for line in modes(lines)] == ["mode: thread", "mode: relay"]
+        letter.close()
+
+
+def test_a_manager_that_goes_and_comes_back_is_two_lines(
+    make: Callable[..., Letter], directory: Directory, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letterapp._relay.handover.FIRST_WAIT", 0.01)
+    with directory.keep() as server:
+        authkey = directory.authkey_file.read_bytes().strip()
+        manager = SenderManager("test-key", directory.api.url, address=directory.socket, authkey=authkey)
+        manager.connect()
+        letter = make(relay=manager.queue)
+        track(letter, 3)
+        assert letter.flush(DEADLINE) and modes(lines) == []
+        assert [line for line in lines if "3 events: settled by the queue's process, 0 lost" in line], lines
+        server.signal(signal.SIGKILL)
+        assert server.finish().code == -signal.SIGKILL
+    track(letter, 1, start=3)
+    assert letter.flush(DEADLINE)
+    assert modes(lines) == ["mode: thread, the queue cannot be used"]
+    with directory.keep():
+
+        def relayed() -> str:
+            track(letter, 1)
+            assert letter.flush(DEADLINE)
+            return str(letter.stats()["mode"])
+
+        assert eventually(relayed, lambda mode: mode == "relay") == "relay"
+        assert modes(lines)[1:] == ["mode: relay, the queue accepts batches again"]
+
+
+def test_the_losses_of_a_relay_are_logged_by_the_process_that_tracked(
+    make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer, kept: Any, lines: list[str]
+) -> None:
+    letter = make(relay=runtime.socket)
+    letter_api.plan(status(400))
+    track(letter, 1)
+    assert letter.flush(DEADLINE)
+    assert eventually(lambda: letter.stats()["lost"], bool) == {"rejected": 1}
+    assert lines == ["1 event lost (rejected)"]
+
+
+def test_letter_debug_in_a_relay(make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer) -> None:
+    with runtime.keep(LETTER_DEBUG="1") as relay:
+        letter = make(relay=runtime.socket)
+        letter_api.plan(status(400))
+        track(letter, 1)
+        assert letter.flush(DEADLINE)
+        track(letter, 4, start=1)
+        assert letter.flush(DEADLINE)
+        letter.close()
+        relay.signal(signal.SIGTERM)
+        output = relay.finish().output
+    assert f"letterapp[{relay.pid}] WARNING 1 event lost (rejected)\n" in output
+    assert re.search(rf"letterapp\[{relay.pid}\] DEBUG batch \d, 4 events: delivered in", output), output
+
+
+def test_letter_debug_in_a_relay_that_a_client_starts(
+    make: Callable[..., Letter], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETTER_DEBUG", "1")
+    letter = make(relay=True)
+    track(letter, 2)
+    assert letter.flush(DEADLINE)
+    pid = runtime.relay().pid
+    log = runtime.path / "letterapp" / "relay.log"
+    # pytest's stderr is a file here, or a pipe: then the relay has a log of its own.
+    if log.exists():
+        assert f"letterapp[{pid}] DEBUG batch" in eventually(log.read_text, lambda text: "delivered" in text)
+
+
+@needs("gunicorn")
+def test_the_workers_of_gunicorn(letter_api: IngestionServer, tmp_path: Path) -> None:
+    """Each prints what it does itself, and a killed one's events are taken over by another process of the family."""
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "programs.killed_gunicorn:app", "--preload", "-w", "2"]
+    command += ["-b", f"127.0.0.1:{port}", "-c", "python:programs.killed_gunicorn_conf"]
+    with WebServer(command, environment(letter_api.url, LETTER_DEBUG="1"), tmp_path, port) as server:
+        answered = [int(server.get(f"/?{serial}")) for serial in range(10)]
+        victim = answered[0]
+        server.signal(signal.SIGKILL, victim)
+        assert eventually(lambda: psutil.pid_exists(victim), lambda there: not there) is False
+        server.signal(signal.SIGTERM)
+        finished = server.finish()
+    assert finished.code == 0, finished
+    found = re.findall(r"letterapp\[(\d+)\] DEBUG (.*)", finished.output)
+    taken_over = [(int(pid), text) for pid, text in found if text.startswith("taken over")]
+    events = sum(int(text.split()[2]) for _, text in taken_over)
+    assert events == answered.count(victim) and victim not in {pid for pid, _ in taken_over}, finished
+    delivered = sum(int(re.split(r"[ ,]+", text)[2]) for _, text in found if "delivered" in text)
+    assert delivered == letter_api.distinct == 10, finished
+    assert str(victim) not in {pid for pid, _ in found}
