@@ -71,26 +71,29 @@ def forks_in_a_handler() -> None:
     """A handler forks in the sending thread; its child goes on in the client's code, and ends."""
     import logging
 
+    parent = os.getpid()
     children: list[int] = []
     lines: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
+            if os.getpid() != parent:
+                os.write(1, b"logged by the child\n")
             if not children:
                 children.append(os.fork())
-                if not children[0]:
-                    lines.clear()
 
     logging.getLogger("letterapp").setLevel(logging.DEBUG)
     logging.getLogger("letterapp").addHandler(Handler())
-    letter = make(flush_at=1)
-    work(letter, 2)
+    letter = make(flush_at=1, on_error=lambda error: None)
+    work(letter, 1)
+    assert letter.flush()
+    work(letter, 1, start=1)
     assert letter.flush()
     assert _status(children[0]) == 0
     work(letter, 2, start=2)
     assert letter.flush()
-    print(sum("delivered" in line for line in lines) >= 2)
+    print(sum("delivered" in line for line in lines) >= 2 and "1 event lost (rejected)" in lines)
 
 
 def forks_while_it_logs(children: str) -> None:
@@ -174,6 +177,30 @@ def interrupted_handler() -> None:
         serial += 1
     signal.setitimer(signal.ITIMER_REAL, 0, 0)
     print(letter.flush(), letter.stats()["waiting"])
+
+
+def signal_in_a_handler_of_the_application() -> None:
+    """It holds a lock of its own when the signal comes, whose handler causes a loss."""
+    import logging
+
+    lock = threading.Lock()
+    warnings: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with lock:
+                if record.name == "letterapp":
+                    warnings.append(record.getMessage())
+                else:
+                    signal.raise_signal(signal.SIGUSR1)
+
+    logging.getLogger().addHandler(Handler())
+    letter = make(on_error=lambda error: None)
+    signal.signal(signal.SIGUSR1, lambda *_: letter.track("handler", "Worked", {"bad": object()}))
+    logging.getLogger("application").warning("a line")
+    assert not warnings
+    assert letter.flush()
+    print(warnings == ["1 event lost (invalid)"])
 
 
 main(globals())
