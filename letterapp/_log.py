@@ -100,6 +100,7 @@ class _Pending:
 
 
 _pending: _Pending | None = None
+_write: Callable[[str], object] | None = None  # prints a line, instead of stderr
 _own = Remembered()  # events that handlers have tracked
 
 
@@ -158,6 +159,12 @@ def remember(event: bytes) -> None:
     """Remember ``event`` if it is tracked by a handler."""
     if _here().emitting.is_here():
         _own.add(event)
+
+
+def print_with(write: Callable[[str], object]) -> None:
+    """Pass the lines of ``LETTER_DEBUG`` to ``write`` from now on, instead of printing them to stderr."""
+    global _write
+    _write = write
 
 
 # Called where the thread holds no lock.
@@ -235,6 +242,9 @@ def _print(when: float, level: int, text: str) -> None:
     clock = f"{seconds // 3600 % 24:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{int(when % 1 * 1000):03}Z"
     line = f"{clock} {NAME}[{os.getpid()}] {'DEBUG' if level == DEBUG else 'WARNING'} {text}\n"
     try:
+        if _write is not None:
+            _write(line)
+            return
         try:
             descriptor = sys.stderr.fileno()
         except (AttributeError, OSError, ValueError):

@@ -57,12 +57,13 @@ _BOOT = (
 
 
 # The part of the application's environment that the program needs: how to reach the API, its libraries and directories,
-# the language of its messages. The rest may contain secrets.
+# the language of its messages, whether it prints what it does. The rest may contain secrets.
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _ENVIRONMENT = (
     *("PATH", "HOME", "USER", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TEMP", "TMP"),
     *("XDG_RUNTIME_DIR", "JOURNAL_STREAM", "SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES"),
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LOCALDOMAIN", "RES_OPTIONS", "HOSTALIASES"),
+    "LETTER_DEBUG",
     *_PROXIES,
     *(name.upper() for name in _PROXIES),
 )

@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 
+from .. import _log
 from .._runtime.clock import monotonic
 from .._text import Secret, SecretBytes, clean
 from ..errors import LetterError
@@ -85,6 +86,7 @@ def leave_starters_pipe(directory: str | None) -> None:
     try:
         log = os.open(os.path.join(directory or os.devnull, LOG), flags, 0o600)
         _has_log = True
+        _log.print_with(_append_to_log)
     except OSError:
         log = os.open(os.devnull, os.O_WRONLY)  # messages are lost, but no process waits
     os.dup2(log, 2)
@@ -106,13 +108,23 @@ def write_log(who: str, text: str) -> None:
     try:
         if _has_log:
             when = time.strftime("%Y-%m-%d %H:%M:%S ")
-            if os.fstat(2).st_size > LARGEST_LOG:
-                os.ftruncate(2, 0)
+            _bound_log()
         message = f"{when}letterapp {who} [{os.getpid()}]: {line}".encode()[:_LONGEST_MESSAGE]
         if _is_writable(2):  # otherwise the pipe is full, and the message is dropped
             os.write(2, message + b"\n")
     except OSError:
         pass  # the other end was closed
+
+
+def _bound_log() -> None:
+    if os.fstat(2).st_size > LARGEST_LOG:
+        os.ftruncate(2, 0)
+
+
+def _append_to_log(line: str) -> None:
+    """For ``LETTER_DEBUG``. Raises `OSError` if it cannot be written."""
+    _bound_log()
+    os.write(2, line.encode())
 
 
 def detach() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -118,18 +119,38 @@ def test_letter_debug_in_a_relay(make: Callable[..., Letter], runtime: Runtime, 
     assert re.search(rf"letterapp\[{relay.pid}\] DEBUG batch \d, 4 events: delivered in", output), output
 
 
-def test_letter_debug_in_a_relay_that_a_client_starts(
-    make: Callable[..., Letter], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LETTER_DEBUG", "1")
-    letter = make(relay=True)
-    track(letter, 2)
-    assert letter.flush(DEADLINE)
-    pid = runtime.relay().pid
+def test_letter_debug_in_a_relay_that_a_client_starts(runtime: Runtime, letter_api: IngestionServer) -> None:
+    """Its starter's stderr is a pipe, so it has a log."""
+    done = subprocess.run(
+        [sys.executable, "-m", "programs.logs", "relayed"],
+        env=environment(letter_api.url, LETTER_DEBUG="1"),
+        cwd=str(runtime.path),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done
     log = runtime.path / "letterapp" / "relay.log"
-    # pytest's stderr is a file here, or a pipe: then the relay has a log of its own.
-    if log.exists():
-        assert f"letterapp[{pid}] DEBUG batch" in eventually(log.read_text, lambda text: "delivered" in text)
+    text = eventually(log.read_text, lambda text: "delivered" in text)
+    assert re.search(r"^\S+Z letterapp\[\d+\] DEBUG batch 1, 2 events: delivered in", text, re.M), text
+    assert f"letterapp[{done.stdout.strip()}]" not in text
+
+
+def test_a_relay_s_log_stays_small_with_letter_debug(tmp_path: Path) -> None:
+    code = """if True:
+        import os, sys
+        from letterapp import _log
+        from letterapp._relay_server import daemon
+        daemon.LARGEST_LOG = 2_000
+        daemon.leave_starters_pipe(sys.argv[1])
+        for number in range(1_000):
+            _log.note("line %d", number)
+            _log.emit()
+    """
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, env=environment("", LETTER_DEBUG="1"), capture_output=True, check=True, timeout=DEADLINE)
+    text = (tmp_path / "relay.log").read_text()
+    assert text.endswith("line 999\n") and len(text) < 2_200
 
 
 @needs("gunicorn")

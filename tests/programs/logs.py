@@ -125,6 +125,13 @@ def forks_while_it_logs(children: str) -> None:
     print(codes == [0] * int(children) and len(records) > 0)
 
 
+def relayed() -> None:
+    letter = make(relay=True, flush_interval=1000)
+    work(letter, 2)
+    assert letter.flush()
+    print(os.getpid())
+
+
 def takes_over() -> None:
     """A child is killed with events in its queue; the parent logs that it took them over."""
     records = _records()
