@@ -100,6 +100,7 @@ class _Pending:
 
 
 _pending: _Pending | None = None
+_made: dict[int, _Pending] = {}  # by process ID: two threads may need the first one at once
 _write: Callable[[str], object] | None = None  # prints a line, instead of stderr
 _own = Remembered()  # events that handlers have tracked
 
@@ -111,9 +112,11 @@ def _is_current() -> bool:
 
 def _here() -> _Pending:
     global _pending
-    pending = _pending
-    if pending is None or pending.pid != os.getpid():
-        pending = _pending = _Pending()  # the parent logs its own lines
+    pending, pid = _pending, os.getpid()
+    if pending is None or pending.pid != pid:
+        for other in set(_made) - {pid}:
+            _made.pop(other, None)  # the parent's, which logs its own lines
+        pending = _pending = _made.setdefault(pid, _Pending())  # in one step; a lock may be held by a lost thread
     return pending
 
 
