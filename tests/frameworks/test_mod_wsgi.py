@@ -63,7 +63,13 @@ def start(directory: Path, api: Any, without: str = "") -> Application:
     return Application(WebServer(command, env, directory, port), directory, api, port)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGWINCH], ids=["stop", "graceful-stop"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="stop", marks=pytest.mark.gate),
+        pytest.param(signal.SIGWINCH, id="graceful-stop"),
+    ],
+)
 def test_its_end(number: int, directory: Path, letter_api: Any) -> None:
     shop = start(directory, letter_api)
     with shop.program:
