@@ -124,9 +124,10 @@ class Encoder:
             raise problem from error.__cause__
 
     def _json(self, name: str, properties: Any) -> str:
-        if type(properties) is dict and self._is_plain(properties):
+        if type(properties) is dict:
             try:
-                return self._encode_plain(properties)
+                if self._is_plain(properties):
+                    return self._encode_plain(properties)
             except Exception as error:  # NaN, a set, a change by another thread: copying it shows which
                 reraise_signal_error(error)
         copy = self._copy(name, properties)

@@ -23,12 +23,12 @@ from .._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import http.client
     import ssl
 
     from .._config import Settings
     from .._sockets.deadline_socket import DeadlineSocket
     from .proxy import Proxy
+    from .response import Response
 
 MAX_ANSWER = 65_536  # bytes of a response's body that are read; the API sends much less
 REQUEST_TIMEOUT = 408  # load balancers close an idle connection with it: it is not a response to a request
@@ -104,17 +104,11 @@ class Transport:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connection: http.client.HTTPConnection | None = None
-        self._line: DeadlineSocket | None = None  # the connection's socket
-        self._prefix = settings.path  # what comes before the path in the request line
-        # Without `_secrets`, which the socket adds: so they are not in a variable of any frame, not even of
-        # `http.client`, that a crash reporter might show.
-        self._headers: dict[str, str] = {
-            "Host": settings.host_header,
-            "Content-Type": "application/json",
-            "User-Agent": f"letterapp-python/{__version__}",
-        }
-        self._secrets = Secret("")  # header lines for the open connection
+        self._line: DeadlineSocket | None = None  # the connection
+        self._head = b""  # of the requests over it, see `_request_head`
+        self._secrets = Secret(
+            ""
+        )  # further header lines, so that no variable of a frame shows them to a crash reporter
         self._context: ssl.SSLContext | None = None
         self._context_type: type | None = None
 
@@ -178,26 +172,26 @@ class Transport:
 
     def close(self) -> None:
         """Close the connection, if there is one. The next `post` opens another."""
-        line, self._line, self._connection = self._line, None, None
+        line, self._line = self._line, None
         if line is not None:
             line.hang_up()
 
     def _exchange(self, path: str, body: bytes, deadline: float) -> Answer:
-        connection, line = self._opened(deadline)
+        line = self._opened(deadline)
         import http.client
 
         line.deadline = deadline
         try:
-            line.send(lambda: connection.request("POST", self._prefix + path, body, self._headers), self._secrets)
+            line.send(self._head % (path.encode("ascii"), len(body)), self._secrets, body)
         except ConnectionError as error:
             # A server may refuse a large body and close before it has read it all; its response can still be read.
             try:
-                response = connection.getresponse()
+                response = _response_on(line)
             except (OSError, http.client.HTTPException) as problem:
                 reraise_signal_error(problem)
                 raise error from None
         else:
-            response = connection.getresponse()
+            response = _response_on(line)
         if line.ended:
             raise http.client.IncompleteRead(b"")  # in the headers, which `http.client` does not notice
         if response.status < 200:
@@ -216,18 +210,15 @@ class Transport:
             text = text[: max(0, len(text) - beyond)]
         return Answer(response.status, text, headers.get("Retry-After"), headers.get("Location"))
 
-    def _opened(self, deadline: float) -> tuple[http.client.HTTPConnection, DeadlineSocket]:
-        if self._connection is None or self._line is None:
+    def _opened(self, deadline: float) -> DeadlineSocket:
+        if self._line is None:
             self.prepare()
-            import http.client
-
             from .._sockets.deadline_socket import open_socket
-            from .response import Response
 
             settings = self._settings
             proxy = block_forks(WORK, self._proxy)
             host, port = (proxy.host, proxy.port) if proxy else (settings.host, settings.port)
-            self._prefix = settings.path
+            prefix = settings.path
             self._secrets = Secret(f"Authorization: Bearer {settings.api_key.reveal()}\r\n")
             line = self._line = open_socket(host, port, deadline)
             if settings.secure:
@@ -235,12 +226,10 @@ class Transport:
                     _open_tunnel(line, settings.authority, proxy.secrets)
                 block_forks(NETWORK, line.start_tls, self._tls(), settings.host)
             elif proxy:
-                self._prefix = f"http://{settings.authority}{settings.path}"
+                prefix = f"http://{settings.authority}{settings.path}"
                 self._secrets = Secret(self._secrets.reveal() + proxy.secrets.reveal())
-            self._connection = http.client.HTTPConnection(settings.host, settings.port)
-            self._connection.response_class = Response
-            self._connection.sock = line
-        return self._connection, self._line
+            self._head = _request_head(prefix, settings.host_header)
+        return self._line
 
     def _proxy(self) -> Proxy | None:
         from .proxy import proxy_for
@@ -260,12 +249,33 @@ class Transport:
         return self._context
 
 
+def _request_head(prefix: str, host: str) -> bytes:
+    """The head of a request, with places for the path after ``prefix`` and the length of the body."""
+    return (
+        f"POST {prefix.replace('%', '%%')}%s HTTP/1.1\r\nHost: {host.replace('%', '%%')}\r\n"
+        "Accept-Encoding: identity\r\nContent-Length: %d\r\nContent-Type: application/json\r\n"
+        f"User-Agent: letterapp-python/{__version__}\r\n"
+    ).encode("ascii")
+
+
+def _response_on(line: DeadlineSocket) -> Response:
+    """The response to the request that was sent last, read up to its body."""
+    from .response import Response
+
+    response = Response(line, method="POST")  # type: ignore[arg-type]
+    try:
+        response.begin()
+    except BaseException:
+        response.close()
+        raise
+    return response
+
+
 def _open_tunnel(line: DeadlineSocket, authority: str, secrets: Secret) -> None:
     """Let an HTTP proxy connect ``line`` to ``authority`` (RFC 9110, 9.3.6). ``secrets``: header lines."""
     from .response import TunnelResponse
 
-    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii")
-    line.send(lambda: line.sendall(head), secrets)
+    line.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n".encode("ascii"), secrets)
     response = TunnelResponse(line, method="CONNECT")  # type: ignore[arg-type]
     response.begin()
     response.close()

@@ -61,7 +61,6 @@ class DeadlineSocket:
         self.deadline = deadline
         self.ended = False  # the peer has closed its side
         self.has_surplus = False  # more was received than the responses to our requests
-        self._request_parts: list[bytes] | None = None  # parts of a request that will be sent as a whole
         self._flags = _QUIETLY
         register_inherited(self)
 
@@ -76,15 +75,7 @@ class DeadlineSocket:
         secured.settimeout(0.0)
         self._when_ready(secured.do_handshake, for_writing=False)
 
-    # Called by `http.client`.
-
-    def sendall(self, data: bytes) -> None:
-        if self._request_parts is not None:
-            self._request_parts.append(data)
-            return
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._when_ready(self._send_some, rest, for_writing=True) :]
+    # Called by `http.client`, for a response.
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return _Buffered(_Reader(self))
@@ -94,19 +85,14 @@ class DeadlineSocket:
 
     # Called by the transport and the reader.
 
-    def send(self, request: Callable[[], object], secrets: Secret) -> None:
-        """Send what ``request`` writes, with ``secrets`` (complete lines) at the end of its header.
+    def send(self, head: bytes, secrets: Secret, body: bytes = b"") -> None:
+        """Send a request: ``head`` and ``secrets``, which are complete header lines, and ``body``. In one packet."""
+        self.sendall(_joined(head, secrets, body))
 
-        It is sent as a whole: `http.client` writes header and body separately, which would take two packets.
-        """
-        parts: list[bytes] = []
-        self._request_parts = parts
-        try:
-            request()
-        finally:
-            self._request_parts = None
-        head, *body = parts
-        self.sendall(_with_secrets(head, secrets, *body))
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._when_ready(self._send_some, rest, for_writing=True) :]
 
     def receive_into(self, buffer: Any) -> int:
         received: int = self._when_ready(self._sock.recv_into, buffer, for_writing=False)
@@ -197,9 +183,8 @@ class DeadlineSocket:
         return sent
 
 
-def _with_secrets(head: bytes, secrets: Secret, *body: bytes) -> SecretBytes:
-    """A request: ``head`` up to its empty line, before which ``secrets`` go, and ``body``."""
-    return SecretBytes(b"".join((head[:-2], secrets.encode(), b"\r\n", *body)))
+def _joined(head: bytes, secrets: Secret, body: bytes) -> SecretBytes:
+    return SecretBytes(b"".join((head, secrets.encode(), b"\r\n", body)))
 
 
 class _Reader(io.RawIOBase):

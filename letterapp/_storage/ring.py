@@ -66,7 +66,7 @@ LARGEST = 1 << 34  # bytes that 31 bits of units can address
 KEPT = 65_536  # bytes of an empty ring that are not returned to the system
 _WRAP = 0xFFFFFFFF  # in place of a size: the next record is at the beginning of the ring
 _header = Struct("<II")
-_pack = _header.pack
+_pack, _unpack_from = _header.pack, _header.unpack_from
 
 
 def ring_sizes(event_bytes: int, events: int, batch_items: int, batch_bytes: int) -> tuple[int, int]:
@@ -299,7 +299,7 @@ class Ring:
         base, memory = self._base, self._memory
         batch: list[bytes] = []
         while position < end and len(batch) < max_items:
-            size = _header.unpack_from(memory, base + position)[0]
+            size, _ = _unpack_from(memory, base + position)
             if size == _WRAP:
                 break
             max_bytes -= size + 1
@@ -307,8 +307,10 @@ class Ring:
             if batch and (max_bytes < 0 or after - start > self.slot.in_flight_size):
                 break
             record = base + position + UNIT
-            batch.append(bytes(memory[record : record + size]))
+            batch.append(memory[record : record + size])
             position = after
+        if type(memory) is bytearray:  # whose slices are not bytes, as those of an `mmap` are
+            batch = list(map(bytes, batch))
         length = position - start
         records = memory[base + start : base + position]
         area = self._area
@@ -339,10 +341,10 @@ class Ring:
             self._limit = self.slot.capacity
 
     def _is_wrap(self, position: int) -> bool:
-        return bool(_header.unpack_from(self._memory, self._base + position)[0] == _WRAP)
+        return bool(_unpack_from(self._memory, self._base + position)[0] == _WRAP)
 
     def _read(self, start: int) -> bytes:
-        size = _header.unpack_from(self._memory, start)[0]
+        size = _unpack_from(self._memory, start)[0]
         return bytes(self._memory[start + UNIT : start + UNIT + size])
 
     # Recovery of what an ended process left.
@@ -417,7 +419,7 @@ class Ring:
             raise ValueError("a word points outside of the ring")
         while position != end:
             limit = capacity if wraps else end
-            size, checksum = _header.unpack_from(self._memory, base + position) if position < limit else (_WRAP, 0)
+            size, checksum = _unpack_from(self._memory, base + position) if position < limit else (_WRAP, 0)
             if size == _WRAP and wraps:
                 position, wraps = 0, False
                 continue

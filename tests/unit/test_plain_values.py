@@ -13,6 +13,7 @@ import sys
 import threading
 import uuid
 from collections import OrderedDict, UserDict
+from types import FrameType
 from typing import Any, Callable
 
 import pytest
@@ -227,6 +228,25 @@ def test_a_value_that_another_thread_changes_loses_no_other_event() -> None:
     finally:
         over.set()
         thread.join()
+
+
+def test_properties_that_another_thread_changes_while_they_are_checked_are_not_lost() -> None:
+    properties: dict[str, Any] = {"amount": 9.5, "plan": "pro"}
+
+    def change(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code is Encoder._is_plain.__code__:
+            if "kind" in frame.f_locals:
+                properties["added"] = True  # in the place of the other thread
+            return change
+        return None
+
+    tracing = sys.gettrace()
+    sys.settrace(change)
+    try:
+        data = Encoder(MOST, None).track("user", "Event", properties, None, None)
+    finally:
+        sys.settrace(tracing)
+    assert data is not None and json.loads(data)["properties"] == {"amount": 9.5, "plan": "pro", "added": True}
 
 
 @needs("orjson")
