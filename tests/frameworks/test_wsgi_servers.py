@@ -14,7 +14,7 @@ pytestmark = needs("flask")
 LISTEN = "127.0.0.1:{port}"
 GUNICORN = ("-m", "gunicorn", "-b", LISTEN, "shop:app")
 GRANIAN = ("-m", "granian", "--interface", "wsgi", "--workers", "2", "--port", "{port}", "shop:app")
-HYPERCORN = ("-m", "hypercorn", "-w", "2", "-b", LISTEN, "wsgi:shop:app")
+HYPERCORN = ("-m", "hypercorn", "-b", LISTEN, "wsgi:shop:app")
 UWSGI = (installed("pyuwsgi"), "uwsgi.ini", "--http-socket", LISTEN, "--binary-path", sys.executable)
 HOOKS = ["Server Started", "Worker Started", "Worker Started", "Worker Ended", "Worker Gone", "Worker Gone"]
 
