@@ -36,6 +36,7 @@ from letterapp.testing import (
 )
 
 assert_type(letterapp.__version__, str)
+assert_type(letterapp.message_id("order", 42, True, uuid.UUID(int=1)), str)
 
 
 def note(error: LetterError) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from letterapp import Letter, LetterError
+from letterapp import Letter, LetterError, message_id
 from letterapp.relay import QueueListener, SenderManager
 from letterapp.testing import CapturedLetter, IngestionServer, capture
 
@@ -25,6 +25,7 @@ def wrong_events(letter: Letter) -> None:
     letter.track("user_42", "Order Completed", ["amount"])  # type: ignore[arg-type]
     letter.track("user_42", "Order Completed", timestamp=1.5)  # type: ignore[arg-type]
     letter.track("user_42", "Order Completed", message_id=7)  # type: ignore[arg-type]
+    letter.track("user_42", "Order Completed", message_id=message_id("order", 99.5))  # type: ignore[arg-type]
     letter.identify(user="user_42")  # type: ignore[call-arg]
     letter.group("user_42")  # type: ignore[call-arg]
     letter.alias("user_42", "user_43")  # type: ignore[attr-defined]
