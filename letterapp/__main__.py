@@ -123,7 +123,7 @@ def _add_inbox(commands: Any) -> None:
 
 
 def _add_relay(commands: Any) -> None:
-    relay = commands.add_parser("relay", help="run a process that sends the events of others; see docs/relay.md")
+    relay = commands.add_parser("relay", help="run one process that sends the events of all others on this host")
     relay.add_argument("--socket", metavar="PATH", help="the path of its socket, for Letter(..., relay=PATH)")
     relay.add_argument("--group", metavar="NAME", help="a group whose users may connect (default: only this user)")
     relay.add_argument(
@@ -147,7 +147,7 @@ def _add_relay(commands: Any) -> None:
         "--from",
         dest="from_url",
         metavar="URL",
-        help="read a stream in Redis instead, for Letter(..., relay=URL); see docs/many-hosts.md",
+        help="read a stream in Redis instead, to which clients on any number of hosts append: Letter(..., relay=URL)",
     )
     relay.add_argument("--from-file", metavar="FILE", help="file with that URL, if it contains a password")
     relay.add_argument(

@@ -65,7 +65,7 @@ def _file_system(settings: Settings, directory: str) -> list[Finding]:
         found.append(warning("spool", f"{directory} is on {kind}", "use a local disk: the files are locked and mapped"))
     elif kind in _COPY_ON_WRITE:
         found.append(
-            warning("spool", f"{directory} is on {kind}, where space cannot be reserved", "see docs/configuration.md")
+            warning("spool", f"{directory} is on {kind}, where space cannot be reserved", "use ext4, XFS or tmpfs")
         )
     elif kind in _VOLATILE:
         found.append(note("spool", f"{directory} is on {kind}: events do not survive a reboot"))

@@ -91,7 +91,7 @@ class _Import:
             raise LetterError(f"--types: there is no column {unknown[0]!r}" if columns else "--types is for CSV only")
         ids = tuple(name for name in options.id_from.split(",") if name)
         if columns is not None:
-            check_columns(columns, ids)
+            check_columns(columns, ids, options.now)
         self._converter = Converter(columns, types, ids, options.now)
         self.progress = console.Progress(self.source.size, "rows")
         self._settled = Progress()

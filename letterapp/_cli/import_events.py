@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime, timedelta, timezone
-from typing import Any, Callable, NamedTuple
+from difflib import get_close_matches
+from typing import Any, Callable, Iterable, NamedTuple
 
 from .._encoding.events import Encoder
 from .._encoding.json_text import Unencodable, fastest_encoder
@@ -26,6 +27,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], str]] = {
     "group": (("accountId", "name"), "traits"),
 }
 _SNAKE = {"user_id": "userId", "account_id": "accountId", "message_id": "messageId"}
+_SHOWN = 8  # columns in the text of an error
 _KNOWN = {name for fields, rest in _FIELDS.values() for name in (*fields, rest)} | set(_COMMON)
 _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)"
@@ -47,8 +49,11 @@ class Event(NamedTuple):
     data: bytes
 
 
-def check_columns(columns: list[str], id_fields: tuple[str, ...]) -> None:
-    """Raise `LetterError` if no row of a CSV file with these columns can be imported, or not as it is meant."""
+def check_columns(columns: list[str], id_fields: tuple[str, ...], undated: bool) -> None:
+    """Raise `LetterError` if no row of a CSV file with these columns can be imported, or not as it is meant.
+
+    ``undated``: as for `Converter`.
+    """
     seen: dict[str, str] = {}
     for column in columns:
         name = _SNAKE.get(column, column)
@@ -58,11 +63,32 @@ def check_columns(columns: list[str], id_fields: tuple[str, ...]) -> None:
         if name in seen:
             raise LetterError(f"the columns {seen[name]!r} and {column!r} have the same name")
         seen[name] = column
-    if "userId" not in seen:
-        raise LetterError("there is no column userId or user_id")
+    missing = [] if "userId" in seen else ["user_id"]
+    if "timestamp" not in seen and "event" in seen and "type" not in seen and not undated:
+        missing.append("timestamp")  # all rows are tracks
+    if missing:
+        raise LetterError(_lacks(columns, missing))
     unknown = [name for name in id_fields if name not in columns]
     if unknown:
         raise LetterError(f"--id-from: there is no column {unknown[0]!r}")
+
+
+def _lacks(columns: list[str], missing: list[str]) -> str:
+    others = [name for name in columns if _SNAKE.get(name, name) not in _KNOWN]
+    renames = [f"{found!r} to {name}" for name in missing for found in _similar(name, others)]
+    said = f"the header has no column {' and no column '.join(missing)}"
+    if renames:
+        said += f": rename {' and '.join(renames)}"
+    if "timestamp" in missing:
+        said += " (--now: all events happened now)"
+    names = [repr(name[:30]) for name in columns[:_SHOWN]] + ["..."] * (len(columns) > _SHOWN)
+    return f"{said}. It has {', '.join(names)}"
+
+
+def _similar(name: str, others: Iterable[str]) -> list[str]:
+    """The one of ``others`` that is most like ``name``, if one is. Case, spaces and underscores do not count."""
+    plain = {re.sub(r"[\W_]", "", other).lower(): other for other in others}
+    return [plain[found] for found in get_close_matches(re.sub(r"[\W_]", "", name).lower()[:60], plain, 1)]
 
 
 class Converter:
@@ -169,13 +195,25 @@ def _of_json(fields: dict[str, Any]) -> dict[str, Any]:
     twice = [name for snake, name in _SNAKE.items() if snake in fields and name in fields]
     if twice:
         raise Refused(f"it has the field {twice[0]} twice")
-    kind = item["type"] = _kind(item.get("type"), {_SNAKE.get(name, name) for name in fields})
+    given = item.get("type")
+    kind = item["type"] = _kind(given, {_SNAKE.get(name, name) for name in fields})
     allowed, rest = _FIELDS[kind]
     unknown = [name for name in item if name not in _COMMON and name not in allowed and name != rest]
     if unknown:
-        raise Refused(f"{_article(kind)} has no field {unknown[0][:60]!r}: put it into {rest}")
+        raise Refused(_unknown(unknown, item, is_guessed=given is None and kind == "identify"))
     item.setdefault(rest, {})
     return item
+
+
+def _unknown(names: list[str], item: dict[str, Any], is_guessed: bool) -> str:
+    """Why an ``item`` with fields of these ``names`` is refused. ``is_guessed``: nothing says its kind."""
+    kind = item["type"]
+    allowed, rest = _FIELDS[kind]
+    possible = (_KNOWN if is_guessed else {*_COMMON, *allowed, rest}) - set(item)
+    for name in names:
+        for found in () if name in _KNOWN else _similar(name, sorted(possible)):
+            return f"{_article(kind)} has no field {name[:60]!r}. Did you mean {found!r}? If not, put it into {rest}"
+    return f"{_article(kind)} has no field {names[0][:60]!r}: put it into {rest}"
 
 
 def _article(kind: str) -> str:

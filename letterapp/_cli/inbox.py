@@ -84,6 +84,9 @@ class _Printer:
             more = json.dumps({"subject": item["subject"]}, ensure_ascii=False)
         else:
             more = json.dumps(item.get("properties") or item.get("traits") or {}, ensure_ascii=False)
+            named = {"group": "name", "identify": "timezone"}.get(event["type"], "")  # `event["name"]` is another one
+            if item.get(named):
+                more = f"{named}={json.dumps(item[named], ensure_ascii=False)}  {more}"
         moment = item.get("timestamp") or event["received"]
         again = "  (again)" if event["again"] else ""
         name = "" if event["type"] == "send" else event["name"]

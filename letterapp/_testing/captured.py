@@ -197,7 +197,7 @@ class CapturedLetter(Letter):
         notes = [f"This client has lost an event: {error}" for error in self.errors]
         elsewhere = os.environ.get("LETTER_BASE_URL")
         if elsewhere:
-            notes.append(f"LETTER_BASE_URL is set: clients without base_url send to {elsewhere}.")
+            notes.append(f"LETTER_BASE_URL is set: clients without base_url send to {elsewhere}: unset it for tests.")
         return notes
 
 

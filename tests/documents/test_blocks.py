@@ -74,7 +74,8 @@ def same(expected: str, printed: str) -> bool:
 
 def run_python(program: str, folder: Path, url: str, code: int = 0) -> str:
     """Run it as a program, or with pytest if it has tests; what it prints. Nothing that it tracks may be lost."""
-    shutil.copy(ROOT / "docs" / "examples" / "testing" / "pytest_shop" / "shop.py", folder)
+    if not (folder / "shop.py").exists():
+        shutil.copy(ROOT / "docs" / "examples" / "testing" / "pytest_shop" / "shop.py", folder)
     is_test = re.search(r"^(async )?def test_", program, re.MULTILINE)
     path = folder / ("test_block.py" if is_test else "block.py")
     path.write_text(program, encoding="utf-8")
@@ -86,6 +87,8 @@ def run_python(program: str, folder: Path, url: str, code: int = 0) -> str:
         env["LETTER_BASE_URL"] = "http://127.0.0.1:" + program.split("127.0.0.1:")[1][:5].rstrip('"/')
     elif is_test or "capture" in program:
         env.pop("LETTER_BASE_URL")  # to a loopback address clients send in tests too
+    if is_test and (folder / "conftest.py").exists():
+        env.pop("LETTER_API_KEY")  # the page shows how to do without
     done = subprocess.run(
         [sys.executable, *arguments, path.name],
         cwd=str(folder),
@@ -121,6 +124,9 @@ def test_python_runs_and_prints_what_the_page_says(
     block: Block, folder: Path, letter_api: IngestionServer, request: pytest.FixtureRequest
 ) -> None:
     url = address_of(block, letter_api, request)
+    for other in BLOCKS:  # the modules that the page shows
+        if other.path == block.path and other.notes.get("file", "").endswith(".py"):
+            (folder / other.notes["file"]).write_text(other.text, encoding="utf-8")
     with Shell(folder / "shell", letter_api.url) as shell:
         program = shell.here(block.program())
         printed = run_python(program, folder, url, int(block.notes.get("exits", 0)))

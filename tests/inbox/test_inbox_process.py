@@ -77,6 +77,19 @@ def test_ctrl_c_ends_it_though_nobody_reads_what_it_prints(tmp_path: Path) -> No
     os.close(reading)
 
 
+def test_a_printed_line_has_all_fields(tmp_path: Path) -> None:
+    with Inbox(tmp_path) as inbox:
+        inbox.track(item("group", name="Acme Inc.", traits={"seats": 3}), item("group"))
+        inbox.track(item("identify", email="a@example.com", timezone="Europe/Vienna"), item(properties={"name": "x"}))
+        printed = eventually(lambda: inbox.output, lambda text: text.count("  u1  ") == 4)
+    assert [line.split("  u1  ")[1] for line in printed.splitlines() if "  u1  " in line] == [
+        'acme  name="Acme Inc."  {"seats": 3}',
+        "acme  {}",
+        'a@example.com  timezone="Europe/Vienna"  {}',
+        'E  {"name": "x"}',
+    ]
+
+
 def test_it_prints_events_as_lines_of_json(tmp_path: Path) -> None:
     with Inbox(tmp_path, "--json") as inbox:
         event = item(event="A\n\u2028", properties={"n": 1})

@@ -10,7 +10,7 @@ A comment (`<!-- ... -->`) directly above a block, invisible to readers:
     api: STATUS        what the API answers to each request; `down`: there is none; `tls`: with an unknown certificate
     arrives: NUMBER    this many events have reached the API when the program has ended
     exits: NUMBER      the exit status, if it is not 0
-    file: NAME         the page's commands find the block in this file
+    file: NAME         the page's commands find the block in this file; so do its other blocks, if it is a module
     output             what the previous block prints; ``...`` stands for any text
     checked by: TEST   the test that runs it or compares it, as PATH::FUNCTION
     with: PACKAGE      it runs in an environment of ``PACKAGE``, a peer of `stress.peers`, and not in this one

@@ -149,7 +149,7 @@ def test_a_failure_says_what_this_client_has_lost_and_where_others_send(monkeypa
         with pytest.raises(AssertionError) as raised:
             letter.assert_tracked("Order Completed")
     assert "Nothing came." in str(raised.value) and "properties.when" in str(raised.value)
-    assert "clients without base_url send to http://127.0.0.1:8025" in str(raised.value)
+    assert "clients without base_url send to http://127.0.0.1:8025: unset it for tests." in str(raised.value)
     assert [error.cause for error in letter.errors] == ["invalid"]
 
 

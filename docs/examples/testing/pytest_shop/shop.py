@@ -2,7 +2,7 @@
 
 from letterapp import Letter
 
-letter = Letter("lt_live_key")
+letter = Letter()
 
 
 def complete_order(user_id: str, amount: float) -> None:
