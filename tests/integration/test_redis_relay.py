@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import pytest
 from harness import DEADLINE, ROOT, environment, eventually, suspend
-from redis_relays import KEY, Relays, idle, length, name_of, pending, started_relays, stream_of  # noqa: F401
+from redis_relays import KEY, Relays, idle, length, name_of, pending, says, started_relays, stream_of  # noqa: F401
 from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401  (fixtures)
 
 from letterapp import Letter, LetterError
@@ -229,7 +229,7 @@ def test_an_entry_with_which_ten_relays_have_ended_is_reported_and_dropped(
         client.xclaim(stream, "letterapp", "released", 0, poison, retrycount=10, justid=True)
     work(letter, 3, 3)
     relay = relays.start(server.url)
-    assert eventually(lambda: relay.output, lambda text: "was given up" in text)
+    assert says(relay, "was given up")
     assert "10 relays have ended while they had it; 3 events lost" in relay.output
     assert letter_api.wait_for(3)
     assert serials(letter_api) == [3, 4, 5]
@@ -305,7 +305,7 @@ def test_status_says_what_waits_and_who_reads(
     assert (said["entries"], said["pending"]) == (1, 1)
     assert [(row["name"], row["pending"]) for row in said["relays"]] == [(name_of(relay), 1)]
     relay.signal(signal.SIGUSR1)
-    assert '"held": 1' in eventually(lambda: relay.output, lambda text: '"held"' in text)
+    assert says(relay, '"held": 1')
 
 
 def test_a_url_with_a_password_can_be_in_a_file(
