@@ -171,10 +171,12 @@ def _node_with(key: str, connection: Any) -> tuple[str, int] | None:
     connection.send_command("XLEN", key)
     try:
         connection.read_response()
-    except MovedError as moved:
-        return moved.host, moved.port
-    except ResponseError:
-        pass  # this user may not ask, so that the first command fails, if any does
+    except ResponseError as problem:
+        # The slot and the address. (Not all versions of redis-py have a class for it here.)
+        if isinstance(problem, MovedError) or str(problem).startswith("MOVED "):
+            host, _, port = str(problem).split()[-1].rpartition(":")
+            return host, int(port)
+        # Otherwise this user may not ask. If that matters, the first command fails as well.
     return None
 
 
