@@ -43,25 +43,21 @@ def main(arguments: list[str] | None = None) -> int:
                 options.quiet,
             )
         )
+    if options.command == "relay" and _reads_stream(parser, options):
+        from ._redis_server.program import relay_from
+
+        return relay_from(options)
     if options.command == "relay" and options.for_manager:
         from ._relay_server.manager_program import run_for_manager
 
         return run_for_manager()
-    if options.command == "relay" and options.manager and not (options.from_url or options.from_file):
+    if options.command == "relay" and options.manager:
         if options.socket or options.group:
             parser.error("--manager cannot be combined with --socket or --group")
         from ._relay_server.manager_program import run_kept
 
         return run_kept(options)
-    if options.command == "relay" and (options.from_url or options.from_file):
-        if options.socket or options.group or options.manager or options.spool or options.authkey_file:
-            parser.error("--from cannot be combined with --socket, --group, --manager, --authkey-file or --spool")
-        from ._redis_server.program import relay_from
-
-        return relay_from(options)
     if options.command == "relay":
-        if options.claim_after:
-            parser.error("--claim-after needs --from")
         if options.authkey_file:
             parser.error("--authkey-file needs --manager")
         from ._relay_server.socket_program import relay as run_relay
@@ -69,6 +65,19 @@ def main(arguments: list[str] | None = None) -> int:
         return run_relay(options)
     parser.print_help()
     return 2
+
+
+def _reads_stream(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
+    """True if the relay reads a stream in Redis. Ends the program if other options do not fit."""
+    if not (options.from_url or options.from_file):
+        if options.claim_after:
+            parser.error("--claim-after needs --from")
+        return False
+    if options.from_url and options.from_file:
+        parser.error("--from cannot be combined with --from-file")
+    if options.socket or options.group or options.manager or options.spool or options.authkey_file:
+        parser.error("--from cannot be combined with --socket, --group, --manager, --authkey-file or --spool")
+    return True
 
 
 def _add_demo(commands: Any) -> None:

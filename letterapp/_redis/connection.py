@@ -131,9 +131,9 @@ def _connected(kind: Any, options: dict[str, Any], patience: float) -> Any:
     from redis.retry import Retry
 
     ours = {"socket_timeout": patience, "socket_connect_timeout": patience, "retry": Retry(NoBackoff(), 0)}
-    if "path" in options:
-        del ours["socket_connect_timeout"]
-    connection = kind(**{"socket_keepalive": True, **options, **ours, "protocol": 2})
+    if "path" not in options:
+        options = {"socket_keepalive": True, **options}  # let the system detect that the other host has gone
+    connection = kind(**{**options, **ours, "protocol": 2})
     try:
         connection.connect()
     except BaseException:

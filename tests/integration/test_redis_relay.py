@@ -326,9 +326,16 @@ def test_a_url_with_a_password_can_be_in_a_file(
     assert "a-long-password" not in relay.output
 
 
-@pytest.mark.parametrize("options", [("--socket", "s"), ("--spool", "d"), ("--manager", "m"), ("--group", "g")])
-def test_options_of_other_relays_are_refused(options: tuple[str, str], relays: Relays) -> None:
-    finished = relays.launch("redis://127.0.0.1:9", *options).finish()
+def test_an_option_of_these_relays_is_refused_by_others(relays: Relays) -> None:
+    for others in (["--socket", "s"], ["--manager", "m"]):
+        command = [*relays.command("")[:4], *others, "--claim-after", "1"]
+        refused = subprocess.run(command, env=environment(""), capture_output=True, encoding="utf-8")
+        assert refused.returncode == 2 and "--claim-after needs --from" in refused.stderr
+
+
+@pytest.mark.parametrize("option", ["--from-file", "--socket", "--spool", "--manager", "--group"])
+def test_options_of_other_relays_are_refused(option: str, relays: Relays) -> None:
+    finished = relays.launch("redis://127.0.0.1:9", option, "x").finish()
     assert finished.code == 2 and "cannot be combined" in finished.output
 
 
