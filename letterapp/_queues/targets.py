@@ -280,14 +280,14 @@ def _renew_feeder(queue: Any) -> None:
     """Make a ``multiprocessing.Queue`` start a feeder thread in this process.
 
     Its own fork hook is called only in `multiprocessing` children, not after `os.fork()` (`Queue._after_fork` in
-    CPython's ``multiprocessing/queues.py``): there it would accept items, and nothing would ever write them.
+    CPython's ``multiprocessing/queues.py``): there it would accept items, and nothing would ever write them. Or it
+    would accept none: a thread of the parent may have held its lock at the fork, before there was any feeder.
     """
     feeder, pid = queue._thread, os.getpid()
-    if feeder is None or (_feeders[queue] == pid and feeder.is_alive()):
-        _feeders[queue] = pid
-        return
     if _feeders[queue] == pid:
-        raise Disconnected("its feeder thread has ended")
+        if feeder is not None and not feeder.is_alive():
+            raise Disconnected("its feeder thread has ended")
+        return
     _feeders[queue] = pid
     if hasattr(queue, "_reset"):
         queue._reset(after_fork=True)

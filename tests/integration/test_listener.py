@@ -45,6 +45,12 @@ def test_a_listener_sends_the_events_of_processes_of_every_kind(
     assert len({request.connection for request in letter_api.requests}) == 1
 
 
+def test_a_child_that_is_forked_during_the_first_put_into_a_queue_uses_it(letter_api: Any, tmp_path: Path) -> None:
+    finished = run(listeners.forks_during_the_first_put, letter_api.url, tmp_path)
+    assert finished.code == 0 and not finished.output, finished
+    assert letter_api.distinct == 20
+
+
 def test_start_and_stop_of_a_listener(letter_api: Any, errors: Any) -> None:
     with pytest.raises(TypeError, match="no option 'overflow'"):
         QueueListener(multiprocessing.Queue(), KEY, overflow="block")

@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from letterapp.relay import QueueListener
 from programs.common import API, child, keep, main, make, work
 
 KEY = "test-key"
+DEADLINE = 30.0  # seconds
 
 
 def process(letter: Letter, who: str, count: int) -> None:
@@ -53,6 +55,32 @@ def every_kind_of_process(kind: str, method: str) -> None:
         assert letter.stats()["mode"] == "relay"
     stats = listener.stats()
     print(stats["accepted"], stats["delivered"], stats["lost"])
+
+
+def forks_during_the_first_put() -> None:
+    """The first batch is being put into the queue, whose feeder thread is not started yet, when the process forks."""
+    queue: Any = multiprocessing.get_context("fork").Queue(50)
+    start_feeder, is_inside, may_go_on = queue._start_thread, threading.Event(), threading.Event()
+
+    def start_later() -> None:
+        is_inside.set()
+        may_go_on.wait()
+        start_feeder()
+
+    with QueueListener(queue, KEY, API):
+        letter = make(KEY, relay=queue)
+        queue._start_thread = start_later
+        work(letter, 10, "parent")
+        assert is_inside.wait(DEADLINE)
+        del queue._start_thread
+
+        def forked() -> None:
+            work(letter, 10, "child")
+            assert letter.close(DEADLINE)
+
+        assert os.waitpid(child(forked), 0)[1] == 0
+        may_go_on.set()
+        assert letter.close(DEADLINE)
 
 
 def nobody_reads() -> None:
