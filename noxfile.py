@@ -58,6 +58,13 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def frameworks(session: nox.Session) -> None:
+    """The examples of docs/examples/frameworks, with the frameworks and servers themselves."""
+    session.install("-e", ".[frameworks]")
+    session.run("pytest", "-n", "2", "-m", "frameworks", "tests/frameworks", *session.posargs)
+
+
+@nox.session
 def stress(session: nox.Session) -> None:
     """A few scenarios with real processes and faults; others are named after `--`."""
     session.install(".[stress]")

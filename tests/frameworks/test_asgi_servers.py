@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 
+import psutil
 import pytest
-from applications import Application, Start, ended
+from applications import Application, Start, ended, runs
 from harness import eventually
+
+from letterapp.testing import IngestionServer
 
 LISTEN = "127.0.0.1:{port}"
 UVICORN_WORKER = "uvicorn.workers.UvicornWorker"
@@ -24,7 +27,7 @@ SERVERS = {
         LISTEN,
         "shop:app",
     ),
-    "hypercorn": ("hypercorn", "-w", "2", "-b", LISTEN, "shop:app"),
+    "hypercorn": ("hypercorn", "-b", LISTEN, "shop:app"),
     "granian": ("granian", "--interface", "asgi", "--workers", "2", "--port", "{port}", "shop:app"),
 }
 NEEDS_THE_LIFESPAN = [name for name in SERVERS if "uvicorn" in name]
@@ -125,3 +128,40 @@ def test_with_a_spool_what_a_killed_worker_has_left_is_sent(server: str, start: 
     shop.program.signal(signal.SIGTERM)
     shop.program.finish()
     shop.all_arrived(once=False)
+
+
+HYPERCORN = ("hypercorn", "-w", "2", "-b", LISTEN, "shop:app")
+
+
+def stop_hypercorn(shop: Application, api: IngestionServer) -> list[psutil.Process]:
+    """Stop it while a worker has an event for an API that does not answer, and the other worker has none.
+
+    Hypercorn waits for the first worker that ends, and then sends SIGTERM to the others, which have no handler.
+    """
+    workers = eventually(lambda: shop.workers("spawn_main"), lambda found: len(found) == 2)
+    shop.wait_for("Running on", 2)
+    api.hold()
+    shop.orders(1)
+    shop.program.signal(signal.SIGTERM)
+    eventually(lambda: [one for one in workers if runs(one)], lambda left: len(left) < 2)
+    return workers
+
+
+def test_hypercorn_kills_workers_that_end_later_than_the_first(letter_api: IngestionServer, start: Start) -> None:
+    shop = serve(start, "fastapi", HYPERCORN)
+    assert ended(stop_hypercorn(shop, letter_api)), shop.output
+    # Otherwise it would have waited for the API, and have reported the event when its time was over.
+    assert shop.arrived() == [] and "letterapp:" not in shop.output, shop.output
+    letter_api.release()
+    shop.program.finish()
+
+
+def test_exit_signals_are_enough_for_hypercorns_workers(letter_api: IngestionServer, start: Start) -> None:
+    new = "import signal\n\nletter = Letter(exit_signals=(signal.SIGTERM,))"
+    shop = serve(start, "fastapi", HYPERCORN, without="letter = Letter()", instead=new)
+    workers = stop_hypercorn(shop, letter_api)
+    assert not ended(workers, 0.5), shop.output  # it waits for the API
+    letter_api.release()
+    assert ended(workers), shop.output
+    shop.program.finish()
+    shop.all_arrived()

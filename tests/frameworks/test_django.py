@@ -19,7 +19,7 @@ SERVERS = {
     "gunicorn --preload": ("gunicorn", "-w", "2", "--preload", "-b", LISTEN, WSGI),
     "uWSGI": ("pyuwsgi", "--http-socket", LISTEN, "--module", "shop.wsgi", "--master", "--processes", "2", *GRACEFULLY),
     "daphne": ("daphne", "-b", "127.0.0.1", "-p", "{port}", ASGI),
-    "hypercorn": ("hypercorn", "-w", "2", "-b", LISTEN, ASGI),
+    "hypercorn": ("hypercorn", "-b", LISTEN, ASGI),
     "granian": ("granian", "--interface", "asginl", "--workers", "2", "--port", "{port}", ASGI),
 }
 UVICORN = {
@@ -48,9 +48,12 @@ def test_nothing_has_to_be_written_for(server: str, start: Start) -> None:
     shop.all_arrived()
 
 
-@pytest.mark.parametrize("server", [*SERVERS, *UVICORN])
+OTHERS = {"hypercorn -w 2": ("hypercorn", "-w", "2", "-b", LISTEN, ASGI)}
+
+
+@pytest.mark.parametrize("server", [*SERVERS, *UVICORN, *OTHERS])
 def test_exit_signals_are_right_for(server: str, start: Start) -> None:
-    shop = serve(start, {**SERVERS, **UVICORN}[server])
+    shop = serve(start, {**SERVERS, **UVICORN, **OTHERS}[server])
     shop.orders(20)
     shop.waits()
     shop.stop()

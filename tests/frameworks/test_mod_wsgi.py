@@ -63,8 +63,16 @@ def start(directory: Path, api: Any, without: str = "") -> Application:
     return Application(WebServer(command, env, directory, port), directory, api, port)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGWINCH], ids=["stop", "graceful-stop"])
-def test_its_end(number: int, directory: Path, letter_api: Any) -> None:
+@pytest.mark.gate
+def test_a_stop(directory: Path, letter_api: Any) -> None:
+    check_end(signal.SIGTERM, directory, letter_api)
+
+
+def test_a_graceful_stop(directory: Path, letter_api: Any) -> None:
+    check_end(signal.SIGWINCH, directory, letter_api)
+
+
+def check_end(number: int, directory: Path, letter_api: Any) -> None:
     shop = start(directory, letter_api)
     with shop.program:
         shop.orders(20)

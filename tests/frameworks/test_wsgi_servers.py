@@ -14,7 +14,7 @@ pytestmark = needs("flask")
 LISTEN = "127.0.0.1:{port}"
 GUNICORN = ("-m", "gunicorn", "-b", LISTEN, "shop:app")
 GRANIAN = ("-m", "granian", "--interface", "wsgi", "--workers", "2", "--port", "{port}", "shop:app")
-HYPERCORN = ("-m", "hypercorn", "-w", "2", "-b", LISTEN, "wsgi:shop:app")
+HYPERCORN = ("-m", "hypercorn", "-b", LISTEN, "wsgi:shop:app")
 UWSGI = (installed("pyuwsgi"), "uwsgi.ini", "--http-socket", LISTEN, "--binary-path", sys.executable)
 HOOKS = ["Server Started", "Worker Started", "Worker Started", "Worker Ended", "Worker Gone", "Worker Gone"]
 
@@ -80,13 +80,12 @@ def test_uwsgi_at_sigterm(start: Start) -> None:
 
 
 @needs("pyuwsgi")
-@pytest.mark.parametrize("number", [signal.SIGHUP], ids=["reload"])
-def test_uwsgi_reloads(number: int, start: Start) -> None:
+def test_uwsgi_reloads(start: Start) -> None:
     shop = start("uwsgi", *UWSGI)
     old = eventually(shop.workers, lambda found: len(found) == 2)
     shop.orders(20)
     shop.waits()
-    shop.program.signal(number)
+    shop.program.signal(signal.SIGHUP)
     assert ended(old), shop.output
     assert eventually(shop.order, bool), shop.output
     shop.stop(code=0)
@@ -111,6 +110,7 @@ def test_nothing_has_to_be_written_for(command: tuple[str, ...], start: Start) -
 WAITRESS = [("serve.py",), ("-m", "waitress", "--listen", LISTEN, "shop:app")]
 
 
+@pytest.mark.gate
 @needs("waitress")
 @pytest.mark.parametrize("command", WAITRESS, ids=["serve", "waitress-serve"])
 def test_waitress(command: tuple[str, ...], start: Start) -> None:

@@ -190,4 +190,11 @@ def program(line: Sequence[str], env: dict[str, str], directory: Path, port: int
 
 def ended(processes: Sequence[psutil.Process], timeout: float = DEADLINE) -> bool:
     """Wait until none of these processes runs any more; False after ``timeout`` seconds."""
-    return not eventually(lambda: [one for one in processes if one.is_running()], lambda rest: not rest, timeout)
+    return not eventually(lambda: [one for one in processes if runs(one)], lambda rest: not rest, timeout)
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -4,5 +4,5 @@ import signal
 
 from letterapp import Letter
 
-# The key is in LETTER_API_KEY. Only uvicorn, and `runserver --noreload`, need `exit_signals`: see docs/frameworks.
+# The key is in LETTER_API_KEY. `exit_signals` is for uvicorn, hypercorn with several workers, `runserver --noreload`.
 letter = Letter(exit_signals=(signal.SIGTERM,))
