@@ -77,8 +77,9 @@ def _run_relay(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 
         return run_for_manager()
     if options.from_url or options.from_file:
-        if options.socket or options.group or options.manager or options.spool or options.authkey_file:
-            parser.error("--from cannot be combined with --socket, --group, --manager, --authkey-file or --spool")
+        for name in ("socket", "group", "manager", "authkey_file", "spool", "metrics"):
+            if getattr(options, name):
+                parser.error(f"--from cannot be combined with --{name.replace('_', '-')}")
         from ._redis_server.program import relay_from
 
         return relay_from(options)

@@ -100,15 +100,23 @@ class _Pending:
 
 
 _pending: _Pending | None = None
+_made: dict[int, _Pending] = {}  # by process ID: two threads may need the first one at once
 _write: Callable[[str], object] | None = None  # prints a line, instead of stderr
 _own = Remembered()  # events that handlers have tracked
 
 
+def _is_current() -> bool:
+    """True if this process has anything that waits, or ever had."""
+    return _pending is not None and _pending.pid == os.getpid()
+
+
 def _here() -> _Pending:
     global _pending
-    pending = _pending
-    if pending is None or pending.pid != os.getpid():
-        pending = _pending = _Pending()  # the parent logs its own lines
+    pending, pid = _pending, os.getpid()
+    if pending is None or pending.pid != pid:
+        for other in set(_made) - {pid}:
+            _made.pop(other, None)  # the parent's, which logs its own lines
+        pending = _pending = _made.setdefault(pid, _Pending())  # in one step; a lock may be held by a lost thread
     return pending
 
 
@@ -147,17 +155,17 @@ def defer(act: Callable[[], Any]) -> None:
 
 def is_handler_running() -> bool:
     """True in a handler: it must not wait for what its own thread does."""
-    return _here().emitting.is_here()
+    return _is_current() and _here().emitting.is_here()
 
 
 def is_handler_running_elsewhere() -> bool:
     """True while another thread is in a handler, and does nothing else as long as that blocks."""
-    return _here().emitting.has_others()
+    return _is_current() and _here().emitting.has_others()
 
 
 def remember(event: bytes) -> None:
     """Remember ``event`` if it is tracked by a handler."""
-    if _here().emitting.is_here():
+    if is_handler_running():
         _own.add(event)
 
 
@@ -179,7 +187,7 @@ def emit(ending: bool = False) -> bool:
     pending = _pending
     if pending is None or not (pending.lines or (pending.lost and pending.has_due_losses(ending))):
         return False
-    if pending.pid != os.getpid() or sys.is_finalizing() or not pending.may_emit():
+    if not _is_current() or sys.is_finalizing() or not pending.may_emit():
         return False
     logger = _logger()
     if not (pending.prints or (logger is not None and logger.isEnabledFor(DEBUG))):

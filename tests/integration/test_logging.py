@@ -152,6 +152,25 @@ def test_events_that_are_taken_over_are_a_line(letter_api: IngestionServer, tmp_
     assert letter_api.distinct == 7
 
 
+def test_the_first_lines_of_two_threads_are_both_logged(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find that this process has logged nothing so far."""
+    both = threading.Barrier(2)
+
+    class Slow(_log._Pending):
+        def __init__(self) -> None:
+            super().__init__()
+            both.wait(DEADLINE)
+
+    monkeypatch.setattr(_log, "_Pending", Slow)
+    threads = [threading.Thread(target=_log.note, args=(f"line {number}",)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    _log.emit()
+    assert sorted(listener.lines()) == ["line 0", "line 1"]
+
+
 # Who listens.
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import sys
 import time
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from harness import DEADLINE, Program, environment, eventually, get, suspend
+from harness import DEADLINE, ROOT, Program, environment, eventually, get, suspend
 from managed import Directory, own_directory  # noqa: F401  (a fixture)
 from relayed import Runtime, own_runtime, track  # noqa: F401  (a fixture)
 from senders import serving
@@ -182,6 +184,25 @@ def test_only_a_relay_that_is_run_separately_has_metrics(runtime: Runtime) -> No
     for options in (["--status"], ["--for-clients"], ["--for-manager"]):
         done = runtime.command(*options, "--metrics", ADDRESS)
         assert done.returncode == 2 and "--metrics is for a relay that is run separately" in done.stderr
+
+
+def test_the_command_of_the_kubernetes_example(directory: Directory, tmp_path: Path) -> None:
+    """It runs as it stands on the page, with other paths and ports, and each probe of the example succeeds."""
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^ +- (python|-m|letterapp|relay|--\S+)(?: .*)?$", page, re.M)
+    assert lines[:4] == ["python", "-m", "letterapp", "relay"] and len(lines) == 9
+    (tmp_path / "key").write_text("test-key")
+    (tmp_path / "key").chmod(0o600)
+    places = {"0.0.0.0:7000": ADDRESS, "0.0.0.0:9464": ADDRESS, "/run/secrets/letter/key": str(tmp_path / "key")}
+    places.update({"/run/secrets/letter/authkey": str(directory.authkey_file), "/var/lib/letter": str(tmp_path)})
+    command = [sys.executable, *lines[1:], "--base-url", directory.api.url]
+    for there, here in places.items():
+        command = [part.replace(there, here) for part in command]
+    with serving(command, environment(directory.api.url), tmp_path) as program:
+        for path in set(re.findall(r"httpGet: \{path: (\S+),", page)):
+            assert eventually(partial(probe, url_of(program) + path), lambda found: found == 200) == 200
+        assert scrape(url_of(program))["letterapp_build_info"] == 1
+        assert (tmp_path / "spool").is_dir()
 
 
 def test_hostile_clients_do_not_stop_events(kept: Kept, client: Letter) -> None:

@@ -326,7 +326,10 @@ def test_a_url_with_a_password_can_be_in_a_file(
     assert "a-long-password" not in relay.output
 
 
-@pytest.mark.parametrize("options", [("--socket", "s"), ("--spool", "d"), ("--manager", "m"), ("--group", "g")])
+@pytest.mark.parametrize(
+    "options",
+    [("--socket", "s"), ("--spool", "d"), ("--manager", "m"), ("--group", "g"), ("--metrics", "127.0.0.1:9")],
+)
 def test_options_of_other_relays_are_refused(options: tuple[str, str], relays: Relays) -> None:
     finished = relays.launch("redis://127.0.0.1:9", *options).finish()
     assert finished.code == 2 and "cannot be combined" in finished.output

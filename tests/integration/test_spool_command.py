@@ -129,23 +129,26 @@ def test_names_of_events_cannot_write_to_the_terminal(spool: SpoolDir, tmp_path:
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_called_damaged(spool: SpoolDir, tmp_path: Path) -> None:
-    slot = claimed(spool.spool(key=KEY))  # a small ring, which wraps around all the time
     child = os.fork()
-    if not child:  # it has a mapping of the same pages
-        ring, events = fill(slot, event(0)), itertools.cycle(EVENTS)
-        while True:
-            for _ in range(7):
-                ring.append(next(events))
-            while ring.take(100, 100_000):
-                ring.settle()
+    if not child:
+        try:
+            slot = claimed(spool.spool(key=KEY))  # a small ring, which wraps around all the time
+            ring, events = fill(slot, event(0)), itertools.cycle(EVENTS)
+            while True:
+                for _ in range(7):
+                    ring.append(next(events))
+                while ring.take(100, 100_000):
+                    ring.settle()
+        finally:
+            os._exit(1)
     try:
+        eventually(lambda: list(spool.path.glob("letter-*")), bool)
         for _ in range(5):
             found = json.loads(run_command(tmp_path, spool.path, "--json").output)
             assert [file["state"] for file in found["files"]] == ["in use"], found
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        slot.release()
 
 
 # Sending.

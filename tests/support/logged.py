@@ -14,4 +14,5 @@ from letterapp import _log
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_log, "_pending", None)
+    monkeypatch.setattr(_log, "_made", {})
     monkeypatch.setattr(_log, "_own", _log.Remembered())

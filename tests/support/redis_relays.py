@@ -44,7 +44,9 @@ class Relays:
         return relay
 
     def launch(self, url: str, *options: str, key: str = KEY) -> Program:
-        self.started.append(Program(self.command(url, *options), environment("", LETTER_API_KEY=key), self._folder))
+        # Without the warnings of packages that redis-py imports: on Python 3.8 cryptography prints one.
+        env = environment("", LETTER_API_KEY=key, PYTHONWARNINGS="ignore::UserWarning")
+        self.started.append(Program(self.command(url, *options), env, self._folder))
         return self.started[-1]
 
 

@@ -212,6 +212,7 @@ def test_a_client_that_resets_does_no_harm(served: Served) -> None:
 
 def test_the_last_descriptors_are_for_sending(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "has_descriptor_for_client", lambda: False)
+    monkeypatch.setattr(endpoint, "PATIENCE", 10 * DEADLINE)
     with served.connect() as sock:
         assert sock.recv(1) == b""
     monkeypatch.undo()
