@@ -76,15 +76,10 @@ def _run_relay(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         from ._relay_server.manager_program import run_for_manager
 
         return run_for_manager()
-    if options.from_url or options.from_file:
-        for name in ("socket", "group", "manager", "authkey_file", "spool", "metrics"):
-            if getattr(options, name):
-                parser.error(f"--from cannot be combined with --{name.replace('_', '-')}")
+    if _reads_stream(parser, options):
         from ._redis_server.program import relay_from
 
         return relay_from(options)
-    if options.claim_after:
-        parser.error("--claim-after needs --from")
     if options.manager:
         if options.socket or options.group:
             parser.error("--manager cannot be combined with --socket or --group")
@@ -96,6 +91,20 @@ def _run_relay(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     from ._relay_server.socket_program import relay as run_relay
 
     return run_relay(options)
+
+
+def _reads_stream(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
+    """True if the relay reads a stream in Redis. Ends the program if other options do not fit."""
+    if not (options.from_url or options.from_file):
+        if options.claim_after:
+            parser.error("--claim-after needs --from")
+        return False
+    if options.from_url and options.from_file:
+        parser.error("--from cannot be combined with --from-file")
+    for name in ("socket", "group", "manager", "authkey_file", "spool", "metrics"):
+        if getattr(options, name):
+            parser.error(f"--from cannot be combined with --{name.replace('_', '-')}")
+    return True
 
 
 def _add_demo(commands: Any) -> None:

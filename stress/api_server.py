@@ -29,6 +29,7 @@ class ApiServer:
         self.rule: Rule | None = None  # called with each request; a fault that it returns replaces the normal response
         self.max_body: int | None = None
         self.changed = threading.Condition()  # guards `arrivals` and `requests`; notified when an event arrives
+        self._is_down = False
         self._server = _Server(free_port(), self)  # a free one, to which it can return after `down`
         self.port = self._server.port
         self.url = self._server.url
@@ -36,9 +37,17 @@ class ApiServer:
     def down(self) -> None:
         """Refuse connections, and close those that are open."""
         self._server.close()
+        self._is_down = True
 
     def up(self) -> None:
         self._server = _Server(self.port, self)
+        self._is_down = False
+
+    def answer_again(self) -> None:
+        """Be up, and respond as usual."""
+        self.rule = None
+        if self._is_down:
+            self.up()
 
     def wait_for(self, events: int, seconds: float = 20.0) -> bool:
         """Wait until this number of events, including duplicates, is stored; False after ``seconds``."""

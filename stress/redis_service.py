@@ -66,10 +66,10 @@ class RedisService:
             raise Failure(_text(output).decode(errors="replace").strip()[-200:])
         return relay
 
-    def drain(self) -> bool:
-        """Wait until the stream is empty; False if it is not after some time."""
+    def drain(self, seconds: float = DRAINING) -> bool:
+        """Wait until the stream is empty; False if it is not after ``seconds``."""
         try:
-            _wait_until(lambda: self.entries() == 0, DRAINING, "")
+            _wait_until(lambda: self.entries() == 0, seconds, "")
         except Failure:
             return False
         return True
@@ -86,7 +86,8 @@ class RedisService:
     def logs(self) -> str:
         return "".join(_text(output).decode(errors="replace") for _, output in self._relays)
 
-    def close(self) -> None:
+    def end_relays(self) -> None:
+        """SIGTERM to all relays; each gives back what it has not delivered."""
         for relay, _ in self._relays:
             relay.terminate()
         for relay, _ in self._relays:
@@ -95,6 +96,9 @@ class RedisService:
             except subprocess.TimeoutExpired:
                 relay.kill()
                 relay.wait()
+
+    def close(self) -> None:
+        self.end_relays()
         if self._server is not None:
             self.kill_server()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -131,9 +131,9 @@ def _connected(kind: Any, options: dict[str, Any], patience: float) -> Any:
     from redis.retry import Retry
 
     ours = {"socket_timeout": patience, "socket_connect_timeout": patience, "retry": Retry(NoBackoff(), 0)}
-    if "path" in options:
-        del ours["socket_connect_timeout"]
-    connection = kind(**{"socket_keepalive": True, **options, **ours, "protocol": 2})
+    if "path" not in options:
+        options = {"socket_keepalive": True, **options}  # let the system detect that the other host has gone
+    connection = kind(**{**options, **ours, "protocol": 2})
     try:
         connection.connect()
     except BaseException:
@@ -171,10 +171,12 @@ def _node_with(key: str, connection: Any) -> tuple[str, int] | None:
     connection.send_command("XLEN", key)
     try:
         connection.read_response()
-    except MovedError as moved:
-        return moved.host, moved.port
-    except ResponseError:
-        pass  # this user may not ask, so that the first command fails, if any does
+    except ResponseError as problem:
+        # The slot and the address. (Not all versions of redis-py have a class for it here.)
+        if isinstance(problem, MovedError) or str(problem).startswith("MOVED "):
+            host, _, port = str(problem).split()[-1].rpartition(":")
+            return host, int(port)
+        # Otherwise this user may not ask. If that matters, the first command fails as well.
     return None
 
 

@@ -88,15 +88,16 @@ def _import_redis() -> None:
 
 def _without_parameters(url: str, *names: str) -> tuple[str, dict[str, str]]:
     """``url`` without those of its query's parameters that are meant for this library, and these."""
-    from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+    from urllib.parse import parse_qsl, urlencode, urlsplit
 
     try:
-        parts = urlsplit(url)
+        urlsplit(url)
     except ValueError:
         raise LetterError("relay: the URL of the Redis server is invalid") from None
-    given = parse_qsl(parts.query)
+    address, _, query = url.partition("?")  # `urlunsplit` would change unix:///path
+    given = parse_qsl(query)
     others = urlencode([(name, value) for name, value in given if name not in names])
-    return urlunsplit(parts._replace(query=others)), {name: value for name, value in given if name in names}
+    return f"{address}?{others}" if others else address, {name: value for name, value in given if name in names}
 
 
 def _length(text: str | None) -> int:

@@ -148,7 +148,10 @@ class Consumer:
             # What was released is taken at any time. But nobody is declared dead by a relay that was itself away: the
             # others may have been without Redis for the same time.
             is_sure = now - self._beats_since >= self._claim_after
-            self._take(group.beat(self._claim_after if is_sure else None, self._room()))
+            silent, claimed = group.beat(self._claim_after if is_sure else None, self._room())
+            if silent > self._claim_after / 2:
+                self._beats_since = now
+            self._take(claimed)
             self._next_beat = now + self._interval
         self._admit()
         if self._unadmitted or not self._room():
@@ -174,7 +177,7 @@ class Consumer:
         group = self._connect()
         try:
             self._beats_since = monotonic()
-            self._take(group.beat(None, 0))
+            group.beat(None, 0)
             while True:
                 found = group.own_pending(self._held, MOST)
                 if not found:

@@ -32,15 +32,22 @@ _LAST_ID = "18446744073709551615-0"
 _NEVER = 10**12  # milliseconds
 _MOST_PENDING = 10_000  # entries of one relay; far more than it takes
 
-# Returns the entries that were claimed, each with the number of its deliveries so far.
+# Returns for how long this relay was silent itself, in milliseconds, and the entries that were claimed, each with the
+# number of its deliveries so far. A relay that was silent for too long claims nothing: perhaps Redis was stopped, and
+# then the others were silent as well.
 _BEAT = """
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
-redis.call('XREADGROUP', 'GROUP', group, me, 'STREAMS', stream, ARGV[5])
-local room, found = tonumber(ARGV[4]), {}
+local room, longest, silent, consumers, found = tonumber(ARGV[4]), tonumber(ARGV[3]), 0, {}, {}
 for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     local one = {}
     for i = 1, #fields, 2 do one[fields[i]] = fields[i + 1] end
-    if room > 0 and one.name ~= me and (one.name == ARGV[6] or one.idle > tonumber(ARGV[3])) then
+    consumers[#consumers + 1] = one
+    if one.name == me then silent = one.idle end
+end
+redis.call('XREADGROUP', 'GROUP', group, me, 'STREAMS', stream, ARGV[5])
+if silent > longest / 2 then room = 0 end
+for _, one in ipairs(consumers) do
+    if room > 0 and one.name ~= me and (one.name == ARGV[6] or one.idle > longest) then
         local ids, deliveries, claimed = {}, {}, {}
         for _, row in ipairs(redis.call('XPENDING', stream, group, '-', '+', room, one.name)) do
             ids[#ids + 1] = row[1]
@@ -62,7 +69,7 @@ for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
         end
     end
 end
-return found
+return {silent, found}
 """
 # A script is executed as one, like a transaction. Redis 7.0 refuses transactions when its memory is full, even those
 # that make room.
@@ -141,15 +148,17 @@ class Group:
             self._ask("XACK", self._key, GROUP, *deleted)
         return found
 
-    def beat(self, idle: float | None, count: int) -> list[Entry]:
+    def beat(self, idle: float | None, count: int) -> tuple[float, list[Entry]]:
         """Show that this relay lives, and claim at most ``count`` entries of those that do not, or that have left.
 
-        ``idle``: seconds without a request after which a relay counts as dead; None to claim from none of these.
+        ``idle``: seconds without a sign of life after which a relay counts as dead; None to claim from none of these.
+
+        Returns for how many seconds this relay has given none itself, and the entries.
         """
         longest = _NEVER if idle is None else int(idle * 1000)
         arguments = (GROUP, self._name, longest, count, _LAST_ID, RELEASED)
-        found = self._ask("EVAL", _BEAT, 1, self._key, *arguments)
-        return [Entry(id.decode(), fields, int(number)) for id, number, fields in found]
+        silent, found = self._ask("EVAL", _BEAT, 1, self._key, *arguments)
+        return silent / 1000, [Entry(id.decode(), fields, int(number)) for id, number, fields in found]
 
     def settle(self, ids: list[str]) -> None:
         """Acknowledge and delete entries. An acknowledged entry that is not deleted stays in Redis's memory."""

@@ -18,9 +18,10 @@ from typing import Any, Callable
 import pytest
 from harness import ROOT, environment, eventually, run, suspend
 from programs import redis_clients
-from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401  (a fixture)
+from redis_server import RedisServer, free_port, needs_redis, started_redis  # noqa: F401  (a fixture)
 
 from letterapp import Letter, LetterError
+from letterapp._redis.location import Location
 
 pytestmark = needs_redis
 KEY = "test-key"
@@ -242,6 +243,61 @@ def test_a_client_for_redis_can_be_pickled(server: RedisServer, make: Any) -> No
     assert letter.flush(10)
     letter.close()
     assert serials(server) == [0]
+
+
+def test_a_connection_with_tls_verifies_the_server(
+    redis_server: Callable[..., RedisServer],
+    ca: Any,
+    ca_file: str,
+    make: Any,
+    errors: list[LetterError],
+    tmp_path: Path,
+) -> None:
+    certificate = ca.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate"))
+    port = free_port()
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(tmp_path / "certificate"), "--tls-auth-clients", "no"]
+    server = redis_server(*tls, "--tls-key-file", str(tmp_path / "key"), "--tls-ca-cert-file", ca_file)
+    letter = make(relay=f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={ca_file}")
+    work(letter, 100)
+    assert letter.flush(20)
+    assert serials(server) == list(range(100)) and troubles(errors) == []
+    distrustful = make(relay=f"rediss://127.0.0.1:{port}/0")
+    work(distrustful, 1, 100)
+    assert distrustful.flush(20)
+    assert len(serials(server)) == 100
+    (said,) = troubles(errors)
+    assert "certificate verify failed" in said.lower()
+
+
+def test_redis_is_reached_over_a_unix_socket(
+    redis_server: Callable[..., RedisServer], make: Any, errors: list[LetterError], tmp_path: Path
+) -> None:
+    server = redis_server("--unixsocket", str(tmp_path / "s"))
+    letter = make(relay=f"unix://{tmp_path}/s?db=0&max_length=7")
+    work(letter, 100)
+    assert letter.flush(20)
+    assert serials(server) == list(range(100)) and troubles(errors) == []
+
+
+def test_the_parts_of_a_url() -> None:
+    plain = Location("redis://user:secret-word@host:7/3?max_length=5&socket_keepalive=no")
+    assert (plain.max_length, plain.sentinels, repr(plain)) == (5, [], "Redis at host:7")
+    kind, options = plain.connection_options()
+    assert kind.__name__ == "Connection"
+    assert (options["username"], options["password"], options["db"]) == ("user", "secret-word", 3)
+    assert "max_length" not in options
+    socket = Location("unix:///run/redis.sock?db=2")
+    assert socket.connection_options()[1]["path"] == "/run/redis.sock" and repr(socket) == "Redis at /run/redis.sock"
+    watched = Location("redis+sentinel://:master-word@a,b:7,[::1]:8/mine/4?sentinel_password=sentinel-word")
+    assert watched.sentinels == [("a", 26379), ("b", 7), ("::1", 8)]
+    assert (watched.service, repr(watched)) == ("mine", "Redis service mine")
+    assert watched.connection_options()[1]["db"] == 4
+    assert watched.connection_options()[1]["password"] == "master-word"
+    assert watched.sentinel_options()["password"] == "sentinel-word"
+    for location in (plain, watched):
+        assert "-word" not in str(vars(location)) + repr(location)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import pytest
 from harness import DEADLINE, ROOT, environment, eventually, suspend
-from redis_relays import KEY, Relays, idle, length, name_of, pending, started_relays, stream_of  # noqa: F401
+from redis_relays import KEY, Relays, idle, length, name_of, pending, says, started_relays, stream_of  # noqa: F401
 from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401  (fixtures)
 
 from letterapp import Letter, LetterError
@@ -129,7 +129,7 @@ def test_when_one_of_two_is_killed_in_the_middle_of_a_batch_the_other_delivers_i
     assert letter_api.wait_for(500)
     assert letter_api.distinct == 500
     assert is_empty(server)
-    assert other.output.count("\n") == 1, other.output
+    assert other.output.count("letterapp relay [") == 1, other.output  # that it reads
     with server.client() as client:  # the dead one is forgotten
         names = eventually(lambda: client.xinfo_consumers(stream_of(client), "letterapp"), lambda all: len(all) == 1)
     assert [row["name"].decode() for row in names] == [name_of(other)]
@@ -229,7 +229,7 @@ def test_an_entry_with_which_ten_relays_have_ended_is_reported_and_dropped(
         client.xclaim(stream, "letterapp", "released", 0, poison, retrycount=10, justid=True)
     work(letter, 3, 3)
     relay = relays.start(server.url)
-    assert eventually(lambda: relay.output, lambda text: "was given up" in text)
+    assert says(relay, "was given up")
     assert "10 relays have ended while they had it; 3 events lost" in relay.output
     assert letter_api.wait_for(3)
     assert serials(letter_api) == [3, 4, 5]
@@ -279,7 +279,7 @@ def test_it_does_not_start_where_redis_may_remove_the_stream(
     policy: str, serves: bool, redis_server: Callable[..., RedisServer], relays: Relays
 ) -> None:
     relay = relays.launch(redis_server("--maxmemory-policy", policy).url)
-    output = eventually(lambda: relay.output, bool)
+    output = eventually(lambda: relay.output, lambda text: "letterapp relay [" in text)
     assert ("reading" in output) == serves
     if not serves:
         assert relay.finish().code == 1 and "set it to noeviction" in output
@@ -305,7 +305,7 @@ def test_status_says_what_waits_and_who_reads(
     assert (said["entries"], said["pending"]) == (1, 1)
     assert [(row["name"], row["pending"]) for row in said["relays"]] == [(name_of(relay), 1)]
     relay.signal(signal.SIGUSR1)
-    assert '"held": 1' in eventually(lambda: relay.output, lambda text: '"held"' in text)
+    assert says(relay, '"held": 1')
 
 
 def test_a_url_with_a_password_can_be_in_a_file(
@@ -326,12 +326,16 @@ def test_a_url_with_a_password_can_be_in_a_file(
     assert "a-long-password" not in relay.output
 
 
-@pytest.mark.parametrize(
-    "options",
-    [("--socket", "s"), ("--spool", "d"), ("--manager", "m"), ("--group", "g"), ("--metrics", "127.0.0.1:9")],
-)
-def test_options_of_other_relays_are_refused(options: tuple[str, str], relays: Relays) -> None:
-    finished = relays.launch("redis://127.0.0.1:9", *options).finish()
+def test_an_option_of_these_relays_is_refused_by_others(relays: Relays) -> None:
+    for others in (["--socket", "s"], ["--manager", "m"]):
+        command = [*relays.command("")[:4], *others, "--claim-after", "1"]
+        refused = subprocess.run(command, env=environment(""), capture_output=True, encoding="utf-8")
+        assert refused.returncode == 2 and "--claim-after needs --from" in refused.stderr
+
+
+@pytest.mark.parametrize("option", ["--from-file", "--socket", "--spool", "--manager", "--group", "--metrics"])
+def test_options_of_other_relays_are_refused(option: str, relays: Relays) -> None:
+    finished = relays.launch("redis://127.0.0.1:9", option, "127.0.0.1:9").finish()
     assert finished.code == 2 and "cannot be combined" in finished.output
 
 

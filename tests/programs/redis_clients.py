@@ -6,6 +6,9 @@ import os
 import sys
 import time
 from multiprocessing import Pool
+from urllib.parse import urlsplit
+
+import psutil
 
 from letterapp import Letter
 from programs.common import child, main, make, work
@@ -14,6 +17,7 @@ from programs.common import child, main, make, work
 def forks(url: str) -> None:
     """Parent, child and grandchild use one client, before and after each fork."""
     letter = make(relay=url)
+    port = urlsplit(url).port
     work(letter, 100)
     assert letter.flush(20)
 
@@ -22,6 +26,8 @@ def forks(url: str) -> None:
         assert letter.flush(20)
 
     def first() -> None:
+        # The copy of the parent's connection was closed before the child has used its client.
+        assert not [each for each in psutil.Process().net_connections() if each.raddr and each.raddr.port == port]
         work(letter, 100, start=1000)
         assert os.waitpid(child(grandchild), 0)[1] == 0
         assert letter.flush(20)

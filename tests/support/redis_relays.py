@@ -86,6 +86,11 @@ def idle(server: RedisServer, name: str) -> float:
     return next((row["idle"] / 1000 for row in rows if row["name"].decode() == name), -1.0)
 
 
+def says(relay: Program, text: str, times: int = 1) -> bool:
+    """Wait until the relay has logged ``text`` so many times; True if it has, and not more often."""
+    return eventually(lambda: relay.output.count(text), lambda count: count >= times) == times
+
+
 def name_of(relay: Program) -> str:
     return relay.output.partition(" as ")[2].split()[0]
 
