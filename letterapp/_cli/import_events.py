@@ -68,6 +68,10 @@ def check_columns(columns: list[str], id_fields: tuple[str, ...], undated: bool)
         missing.append("timestamp")  # all rows are tracks
     if missing:
         raise LetterError(_lacks(columns, missing))
+    if not {"type", "event", "accountId", "email", "timezone", "traits"} & set(seen):
+        for column in _similar("event", [name for name in columns if "." not in name], 0.7):
+            # All rows would be identifies, with this column as a trait.
+            raise LetterError(f"the header has no column event: rename {column!r} to event, or to 'traits.{column}'")
     unknown = [name for name in id_fields if name not in columns]
     if unknown:
         raise LetterError(f"--id-from: there is no column {unknown[0]!r}")
@@ -85,10 +89,10 @@ def _lacks(columns: list[str], missing: list[str]) -> str:
     return f"{said}. It has {', '.join(names)}"
 
 
-def _similar(name: str, others: Iterable[str]) -> list[str]:
+def _similar(name: str, others: Iterable[str], at_least: float = 0.6) -> list[str]:
     """The one of ``others`` that is most like ``name``, if one is. Case, spaces and underscores do not count."""
     plain = {re.sub(r"[\W_]", "", other).lower(): other for other in others}
-    return [plain[found] for found in get_close_matches(re.sub(r"[\W_]", "", name).lower()[:60], plain, 1)]
+    return [plain[found] for found in get_close_matches(re.sub(r"[\W_]", "", name).lower()[:60], plain, 1, at_least)]
 
 
 class Converter:

@@ -64,6 +64,29 @@ def test_sigterm_of_uvicorn(framework: str, start: Start) -> None:
     shop.all_arrived()
 
 
+TWICE = """\
+import os
+import signal
+
+import shop
+from starlette.testclient import TestClient
+
+for number in range(2):
+    with TestClient(shop.app) as client:
+        assert client.get(f"/order/{number}").status_code == 200
+os.kill(os.getpid(), signal.SIGTERM)  # no exit callback runs: it was the lifespan that waited
+"""
+
+
+@each_framework
+def test_an_application_may_start_twice_in_a_process(framework: str, start: Start) -> None:
+    pytest.importorskip("httpx2", reason="starlette.testclient needs it")
+    pytest.importorskip(framework)
+    shop = start(framework, "-c", TWICE)
+    shop.ended(-signal.SIGTERM)
+    assert shop.arrived() == [0, 1]
+
+
 @pytest.mark.parametrize("server", SERVERS)
 def test_ctrl_c(server: str, start: Start) -> None:
     shop = serve(start, "fastapi", SERVERS[server])

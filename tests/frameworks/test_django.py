@@ -128,7 +128,8 @@ def test_a_transaction_that_is_rolled_back_tracks_nothing(start: Start) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--parallel", "2")], ids=["one process", "parallel"])
 def test_its_test_runner_sends_nothing(options: tuple[str, ...], start: Start) -> None:
-    tests = start("django", "manage.py", "test", *options, LETTER_BASE_URL="", https_proxy="http://127.0.0.1:9")
+    alone = {"LETTER_API_KEY": "", "LETTER_BASE_URL": "", "https_proxy": "http://127.0.0.1:9"}
+    tests = start("django", "manage.py", "test", *options, **alone)
     finished = tests.ended(0)
     assert "Ran 3 tests" in finished.output
     assert tests.arrived() == []

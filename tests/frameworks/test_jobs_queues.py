@@ -66,6 +66,34 @@ def test_celery_stopped(pool: str, letter_api: Any, redis: Redis, tmp_path: Path
 @needs("celery")
 @needs("redis")
 @needs_redis
+def test_the_smallest_application_of_celery(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+    env = settings(letter_api, REDIS_URL=redis.url)
+    cwd = copy_of("celery", tmp_path)
+    subprocess.run([sys.executable, "tasks.py"], env=env, cwd=cwd, check=True, timeout=60)
+    with Program([installed("celery"), "-A", "tasks", *CELERY[3:]], env, cwd) as worker:
+        assert eventually(lambda: "succeeded in" in worker.output, bool), worker.output
+        worker.signal(signal.SIGTERM)
+        quiet_end(worker)
+    assert arrived(letter_api) == once(("Order Completed", "user_42", 1))
+
+
+@needs("celery")
+@needs("redis")
+@needs_redis
+def test_tasks_run_without_a_service_for_payments(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+    work(
+        letter_api,
+        copy_of("celery", tmp_path),
+        settings(letter_api, late=True, REDIS_URL=redis.url),
+        CELERY,
+        lambda out: out.count("succeeded in") == ORDERS,
+    )
+    assert arrived(letter_api) == BOTH
+
+
+@needs("celery")
+@needs("redis")
+@needs_redis
 def test_a_task_of_celery_whose_child_is_killed(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
     """It runs again: the events of the first run are sent by the child's family, and count once."""
     with Service(f"/charge/{HELD}") as service:

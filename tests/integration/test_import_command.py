@@ -118,6 +118,15 @@ def test_csv_with_all_kinds_of_events(importing: Import, letter_api: IngestionSe
     assert event["properties"] == {"email": "x@example.com"}  # no field of a track
 
 
+@pytest.mark.parametrize("header", ["email,events", "traits.events,plan", "event_count,plan"])
+def test_traits_that_look_like_an_event(
+    header: str, importing: Import, letter_api: IngestionServer, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text(f"user_id,{header}\nu,a,b\n")
+    assert importing("rows.csv").code == 0
+    assert [item["type"] for item in letter_api.events] == ["identify"]
+
+
 def test_from_stdin_and_compressed(importing: Import, letter_api: IngestionServer, tmp_path: Path) -> None:
     data = "".join(json.dumps(row(number)) + "\n" for number in range(150)).encode()
     for given in (data, gzip.compress(data)):
@@ -337,6 +346,8 @@ def test_refused_rows_can_be_repaired_and_imported(
             "to timestamp (--now: all events happened now). It has 'User ID', 'event', 'time', 'amount'\n",
         ),
         ("a.csv", b"user,event\n", ["--now"], "no column user_id: rename 'user' to user_id. It has 'user', 'event'\n"),
+        ("a.csv", b"user_id,Event Name,timestamp\n", [], "rename 'Event Name' to event, or to 'traits."),
+        ("a.csv", b"user_id,evnt,timestamp\n", ["--dry-run"], "rename 'evnt' to event, or to 'traits.evnt'\n"),
         ("a.csv", b"who,type\n", [], "import: the header has no column user_id. It has 'who', 'type'\n"),
         ("a.csv", b"user_id,event,when\nu,E,2026-01-31\n", ["--dry-run"], "has no column timestamp (--now"),
         ("a.csv", b"user_id,userId\n", [], "have the same name"),

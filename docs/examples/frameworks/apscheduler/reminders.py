@@ -18,7 +18,7 @@ def remind(user: str) -> None:
 
 
 def stop(number: int, frame: Any) -> None:
-    sys.exit(0)  # APScheduler leaves SIGTERM alone, and Python ends there without its exit code
+    sys.exit(0)  # APScheduler leaves SIGTERM alone, and Python ends there without its exit callbacks
 
 
 def main() -> None:

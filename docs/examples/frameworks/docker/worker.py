@@ -13,7 +13,7 @@ stopping = threading.Event()
 
 def stop(number: int, frame: Any) -> None:
     # The kernel ignores a signal without a handler if it goes to the first process of a container. So without this one
-    # `docker stop` would wait for ten seconds, then kill the program, and Python would run no exit code.
+    # `docker stop` would wait for ten seconds, then kill the program, and Python would run no exit callback.
     stopping.set()
 
 

@@ -12,8 +12,8 @@ letter = Letter()  # the key is in LETTER_API_KEY
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with letter:  # waits at the end until all is sent
-        yield
+    yield
+    await letter.aflush()  # waits until all is sent
 
 
 app = FastAPI(lifespan=lifespan)

@@ -23,7 +23,7 @@ def main() -> None:
             letter.track(user, "Order Scored", {"order": order}, message_id=message_id("Order Scored", DAY, order))
             urllib.request.urlopen(f"{scores_url}/score/{order}", b"").read()
             count += 1
-        # A task that has returned is not run again, and Spark kills its workers at the end without any exit code. So
+        # A task that has returned is not run again, and Spark kills its workers at the end without exit callbacks. So
         # let the task return when its events have arrived.
         if not letter.flush():
             raise RuntimeError("the API did not take this task's events in time: run it again")

@@ -1,4 +1,7 @@
-"""Jobs that run again if their process is killed: `rq worker`."""
+"""Jobs that run again if their process is killed: `rq worker`, and `python shop.py 3` to enqueue three.
+
+With PAYMENTS_URL they call the service there; without it nobody is charged.
+"""
 
 import os
 import sys
@@ -9,13 +12,15 @@ from rq import Queue, Retry
 
 from letterapp import Letter, message_id
 
+PAYMENTS = os.environ.get("PAYMENTS_URL")
 letter = Letter()  # LETTER_API_KEY
 
 
 def charge(order: int, user: str) -> None:
     # The job may run twice. The second run's events have the same ids, so the API counts them once.
     letter.track(user, "Charge Started", {"order": order}, message_id=message_id("Charge Started", order))
-    urllib.request.urlopen(os.environ["PAYMENTS_URL"] + f"/charge/{order}", b"").read()
+    if PAYMENTS:
+        urllib.request.urlopen(f"{PAYMENTS}/charge/{order}", b"").read()
     letter.track(user, "Order Charged", {"order": order}, message_id=message_id("Order Charged", order))
     # RQ runs each job in a new process that imports this module. If that process is killed, nobody else has its events.
     if not letter.flush():

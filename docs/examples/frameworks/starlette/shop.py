@@ -15,8 +15,8 @@ letter = Letter()  # the key is in LETTER_API_KEY
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with letter:  # waits at the end until all is sent
-        yield
+    yield
+    await letter.aflush()  # waits until all is sent
 
 
 async def complete_order(request: Request) -> PlainTextResponse:

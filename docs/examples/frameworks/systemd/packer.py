@@ -13,7 +13,7 @@ letter = Letter(spool=os.path.join(os.environ["STATE_DIRECTORY"], "letter"))  # 
 
 
 def stop(number: int, frame: Any) -> None:
-    sys.exit(0)  # Python's own reaction to SIGTERM ends it without its exit code
+    sys.exit(0)  # Python's own reaction to SIGTERM ends it without its exit callbacks
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ class CompleteOrder(RequestHandler):
 async def serve(sockets: list) -> None:
     HTTPServer(Application([(r"/order/(\d+)", CompleteOrder)])).add_sockets(sockets)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # by default SIGTERM runs no exit code, and nothing is sent
+    for number in (signal.SIGTERM, signal.SIGINT):  # by default SIGTERM runs no exit callback, and nothing is sent
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await stop.wait()
 

@@ -7,7 +7,7 @@ from flask import Flask
 from letterapp import Letter
 
 app = Flask(__name__)
-letter = Letter(exit_signals=(signal.SIGTERM,))  # waitress leaves SIGTERM as it is: it ends Python without exit code
+letter = Letter(exit_signals=(signal.SIGTERM,))  # waitress leaves SIGTERM as it is: it runs no exit callback
 
 
 @app.get("/order/<int:number>")
