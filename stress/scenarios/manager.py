@@ -27,7 +27,7 @@ TITLES = {
     "manager-stopped": "6 SIGSTOPs of the manager, of up to 3 s: no call is slower",
     "manager-restarted": "a manager started with --manager: 3 restarts under load, by SIGTERM",
     "manager-starter-killed": "SIGKILL to 3 parents that started a manager: it serves their children, then ends",
-    "manager-full-newest": "a manager with a queue of 100 events, API slow for 3 s; drop_newest",
+    "manager-full-newest": "a manager with a queue of 150 events, API slow for 3 s; drop_newest",
     "manager-full-oldest": "the same, drop_oldest: dropped events are reported",
     "manager-full-block": "the same, block",
     "manager-terminated": "SIGTERM and SIGINT to the manager under load; then to it and its whole family at once",
@@ -36,7 +36,7 @@ KEY = "key"  # of every client
 AUTHKEY = b"known-to-the-harness-as-well"
 FAMILIES, STOPS, RESTARTS = 3, 6, 3
 AFTERWARDS = 400  # events of a child after its parent was killed, one every 5 ms
-CAPACITY = 100  # events
+CAPACITY = 150  # events: more than a batch, because the batch in flight cannot be dropped
 SLOW, ANSWER = 3.0, 0.3  # seconds: how long the API is slow, and the time of each response
 MANY = 200  # events after which a manager counts as used
 SLOW_CALL = 5_000  # microseconds
