@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import socket
 import sys
@@ -72,6 +73,15 @@ def letter_api(letter_api: IngestionServer) -> Iterator[IngestionServer]:
     yield letter_api
     with contextlib.suppress(OSError):  # only Linux wakes whoever waits for a connection
         letter_api._server.socket.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def without_collection() -> Iterator[None]:
+    """For tests of JSON that is too deep: where it is given up, a finalizer that a collection runs can only fail."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

@@ -382,6 +382,7 @@ def test_events_tracked_by_on_error_are_forgotten_eventually(letter_api: Ingesti
     assert len(reporter._own) <= 20_000
 
 
+@pytest.mark.usefixtures("without_collection")
 def test_reporting_an_invalid_event_raises_nothing() -> None:
     deep = b"[" * 100_000
     error = LetterError("lost", events=[b"{", b"[1]", b"\xff", deep, b'{"userId":"u"}', {"userId": "v"}])

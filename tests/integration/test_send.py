@@ -87,6 +87,7 @@ def test_the_request_has_the_path_and_the_headers_of_the_api(letter_api: Ingesti
     assert request.headers["user-agent"].startswith("letterapp-python/")
 
 
+@pytest.mark.usefixtures("without_collection")
 @pytest.mark.parametrize(
     "body, answer",
     [

@@ -181,6 +181,7 @@ def test_a_fault_whose_client_has_gone_stores_exactly_the_requested_events(
     assert letter.flush(DEADLINE) and letter_api.events == []
 
 
+@pytest.mark.usefixtures("without_collection")
 def test_json_that_is_too_deep_is_refused_and_answered(letter_api: IngestionServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", letter_api.port, timeout=DEADLINE)
     connection.request("POST", "/v1/batch", b"[" * 200_000, {"Authorization": "Bearer k"})

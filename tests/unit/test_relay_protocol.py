@@ -55,6 +55,7 @@ def test_a_recorded_exchange_cannot_be_replayed() -> None:
         mirror.hear(own)
 
 
+@pytest.mark.usefixtures("without_collection")
 @pytest.mark.parametrize("line", [b"", b"hello", b"[]", b"7", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'])
 def test_an_invalid_greeting_is_refused(line: bytes) -> None:
     with pytest.raises(protocol.Refused, match="does not use this protocol"):

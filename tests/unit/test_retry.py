@@ -198,6 +198,7 @@ def test_a_redirect_is_given_up_with_the_address_it_named(status: int) -> None:
     assert "nowhere" in str(verdict_on(Answer(status)).error)
 
 
+@pytest.mark.usefixtures("without_collection")
 @pytest.mark.parametrize(
     "body",
     [
