@@ -57,6 +57,15 @@ WITH_ORJSON = "orjson"  # the name of that column on the command line
 Figures = Dict[str, float]
 
 
+def distinct(columns: list[Peer]) -> list[Peer]:
+    """``columns``, or a `ValueError` if two are the same client: each would wait for events of the other."""
+    names = [peer.column for peer in columns]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is named twice")
+    return columns
+
+
 def bench(options: argparse.Namespace) -> int:
     """Measure, print the tables, write the files. Returns the exit status: 1 if a limit is missed."""
     console = Console()
@@ -67,7 +76,7 @@ def bench(options: argparse.Namespace) -> int:
     environments = Environments(options.python, options.cache, lambda what: console.print(f"[dim]{what}[/dim]"))
     variants = {WITH_ORJSON: environments.orjson}
     peers = [variants[name]() if name in variants else environments.peer(name) for name in options.peers or KNOWN]
-    columns = [environments.this_client(), *peers, environments.floor()]
+    columns = distinct([environments.this_client(), *peers, environments.floor()])
     with tempfile.TemporaryDirectory() as folder:
         rounds = _Rounds(columns, environments, _Certificate.make(Path(folder)), Path(folder))
         with _progress(console) as progress:

@@ -188,6 +188,13 @@ def rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return rounds
 
 
+def test_a_client_that_is_named_twice_is_refused() -> None:
+    one, other = (Peer(name, "letterapp", "letterapp", "messageId", "python", "1", {}) for name in ("one", "other"))
+    assert bench.distinct([one, other]) == [one, other]
+    with pytest.raises(ValueError, match="one is named twice"):
+        bench.distinct([one, other, one])
+
+
 @pytest.mark.slow
 def test_a_round_has_one_figure_for_each_row_and_client(rounds: Any) -> None:
     taken = rounds(own="letterapp", floor="floor")
