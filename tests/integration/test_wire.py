@@ -163,6 +163,13 @@ def test_a_base_url_may_have_a_path(end: str, letter_api: Any, make: Any) -> Non
     assert [request.path for request in letter_api.requests] == ["/prefix/v1/batch", "/prefix/v1/send"]
 
 
+def test_a_path_may_contain_percent_signs(letter_api: Any, make: Any) -> None:
+    letter = make(base_url=f"{letter_api.url}/a%20b/100%25/%s%d")
+    letter.track("u", "E")
+    assert letter.close(DEADLINE)
+    assert [request.path for request in letter_api.requests] == ["/a%20b/100%25/%s%d/v1/batch"]
+
+
 @pytest.mark.parametrize(
     "events, batches",
     [(1, [1]), (99, [99]), (100, [100]), (101, [100, 1]), (250, [100, 100, 50])],

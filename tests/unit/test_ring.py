@@ -22,6 +22,7 @@ def test_a_record_is_its_size_its_checksum_and_the_padded_event() -> None:
     assert slot.memory.startswith(record(first) + record(second) + bytes(80))
     assert slot.words[:2] == [cover(0, 24 + 24), 0] and len(record(first)) == len(record(second)) == 24
     assert ring.take(1, 1000) == [first]
+    assert [type(event) for event in ring.batch] == [bytes]  # hashable, whatever the memory is
     assert slot.memory[160:] == record(first) + bytes(56)
     assert slot.words[:2] == [cover(24, 48), cover(0, 24)]
     assert ring.settle() == [first]
