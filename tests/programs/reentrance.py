@@ -36,6 +36,7 @@ def handler_that_tracks() -> None:
 def destructor_that_tracks() -> None:
     often: Any = getattr(gc, "set_threshold", None)  # PyPy has no such thing
     letter = make(**LARGE)
+    called: list[bool] = []
 
     class Node:
         def __init__(self) -> None:
@@ -43,6 +44,7 @@ def destructor_that_tracks() -> None:
 
         def __del__(self) -> None:
             work(letter, 1, "destructor")
+            called.append(True)
 
     if often:
         often(5)
@@ -53,8 +55,10 @@ def destructor_that_tracks() -> None:
             gc.collect()
     if often:
         often(700)
-    for _ in range(3):  # PyPy calls destructors some time after
+    while len(called) < 3000:
+        # `collect` returns at once while another thread collects, and PyPy calls destructors some time after.
         gc.collect()
+        os.sched_yield()
 
 
 def terminated(exit_signals: str) -> None:
