@@ -8,19 +8,25 @@ module, so that a wrong rule cannot pass unnoticed on both sides.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Dict, NamedTuple, NoReturn, Type
+
+Kinds = Dict[str, Type[object]]
 
 MAX_ITEMS = 100  # in one batch
 _MAX_DIGITS = 4300  # of an integer, as in Python: converting more takes quadratic time
 
-_REQUIRED: dict[str, dict[str, type]] = {
-    "identify": {"traits": dict},
-    "group": {"accountId": str, "traits": dict},
-    "track": {"event": str, "properties": dict},
+_COMMON: Kinds = {"userId": str, "messageId": str, "timestamp": str}
+_REQUIRED: dict[str, Kinds] = {  # of each type of item
+    "identify": {**_COMMON, "traits": dict},
+    "group": {**_COMMON, "accountId": str, "traits": dict},
+    "track": {**_COMMON, "event": str, "properties": dict},
 }
-_OPTIONAL = {"identify": ("email", "timezone"), "group": ("name",), "track": ()}
-_KINDS: dict[type, str] = {str: "a string that is not empty", dict: "an object"}
-_MAIL_TEXTS = ("html", "text", "from", "fromName", "replyTo", "tag", "idempotencyKey")
+_OPTIONAL: dict[str, Kinds] = {"identify": {"email": str, "timezone": str}, "group": {"name": str}, "track": {}}
+_OF_MAIL: Kinds = {
+    **dict.fromkeys(("html", "text", "from", "fromName", "replyTo", "tag", "idempotencyKey"), str),
+    **dict.fromkeys(("headers", "metadata"), dict),
+}
+_KINDS: dict[type, str] = {str: "a string", dict: "an object"}
 
 
 class Problem(NamedTuple):
@@ -37,7 +43,7 @@ def key_of(authorization: str) -> str:
 
 
 def parsed(body: bytes) -> Any:
-    """``body`` as a value. Raises `ValueError` if it is not JSON, or has a number that Python would have to bound."""
+    """``body`` as a value. Raises `ValueError` if it is not JSON, or a number in it is too large."""
     try:
         return json.loads(body, parse_constant=_no_constant, parse_int=_integer, parse_float=_number)
     except RecursionError:
@@ -65,15 +71,9 @@ def mail_problem(body: Any) -> Problem | None:
     addresses = addresses_of(body)
     if not addresses or not all(isinstance(each, str) and each for each in addresses):
         return Problem("missing_field", "to: required, an address or a list of addresses")
-    if not isinstance(body.get("subject"), str) or not body["subject"]:
-        return Problem("missing_field", "subject: required, a string that is not empty")
     if not (body.get("html") or body.get("text")):
         return Problem("missing_field", "html or text: one of them is required")
-    for names, expected, said in ((_MAIL_TEXTS, str, "a string"), (("headers", "metadata"), dict, "an object")):
-        for name in names:
-            if name in body and not isinstance(body[name], expected):
-                return Problem("wrong_type", f"{name}: must be {said}")
-    return None
+    return _field_problem("", body, {"subject": str}, _OF_MAIL)
 
 
 def addresses_of(mail: dict[str, Any]) -> list[Any]:
@@ -88,14 +88,20 @@ def _item_problem(where: str, item: Any) -> Problem | None:
     kind = item.get("type")
     if not isinstance(kind, str) or kind not in _REQUIRED:
         return Problem("type", f"{where}.type: must be 'identify', 'group' or 'track'")
-    for name, expected in {"userId": str, "messageId": str, "timestamp": str, **_REQUIRED[kind]}.items():
-        value = item.get(name)
-        if not isinstance(value, expected) or value == "":
-            reason = "wrong_type" if name in item else "missing_field"
-            return Problem(reason, f"{where}.{name}: a {kind} needs it, as {_KINDS[expected]}")
-    for name in _OPTIONAL[kind]:
-        if name in item and not isinstance(item[name], str):
-            return Problem("wrong_type", f"{where}.{name}: must be a string")
+    return _field_problem(f"{where}.", item, _REQUIRED[kind], _OPTIONAL[kind])
+
+
+def _field_problem(where: str, body: dict[str, Any], required: Kinds, optional: Kinds) -> Problem | None:
+    for name, kind in required.items():
+        value = body.get(name)
+        if not isinstance(value, kind) or value == "":
+            empty = " that is not empty" if kind is str else ""
+            return Problem(
+                "wrong_type" if name in body else "missing_field", f"{where}{name}: required, {_KINDS[kind]}{empty}"
+            )
+    for name, kind in optional.items():
+        if name in body and not isinstance(body[name], kind):
+            return Problem("wrong_type", f"{where}{name}: must be {_KINDS[kind]}")
     return None
 
 
