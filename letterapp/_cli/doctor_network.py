@@ -17,7 +17,7 @@ import time
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any, NamedTuple
 
-from .._config import Settings
+from .._config import DEFAULT_BATCH_BYTES, Settings
 from .._encoding.events import Encoder
 from .._http import transport
 from .._http.proxy import Proxy, proxy_for
@@ -185,7 +185,7 @@ class Answer(NamedTuple):
 
 
 def _test_event() -> bytes:
-    event = Encoder(500_000, None).track("letterapp-doctor", "letterapp doctor", {"test": True}, None, None)
+    event = Encoder(DEFAULT_BATCH_BYTES, None).track("letterapp-doctor", "letterapp doctor", {"test": True}, None, None)
     assert event is not None
     return b'{"batch":[' + event + b"]}"
 

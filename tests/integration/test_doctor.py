@@ -20,6 +20,7 @@ from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment, first_is_qu
 from letterapp._cli import doctor_host
 from letterapp._cli.findings import Level, ok, within
 from letterapp.testing import IngestionServer, endless, raw, reset, stall, status
+from stress.ports import free_port
 
 FINGERPRINT = hashlib.sha256(KEY.encode()).hexdigest()[:16]
 
@@ -158,14 +159,8 @@ def test_the_clock(seconds: float | None, level: str, said: str, letter_api: Ing
 # The way to it.
 
 
-def closed_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def test_nothing_listens(tmp_path: Path) -> None:
-    done = examine(f"http://127.0.0.1:{closed_port()}", tmp_path)
+    done = examine(f"http://127.0.0.1:{free_port()}", tmp_path)
     assert done.code == 1 and "refused" in done.of("connection")["text"], done.output
     assert "api" not in done.levels()
 
@@ -279,7 +274,7 @@ def test_a_proxy_for_http_and_one_that_is_none(letter_api: IngestionServer, tmp_
     done = examine("http://api.example.com", tmp_path, HTTP_PROXY=proxy)
     assert done.of("api")["level"] == "ok", done.output
     assert letter_api.requests[-1].path == "http://api.example.com:80/v1/batch"
-    gone = examine("http://api.example.com", tmp_path, HTTP_PROXY=f"http://127.0.0.1:{closed_port()}")
+    gone = examine("http://api.example.com", tmp_path, HTTP_PROXY=f"http://127.0.0.1:{free_port()}")
     assert gone.code == 1 and "refused" in gone.of("connection")["text"], gone.output
     for url in ("socks5://127.0.0.1:1080", "http://user:pass/word@host:1"):
         wrong = examine("http://api.example.com", tmp_path, HTTP_PROXY=url)

@@ -18,10 +18,11 @@ from typing import Any, Callable
 import pytest
 from harness import ROOT, environment, eventually, run, suspend
 from programs import redis_clients
-from redis_server import RedisServer, free_port, needs_redis, started_redis  # noqa: F401  (a fixture)
+from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401  (a fixture)
 
 from letterapp import Letter, LetterError
 from letterapp._redis.location import Location
+from stress.ports import free_port
 
 pytestmark = needs_redis
 KEY = "test-key"

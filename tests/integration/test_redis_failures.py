@@ -24,9 +24,10 @@ from redis_relays import (  # noqa: F401  (fixtures)
     started_relays,
     stream_of,
 )
-from redis_server import RedisServer, Sentinel, free_port, needs_redis, started_redis  # noqa: F401
+from redis_server import RedisServer, Sentinel, needs_redis, started_redis  # noqa: F401
 
 from letterapp import Letter, LetterError
+from stress.ports import free_port
 
 pytestmark = [needs_redis, pytest.mark.slow]
 DURABLE = ("--appendonly", "yes")

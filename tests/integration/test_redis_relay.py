@@ -32,7 +32,8 @@ def one_server(redis_server: Callable[..., RedisServer]) -> RedisServer:
 
 @pytest.fixture(name="letter")
 def client_of_server(server: RedisServer, make: Any) -> Letter:
-    letter: Letter = make(relay=server.url)
+    # Only a flush sends: else a busy machine may make two entries of a few events.
+    letter: Letter = make(relay=server.url, flush_interval=3600)
     return letter
 
 
@@ -145,7 +146,7 @@ def test_a_relay_that_is_stopped_for_less_than_claim_after_keeps_its_entries(
     suspend(stopped.pid)
     relays.start(server.url, "--claim-after", "6")
     name = name_of(stopped)
-    assert eventually(lambda: idle(server, name), lambda seconds: seconds > 5) > 5
+    assert eventually(lambda: idle(server, name), lambda seconds: seconds > 3) > 3
     assert set(pending(server).values()) == {(name, 1)}
     stopped.signal(signal.SIGCONT)
     letter_api.release()
@@ -180,12 +181,12 @@ def test_a_relay_whose_requests_are_slow_keeps_its_entries(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
     letter_api.hold()
-    slow = relays.start(server.url, "--claim-after", "0.5")
+    slow = relays.start(server.url, "--claim-after", "1.5")
     work(letter, 100)
     assert letter_api.wait_until(lambda: letter_api.requests)
-    other = relays.start(server.url, "--claim-after", "0.5")
+    other = relays.start(server.url, "--claim-after", "1.5")
     began = idle_of_entries(server)
-    assert eventually(lambda: idle_of_entries(server), lambda seconds: seconds > began + 2) > began + 2
+    assert eventually(lambda: idle_of_entries(server), lambda seconds: seconds > began + 3) > began + 3
     assert set(pending(server).values()) == {(name_of(slow), 1)}
     assert idle(server, name_of(other)) >= 0  # it has not been forgotten either
     letter_api.release()

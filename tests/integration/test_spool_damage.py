@@ -245,6 +245,7 @@ SMALLEST = [(HEADER, 8, 8), (HEADER, 16, 8)]  # for no event
 ODD_SIZES = [(HEADER, 0, 8), (64, 6352, 3616), (HEADER, 1 << 40, 8)]
 
 
+@pytest.mark.usefixtures("without_collection")
 def test_a_directory_full_of_damaged_files_causes_only_reports(
     spool_dir: SpoolDir, make: Any, errors: list[LetterError], letter_api: Any
 ) -> None:

@@ -185,7 +185,7 @@ def nested_processes() -> None:
 
 
 def interrupted(exit_timeout: str = "30") -> None:
-    letter = make(exit_timeout=float(exit_timeout))
+    letter = make(exit_timeout=float(exit_timeout), flush_interval=3600)  # so the request comes when the end has begun
     work(letter, 10)
     os.kill(os.getpid(), signal.SIGINT)
     stay()

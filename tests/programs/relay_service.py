@@ -13,9 +13,8 @@ from types import FrameType
 
 from letterapp import Letter
 
-letter = Letter(
-    "test-key", os.environ["TEST_API"], exit_timeout=30, timeout=30, **json.loads(os.environ["TEST_CLIENT"])
-)
+options = {"exit_timeout": 30, "timeout": 30, **json.loads(os.environ["TEST_CLIENT"])}
+letter = Letter("test-key", os.environ["TEST_API"], **options)
 
 
 def threads_of_letterapp() -> int:

@@ -20,6 +20,8 @@ from typing import Any, Callable, Iterator
 import pytest
 from harness import DEADLINE, eventually
 
+from stress.ports import free_port
+
 TEST_NAMES = ("redis-server", "valkey-server")
 
 
@@ -40,35 +42,35 @@ def has_redis() -> bool:
 needs_redis = pytest.mark.skipif(not has_redis(), reason="no redis-server or valkey-server, or redis-py is missing")
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 class RedisServer:
     """One server. Its data is kept in its directory over a restart if it was started with ``--appendonly yes``."""
 
-    def __init__(self, *options: str, program: str = "", port: int = 0) -> None:
+    def __init__(self, *options: str, program: str = "") -> None:
         self.program = program or programs()[0]
         self.options = options
         self.directory = tempfile.mkdtemp(prefix="lr-", dir="/tmp")
-        self.port = port or free_port()
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        for _ in range(20):
+            self.port = free_port()
+            if self._starts():
+                return
+            # Another process was quicker, at this port or at the one that a node of a cluster has as well.
+        raise AssertionError(f"{self.program} does not start: {self.log()}")
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        for _ in range(20):
-            self.process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            if eventually(self._answers_or_ended, bool) == "answers":
-                return
-            self.process.wait()
-            self.port = free_port()  # another process was quicker
-        raise AssertionError(f"{self.program} does not start: {self.log()}")
+        """Start it at its port, where its clients look for it."""
+        assert self._starts(), f"{self.program} does not start: {self.log()}"
+
+    def _starts(self) -> bool:
+        self.process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if eventually(self._answers_or_ended, bool) == "answers":
+            return True
+        self.kill()
+        return False
 
     def _command(self) -> list[str]:
         own = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory, "--save", ""]
@@ -133,7 +135,7 @@ class Sentinel(RedisServer):
     def __init__(self, master: RedisServer, service: str) -> None:
         self._rules = (
             f"sentinel monitor {service} 127.0.0.1 {master.port} 1\n"
-            f"sentinel down-after-milliseconds {service} 300\n"
+            f"sentinel down-after-milliseconds {service} 1000\n"
             f"sentinel failover-timeout {service} 3000\n"
         )
         super().__init__(program=master.program)

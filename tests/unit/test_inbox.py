@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from harness import DEADLINE, Program, environment, eventually
 from letterapp import Letter, LetterError
 from letterapp._cli.inbox import _Printer
 from letterapp.testing import IngestionServer, status
+from stress.ports import free_port
 
 HOSTILE = "\x1b]0;owned\x07\u202egnp.exe\u2066\n2026-01-01  track     forged\u2028 \xfcml\xe4ut"
 
@@ -224,8 +224,7 @@ def test_inbox_prints_any_event_on_one_line_without_control_characters(
 def test_inbox_keeps_what_stdout_cannot_write(
     redirect: str, make: Any, errors: list[LetterError], tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with inbox(tmp_path, f"--port {port}", redirect) as program:
         letter = make(base_url=f"http://127.0.0.1:{port}", max_retries=None)
         for event in "AB":
