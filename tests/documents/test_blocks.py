@@ -11,7 +11,6 @@ import doctest
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from harness import DEADLINE, ROOT, environment, needs
 from shell_blocks import Shell, commands, has_programs
 
 from letterapp.testing import IngestionServer, status
+from stress.ports import free_port
 
 pytestmark = needs("fcntl")
 
@@ -112,8 +112,7 @@ def address_of(block: Block, api: IngestionServer, request: pytest.FixtureReques
     if behaviour.isdigit():
         api.rule = lambda _: status(int(behaviour))
     elif behaviour == "down":
-        with socket.create_server(("127.0.0.1", 0)) as closed:  # nothing listens there when it is closed
-            return f"http://127.0.0.1:{closed.getsockname()[1]}"
+        return f"http://127.0.0.1:{free_port()}"  # nothing listens there
     elif behaviour == "tls":
         return str(request.getfixturevalue("tls_api").url)
     return api.url

@@ -105,10 +105,10 @@ def test_all_that_wait_for_a_change_are_woken() -> None:
 # Clients that are too slow.
 
 
-def _answers(monkeypatch: pytest.MonkeyPatch, send: bytes, answer: bytes = b"{}") -> bytes:
+def _answers(monkeypatch: pytest.MonkeyPatch, send: bytes, *limits: str, answer: bytes = b"{}") -> bytes:
     """What a server with short time limits sends to a client that sends ``send``, and nothing after it."""
     for name in ("HEAD_TIMEOUT", "BODY_TIMEOUT", "WRITE_TIMEOUT", "IDLE_TIMEOUT"):
-        monkeypatch.setattr(connections, name, 0.1)
+        monkeypatch.setattr(connections, name, 0.1 if name in limits else DEADLINE)
 
     handled: list[connections.Connection] = []
 
@@ -143,15 +143,15 @@ def _answers(monkeypatch: pytest.MonkeyPatch, send: bytes, answer: bytes = b"{}"
 
 @pytest.mark.parametrize("send", [b"", b"G", b"GET / HTTP/1.1\r\nHost: local"])
 def test_a_client_that_falls_silent_is_disconnected(send: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _answers(monkeypatch, send) == b""
+    assert _answers(monkeypatch, send, "HEAD_TIMEOUT", "IDLE_TIMEOUT") == b""
 
 
 def test_a_body_that_does_not_come_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     head = b"POST /v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nx"
-    assert _answers(monkeypatch, head).startswith(b"HTTP/1.1 408 ")
+    assert _answers(monkeypatch, head, "BODY_TIMEOUT").startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 50_000_000
-    said = _answers(monkeypatch, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", bytes(size))
+    said = _answers(monkeypatch, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "WRITE_TIMEOUT", answer=bytes(size))
     assert len(said) < size

@@ -8,6 +8,7 @@ import os
 import sys
 import zlib
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 from harness import DEADLINE, eventually
@@ -185,7 +186,15 @@ def test_bodies_that_never_come_do_not_shut_out_others(tmp_path: Path) -> None:
         assert inbox.post("/v1/batch", b"x" * 5_000_000)[0] == 400
 
 
-def test_too_many_windows_are_refused(inbox: Inbox) -> None:
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Inbox]:
+    """An inbox that no earlier test has left connections to."""
+    with Inbox(tmp_path) as inbox:
+        yield inbox
+
+
+def test_too_many_windows_are_refused(alone: Inbox) -> None:
+    inbox = alone
     windows = [inbox.connect() for _ in range(45)]
     try:
         for sock in windows:

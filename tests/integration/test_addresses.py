@@ -99,7 +99,7 @@ def test_a_request_to_addresses_that_all_fail_is_bounded_by_timeout(
     assert one.settle() == []
     (error,) = errors
     assert "no answer within 0.5 s" in str(error)
-    assert set(os.listdir("/dev/fd")) == before  # every socket was closed
+    assert set(os.listdir("/dev/fd")) <= before  # every socket was closed; those of the test before may have gone too
 
 
 def test_the_families_of_a_hosts_addresses_alternate() -> None:

@@ -20,12 +20,15 @@ from typing import Any, Callable
 import pytest
 from harness import DEADLINE, run, whose
 from programs import relay_trouble, relays
-from relayed import Runtime, balanced, held_request, own_runtime, track  # noqa: F401  (two fixtures)
+from relayed import Runtime, balanced, held_request, own_runtime, patient_clients, track  # noqa: F401  (fixtures)
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold, status
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix"),
+    pytest.mark.usefixtures("patient"),
+]
 
 FORKS = pytest.mark.parametrize("hooks", ["called", "not called"], ids=["os.fork", "without Python's hooks"])
 

@@ -24,13 +24,17 @@ from relayed import (
     held_request,  # noqa: F401  (a fixture)
     kept_relay,  # noqa: F401  (a fixture)
     own_runtime,  # noqa: F401  (a fixture)
+    patient_clients,  # noqa: F401  (a fixture)
     track,
 )
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix"),
+    pytest.mark.usefixtures("patient"),
+]
 
 
 # Its options.

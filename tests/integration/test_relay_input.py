@@ -9,12 +9,15 @@ from typing import Any, Callable
 import psutil
 import pytest
 from harness import DEADLINE, eventually, first_is_quick
-from relayed import KEY, Runtime, greeted, own_runtime, raw_event, read_to_end  # noqa: F401  (a fixture)
+from relayed import KEY, Runtime, greeted, own_runtime, patient_clients, raw_event, read_to_end  # noqa: F401  (fixtures)
 
 from letterapp import Letter, LetterError
 from letterapp.testing import status
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix"),
+    pytest.mark.usefixtures("patient"),
+]
 
 
 NO_EVENTS = {

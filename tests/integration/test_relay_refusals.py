@@ -20,6 +20,7 @@ from relayed import (
     kept_relay,  # noqa: F401  (a fixture)
     line_from,
     own_runtime,  # noqa: F401  (a fixture)
+    patient_clients,  # noqa: F401  (a fixture)
     read_to_end,
     track,
 )
@@ -27,7 +28,10 @@ from relayed import (
 from letterapp import Letter, LetterError
 from letterapp._relay import protocol
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix"),
+    pytest.mark.usefixtures("patient"),
+]
 
 
 def hello(key: str, url: str, wants: str = protocol.EVENTS) -> bytes:

@@ -11,12 +11,15 @@ from typing import Any, Callable
 import pytest
 from harness import DEADLINE, eventually, run, start, whose
 from programs import relays
-from relayed import Runtime, balanced, held_request, own_runtime, track  # noqa: F401  (two fixtures)
+from relayed import Runtime, balanced, held_request, own_runtime, patient_clients, track  # noqa: F401  (fixtures)
 
 from letterapp import Letter, LetterError
 from letterapp.testing import Hold, IngestionServer, status
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix"),
+    pytest.mark.usefixtures("patient"),
+]
 
 
 def test_an_error_reaches_the_client_whose_event_failed_and_no_other(

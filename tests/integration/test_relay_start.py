@@ -18,11 +18,14 @@ import psutil
 import pytest
 from harness import DEADLINE, environment, eventually, first_is_quick, run, start, whose
 from programs import relay_family, relays
-from relayed import KEY, Runtime, kept_relay, own_runtime, track  # noqa: F401  (two fixtures)
+from relayed import KEY, Runtime, kept_relay, own_runtime, patient_clients, track  # noqa: F401  (fixtures)
 
 from letterapp import Letter, LetterError
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix"),
+    pytest.mark.usefixtures("patient"),
+]
 
 METHODS = multiprocessing.get_all_start_methods()
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -44,7 +44,7 @@ def work(letter: Letter, count: int, who: str = "program", start: int = 0) -> No
 
 
 def child(job: Callable[[], Any], fork: Callable[[], int] | None = None) -> int:
-    """Run ``job`` in a forked child, whose exit code is what it returns; return the child's pid."""
+    """Run ``job`` in a forked child, whose exit status is what it returns; return the child's pid."""
     pid = (fork or os.fork)()
     if pid:
         return pid
@@ -71,6 +71,16 @@ def suspend(pid: int) -> None:
 
     while os.path.isdir("/proc/self/task") and any(map(runs, os.listdir(f"/proc/{pid}/task"))):
         time.sleep(0.001)
+
+
+def be_patient() -> None:
+    """Let this process's clients wait for a relay that a busy machine holds up, and not send their events themselves.
+
+    For programs that count what a relay gets. The relay must not be one that never answers.
+    """
+    from letterapp._relay import client
+
+    client.GREETING = 60.0
 
 
 def stay() -> None:

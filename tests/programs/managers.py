@@ -184,6 +184,9 @@ def forks_30_children(host: str, port: str, who: str) -> None:
 
 
 def never_waits_in_a_call(host: str, port: str, who: str) -> None:
+    from letterapp._relay import handover
+
+    handover.PATIENCE = 3.0  # so that a call that waits is told from one that a busy machine holds up
     letter = connected(host, port, flush_interval=0)
     work(letter, 10, who)
     assert letter.flush(50)
@@ -195,7 +198,7 @@ def never_waits_in_a_call(host: str, port: str, who: str) -> None:
         began = time.monotonic()
         letter.track(who, "Worked", {"serial": serial})
         longest = max(longest, time.monotonic() - began)
-    assert longest < 0.5, longest
+    assert longest < 2, longest
     print("tracked", flush=True)
     sys.exit(0 if letter.close() else 3)
 

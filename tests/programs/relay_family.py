@@ -12,11 +12,12 @@ import sys
 from typing import Any
 
 from letterapp import Letter
-from programs.common import API, child, main
+from programs.common import API, be_patient, child, main
 from programs.relays import KEY, statuses
 
 letter: Letter
 if __name__ in ("__main__", "__mp_main__"):  # and not where a test imports this
+    be_patient()
     letter = Letter(KEY, API, relay=True)
 
 
@@ -28,7 +29,8 @@ def job(number: int) -> None:
 def grandparent(number: int) -> None:
     pid = child(lambda: job(number))
     assert os.waitpid(pid, 0)[1] == 0
-    code = f"from letterapp import Letter; l = Letter({KEY!r}, {API!r}, relay=True); "
+    code = "from letterapp import Letter; from programs.common import be_patient; be_patient(); "
+    code += f"l = Letter({KEY!r}, {API!r}, relay=True); "
     code += f"l.track('job', 'Worked', {{'serial': {number + 100}}})"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

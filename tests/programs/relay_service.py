@@ -12,7 +12,9 @@ import sys
 from types import FrameType
 
 from letterapp import Letter
+from programs.common import be_patient
 
+be_patient()
 options = {"exit_timeout": 30, "timeout": 30, **json.loads(os.environ["TEST_CLIENT"])}
 letter = Letter("test-key", os.environ["TEST_API"], **options)
 

@@ -9,7 +9,7 @@ import socket
 import warnings
 
 from letterapp import Letter, LetterError
-from programs.common import API, child, main, suspend, work
+from programs.common import API, child, main, make, suspend, work
 from programs.relays import KEY, join, statuses
 
 
@@ -22,9 +22,6 @@ def _ignore(_: LetterError) -> None:
 
 def killed_after_the_relay_stopped() -> None:
     """150 children that the relay knows track an event each while it is stopped; all are killed."""
-    from letterapp._relay import client as client_module
-
-    client_module.GREETING = 60  # a machine that is busy may keep the relay from answering
     letter = join(on_error=_ignore)
     relay = statuses()[0]["pid"]
     print(relay)
@@ -49,7 +46,10 @@ def killed_after_the_relay_stopped() -> None:
 
 
 def killed_before_the_relay_answered() -> None:
+    from letterapp._relay import client
+
     letter = join(on_error=_ignore)
+    client.GREETING = 0.05  # it will not answer
     relay = statuses()[0]["pid"]
     print(relay)
     suspend(relay)
@@ -174,7 +174,7 @@ def no_descriptor_for_modules() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
     Letter(KEY, API, enabled=False)
     _limit_descriptors()
-    letter = join()
+    letter = make(KEY, relay=True)
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
     work(letter, 1)
     assert letter.flush(60)

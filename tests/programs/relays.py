@@ -16,7 +16,7 @@ import warnings
 from typing import Any
 
 from letterapp import Letter, LetterError
-from programs.common import API, child, main, make, stay, work
+from programs.common import API, be_patient, child, main, make, stay, work
 
 KEY = "test-key"
 PYTHON = sys.executable  # a program may change it
@@ -24,6 +24,7 @@ PYTHON = sys.executable  # a program may change it
 
 def join(relay: object = True, **options: Any) -> Letter:
     """A client with a relay that lives until the interpreter ends."""
+    be_patient()
     return make(KEY, relay=relay, **options)
 
 
@@ -44,6 +45,7 @@ def join_and_track() -> None:
 
 
 def track_in_a_worker(number: int) -> int:
+    be_patient()
     letter = Letter(KEY, API, relay=True)
     work(letter, 5, f"job {number}")
     assert letter.stats()["relayed"] == 5, letter.stats()

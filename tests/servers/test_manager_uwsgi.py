@@ -1,7 +1,7 @@
 """A `SenderManager` with uWSGI, however it, its workers and the manager end.
 
 The application starts its manager where it is imported: one in the master, with lazy-apps one in each worker. uWSGI
-runs the exit code of idle workers only, so each stop here waits until they are idle; see test_uwsgi.py.
+runs the exit handlers of idle workers only, so each stop here waits until they are idle; see test_uwsgi.py.
 
 What was tracked must arrive, once as the API counts, however the process ended, and the server has nothing to complain
 about. A manager's process is no child of a server and keeps none of its ports, and it ends soon after the last process
@@ -28,9 +28,9 @@ from letterapp.testing import Hold, status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
-# Seconds that no call may take where it sends. One that waits for a stopped manager's answer takes a second, and one
-# that waits for a connection to it three.
-LONG = 0.9
+# Seconds that no call may take where it sends. With `PATIENT`, one that waits for a stopped manager takes 6 at least.
+LONG = 5.0
+PATIENT = "from letterapp._relay import handover; handover.PATIENCE = 6.0\n"
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def uwsgi(letter_api: Any, runtime: Managers, tmp_path: Path, request: Any) -> I
     def start(start: str, **options: Any) -> Uwsgi:
         package = request.getfixturevalue("threadless") if start == "without threads" else ""
         flags = STARTS.get(start, ())
-        running.append(Uwsgi(letter_api, tmp_path, *flags, package=package, first=FIRST, **options))
+        # A call that sends waits for the manager for a few milliseconds, whatever `PATIENT` says.
+        first = FIRST + PATIENT if start == "without threads" else FIRST
+        running.append(Uwsgi(letter_api, tmp_path, *flags, package=package, first=first, **options))
         return running[-1]
 
     yield start
@@ -169,7 +171,7 @@ def test_a_managers_events_arrive_even_if_all_of_uwsgi_is_killed(start: str, uws
 @needs("pyuwsgi")
 def test_without_threads_no_call_waits_for_the_api(uwsgi: Any, runtime: Managers) -> None:
     server = uwsgi("without threads", processes=1)
-    hold = Hold(longest=3)
+    hold = Hold(longest=8)  # which a call that waits for it takes then
     server.api.plan(hold)
     eventually(lambda: server.track() and hold.arrived.is_set(), bool)
     assert hold.arrived.is_set(), server.output

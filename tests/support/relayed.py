@@ -262,6 +262,15 @@ def own_runtime(letter_api: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ru
     yield from lent(Runtime(letter_api), monkeypatch)
 
 
+@pytest.fixture(name="patient")
+def patient_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of this process wait for a relay that a busy machine holds up, and do not send their events themselves.
+
+    For tests that count what a relay gets. None of its relays may be one that never answers.
+    """
+    monkeypatch.setattr("letterapp._relay.client.GREETING", DEADLINE)
+
+
 @pytest.fixture(name="kept")
 def kept_relay(runtime: Runtime) -> Iterator[Program]:
     """A relay that the test keeps itself, at ``runtime.socket``."""

@@ -186,10 +186,18 @@ def test_a_client_is_given_up_after_some_time(served: Served, monkeypatch: pytes
 
 
 def test_a_client_that_does_not_read_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "PATIENCE", 1.0)
-    served.relay.text = b"# comment\n" * 1_000_000
+    monkeypatch.setattr(endpoint, "PATIENCE", 0.3)
+    asked = threading.Event()
+
+    def metrics() -> bytes:
+        asked.set()
+        return b"# comment\n" * 1_000_000
+
+    monkeypatch.setattr(served.relay, "metrics", metrics)
     with served.connect() as sock:
         sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert asked.wait(DEADLINE)
+        monkeypatch.setattr(endpoint, "PATIENCE", DEADLINE)
         assert served.ask("/healthz")[0] == 200
         assert eventually(lambda: len(served.endpoint._connections), lambda left: left == 0) == 0
 

@@ -14,6 +14,7 @@ import pytest
 from harness import environment
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 import letterapp
 from letterapp import LetterError, message_id
@@ -35,6 +36,7 @@ def test_the_ids_never_change(parts: tuple[Any, ...]) -> None:
     assert message_id(*parts) == KNOWN[parts]
 
 
+@examples()
 @given(PARTS)
 def test_it_is_the_uuid5_of_the_parts_as_json(parts: list[Any]) -> None:
     name = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))

@@ -18,8 +18,9 @@ from typing import Any, Callable
 
 import pytest
 from harness import needs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from letterapp._encoding import json_text
 from letterapp._encoding.events import Encoder
@@ -128,7 +129,7 @@ def written(encoder: Encoder, properties: Any) -> Any:
 
 
 @pytest.mark.slow
-@settings(derandomize=True, deadline=None, max_examples=1500)
+@examples(1500)
 @given(st.dictionaries(keys, values, max_size=5))
 def test_the_fast_path_and_the_copy_encode_and_refuse_the_same(properties: dict[Any, Any]) -> None:
     copied = written(Copying(MOST, None), properties)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from properties import examples
 from rings import Slot
 
 from letterapp._storage.queue import CLOSED, FULL, QUEUED, WAKE, BoundedQueue
@@ -219,7 +219,7 @@ class ModelThatDropsTheOldest(Model):
 
 
 for machine in (Model, ModelThatDropsTheOldest):
-    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    machine.TestCase.settings = examples(60, stateful_step_count=40)
 TestModel = Model.TestCase
 TestModelThatDropsTheOldest = pytest.mark.slow(ModelThatDropsTheOldest.TestCase)
 

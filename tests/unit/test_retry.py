@@ -7,8 +7,9 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from letterapp import LetterError
 from letterapp._delivery.in_flight import MOST_SPLITS, SPLITS_IN_VAIN, InFlight
@@ -29,8 +30,7 @@ from letterapp._delivery.retry import (
 )
 from letterapp._http.transport import Answer, Unreachable
 
-# The same examples each time, and none of them slow because a machine is busy.
-same = settings(derandomize=True, deadline=None)
+same = examples()
 
 NOW = 1_700_000_000.0  # 14 November 2023, 22:13:20 UTC
 FIRST: Any = {"attempt": 0, "max_retries": 0, "now": NOW, "jitter": 0.0}  # the only try
@@ -148,7 +148,7 @@ def search(bad: set[int]) -> tuple[list[int], int]:
 
 
 @pytest.mark.slow
-@settings(derandomize=True, deadline=None, max_examples=500)
+@examples(500)
 @given(st.sets(st.integers(0, 99), max_size=4) | st.integers(0, 96).map(lambda first: set(range(first, first + 4))))
 def test_any_four_bad_events_of_a_hundred_are_found(bad: set[int]) -> None:
     given_up, requests = search(bad)

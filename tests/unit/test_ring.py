@@ -6,8 +6,9 @@ import struct
 from binascii import crc32
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import examples
 from rings import WRAP, Slot, cover, drain, filled, found, numbered, record
 
 from letterapp._storage.ring import IN_FLIGHT, KEPT, STATE, Ring, holds_events, ring_sizes
@@ -251,7 +252,7 @@ def test_a_ring_works_whatever_its_words_were(start: int, end: int) -> None:
     st.integers(8, 40),
     st.lists(st.tuples(st.sampled_from("aaatsp"), st.sampled_from([8, 9, 16, 17, 30, 40])), max_size=40),
 )
-@settings(deadline=None, derandomize=True)
+@examples()
 def test_a_ring_has_room_up_to_the_bounds_wherever_it_wraps(
     event_bytes: int, max_events: int, items: int, batch_bytes: int, acts: list[tuple[str, int]]
 ) -> None:

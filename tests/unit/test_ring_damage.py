@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Iterable, Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 from rings import WRAP, Slot, cover, drain, filled, found, record
 
 from letterapp._storage.ring import IN_FLIGHT, STATE, UNIT, Ring, holds_events
@@ -126,7 +127,7 @@ def test_truncated_memory_leaves_the_events_before(fill: bytes) -> None:
 
 
 @given(st.binary(min_size=256, max_size=256), st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_random_memory_holds_no_events(memory: bytes, words: tuple[int, int]) -> None:
     slot = Slot(160, 96)
     slot.memory[:] = memory
@@ -136,7 +137,7 @@ def test_random_memory_holds_no_events(memory: bytes, words: tuple[int, int]) ->
 
 
 @given(st.integers(0, 24), st.integers(0, 24), st.integers(0, 16), st.integers(0, 16))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_no_words_over_real_records_create_an_event(a: int, b: int, c: int, d: int) -> None:
     slot, _, _, ever = used_slot()
     slot.words[:2] = [a << 32 | b, c << 32 | d]

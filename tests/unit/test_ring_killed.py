@@ -12,9 +12,9 @@ from itertools import count
 from typing import Any, Callable
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from properties import examples
 from rings import Slot, cover, drain, filled, found, numbered
 
 from letterapp._storage import ring as ring_module
@@ -256,7 +256,7 @@ class Model(RuleBasedStateMachine):
         assert ring.waiting == len(there) - self.watched.in_flight
 
 
-Model.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+Model.TestCase.settings = examples(80, stateful_step_count=40)
 TestModel = pytest.mark.slow(Model.TestCase)
 
 
