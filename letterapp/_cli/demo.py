@@ -26,6 +26,8 @@ from ..relay import SenderManager
 
 CAN_FORK = hasattr(os, "fork")
 POOL_SIZE = 2
+# On a busy machine, a server that stalls and refuses takes longer than the default of 5 s.
+_PATIENT: dict[str, Any] = {"max_retries": 10, "exit_timeout": 60.0}
 _UNBOUNDED = ("--max-events", "1000000000", "--max-bytes", "1000000000000")  # the ledger needs all
 Key = Tuple[str, int]  # who, pid
 
@@ -90,11 +92,11 @@ def demo(workers: int, events: int, base_url: str | None) -> int:
         book = Book(os.path.join(folder, "book"))
         if base_url is None:
             with _server() as url:
-                letter = Letter("demo-key", url, max_retries=10, on_error=book.error)
+                letter = Letter("demo-key", url, **_PATIENT, on_error=book.error)
                 with Progress(book, url):
                     _run(Program(letter, book, events, settles=False), workers)
-                    with SenderManager("demo-key", url, max_retries=10) as manager:
-                        through = Letter(relay=manager.queue, max_retries=10, on_error=book.error)
+                    with SenderManager("demo-key", url, **_PATIENT) as manager:
+                        through = Letter(relay=manager.queue, **_PATIENT, on_error=book.error)
                         _run_through_a_manager(Program(through, book, events, settles=False), workers)
                 kept = _received(url)
         else:
