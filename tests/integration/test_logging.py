@@ -393,7 +393,19 @@ def test_a_signal_handler_does_not_log_in_what_it_has_interrupted(letter_api: In
     assert (finished.code, finished.output) == (0, "True\n"), finished
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+@needs_fork
+def test_a_child_does_not_log_what_its_parent_has_to_log(tmp_path: Path) -> None:
+    finished = run(logs.forked_while_another_thread_logs, "", tmp_path)
+    assert (finished.code, finished.output) == (0, "0\n0\n['first', 'second']\n"), finished
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="calls no __del__ at its end")
+def test_no_handler_is_called_while_python_clears_its_modules(tmp_path: Path) -> None:
+    finished = run(logs.logs_at_the_very_end, "", tmp_path)
+    assert (finished.code, finished.output) == (0, "invalid, True\nFalse\n"), finished
+
+
+@needs_fork
 @pytest.mark.parametrize(
     ("where", "said"),
     [
