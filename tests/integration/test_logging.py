@@ -421,6 +421,23 @@ def test_losses_are_logged_before_a_signal_ends_the_process(where: str, said: li
     assert (finished.code, finished.output.splitlines()) == (-signal.SIGTERM, said), finished
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs Unix")
+def test_what_a_signal_handler_raises_in_a_handler_gets_to_the_application(tmp_path: Path) -> None:
+    finished = run(logs.signal_that_raises, "", tmp_path)
+    assert (finished.code, finished.output) == (0, "of the application\n{'invalid': 1}\n"), finished
+
+
+def test_nothing_is_logged_while_another_thread_imports_logging(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.__spec__, "_initializing", True)  # as the import system does
+    _log.note("early")
+    assert not _log.emit() and listener.lines() == []
+    monkeypatch.setattr(logging.__spec__, "_initializing", False)
+    _log.note("late")
+    assert _log.emit() and listener.lines() == ["late"]
+
+
 def test_a_module_of_the_application_named_logging_is_left_alone(
     make: Any, monkeypatch: pytest.MonkeyPatch, letter_api: IngestionServer
 ) -> None:

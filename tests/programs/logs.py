@@ -211,6 +211,28 @@ def signal_in_a_handler_of_the_application() -> None:
     print(warnings == ["1 event lost (invalid)"])
 
 
+def signal_that_raises() -> None:
+    """A signal handler raises while a handler of the logger runs: the application gets the exception."""
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            os.kill(os.getpid(), signal.SIGALRM)
+            threading.Event().wait(60)  # the signal is handled in here
+
+    def on_signal(*_: Any) -> None:
+        raise TimeoutError("of the application")
+
+    logging.getLogger("letterapp").addHandler(Handler())
+    letter = make(on_error=lambda error: None)
+    signal.signal(signal.SIGALRM, on_signal)
+    try:
+        letter.track("u", "E", {"bad": object()})
+    except TimeoutError as error:
+        print(error)
+    print(letter.stats()["lost"])
+
+
 def forked_while_another_thread_logs() -> None:
     """A child knows nothing of what its parent is logging, or still has to log."""
     import logging
