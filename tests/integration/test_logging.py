@@ -421,6 +421,16 @@ def test_losses_are_logged_before_a_signal_ends_the_process(where: str, said: li
     assert (finished.code, finished.output.splitlines()) == (-signal.SIGTERM, said), finished
 
 
+def test_a_loss_whose_events_are_unknown_is_logged_though_a_handler_tracks(make: Any, listener: Listener) -> None:
+    letter: Letter = make()
+    listener.act = lambda: letter.track("handler", "Logged")
+    letter.track("u", "E")
+    assert letter.flush(DEADLINE) and letter.flush(DEADLINE)
+    _log.note_report(LetterError("of an ended process", cause="damaged", lost=3))
+    assert _log.emit()
+    assert listener.lines(logging.WARNING) == ["3 events lost (damaged)"]
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs Unix")
 def test_what_a_signal_handler_raises_in_a_handler_gets_to_the_application(tmp_path: Path) -> None:
     finished = run(logs.signal_that_raises, "", tmp_path)
