@@ -96,8 +96,9 @@ def _run_relay(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 def _reads_stream(parser: argparse.ArgumentParser, options: argparse.Namespace) -> bool:
     """True if the relay reads a stream in Redis. Ends the program if other options do not fit."""
     if not (options.from_url or options.from_file):
-        if options.claim_after:
-            parser.error("--claim-after needs --from")
+        for name in ("claim_after", "consumer"):
+            if getattr(options, name):
+                parser.error(f"--{name.replace('_', '-')} needs --from")
         return False
     if options.from_url and options.from_file:
         parser.error("--from cannot be combined with --from-file")
@@ -165,6 +166,12 @@ def _add_relay(commands: Any) -> None:
         metavar="SECONDS",
         help="another relay that was silent for so long counts as dead, and its events are sent (default 15)",
     )
+    relay.add_argument(
+        "--consumer",
+        type=_name,
+        metavar="NAME",
+        help="the name of this relay, which it keeps over restarts: it takes at once what a killed one has left",
+    )
     relay.add_argument("--for-manager", action="store_true", help=argparse.SUPPRESS)  # how a manager starts its server
     relay.add_argument("--for-clients", action="store_true", help=argparse.SUPPRESS)  # how a client starts one
 
@@ -198,6 +205,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
+
+
+def _name(text: str) -> str:
+    if not (text.isascii() and text.isprintable() and 0 < len(text) <= 100) or " " in text:
+        raise argparse.ArgumentTypeError("must be 1 to 100 printable ASCII characters without spaces")
+    return text
 
 
 def _positive_seconds(text: str) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ._config import DEFAULT_BASE_URL, FixedOptions, Settings, seconds
+from ._config import DEFAULT_BASE_URL, DEFAULT_BATCH_BYTES, FixedOptions, Settings, seconds
 from ._delivery import exit_signals, shutdown
 from ._delivery.base import Delivery
 from ._delivery_factory import create_delivery
@@ -125,7 +125,7 @@ class Letter(FixedOptions):
         max_queue_bytes: int = 4_194_304,
         max_queue_events: int = 10_000,
         overflow: str = "drop_newest",
-        max_batch_bytes: int = 500_000,
+        max_batch_bytes: int = DEFAULT_BATCH_BYTES,
         exit_timeout: float = 5.0,
         before_send: typing.Optional[
             typing.Callable[[typing.Dict[str, typing.Any]], typing.Optional[typing.Dict[str, typing.Any]]]

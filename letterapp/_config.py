@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Event = Dict[str, Any]
 
 MAX_ITEMS = 100  # items in one request: the API's limit
+DEFAULT_BATCH_BYTES = 500_000  # of a request's body
 _REDIS = ("redis://", "rediss://", "redis+sentinel://", "unix://")  # a path begins with none of these
 _LONGEST_TIME = 1e9  # seconds; a lock cannot wait much longer, and a comparison with NaN is false
 _NETLOC = r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[^\[\]:@%\\]+)(:[0-9]+)?"

@@ -18,6 +18,7 @@ from collections import deque
 
 from ._runtime.clock import monotonic
 from ._runtime.guards import ReentrancyGuard
+from ._runtime.servers import start_thread
 from ._runtime.signal_errors import is_in_signal_handler, reraise_signal_error
 from ._runtime.threads import with_starters_signal_mask
 from .errors import encoded_events
@@ -83,9 +84,11 @@ class _Pending:
     def may_emit(self) -> bool:
         return not (self.emitting.is_here() or self.emitting.has_others() or self.deferring.is_here())
 
-    def has_due_losses(self, all_of_them: bool) -> bool:
+    def has_lines(self, ending: bool) -> bool:
+        if self.lines or not self.lost:
+            return bool(self.lines)
         now = monotonic()
-        return any(self._is_due(cause, now, all_of_them) for cause in list(self.lost))
+        return any(self._is_due(cause, now, ending) for cause in list(self.lost))
 
     def _is_due(self, cause: str, now: float, all_of_them: bool) -> bool:
         return all_of_them or self._quiet_until.get(cause, now) <= now
@@ -185,7 +188,7 @@ def emit(ending: bool = False) -> bool:
     losses now, because there may be no later call.
     """
     pending = _pending
-    if pending is None or not (pending.lines or (pending.lost and pending.has_due_losses(ending))):
+    if pending is None or not pending.has_lines(ending):
         return False
     if not _is_current() or sys.is_finalizing() or not pending.may_emit():
         return False
@@ -198,6 +201,30 @@ def emit(ending: bool = False) -> bool:
     if lines:
         pending.emitting.run(lambda: with_starters_signal_mask(_pass_on, pending, logger, lines))
     return bool(lines) and logger is not None
+
+
+def emit_before_kill(seconds: float) -> None:
+    """Log what waits, from a signal handler after which the process is killed; the handler waits for up to ``seconds``.
+
+    In another thread: the signal may have interrupted this one in a handler of the application, which has its lock or
+    is writing to its stream. Then that thread waits for it in vain, and nothing is logged.
+    """
+    pending = _pending
+    if pending is None or not (_is_current() and pending.has_lines(True)) or pending.emitting.is_here():
+        return
+    deadline = monotonic() + seconds
+    is_over = threading.Event()
+
+    def run() -> None:
+        try:
+            # Again, if another thread is in a handler: perhaps the sender, with the line of its last try.
+            while not emit(ending=True) and pending.has_lines(True) and monotonic() < deadline:
+                time.sleep(0.005)
+        finally:
+            is_over.set()
+
+    if start_thread(run):
+        is_over.wait(seconds)
 
 
 def _taken(lines: deque[Line]) -> list[Line]:

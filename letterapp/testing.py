@@ -19,9 +19,9 @@ If a callback of a server (`on_event`, `rule`, a fault) raises, the traceback is
 handled as if the callback had not been called. docs/testing.md has more examples.
 """
 
+from ._api_rules import MAX_ITEMS
 from ._testing.active import no_network
 from ._testing.captured import CapturedLetter, capture
-from ._testing.checks import MAX_ITEMS
 from ._testing.faults import Exchange, Fault, Hold, Request, cut, endless, raw, reset, stall, status
 from ._testing.server import IngestionServer
 

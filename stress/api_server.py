@@ -84,9 +84,10 @@ class _Server(IngestionServer):
         rule = self._api.rule
         return rule(request) if rule is not None else None
 
-    def _problem(self, request: Request) -> tuple[int, str] | None:
+    def _problem(self, request: Request) -> tuple[int, str, str] | None:
         limit = self._api.max_body
-        return (413, f"more than {limit} bytes") if limit is not None and len(request.body) > limit else None
+        is_larger = limit is not None and len(request.body) > limit
+        return (413, "body", f"more than {limit} bytes") if is_larger else None
 
     def _keep(self, request: Request) -> None:
         stored = list(events_of(request))

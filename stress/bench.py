@@ -35,6 +35,7 @@ from .redis_service import RedisService
 from .report import results
 from .scaling import Scaling
 from .shapes import Shapes
+from .stream_costs import StreamCosts
 
 HERE = Path(__file__).resolve().parent
 CALLS = 20_000
@@ -174,7 +175,7 @@ class _Rounds:
             step(peer.column)
             if peer.column == FLOOR and measure not in ("calls", "stream"):
                 continue
-            if peer.column != SELF and measure in ("relay", "manager", "redis"):
+            if peer.column != SELF and measure in ("relay", "manager", "redis", "redis_connections"):
                 continue
             if peer.column in self.failures.get(measure, {}):
                 figures: Figures | None = None  # not tried again: a hang costs minutes
@@ -290,6 +291,9 @@ class _Rounds:
             program.receive()
             counts = server.receive()
         return {**figures, "redis_memory": used / counts["bytes"]}
+
+    def _redis_connections(self, peer: Peer) -> Figures:
+        return StreamCosts(self._environments).connections()
 
     def _through_sender(self, peer: Peer, mode: str) -> Figures:
         """Cost and throughput if one process sends for all."""

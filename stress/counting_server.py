@@ -55,8 +55,13 @@ class Counts:
 
 
 def serve(
-    connection: socket.socket, counts: Counts, marker: bytes, no_response: bool, context: ssl.SSLContext | None
+    connection: socket.socket,
+    counts: Counts,
+    marker: bytes,
+    context: ssl.SSLContext | None,
+    delay: float | None,
 ) -> None:
+    """Serve one connection. ``delay``: seconds until each response; None for no response ever."""
     counts.add_connection()
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -71,8 +76,8 @@ def serve(
                 if compressed:
                     body = gzip.decompress(body)
                 counts.add_request(body.count(marker), len(body))
-                if no_response:
-                    threading.Event().wait()
+                if delay != 0.0:
+                    threading.Event().wait(delay)
                 connection.sendall(RESPONSE)
     except OSError:
         pass  # the client has disconnected
@@ -98,6 +103,7 @@ def main() -> None:
     parser.add_argument("marker")
     parser.add_argument("expect", type=int, nargs="+")
     parser.add_argument("--no-response", action="store_true", help="receive, but never respond")
+    parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="respond only then")
     parser.add_argument("--certificate")
     options = parser.parse_args()
     context = None
@@ -105,6 +111,7 @@ def main() -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options.certificate)
     counts = Counts(options.expect)
+    delay = None if options.no_response else options.delay
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
@@ -112,7 +119,7 @@ def main() -> None:
     def accept() -> None:
         while True:
             connection, _ = listener.accept()
-            arguments = (connection, counts, options.marker.encode(), options.no_response, context)
+            arguments = (connection, counts, options.marker.encode(), context, delay)
             threading.Thread(target=serve, args=arguments, daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()

@@ -99,6 +99,8 @@ METRICS = (
     ),
     Metric("redis_own", "redis", "of these, sent by the processes themselves, %"),
     Metric("redis_memory", "redis", "memory of Redis per waiting event over its encoded size"),
+    Metric("redis_idle_connection", "redis_connections", "memory of Redis for a connection that is open, KB"),
+    Metric("redis_used_connection", "redis_connections", "the same, after a request with ten events, KB"),
 )
 
 
@@ -116,6 +118,13 @@ class Curve(NamedTuple):
 WORKERS, WAITING, CLIENTS = (1, 2, 4, 8, 16, 32), (0, 100, 1_000, 10_000), (1, 10, 100)
 VALUES = (10, 100, 1_000)
 RELAYS, PRODUCERS = (1, 2, 4), (1, 4, 16, 64)
+PER_ENTRY, SLOW_RELAYS = (1, 10, 100), (1, 4, 16)
+
+
+def _entry_curve(key: str, title: str, y_title: str) -> Curve:
+    return Curve(key, "redis_entries", title, "events per entry", y_title, PER_ENTRY)
+
+
 CURVES = (
     Curve(
         "scale_call",
@@ -137,6 +146,20 @@ CURVES = (
         "workers",
         "events/s in all",
         PRODUCERS,
+    ),
+    _entry_curve("redis_append_cpu", "CPU of Redis to append an entry", "us"),
+    _entry_curve("redis_read_cpu", "CPU of Redis to hand out an entry and to delete it", "us"),
+    _entry_curve("redis_durable_cpu", "the sum of both, with an append-only file", "us"),
+    _entry_curve("redis_event_memory", "memory of Redis per waiting event", "bytes"),
+    _entry_curve("redis_relay_cpu", "CPU of a relay per event", "us"),
+    _entry_curve("redis_relay_rate", "one relay and an API that answers at once", "events/s"),
+    Curve(
+        "redis_slow_rate",
+        "redis_slow_api",
+        "an API that answers in 50 ms, 100 events per entry",
+        "relays",
+        "events/s in all",
+        SLOW_RELAYS,
     ),
 )
 MEASURES = tuple(dict.fromkeys([*(metric.measure for metric in METRICS), *(curve.measure for curve in CURVES)]))

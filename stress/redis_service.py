@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from typing import IO, Callable, Mapping
 
 from .ports import free_port
@@ -80,8 +81,36 @@ class RedisService:
 
     def memory(self) -> int:
         """Bytes that the server uses for its data."""
-        (line,) = (line for line in self._ask("INFO", "memory").splitlines() if line.startswith("used_memory_dataset:"))
-        return int(line.partition(":")[2])
+        return int(self._info("memory")["used_memory_dataset"])
+
+    def cpu(self) -> float:
+        """Seconds of CPU that the server has used."""
+        found = self._info("cpu")
+        return float(found["used_cpu_user"]) + float(found["used_cpu_sys"])
+
+    def connection_memory(self, count: int, size: int) -> tuple[float, float]:
+        """Bytes that the server uses for a connection that is open, and for one that has just sent ``size`` bytes."""
+        empty = int(self._info("memory")["used_memory"])
+        with ExitStack() as opened:
+            sockets = [
+                opened.enter_context(socket.create_connection(("127.0.0.1", self.port), 10)) for _ in range(count)
+            ]
+            _wait_until(
+                lambda: int(self._info("clients")["connected_clients"]) > count,
+                STARTING,
+                "connections are not accepted",
+            )
+            idle = int(self._info("memory")["used_memory"])
+            for sock in sockets:
+                sock.sendall(_request("SET", "k", "x" * size))
+            for sock in sockets:
+                if sock.recv(100) != b"+OK\r\n":
+                    raise Failure("redis-server does not take a request")
+            used = int(self._info("memory")["used_memory"])
+        return (idle - empty) / count, (used - empty) / count
+
+    def _info(self, section: str) -> dict[str, str]:
+        return dict(line.partition(":")[::2] for line in self._ask("INFO", section).splitlines())
 
     def logs(self) -> str:
         return "".join(_text(output).decode(errors="replace") for _, output in self._relays)
@@ -110,15 +139,19 @@ class RedisService:
         self.close()
 
     def _ask(self, *command: str) -> str:
-        parts = [f"*{len(command)}\r\n", *(f"${len(part)}\r\n{part}\r\n" for part in command)]
         try:
             with socket.create_connection(("127.0.0.1", self.port), 10) as sock:
-                sock.sendall("".join(parts).encode())
+                sock.sendall(_request(*command))
                 stream = sock.makefile("rb")
                 line = stream.readline().decode().rstrip()
                 return stream.read(int(line[1:])).decode() if line.startswith("$") else line
         except OSError:
             return ""
+
+
+def _request(*command: str) -> bytes:
+    parts = [f"*{len(command)}\r\n", *(f"${len(part)}\r\n{part}\r\n" for part in command)]
+    return "".join(parts).encode()
 
 
 def _text(output: IO[bytes]) -> bytes:

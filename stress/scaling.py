@@ -16,6 +16,7 @@ from .metrics import CURVES, CurveSamples, spread
 from .peers import FLOOR, SELF, Environments, Peer
 from .programs import Failure
 from .shapes import WARM_UP
+from .stream_costs import StreamCosts
 
 EVENTS = 19_200  # a multiple of every number of workers
 REDIS_EVENTS = 192_000  # the same; enough for a second or more
@@ -39,6 +40,7 @@ class Scaling:
         self._environments = environments
         self._measured = measured
         self._failures = failures  # by measure and column: the first failure
+        self._streams = StreamCosts(environments)
         self._created_late: set[str] = set()  # columns whose client cannot be created before the fork
         self.samples: CurveSamples = {}
         self.notes: list[str] = []
@@ -116,6 +118,12 @@ class Scaling:
 
     def _redis_workers(self, peer: Peer, workers: int) -> Figures:
         return {"redis_workers": self._through_redis(2, workers)}
+
+    def _redis_entries(self, peer: Peer, per_entry: int) -> Figures:
+        return self._streams.entries(per_entry)
+
+    def _redis_slow_api(self, peer: Peer, relays: int) -> Figures:
+        return self._streams.slow_api(relays)
 
     def _through_redis(self, relays: int, workers: int) -> float:
         peer = self._environments.redis()._replace(client="letterapp_redis", options={"relays": relays})

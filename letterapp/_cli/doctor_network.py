@@ -3,8 +3,9 @@
 Responsible for: taking it step by step, so that the step that fails is known. Not responsible for: how the client sends
 (`_http`), whose parts it uses.
 
-The API accepts 1 to 100 events in a request. So the answer to an empty one shows whether it accepts the key, and
-nothing is stored.
+The API accepts 1 to 100 events in a request, so it stores nothing of an empty one. That it refuses the request for this
+reason shows that it has accepted the key only if it checks the key first. So it is asked again with a key that does not
+exist: if that gets a 401 or 403, the first key was accepted.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ import http.client
 import json
 import socket
 import ssl
+import string
 import time
 from email.utils import mktime_tz, parsedate_tz
+from secrets import choice
 from typing import Any, NamedTuple
 
-from .._config import Settings
+from .._config import DEFAULT_BATCH_BYTES, Settings
 from .._encoding.events import Encoder
 from .._http import transport
 from .._http.proxy import Proxy, proxy_for
 from .._runtime.clock import monotonic
 from .._sockets import connect, deadline_socket
 from .._text import Secret, clean, without_keys
-from .findings import Finding, failure, note, ok, said, warning, within
+from .findings import Finding, Level, failure, note, ok, said, warning, within
 
 _SKEW = 5.0  # seconds between the clocks of this host and the API that are worth a warning; Date has whole seconds
 _LARGE_SKEW = 300.0  # seconds
 _SOON = 14  # days before its end in which a certificate is worth a note
 _ADVICE_FOR_TUNNEL = "check its user and password (407), and whether it allows this host (403)"
+_ADVICE_FOR_KEY = "--test-event shows it: it sends one event"
 _EMPTY = b'{"batch":[]}'
 
 
@@ -130,8 +134,9 @@ class Route:
 
     def api(self) -> list[Finding]:
         assert self._line is not None
+        deadline = monotonic() + self._timeout
         try:
-            answer = self._ask(self._line)
+            answer = self._ask(self._line, self._settings.api_key)
         except (OSError, http.client.HTTPException) as problem:
             text = (
                 f"no answer within {self._timeout:g} s" if isinstance(problem, socket.timeout) else clean(said(problem))
@@ -143,13 +148,44 @@ class Route:
                     "events are tried again, and then lost, unless there is a spool",
                 )
             ]
-        return [_judged(self._settings, answer, self._has_key, self._sends_event), *_clock(answer)]
+        finding = _judged(self._settings, answer, self._has_key, self._sends_event)
+        if finding.level is Level.OK and not self._sends_event:
+            finding = self._compared(answer, deadline)
+        return [finding, *_clock(answer)]
 
-    def _ask(self, line: deadline_socket.DeadlineSocket) -> Answer:
+    def _compared(self, answer: Answer, deadline: float) -> Finding:
+        """The key was accepted if a key that does not exist is refused. ``answer``: to an empty batch with the key."""
+        where, status = self._settings.base_url, answer.status
+        said = f"{where} answered {status} to an empty batch"
+        other = self._status_without_key(deadline)
+        if other in (401, 403):
+            how = f"{status} for an empty batch, {other} with a key that does not exist"
+            return ok("api", f"{where} accepts the key ({how}; {answer.took * 1000:.0f} ms)")
+        if other == status:
+            return note("api", f"{said}, whatever the key: it may be accepted or not", _ADVICE_FOR_KEY)
+        return note("api", f"{said}: the key was probably accepted", _ADVICE_FOR_KEY)
+
+    def _status_without_key(self, deadline: float) -> int | None:
+        """What the API answers to a key that does not exist; None if it does not by ``deadline``."""
+        steps = 3  # each of them takes so long at most
+        other = Route(self._settings, max(0.0, deadline - monotonic()) / steps, True, False)
+        other._proxy = self._proxy
+        try:
+            ways = [other.connection(), *([other.tls()] if self._settings.secure else [])]
+            if any(found[-1].level is Level.FAILURE for found in ways) or other._line is None:
+                return None
+            return other._ask(other._line, _invented(self._settings.api_key)).status
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            if other._line is not None:
+                other._line.hang_up()
+
+    def _ask(self, line: deadline_socket.DeadlineSocket, key: Secret) -> Answer:
         settings = self._settings
         line.deadline = monotonic() + self._timeout
         prefix = settings.path
-        secrets = f"Authorization: Bearer {settings.api_key.reveal()}\r\n" if self._has_key else ""
+        secrets = f"Authorization: Bearer {key.reveal()}\r\n" if self._has_key else ""
         if self._proxy and not settings.secure:
             prefix = f"http://{settings.authority}{prefix}"
             secrets += self._proxy.secrets.reveal()
@@ -185,9 +221,18 @@ class Answer(NamedTuple):
 
 
 def _test_event() -> bytes:
-    event = Encoder(500_000, None).track("letterapp-doctor", "letterapp doctor", {"test": True}, None, None)
+    event = Encoder(DEFAULT_BATCH_BYTES, None).track("letterapp-doctor", "letterapp doctor", {"test": True}, None, None)
     assert event is not None
     return b'{"batch":[' + event + b"]}"
+
+
+def _invented(key: Secret) -> Secret:
+    """A key that does not exist, of the same form: random letters and digits after the prefix of ``key``."""
+    prefix, separator, rest = key.reveal().rpartition("_")
+    kinds = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
+    pools = [next((kind for kind in kinds if each in kind), each) for each in rest or "x" * 32]
+    invented = Secret(prefix + separator + "".join(map(choice, pools)))
+    return invented if invented != key else Secret(f"{invented.reveal()}x")
 
 
 def _judged(settings: Settings, answer: Answer, has_key: bool, sends_event: bool) -> Finding:
@@ -206,7 +251,7 @@ def _judged(settings: Settings, answer: Answer, has_key: bool, sends_event: bool
         what = "the test event" if sends_event else "the key"
         return ok("api", f"{where} accepts {what} ({status}, {time_taken})")
     if status in (400, 422) and not sends_event:
-        return ok("api", f"{where} accepts the key ({status} for an empty batch, as it should; {time_taken})")
+        return ok("api", f"{where} accepts the key ({status}, {time_taken})")
     if status in (401, 403):
         return failure("api", f"{where} refuses the key: {explained}", "take the key of this account and environment")
     if 300 <= status < 400:

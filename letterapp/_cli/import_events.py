@@ -12,12 +12,13 @@ from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from typing import Any, Callable, Iterable, NamedTuple
 
+from .._config import DEFAULT_BATCH_BYTES
 from .._encoding.events import Encoder
 from .._encoding.json_text import Unencodable, fastest_encoder
 from .._message_id import message_id
 from ..errors import LetterError
 
-MAX_BYTES = 500_000  # of a request and of one event: the default of `Letter`
+MAX_BYTES = DEFAULT_BATCH_BYTES  # of a request and of one event
 TYPES = ("string", "number", "boolean", "json")  # what the cells of a column are
 _COMMON = ("type", "userId", "timestamp", "messageId")
 # The fields of each kind of event beside those, and the one that takes all other columns of a CSV file.

@@ -47,11 +47,12 @@ from .retry import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Union
+    from typing import Callable, Protocol, Union
 
     from .._config import Settings
     from .._http.transport import Answer
-    from .._relay.handover import Handover
+    from .._queues.manager_connection import Batch
+    from .._queues.targets import Target
     from .._runtime.condition import Condition
     from .._storage.accounting import OverflowReport
     from .._storage.queue import BoundedQueue
@@ -59,6 +60,30 @@ if TYPE_CHECKING:
     from .retry import RequestOutcome
 
     Outcome = Union[RequestOutcome, Settled, Pending]
+
+    class Handover(Protocol):
+        """Passes batches to another process, one at a time."""
+
+        target: Target
+        is_ending: bool  # the client or its process is ending: do not wait for room any more
+        relayed: int  # events that the other process has settled
+
+        @property
+        def is_up(self) -> bool:
+            """True while the other process accepts batches, as far as is known."""
+
+        def offer(self, batch: Batch, linger: float, urgent: bool) -> Settled | Pending | None:
+            """Pass ``batch`` on, or ask whether it is settled; None if this process has to send it itself.
+
+            Blocks for up to ``linger`` seconds. ``urgent``: a caller waits for it.
+            """
+
+        def finish(self) -> None:
+            """The process is ending: do not let it wait for what is not yet written."""
+
+        def close(self) -> None:
+            """Close the connection, if there is one."""
+
 
 OVERFLOW_REPORT_DELAY = 1.0  # seconds after which dropped events are reported even if the queue is still full
 _HEAD, _TAIL = b'{"batch":[', b"]}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from .. import _log
 from .._runtime import greenlets
 from .._runtime.clock import monotonic
 from . import notices, shutdown
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..errors import LetterError
 
+_LOGGING = 1.0  # seconds that the handlers of the logger have to log the last losses, usually milliseconds
 _previous: dict[int, Any] = {}  # the previous handler of each signal
 _not_installed: set[int] = set()  # signals without our handler, because it was not the main thread
 
@@ -78,6 +80,7 @@ def _exit_by_signal(number: int, frame: Any) -> None:
         _watch_raising()
         previous(number, frame)
     elif previous == signal.SIG_DFL:
+        _log.emit_before_kill(_LOGGING)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         # Still running: the kernel ignores the default action for the first process of a container.

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from .._config import Settings
     from .._queues.targets import Target
-    from .._relay.handover import Handover
     from .._storage.queue import PutResult
+    from .batches import Handover
 
 _SCAN_CHECK_INTERVAL = 0.05  # seconds after which a waiting thread checks again: the scan may have been interrupted
 _LAST_SCAN = 0.5  # seconds to wait for another thread's scan before events are given up; it usually takes microseconds

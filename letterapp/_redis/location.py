@@ -37,6 +37,7 @@ class Location:
         self._sentinel_password = Secret(parameters.get("sentinel_password", ""))
         if url.startswith(SENTINEL):
             self._url, self.sentinels, self.service = _parse_sentinels(self._url)
+        _require_valid(self._url)
         self._secret_url = Secret(self._url)
         options = self._parsed()
         self._password = Secret(options.get("password") or "")  # so that no text of an error shows it
@@ -88,16 +89,21 @@ def _import_redis() -> None:
 
 def _without_parameters(url: str, *names: str) -> tuple[str, dict[str, str]]:
     """``url`` without those of its query's parameters that are meant for this library, and these."""
-    from urllib.parse import parse_qsl, urlencode, urlsplit
+    from urllib.parse import parse_qsl, urlencode
 
-    try:
-        urlsplit(url)
-    except ValueError:
-        raise LetterError("relay: the URL of the Redis server is invalid") from None
     address, _, query = url.partition("?")  # `urlunsplit` would change unix:///path
     given = parse_qsl(query)
     others = urlencode([(name, value) for name, value in given if name not in names])
     return f"{address}?{others}" if others else address, {name: value for name, value in given if name in names}
+
+
+def _require_valid(url: str) -> None:
+    from urllib.parse import urlsplit
+
+    try:
+        urlsplit(url)
+    except ValueError:  # which may show the password
+        raise LetterError("relay: the URL of the Redis server is invalid") from None
 
 
 def _length(text: str | None) -> int:
@@ -110,26 +116,30 @@ def _length(text: str | None) -> int:
 
 def _parse_sentinels(url: str) -> tuple[str, list[tuple[str, int]], str]:
     """The URL of the master without its address, the sentinels' addresses, and the service's name."""
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    service, _, database = parts.path.strip("/").partition("/")
+    # Not by `urlsplit`: since some versions of Python 3.14 it refuses an IPv6 address that is not the first one.
+    address, _, query = url[len(SENTINEL) :].partition("?")
+    place, _, path = address.partition("/")
+    user, at, hosts = place.rpartition("@")
+    service, _, database = path.strip("/").partition("/")
     if not service or not all(hosts.split(",")):
         raise LetterError(
             "relay: a sentinel URL must be redis+sentinel://host[:port][,host[:port]...]/service[/database]"
         )
-    query = f"?{parts.query}" if parts.query else ""
-    return f"redis://{user}{at}sentinel/{database}{query}", [_address(host) for host in hosts.split(",")], service
+    master = f"redis://{user}{at}sentinel/{database}" + (query and f"?{query}")
+    return master, [_address(host) for host in hosts.split(",")], service
 
 
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
-        return text.strip("[]"), _SENTINEL_PORT
-    if not port.isdigit():
+        host, port = text, str(_SENTINEL_PORT)
+    if not (port.isascii() and port.isdigit()):
         raise LetterError("relay: a sentinel's port in the URL must be a number")
-    return host.strip("[]"), int(port)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or "[" in host or "]" in host:
+        raise LetterError("relay: a sentinel's host in the URL is missing, or half in brackets")
+    return host, int(port)
 
 
 def _shown(options: dict[str, Any], sentinels: list[tuple[str, int]], service: str) -> str:

@@ -25,6 +25,7 @@ from .._storage.memory import MemorySlot, PrivateMemory
 from .._text import said
 from ..errors import LetterError
 from .group import Entry, Group, is_gone
+from .identity import Identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,13 +76,15 @@ class Consumer:
         self,
         settings: Settings,
         connect: Callable[[], Group],
+        identity: Identity,
         place: str,
         claim_after: float,
         log: Callable[[str], None],
     ) -> None:
         """``claim_after``: seconds without a heartbeat after which a relay's entries are claimed."""
         self._settings = settings
-        self._connect = connect
+        self._connect = connect  # as this identity
+        self._identity = identity
         self._place = place
         self._claim_after = claim_after
         self._interval = min(_LONGEST_BEAT, claim_after / _BEATS)
@@ -145,13 +148,12 @@ class Consumer:
         self._settle(group)
         now = monotonic()
         if now >= self._next_beat:
-            # What was released is taken at any time. But nobody is declared dead by a relay that was itself away: the
-            # others may have been without Redis for the same time.
+            # What was released, and what a process has left that certainly has ended, is taken at any time; at the
+            # start before new entries. But nobody is declared dead by a relay that was itself away: the others may have
+            # been without Redis for the same time.
             is_sure = now - self._beats_since >= self._claim_after
-            silent, claimed = group.beat(self._claim_after if is_sure else None, self._room())
-            if silent > self._claim_after / 2:
+            if self._beat(group, self._claim_after if is_sure else None, self._room()) > self._claim_after / 2:
                 self._beats_since = now
-            self._take(claimed)
             self._next_beat = now + self._interval
         self._admit()
         if self._unadmitted or not self._room():
@@ -165,6 +167,25 @@ class Consumer:
                 self._await_settlement(_LOOK)
         self._note_success()
 
+    def _beat(self, group: Group, idle: float | None, room: int) -> float:
+        """Take at most ``room`` entries of others. Returns for how many seconds this relay was silent."""
+        beat = group.beat(idle, room)
+        if beat.is_superseded:
+            self._give_up_name()
+            beat = group.beat(None, 0)
+        self._take(beat.entries)
+        return beat.silent
+
+    def _give_up_name(self) -> None:
+        # It goes on, because it can do no harm without the name: the other has its entries already. If it ended instead
+        # and was started again, it would end the other, and so on.
+        given = self._identity.given
+        self._identity.give_up()
+        self._log(
+            f"another relay was started as {given}, and has taken what this one had: this one continues as "
+            f"{self._identity.name}. Give each relay that runs a name of its own"
+        )
+
     def _room(self) -> int:
         return max(0, MOST - len(self._held))
 
@@ -177,7 +198,7 @@ class Consumer:
         group = self._connect()
         try:
             self._beats_since = monotonic()
-            group.beat(None, 0)
+            self._beat(group, None, 0)
             while True:
                 found = group.own_pending(self._held, MOST)
                 if not found:

@@ -1,6 +1,6 @@
 """``python -m letterapp relay --from URL``: a relay that reads a stream in Redis, as a program.
 
-Responsible for: its options, its name, its signals, its messages. Not responsible for: what it does (`consumer`).
+Responsible for: its options, its signals, its messages. Not responsible for: what it does (`consumer`).
 
 It serves until SIGTERM or SIGINT. Then it sends what it has, within `exit_timeout`, and gives the rest to other relays.
 """
@@ -8,9 +8,7 @@ It serves until SIGTERM or SIGINT. Then it sends what it has, within `exit_timeo
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 
 from .._client import settings_of
 from .._redis.location import Location
@@ -19,6 +17,7 @@ from .._relay_server import daemon
 from ..errors import LetterError
 from .consumer import Consumer
 from .group import Group
+from .identity import Identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def relay_from(options: argparse.Namespace) -> int:
         settings = _settings(options)
         if options.status:
             return _show_status(location, settings)
-        return _run(location, settings, options.claim_after or CLAIM_AFTER)
+        return _run(location, settings, Identity(options.consumer or ""), options.claim_after or CLAIM_AFTER)
     except LetterError as problem:
         _log(str(problem))
     except OSError as problem:
@@ -58,22 +57,21 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings_of(**given)
 
 
-def _run(location: Location, settings: Settings, claim_after: float) -> int:
+def _run(location: Location, settings: Settings, identity: Identity, claim_after: float) -> int:
     daemon.protect_memory()
     daemon.keep_stderr_from_blocking()
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Never used twice: what the last process of this host had is claimed like that of any other.
-    name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
     key = key_of(settings.api_key, settings.base_url)
-    consumer = Consumer(settings, lambda: Group(location, key, name), repr(location), claim_after, _log)
+    place = repr(location)
+    consumer = Consumer(settings, lambda: Group(location, key, identity), identity, place, claim_after, _log)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: consumer.stop())
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, lambda *_: _log(json.dumps(consumer.status())))
     consumer.open()
-    _log(f"reading {location!r} for {settings.base_url} as {name}")
+    _log(f"reading {location!r} for {settings.base_url} as {identity.name}")
     daemon.notify("READY=1")
     consumer.run()
     daemon.notify("STOPPING=1")
@@ -84,7 +82,7 @@ def _run(location: Location, settings: Settings, claim_after: float) -> int:
 
 
 def _show_status(location: Location, settings: Settings) -> int:
-    group = Group(location, key_of(settings.api_key, settings.base_url), "status")
+    group = Group(location, key_of(settings.api_key, settings.base_url), Identity())
     try:
         print(json.dumps(group.status()))
     finally:

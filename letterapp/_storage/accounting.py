@@ -6,7 +6,9 @@ queue holds its lock whenever it uses these classes.
 
 from __future__ import annotations
 
-OVERFLOW_SAMPLE = 100  # maximum number of dropped events in one report: as many as in a request
+from .._config import MAX_ITEMS
+
+OVERFLOW_SAMPLE = MAX_ITEMS  # maximum number of dropped events in one report: as many as in a request
 
 
 class OverflowReport:

@@ -29,6 +29,7 @@ from ..errors import LetterError
 from .file_lock import POSSIBLE, LockedFile
 from .ring import LARGEST, Ring, bytes_in, ring_sizes
 from .spool_header import (
+    HEADER,
     NAME_OF_KEY,
     STATE_END,
     CorruptFile,
@@ -38,14 +39,14 @@ from .spool_header import (
     packed,
     parse,
 )
-from .spool_slot import HEADER, SpoolSlot
+from .spool_slot import SpoolSlot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Iterator
 
     from .._config import Settings
-    from .spool_slot import Sizes
+    from .spool_header import Sizes
 
 KEPT = 8  # reports of damaged files at a time, and the default of `Spool.most_damaged`
 _ZEROS = bytes(1 << 20)

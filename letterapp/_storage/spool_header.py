@@ -11,13 +11,15 @@ import stat
 from binascii import crc32
 from struct import Struct
 
-from .ring import are_valid_sizes, holds_events
-from .spool_slot import HEADER, WORDS_AT
+from .ring import UNIT, WORDS, are_valid_sizes, holds_events
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .spool_slot import Sizes
+    Sizes = tuple[int, int]  # bytes of the ring and of the in-flight area
 
+HEADER = 4096  # bytes before the ring
+WORDS_AT = 128  # offset of the words of the ring
+CORRUPT_AT = WORDS_AT + WORDS * UNIT  # offset of a byte that is 1 after a process found a corrupt record
 NAME_OF_KEY = 16  # characters of a key's fingerprint in the names of its files
 MAGIC = b"LTRSPOOL"
 VERSION = 1

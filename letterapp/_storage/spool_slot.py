@@ -1,25 +1,31 @@
 """One file of a spool, which contains the queue of one process.
 
-Responsible for: `SpoolSlot`, the position of the ring and its words in a file. Not responsible for: creating, finding
-and trusting files, their header (`spool`), the contents of the ring (`ring`).
+Responsible for: `SpoolSlot`, the position of the ring and its words in a file. Not responsible for: creating and
+finding files (`spool`), their header, which files are trusted (`spool_header`), the contents of the ring (`ring`).
 """
 
 from __future__ import annotations
 
 import os
 
-from .ring import UNIT, WORDS, holds_events
+from .ring import WORDS, holds_events
+from .spool_header import CORRUPT_AT, HEADER, WORDS_AT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from .file_lock import LockedFile
-    from .spool import Spool
+    from .spool_header import Sizes
 
-    Sizes = tuple[int, int]  # bytes of the ring and of the in-flight area
+    class Owner(Protocol):
+        """The spool that a file belongs to."""
 
-HEADER = 4096  # bytes before the ring
-WORDS_AT = 128  # offset of the words of the ring
-CORRUPT_AT = WORDS_AT + WORDS * UNIT  # offset of a byte that is 1 after a process found a corrupt record
+        def sync(self, file: LockedFile) -> None:
+            """Write the file to the disk, if the spool is set to do that."""
+
+        def discard(self, path: str, file: LockedFile, corrupt: bool) -> None:
+            """Remove an empty file, or set it aside, before it is closed."""
 
 
 class SpoolSlot:
@@ -29,7 +35,7 @@ class SpoolSlot:
     is_durable = True
     checked = True
 
-    def __init__(self, spool: Spool, path: str, file: LockedFile, sizes: Sizes) -> None:
+    def __init__(self, spool: Owner, path: str, file: LockedFile, sizes: Sizes) -> None:
         self._spool = spool
         self._file = file
         self.path = path

@@ -16,14 +16,22 @@ import os
 from .._runtime.signal_errors import reraise_signal_error
 from .file_lock import POSSIBLE, READ_ONLY, holder
 from .ring import IN_FLIGHT, STATE, UNIT, WORDS, Ring, span
-from .spool_header import NAME_OF_KEY, CorruptFile, UntrustedFile, must_be_trusted, parse
-from .spool_slot import CORRUPT_AT, HEADER, WORDS_AT
+from .spool_header import (
+    CORRUPT_AT,
+    HEADER,
+    NAME_OF_KEY,
+    WORDS_AT,
+    CorruptFile,
+    UntrustedFile,
+    must_be_trusted,
+    parse,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterator
 
-    from .spool_slot import Sizes
+    from .spool_header import Sizes
 
 _PREFIX = "letter-"
 _TRIES = 5  # copies of a file that a process uses, until one was not changed meanwhile

@@ -1,8 +1,8 @@
 """The directory of a test run, in which clients keep what they would send, and how it is read.
 
-Responsible for: the directory's layout, reading requests in order, the rules of the API. Not responsible for: making
-clients use it (`client`), what is expected (`matching`). It shares nothing with the code that writes the files, so that
-the two cannot share a bug.
+Responsible for: the directory's layout, reading requests in order. Not responsible for: making clients use it
+(`client`), the API's rules (`_api_rules`), what is expected (`matching`). It shares nothing with the code that writes
+the files, so that the two cannot share a bug.
 
     RUN/current     the name of the active capture, or nothing
     RUN/N/requests  what came in one capture: "batch", or "send", the body's length and the body; each on a line
@@ -10,14 +10,13 @@ the two cannot share a bug.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 import time
 from typing import Any, Dict, List
 
-from .checks import batch_problem, mail_problem
+from .._api_rules import batch_problem, mail_problem, parsed
 from .matching import seconds_of
 
 _SLACK = 1.0  # seconds by which the clock of an event may differ from that of the test
@@ -90,12 +89,17 @@ class Received:
             kind, _, rest = line.partition(b" ")
             length, _, body = rest.partition(b" ")
             if body and length == b"%d" % len(body):  # otherwise its process was killed
-                self._add(kind.decode("ascii"), json.loads(body))
+                self._add(kind.decode("ascii"), body)
 
-    def _add(self, kind: str, body: Any) -> None:
-        problem = batch_problem(body) if kind == "batch" else mail_problem(body)
-        if problem is not None:
-            raise AssertionError(f"the client has made a request that the API refuses: {problem}: {body}")
+    def _add(self, kind: str, data: bytes) -> None:
+        try:
+            body: Any = parsed(data)
+            problem = batch_problem(body) if kind == "batch" else mail_problem(body)
+            said = problem and problem.message
+        except ValueError as error:
+            said = f"it is not JSON: {error}"
+        if said:
+            raise AssertionError(f"the client has made a request that the API refuses: {said}: {data.decode()}")
         if kind == "send":
             self.mails.append(body)
             return

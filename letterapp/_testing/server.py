@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, Optional, Type
 from weakref import WeakSet
 
-from .checks import batch_problem, mail_problem
+from .. import _api_rules as rules
 from .faults import Fault, Request
 
 
@@ -148,25 +148,26 @@ class IngestionServer:
             _complain()
             return None
 
-    def _problem(self, request: Request) -> tuple[int, str] | None:
+    def _problem(self, request: Request) -> tuple[int, str, str] | None:
+        """The status, the reason and the message with which ``request`` is refused; None if it is not."""
         if request.path.endswith("/v1/batch"):
-            check: Callable[[Any], str | None] = batch_problem
+            check = rules.batch_problem
         elif request.path.endswith("/v1/send"):
-            check = mail_problem
+            check = rules.mail_problem
         else:
-            return 404, f"no such path: {request.path}"
-        if not request.headers.get("authorization", "").startswith("Bearer "):
-            return 401, "no API key"
-        if self.api_key is not None and request.headers["authorization"] != f"Bearer {self.api_key}":
-            return 401, "wrong API key"
+            return 404, "path", f"no such path: {request.path}"
+        key = rules.key_of(request.headers.get("authorization", ""))
+        if not key:
+            return 401, "missing_key", "no API key"
+        if self.api_key is not None and key != self.api_key:
+            return 401, "wrong_key", "wrong API key"
         if self.max_body is not None and len(request.body) > self.max_body:
-            return 413, f"more than {self.max_body} bytes"
+            return 413, "body", f"more than {self.max_body} bytes"
         try:
-            parsed = json.loads(request.body, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            return 400, f"not JSON: {error}"
-        problem = check(parsed)
-        return None if problem is None else (422, problem)
+            problem = check(rules.parsed(request.body))
+        except ValueError as error:
+            return 400, "not_json", f"the body is not JSON: {error}"
+        return None if problem is None else (422, *problem)
 
     def _keep(self, request: Request) -> None:
         parsed = request.json
@@ -283,8 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         problem = api._problem(request)
         if problem is not None:
-            code, text = problem
-            self.answer(code, json.dumps({"error": {"code": "invalid", "message": text, "reason": "checked"}}).encode())
+            code, reason, text = problem
+            self.answer(code, json.dumps({"error": {"code": "invalid", "message": text, "reason": reason}}).encode())
             return
         self.keep()
         if request.path.endswith("/v1/send"):
@@ -347,7 +348,3 @@ def _complain() -> None:
         traceback.print_exc()
     except Exception:
         pass
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -223,6 +223,18 @@ def _work(
         os._exit(1)
 
 
+def entries(name: str, url: str, number: int, per_entry: int) -> None:
+    """After a line on stdin, ``number`` events go into a stream, ``per_entry`` in each entry, one after the other."""
+    append = measured_clients.appender(url)
+    batches = [[measured_clients.encoded(first + n) for n in range(per_entry)] for first in range(0, number, per_entry)]
+    _send()
+    sys.stdin.readline()
+    for batch in batches:
+        if append(batch) is not True:
+            raise SystemExit("Redis has not taken an entry")
+    _send()
+
+
 def flood(name: str, url: str, number: int, connections: int) -> None:
     """No client: prepared requests of 100 events on ``connections`` sockets. The throughput of the server."""
     import socket

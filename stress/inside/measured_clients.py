@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Callable, NamedTuple
 
 USER, EVENT = "user_12345", "Order Completed"
+PATIENCE = 5.0  # seconds for a reply of Redis
 
 
 class Client(NamedTuple):
@@ -80,6 +81,37 @@ def letterapp_redis(url: str, capacity: int) -> Client:
     import os
 
     return letterapp(url, capacity, relay=os.environ["STRESS_REDIS"])
+
+
+def appender(url: str) -> Callable[[list[bytes]], object]:
+    """Appends an entry of the given events to the stream at ``STRESS_REDIS``, over one connection.
+
+    It is what the client's thread does with a batch: the client itself decides how many events that has.
+    """
+    import os
+    from types import SimpleNamespace
+
+    from letterapp._redis.stream import RedisStream
+    from letterapp._text import Secret
+
+    settings = SimpleNamespace(api_key=Secret("key"), base_url=url, overflow="drop_newest")
+    channel = RedisStream(os.environ["STRESS_REDIS"]).for_client(settings, lambda text: None).connect(PATIENCE)
+    return lambda batch: channel.put(batch, False, PATIENCE, PATIENCE)
+
+
+def encoded(number: int) -> bytes:
+    """An event as the client encodes it, with the properties of all measurements."""
+    import json
+
+    event = {
+        "type": "track",
+        "event": EVENT,
+        "properties": properties(number),
+        "userId": USER,
+        "timestamp": "2026-01-01T00:00:00.000000Z",
+        "messageId": f"00000000-0000-4000-8000-{number:012}",
+    }
+    return json.dumps(event, separators=(",", ":")).encode()
 
 
 def posthog(url: str, capacity: int) -> Client:

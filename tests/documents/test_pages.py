@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from blocks import blocks_of
+from blocks import blocks_of, rows
 from harness import ROOT
 
-from letterapp import Letter, LetterError, relay
+from letterapp import Letter, relay
 from letterapp._relay.launcher import PASSED_ON
 from letterapp.testing import capture, no_network
 from stress.scenarios import SCENARIOS
@@ -41,15 +41,6 @@ def test_the_report_that_the_testing_page_shows(capfd: pytest.CaptureFixture[str
     printed = capfd.readouterr().err
     shown = text_block("testing.md", "letterapp: 1 event lost")
     assert shown.endswith(" ...") and printed.startswith(shown[:-4]), printed
-
-
-def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of the first table below ``heading``, without its head."""
-    section = (ROOT / "docs" / page).read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1]
-    table = re.search(r"((?:^\|.*\n)+)", section, re.MULTILINE)
-    assert table, heading
-    lines = [re.split(r" ?(?<!\\)\| ?", line.strip())[1:-1] for line in table[1].splitlines()]
-    return lines[2:]
 
 
 # How the page names the types of options, by their annotations.
@@ -157,38 +148,3 @@ def test_each_guarantee_links_to_a_test_or_a_scenario_that_there_is() -> None:
                 tree = ast.parse((ROOT / "docs" / path).read_text(encoding="utf-8"))
                 assert function in {getattr(node, "name", "") for node in tree.body}, f"{path} has no {function}"
     assert len(measured) <= MOST_MEASURED, measured
-
-
-SOURCES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "letterapp").rglob("*.py"))]
-CAUSES = re.compile(r'cause="(\w+)"|GiveUp\("(\w+)"|_give_up\(\s*"(\w+)"|refuse\("(\w+)"')
-
-
-def test_the_errors_page_has_each_cause() -> None:
-    causes = {"".join(found) for source in SOURCES for found in CAUSES.findall(source)}
-    assert {"invalid", "rejected", "degraded"} <= causes
-    assert {row[0].strip("`") for row in rows("errors.md", "Causes")} == causes
-    assert all(meaning and action for _, meaning, action in rows("errors.md", "Causes"))
-
-
-def _texts() -> Iterator[str]:
-    """The texts in the source, the values of f-strings left out."""
-    for source in SOURCES:
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.JoinedStr):
-                yield "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
-
-
-def test_the_errors_page_quotes_reports_that_there_are() -> None:
-    texts = list(_texts())
-    for row in rows("errors.md", "Degraded"):
-        for quoted in re.findall(r"`([^`]+)`", row[0]):
-            found = quoted.replace("the relay cannot be reached", "cannot be reached")
-            assert any(found in text for text in texts), quoted
-
-
-def test_the_errors_page_has_each_attribute_of_an_error() -> None:
-    error = LetterError("said")
-    named = set(re.findall(r"`error\.(\w+)`", (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")))
-    assert {name for name in dir(error) if not name.startswith("_")} - {"args", "with_traceback", "add_note"} == named

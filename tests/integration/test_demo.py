@@ -1,4 +1,4 @@
-"""`python -m letterapp demo`: what it prints, and its exit code."""
+"""`python -m letterapp demo`: what it prints, and its exit status."""
 
 from __future__ import annotations
 

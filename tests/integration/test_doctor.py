@@ -18,8 +18,9 @@ import pytest
 from doctors import KEY, examine
 from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment, first_is_quick
 
-from letterapp._cli import doctor_host
+from letterapp._cli import doctor_host, doctor_network
 from letterapp._cli.findings import Level, ok, within
+from letterapp._text import Secret
 from letterapp.testing import IngestionServer, endless, raw, reset, stall, status
 from stress.ports import free_port
 
@@ -32,9 +33,12 @@ def test_all_is_well(letter_api: IngestionServer, tmp_path: Path) -> None:
     assert done.code == 0, done.output
     assert set(done.levels().values()) <= {"ok", "note"}, done.output
     assert FINGERPRINT in done.of("key")["text"] and f"{len(KEY)} characters" in done.of("key")["text"]
-    assert "accepts the key (422 for an empty batch" in done.of("api")["text"]
+    assert "accepts the key (422 for an empty batch, 401 with a key that does not exist" in done.of("api")["text"]
     assert "in memory, and survive a killed process" in done.of("mode")["text"]
-    assert not letter_api.events and len(letter_api.requests) == 1
+    assert not letter_api.events
+    mine, invented = (request.headers["authorization"].partition(" ")[2] for request in letter_api.requests)
+    assert mine == KEY and invented.startswith("lt_test_secret_of_the_") and len(invented) == len(KEY)
+    assert invented.isascii() and invented != KEY
 
 
 def test_it_prints_a_line_for_each_check(letter_api: IngestionServer, tmp_path: Path) -> None:
@@ -102,8 +106,9 @@ HTML = b"<html>Please log in</html>"
 
 
 ANSWERS: list[tuple[Any, str, str]] = [
-    (status(200), "ok", "accepts the key"),
-    (status(400), "ok", "accepts the key (400 for an empty batch"),
+    # To every key.
+    (status(200), "note", "answered 200 to an empty batch, whatever the key"),
+    (status(400), "note", "answered 400 to an empty batch, whatever the key"),
     (status(200, HTML), "warn", "no JSON"),
     (
         status(401, b'{"error":{"message":"no such key\\u001b[31m"}}'),
@@ -136,6 +141,35 @@ def test_answers(number: int, letter_api: IngestionServer, tmp_path: Path) -> No
     done = examine(letter_api.url, tmp_path, "--timeout", timeout)
     assert done.of("api")["level"] == level and said in done.of("api")["text"], done.output
     assert done.code == int(level == "fail") and done.seconds < DEADLINE / 2
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "level", "said"),
+    [
+        (status(422), status(401), "ok", "accepts the key (422 for an empty batch, 401 with a key that does not exist"),
+        (status(200), status(403), "ok", "accepts the key (200 for an empty batch, 403 with a key that does not exist"),
+        (status(422), status(422), "note", "answered 422 to an empty batch, whatever the key: it may be accepted or"),
+        (status(422), status(429), "note", "answered 422 to an empty batch: the key was probably accepted"),
+        (status(422), reset(), "note", "answered 422 to an empty batch: the key was probably accepted"),
+        (status(422), stall(DEADLINE), "note", "answered 422 to an empty batch: the key was probably accepted"),
+    ],
+)
+def test_a_key_that_does_not_exist_shows_what_the_answer_says_about_the_key(
+    first: Any, then: Any, level: str, said: str, letter_api: IngestionServer, tmp_path: Path
+) -> None:
+    letter_api.rule = lambda request: first if request.headers["authorization"] == f"Bearer {KEY}" else then
+    done = examine(letter_api.url, tmp_path, "--timeout", "2")
+    assert done.of("api")["level"] == level and said in done.of("api")["text"], done.output
+    assert ("--test-event" in done.of("api")["advice"]) == (level == "note")
+    assert done.code == 0 and len(letter_api.requests) == 2 and done.seconds < DEADLINE / 2
+
+
+@pytest.mark.parametrize("key", ["lt_live_Ab3", "nothing-in-front", "lt_", "____", "x", "lt_live_a-b.c"])
+def test_an_invented_key_has_the_form_of_the_key(key: str) -> None:
+    for _ in range(100):
+        invented = doctor_network._invented(Secret(key)).reveal()
+        assert invented != key and invented.isascii() and " " not in invented
+        assert invented.startswith(key[: key.rfind("_") + 1])
 
 
 @pytest.mark.parametrize(
@@ -197,8 +231,11 @@ def test_a_server_that_says_nothing(silent: int, tmp_path: Path) -> None:
 
 
 def test_tls(tls_api: IngestionServer, ca_file: str, tmp_path: Path) -> None:
+    tls_api.api_key = KEY
     good = examine(tls_api.url, tmp_path, SSL_CERT_FILE=ca_file)
-    assert good.code == 0 and good.of("tls")["text"].startswith("TLSv1."), good.output
+    assert good.code == 0 and good.of("api")["level"] == "ok" and good.of("tls")["text"].startswith("TLSv1."), (
+        good.output
+    )
     untrusted = examine(tls_api.url, tmp_path)
     assert untrusted.code == 1 and "SSL_CERT_FILE" in untrusted.of("tls")["advice"], untrusted.output
     other = examine(f"https://127.0.0.1:{tls_api.port}", tmp_path, SSL_CERT_FILE=ca_file)
@@ -272,6 +309,7 @@ def test_a_proxy_that_refuses(answer: bytes, said: str, tmp_path: Path) -> None:
 
 
 def test_a_proxy_for_http_and_one_that_is_none(letter_api: IngestionServer, tmp_path: Path) -> None:
+    letter_api.api_key = KEY
     proxy = f"http://127.0.0.1:{letter_api.port}"  # it takes the path of the whole address for a prefix
     done = examine("http://api.example.com", tmp_path, HTTP_PROXY=proxy)
     assert done.of("api")["level"] == "ok", done.output
@@ -322,6 +360,7 @@ def test_hardly_any_descriptors(limit: int, letter_api: IngestionServer, tmp_pat
 
 
 def test_no_threads(letter_api: IngestionServer, tmp_path: Path) -> None:
+    letter_api.api_key = KEY
     # A thread's stack has the size of this limit, for which there is no room.
     limits = limited("RLIMIT_STACK, (600_000_000, 600_000_000))", "RLIMIT_AS, (500_000_000, 500_000_000))")
     done = examine(letter_api.url, tmp_path, before=limits)

@@ -393,6 +393,22 @@ def test_a_signal_handler_does_not_log_in_what_it_has_interrupted(letter_api: In
     assert (finished.code, finished.output) == (0, "True\n"), finished
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("nothing", ["exit", "2 events lost (exit)"]),
+        ("a handler of another thread", ["exit", "2 events lost (exit)"]),
+        # Its lock may be held, so nothing is logged. The process has to end all the same.
+        ("a handler of the application", ["exit"]),
+        ("a handler of this logger", ["invalid", "1 event lost (invalid)", "exit"]),
+    ],
+)
+def test_losses_are_logged_before_a_signal_ends_the_process(where: str, said: list[str], tmp_path: Path) -> None:
+    finished = run(logs.killed_by_a_signal, "", tmp_path, where)
+    assert (finished.code, finished.output.splitlines()) == (-signal.SIGTERM, said), finished
+
+
 def test_a_module_of_the_application_named_logging_is_left_alone(
     make: Any, monkeypatch: pytest.MonkeyPatch, letter_api: IngestionServer
 ) -> None:

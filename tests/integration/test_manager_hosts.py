@@ -6,78 +6,25 @@ Not responsible for: what can be tested on one host (test_manager.py).
 
 from __future__ import annotations
 
-import itertools
-import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
 from harness import Program, environment, eventually, whose
+from hosts import Host, needs_hosts
 from managed import KEY, Directory, command_of, own_directory  # noqa: F401  (a fixture for all tests)
 from programs import managers
 
 from stress.ports import free_port
 
-_numbers = itertools.count()
+pytestmark = needs_hosts
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-def _can_make_hosts() -> bool:
-    if not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("ip") is None:
-        return False
-    name = f"lettertry{os.getpid()}"
-    try:
-        ip("netns", "add", name)
-        ip("netns", "del", name)
-    except subprocess.CalledProcessError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not _can_make_hosts(), reason="needs root, iproute2 and network namespaces")
-
-
-class Host:
-    """A network namespace with one link, to the test's. Nothing else can be reached over it, so not the API either."""
-
-    def __init__(self) -> None:
-        self.name = f"letter{os.getpid()}x{next(_numbers)}"
-        number = (os.getpid() * 8 + next(_numbers)) % (250 * 250)
-        net = f"10.{64 + number // (250 * 4) % 64}.{number // 4 % 250}"
-        last = number % 4 * 4
-        self.gateway = f"{net}.{last + 1}"  # the test's side
-        self._ours, theirs = f"la{os.getpid() % 100_000}{next(_numbers)}", f"lb{os.getpid() % 100_000}{next(_numbers)}"
-        ip("netns", "add", self.name)
-        ip("link", "add", self._ours, "type", "veth", "peer", "name", theirs)
-        ip("link", "set", theirs, "netns", self.name)
-        ip("addr", "add", f"{self.gateway}/30", "dev", self._ours)
-        ip("link", "set", self._ours, "up")
-        self._inside("addr", "add", f"{net}.{last + 2}/30", "dev", theirs)
-        self._inside("link", "set", theirs, "up")
-        self._inside("link", "set", "lo", "up")
-
-    def _inside(self, *arguments: str) -> None:
-        ip("-n", self.name, *arguments)
-
-    def run(self, program: Callable[..., object], api: Any, tmp_path: Path, port: int, who: str) -> Program:
-        """Start a program that connects to a manager at ``port`` on the test's side."""
-        command = ["ip", "netns", "exec", self.name, *command_of(program, self.gateway, port, who)]
-        return Program(command, environment(api.url, LETTER_API_KEY=KEY), tmp_path)
-
-    def disconnect(self) -> None:
-        ip("link", "set", self._ours, "down")
-
-    def reconnect(self) -> None:
-        ip("link", "set", self._ours, "up")
-
-    def remove(self) -> None:
-        ip("netns", "del", self.name)
+def start(host: Host, program: Callable[..., object], api: Any, tmp_path: Path, port: int, who: str) -> Program:
+    """Start a program on ``host`` that connects to a manager at ``port`` on the test's side."""
+    command = host.command(*command_of(program, host.gateway, port, who))
+    return Program(command, environment(api.url, LETTER_API_KEY=KEY), tmp_path)
 
 
 @pytest.fixture
@@ -94,7 +41,7 @@ def test_applications_on_two_hosts_send_through_a_manager_on_a_third(
 ) -> None:
     port = free_port()
     with directory.keep(address=f"0.0.0.0:{port}") as kept:
-        programs = [host.run(managers.forks_30_children, letter_api, tmp_path, port, host.name) for host in hosts]
+        programs = [start(host, managers.forks_30_children, letter_api, tmp_path, port, host.name) for host in hosts]
         for program in programs:
             with program:
                 finished = program.finish()
@@ -117,7 +64,7 @@ def test_nothing_is_lost_while_a_link_is_down(
     port = free_port()
     host = hosts[0]
     with directory.keep(address=f"0.0.0.0:{port}"):
-        with host.run(managers.never_waits_in_a_call, letter_api, tmp_path, port, "patient") as program:
+        with start(host, managers.never_waits_in_a_call, letter_api, tmp_path, port, "patient") as program:
             assert eventually(lambda: program.output, lambda text: "connected" in text) == "connected\n"
             host.disconnect()
             (tmp_path / "go").touch()

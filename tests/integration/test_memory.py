@@ -1,6 +1,6 @@
 """Where the events of a client are stored: in memory that its family shares, or in private memory if there is none.
 
-Each test is a real program. What its processes find out comes back as an exit code, or as events on the wire.
+Each test is a real program. What its processes find out comes back as an exit status, or as events on the wire.
 """
 
 from __future__ import annotations

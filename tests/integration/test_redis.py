@@ -297,6 +297,9 @@ def test_the_parts_of_a_url() -> None:
     assert watched.connection_options()[1]["db"] == 4
     assert watched.connection_options()[1]["password"] == "master-word"
     assert watched.sentinel_options()["password"] == "sentinel-word"
+    first = Location("redis+sentinel://[::1]:8,[::2],b/mine?max_length=5")
+    assert first.sentinels == [("::1", 8), ("::2", 26379), ("b", 26379)]
+    assert (first.service, first.max_length) == ("mine", 5)
     for location in (plain, watched):
         assert "-word" not in str(vars(location)) + repr(location)
 
@@ -306,11 +309,18 @@ def test_the_parts_of_a_url() -> None:
     [
         ("redis://host:port/0", "invalid"),
         ("redis://[/0", "invalid"),
+        ("redis://:word\u2100@host", "invalid$"),  # `urlsplit` refuses the sign, and says the password
+        ("redis+sentinel://:word\u2100@host/service", "invalid$"),
         ("redis://host/0?max_length=0", "max_length"),
         ("redis://host/0?max_length=many", "max_length"),
         ("redis+sentinel://host:26379", "sentinel URL"),
         ("redis+sentinel://host:x/service", "port"),
         ("redis+sentinel:///service", "sentinel URL"),
+        ("redis+sentinel://[::1/service", "host"),
+        ("redis+sentinel://a,[/service", "host"),
+        ("redis+sentinel://[]:1/service", "host"),
+        ("redis+sentinel://:1/service", "host"),
+        ("redis+sentinel://host:٣/service", "port"),
     ],
 )
 def test_a_wrong_url_is_refused_at_once(url: str, why: str) -> None:

@@ -194,6 +194,34 @@ def test_a_redis_without_memory_is_emptied_by_its_relays(
     assert any("out of memory" in str(error) for error in errors)
 
 
+@pytest.mark.parametrize("policy", ["volatile-lru", "volatile-lfu", "volatile-random", "volatile-ttl"])
+def test_a_full_redis_that_evicts_what_expires_keeps_the_stream(
+    policy: str,
+    redis_server: Callable[..., RedisServer],
+    make: Any,
+    relays: Relays,
+    letter_api: Any,
+    errors: list[LetterError],
+) -> None:
+    server = redis_server("--maxmemory-policy", policy)
+    letter_api.hold()
+    relays.start(server.url, *CLAIM)
+    with Load(make(relay=server.url)) as load:
+        load.more(500)
+        assert letter_api.wait_until(lambda: letter_api.requests)
+    with server.client() as client:
+        waiting = client.xlen(stream_of(client))
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 4_000_000)
+        for serial in range(200):
+            client.set(f"other-{serial}", bytes(50_000), ex=1000)
+        assert client.info("stats")["evicted_keys"] > 50
+        assert waiting and client.xlen(stream_of(client)) == waiting
+        ours = client.keys("*letterapp*")
+        assert ours and {client.ttl(key) for key in ours} == {-1}  # none of them expires
+    letter_api.release()
+    all_arrived(letter_api, load.tracked, server, errors)
+
+
 def test_a_sentinel_replaces_a_master_that_is_killed(
     redis_server: Callable[..., RedisServer], make: Any, relays: Relays, letter_api: Any, errors: list[LetterError]
 ) -> None:

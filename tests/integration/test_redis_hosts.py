@@ -11,12 +11,11 @@ from typing import Any, Callable
 
 import pytest
 from harness import Program, environment, eventually, whose
+from hosts import Host, needs_hosts
 from managed import command_of
 from programs import redis_clients
 from redis_relays import KEY, Relays, Stream, started_relays  # noqa: F401
 from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401
-from test_manager_hosts import Host
-from test_manager_hosts import pytestmark as needs_hosts
 
 pytestmark = [needs_redis, needs_hosts, pytest.mark.slow]
 
@@ -32,8 +31,7 @@ def test_programs_on_three_hosts_that_reach_only_redis_and_the_link_of_one_is_do
         for number in range(3):
             hosts.append(Host())
             url = server.url.replace("127.0.0.1", hosts[-1].gateway)
-            inside = ["ip", "netns", "exec", hosts[-1].name]
-            command = [*inside, *command_of(redis_clients.lonely_host, url, KEY, f"host {number}", 1000)]
+            command = hosts[-1].command(*command_of(redis_clients.lonely_host, url, KEY, f"host {number}", 1000))
             programs.append(Program(command, environment(letter_api.url), tmp_path))
         assert eventually(lambda: "connected" in programs[0].output, bool), programs[0].output
         hosts[0].disconnect()

@@ -20,6 +20,7 @@ from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401  
 from letterapp import Letter, LetterError
 from letterapp._redis.location import Location
 from letterapp._redis_server.group import Group
+from letterapp._redis_server.identity import Identity
 from letterapp.testing import status
 
 pytestmark = needs_redis
@@ -41,6 +42,12 @@ def work(letter: Letter, count: int, start: int = 0) -> None:
     for serial in range(start, start + count):
         letter.track("u", "Worked", {"serial": serial})
     assert letter.flush(20)
+
+
+def named(name: str) -> Identity:
+    identity = Identity()
+    identity.name = name
+    return identity
 
 
 def serials(api: Any) -> list[int]:
@@ -344,7 +351,7 @@ def test_entries_whose_reply_was_lost_are_read_again_before_new_ones(server: Red
     work(letter, 1)
     with server.client() as client:
         stream = stream_of(client)
-        group = Group(Location(server.url), stream, "me")
+        group = Group(Location(server.url), stream, named("me"))
         client.xreadgroup("letterapp", "me", {stream: ">"})  # its reply does not reach the relay
         work(letter, 1, 1)
         lost = group.own_pending({}, 10)
@@ -392,4 +399,4 @@ def test_the_acl_recipe_of_the_documents(
     for one in (relay, other):
         assert "cannot" not in one.output and "could not" not in one.output, one.output
     with pytest.raises(LetterError, match=r"NOPERM|permission"):
-        Group(Location(worker), "{letterapp:0}:events", "stranger")
+        Group(Location(worker), "{letterapp:0}:events", Identity())

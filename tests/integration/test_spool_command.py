@@ -16,7 +16,7 @@ from harness import DEADLINE, Finished, Program, environment, eventually
 from spool_dir import NOWHERE, SpoolDir, change, claimed, fill, is_locked
 
 from letterapp._storage.spool import KEPT
-from letterapp._storage.spool_slot import HEADER
+from letterapp._storage.spool_header import HEADER
 from letterapp.testing import IngestionServer, status
 
 KEY = "lt_test_secret_of_the_spool"

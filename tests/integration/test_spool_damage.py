@@ -26,7 +26,7 @@ from letterapp._storage import spool as spool_module
 from letterapp._storage import spool_header
 from letterapp._storage.ring import Ring
 from letterapp._storage.spool import KEPT
-from letterapp._storage.spool_slot import HEADER, WORDS_AT
+from letterapp._storage.spool_header import HEADER, WORDS_AT
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),

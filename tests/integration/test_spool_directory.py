@@ -23,7 +23,7 @@ from spool_dir import (
 
 from letterapp import Letter, LetterError
 from letterapp._storage import spool as spool_module
-from letterapp._storage.spool_slot import HEADER
+from letterapp._storage.spool_header import HEADER
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),

@@ -49,7 +49,7 @@ def forked(*acts: Callable[[], object]) -> int:
 
 
 def ended(child: int) -> int:
-    """How the child ended: its exit code, or the negative number of a signal."""
+    """How the child ended: its exit status, or the negative number of a signal."""
     _, status = os.waitpid(child, 0)
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 

@@ -1,20 +1,27 @@
-"""A Celery application whose broker is kombu's, a folder of files: nothing to install or to start."""
+"""A Celery application whose broker is kombu's, a folder of files: nothing to install or to start.
+
+Another broker can be named by ``TEST_BROKER``.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from celery import Celery
 from kombu.connection import Connection
 
-app = Celery("jobs", broker="filesystem://")
+FOLDER = {
+    "data_folder_in": "queue",
+    "data_folder_out": "queue",
+    "control_folder": "control",
+    "polling_interval": 0.02,
+}
+
+broker = os.environ.get("TEST_BROKER", "filesystem://")
+app = Celery("jobs", broker=broker)
 app.conf.update(
-    broker_transport_options={
-        "data_folder_in": "queue",
-        "data_folder_out": "queue",
-        "control_folder": "control",
-        "polling_interval": 0.02,
-    },
+    broker_transport_options=FOLDER if broker == "filesystem://" else {},
     broker_connection_retry_on_startup=True,
     worker_enable_remote_control=False,
 )

@@ -44,7 +44,7 @@ def work(letter: Letter, count: int, who: str = "program", start: int = 0) -> No
 
 
 def child(job: Callable[[], Any], fork: Callable[[], int] | None = None) -> int:
-    """Run ``job`` in a forked child, whose exit code is what it returns; return the child's pid."""
+    """Run ``job`` in a forked child, whose exit status is what it returns; return the child's pid."""
     pid = (fork or os.fork)()
     if pid:
         return pid

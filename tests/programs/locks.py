@@ -37,7 +37,7 @@ def take(slot: int, fd: int = LOCKS) -> bool:
 
 
 def reap(pid: int) -> int:
-    """Wait for the end of a child; return its exit code, or the signal that ended it."""
+    """Wait for the end of a child; return its exit status, or the signal that ended it."""
     result = os.waitid(os.P_PID, pid, os.WEXITED)
     assert result is not None
     return result.si_status

@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Callable
 
+from letterapp import LetterError
 from programs.common import child, main, make, work
 
 
@@ -212,6 +213,56 @@ def signal_in_a_handler_of_the_application() -> None:
     assert not warnings
     assert letter.flush()
     print(warnings == ["1 event lost (invalid)"])
+
+
+def killed_by_a_signal(where: str) -> None:
+    """A signal of `exit_signals` comes while ``where`` goes on, and what waits is lost."""
+    import logging
+
+    lock = threading.Lock()  # not re-entrant, like the lock of a stream
+    is_inside, is_lost = threading.Event(), threading.Event()
+
+    def track_in_a_thread() -> None:
+        thread = threading.Thread(target=work, args=(letter, 2))  # what a handler tracks is not logged
+        thread.start()
+        thread.join()
+
+    def get_signal() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        is_lost.wait(60)  # the signal is handled in here
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with lock:
+                if record.name == "application":
+                    get_signal()
+                elif record.levelno == logging.WARNING:
+                    os.write(1, record.getMessage().encode() + b"\n")
+                    if "invalid" in record.getMessage():
+                        track_in_a_thread()
+                        get_signal()
+                elif where == "a handler of another thread":
+                    is_inside.set()
+                    is_lost.wait(60)
+
+    def on_error(error: LetterError) -> None:
+        os.write(1, f"{error.cause}\n".encode())
+        if error.cause == "exit":
+            is_lost.set()
+
+    logging.getLogger().addHandler(Handler())
+    logging.getLogger().setLevel(logging.DEBUG)
+    nowhere = "http://127.0.0.1:9"  # where nothing listens
+    letter = make(base_url=nowhere, exit_signals=(signal.SIGTERM,), exit_timeout=0.2, on_error=on_error)
+    if where == "a handler of this logger":
+        letter.track("u", "E", {"bad": object()})
+    work(letter, 2)
+    acts: dict[str, Callable[[], object]] = {
+        "a handler of the application": lambda: logging.getLogger("application").info("a line"),
+        "a handler of another thread": lambda: is_inside.wait(60),
+    }
+    acts.get(where, lambda: None)()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 main(globals())

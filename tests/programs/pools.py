@@ -47,7 +47,7 @@ def grandparent(number: int) -> None:
 
 
 def _processes(target: Any, count: int) -> list[int]:
-    """Run that many processes to their ends; return their exit codes."""
+    """Run that many processes to their ends; return their exit statuses."""
     jobs = [context.Process(target=target, args=(number,)) for number in range(count)]
     for each in jobs:
         each.start()

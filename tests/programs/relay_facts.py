@@ -45,7 +45,7 @@ def error_of(act: Callable[[], object]) -> str | None:
 
 
 def reap(pid: int) -> int:
-    """Wait for the end of a child; return its exit code, or the signal that ended it."""
+    """Wait for the end of a child; return its exit status, or the signal that ended it."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED)
     assert ended is not None
     return ended.si_status

@@ -15,9 +15,8 @@ from letterapp import Letter
 from programs.common import be_patient
 
 be_patient()
-letter = Letter(
-    "test-key", os.environ["TEST_API"], exit_timeout=30, timeout=30, **json.loads(os.environ["TEST_CLIENT"])
-)
+options = {"exit_timeout": 30, "timeout": 30, **json.loads(os.environ["TEST_CLIENT"])}
+letter = Letter("test-key", os.environ["TEST_API"], **options)
 
 
 def threads_of_letterapp() -> int:

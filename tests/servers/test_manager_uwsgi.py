@@ -1,7 +1,7 @@
 """A `SenderManager` with uWSGI, however it, its workers and the manager end.
 
 The application starts its manager where it is imported: one in the master, with lazy-apps one in each worker. uWSGI
-runs the exit code of idle workers only, so each stop here waits until they are idle; see test_uwsgi.py.
+runs the exit handlers of idle workers only, so each stop here waits until they are idle; see test_uwsgi.py.
 
 What was tracked must arrive, once as the API counts, however the process ended, and the server has nothing to complain
 about. A manager's process is no child of a server and keeps none of its ports, and it ends soon after the last process

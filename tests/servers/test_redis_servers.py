@@ -91,7 +91,7 @@ def test_uwsgi_one_of_whose_relays_is_killed(
             service.ask()  # the calls send, so the last events wait for the next one
         return tracked <= came(service)
 
-    # uWSGI runs no exit code in a worker that is busy, so all has to be there before it ends.
+    # uWSGI runs no exit handlers in a worker that is busy, so all has to be there before it ends.
     assert eventually(has_arrived, bool), service.output
     if start != "without threads":
         stop_uwsgi(service)

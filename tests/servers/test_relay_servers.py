@@ -1,7 +1,7 @@
 """The relay with real servers: gunicorn, uWSGI, uvicorn and Celery, however they and their workers end.
 
 Each is started with a client whose relay keeps everything until its clients have gone. So what arrives is what the
-relay had and sent at the end, whether any exit code ran or not.
+relay had and sent at the end, whether any exit handler ran or not.
 
 A process writes a line after each call that has returned. What was written must arrive, once, however the process
 ended; the servers have nothing to complain about; one relay serves at a time, and none is left.
@@ -320,7 +320,7 @@ def test_the_relay_of_uwsgi_keeps_no_port_open(uwsgi: Any, letter_api: Any) -> N
     service.left_nothing()
 
 
-# uvicorn, on whose SIGTERM no exit code of Python runs, and no lifespan closes the client here.
+# uvicorn, on whose SIGTERM no exit handler of Python runs, and no lifespan closes the client here.
 
 
 @needs("uvicorn")

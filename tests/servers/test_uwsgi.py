@@ -1,8 +1,8 @@
 """uWSGI: the application's events arrive once, with and without threads, preloaded or not, however a worker ends.
 
 uWSGI forks without Python's hooks, its master stands still once the import is over, and before 2.0.27 a thread of a
-worker gets one step a request. It runs a worker's exit code only when that worker is between two requests, so each stop
-here waits until uWSGI itself calls the workers idle, and what a stop in the middle of a request costs has a test of its
+worker gets one step a request. It runs a worker's exit handlers only when that worker is between two requests, so each
+stop here waits until uWSGI itself calls the workers idle. What a stop in the middle of a request costs has a test of its
 own.
 """
 
@@ -135,7 +135,7 @@ def test_a_busy_worker_that_is_stopped_loses_only_waiting_events(uwsgi: Any) -> 
         client.join(60)
     came = whose(server.api)
     assert sorted(came["quick"]) == server.tracked
-    assert set(came.get("slow", [])) <= set(server.tracked)  # uWSGI runs no exit code of a busy worker
+    assert set(came.get("slow", [])) <= set(server.tracked)  # uWSGI runs no exit handlers of a busy worker
     assert server.api.repeated() == {}
 
 
@@ -169,7 +169,7 @@ def test_a_graceful_stop_lets_a_busy_worker_finish_and_loses_nothing(uwsgi: Any,
 
 
 # Two applications in one process, each in a separate interpreter by default. uWSGI ends the first one
-# alone, at which Python says that others remain, and calls no exit code of theirs.
+# alone, at which Python says that others remain, and calls no exit handler of theirs.
 
 SECOND = ("--manage-script-name", "--mount", "/second=second.py")
 SAID = "letterapp: uWSGI ends interpreters other than its first without running exit handlers."

@@ -1,6 +1,6 @@
 """The code blocks of the documents and of docstrings, with what the comments above them say about running them.
 
-Responsible for: finding blocks, the meaning of the comments. Not responsible for: running anything.
+Responsible for: finding blocks, the meaning of the comments; the cells of tables. Not responsible for: running them.
 
 A comment (`<!-- ... -->`) directly above a block, invisible to readers:
 
@@ -147,3 +147,12 @@ def _examples() -> list[str]:
         for path in (ROOT / "docs" / "examples").rglob("*")
         if path.is_file() and path.suffix in kinds and "__pycache__" not in path.parts
     ]
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below ``heading``, without its head."""
+    section = re.split(rf"\n##+ {heading}\n", (ROOT / "docs" / page).read_text(encoding="utf-8"), maxsplit=1)[1]
+    table = re.search(r"((?:^\|.*\n)+)", section, re.MULTILINE)
+    assert table, heading
+    lines = [re.split(r" ?(?<!\\)\| ?", line.strip())[1:-1] for line in table[1].splitlines()]
+    return lines[2:]

@@ -84,7 +84,7 @@ class Service:
 
     def one_relay(self) -> psutil.Process:
         """The one relay, which all events went to; its program is no child of a server and has left no dead one."""
-        # Not asked at the end: a gevent worker still answers requests when its exit code has started to settle all.
+        # Not asked at the end: a gevent worker still answers requests when its exit handler has started to settle all.
         how = set(re.findall(r"^how: (.*)$", self.output, re.M))
         assert how == {"relay, 0 own, 0 threads"}, self.output
         relay = self._runtime.relay()

@@ -96,7 +96,7 @@ def change(path: str, at: int, data: bytes) -> None:
 
 
 def in_child(job: Callable[[], object]) -> int:
-    """The exit code of a forked child that runs ``job``: 0 or 1 for what it returned, 99 for an exception."""
+    """The exit status of a forked child that runs ``job``: 0 or 1 for what it returned, 99 for an exception."""
     pid = os.fork()
     if not pid:
         code = 99

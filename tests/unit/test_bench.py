@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from harness import ROOT
+from redis_server import needs_redis
 
-from stress import bench, shapes
+from stress import bench, shapes, stream_costs
 from stress.counting_server import Counts
-from stress.metrics import MEASURES, METRICS, OLD, SHAPES, Samples, check_limits
+from stress.metrics import CURVES, MEASURES, METRICS, OLD, PER_ENTRY, SHAPES, SLOW_RELAYS, Samples, check_limits
 from stress.peers import FLOOR, KNOWN, ORJSON, SELF, Environments, Peer
+from stress.programs import Failure
 from stress.shapes import BATCH, EVENTS, TURNS, WARM_UP, Window
 
 
@@ -224,3 +226,78 @@ def test_a_client_that_fails_has_no_figures_and_the_others_have_theirs(rounds: A
     assert "unknown" in taken.failures["shapes"]["other"]
     assert taken.samples["list_rate"]["other"] == [None, None]
     assert len(taken.samples["list_rate"]["own"]) == 2 and None not in taken.samples["list_rate"]["own"]
+
+
+class ThisInterpreter:
+    """Environments that have redis-py already: the one of the tests."""
+
+    def redis(self) -> Peer:
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return Peer("with Redis", "letterapp", "letterapp", '"messageId"', sys.executable, "", env)
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> stream_costs.StreamCosts:
+    """With few events."""
+    monkeypatch.setattr(stream_costs, "EVENTS", {1: 2_000, 10: 20_000, 100: 30_000})
+    monkeypatch.setattr(stream_costs, "SLOW_EVENTS", 1_000)
+    environments: Any = ThisInterpreter()
+    return stream_costs.StreamCosts(environments)
+
+
+def keys(measure: str) -> set[str]:
+    return {row.key for row in (*METRICS, *CURVES) if row.measure == measure}
+
+
+def test_there_are_events_for_each_size_of_an_entry() -> None:
+    assert tuple(stream_costs.EVENTS) == PER_ENTRY == next(c.xs for c in CURVES if c.measure == "redis_entries")
+    assert all(events % per_entry == 0 for per_entry, events in stream_costs.EVENTS.items())
+    assert next(c.xs for c in CURVES if c.measure == "redis_slow_api") == SLOW_RELAYS
+
+
+@needs_redis
+@pytest.mark.slow
+def test_what_entries_of_a_stream_cost(costs: stream_costs.StreamCosts, measured_clients: Any) -> None:
+    figures = costs.entries(10)
+    assert set(figures) == keys("redis_entries")
+    assert all(value > 0 for value in figures.values())
+    event = len(measured_clients.encoded(1))
+    assert event < figures["redis_event_memory"] < 2 * event
+
+
+@needs_redis
+@pytest.mark.slow
+def test_each_relay_sends_one_request_after_the_other_to_a_slow_api(costs: stream_costs.StreamCosts) -> None:
+    (key,) = keys("redis_slow_api")
+    for relays in (1, 2):
+        # Between the two moments 800 events for each relay, so eight requests and at least seven responses.
+        assert 0 < costs.slow_api(relays)[key] < relays * 800 / (7 * stream_costs.SLOW)
+
+
+@needs_redis
+@pytest.mark.slow
+def test_events_of_a_stream_that_do_not_arrive_are_a_failure_and_no_figure(
+    costs: stream_costs.StreamCosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_costs.RedisService, "drain", lambda self: False)
+    with pytest.raises(Failure, match=r"20,000 of 20,000 events arrived: .*reading"):
+        costs.entries(10)
+
+
+@needs_redis
+@pytest.mark.slow
+def test_a_connection_costs_more_after_a_request(costs: stream_costs.StreamCosts) -> None:
+    figures = costs.connections()
+    assert set(figures) == keys("redis_connections")
+    assert 0 < figures["redis_idle_connection"] < figures["redis_used_connection"]
+
+
+def test_the_properties_are_those_of_a_client(measured_clients: Any, letter_api: Any) -> None:
+    """An encoded event of the stream is as long as one that the client sends."""
+    client = measured_clients.letterapp(letter_api.url, 10)
+    client.track(properties=measured_clients.properties(7))
+    client.close()
+    (sent,) = letter_api.events
+    appended = json.loads(measured_clients.encoded(7))
+    assert set(appended) == set(sent) and appended["properties"] == sent["properties"]
+    assert len(letter_api.requests[0].body) - len('{"batch":[]}') == len(measured_clients.encoded(7))

@@ -20,8 +20,7 @@ from letterapp._storage.queue import BoundedQueue
 from letterapp._storage.recovery import OrphanRecovery, claim_ring
 from letterapp._storage.ring import UNIT
 from letterapp._storage.spool import Spool
-from letterapp._storage.spool_header import CHECKSUM, HEAD, MAGIC
-from letterapp._storage.spool_slot import HEADER, WORDS_AT
+from letterapp._storage.spool_header import CHECKSUM, HEAD, HEADER, MAGIC, WORDS_AT
 
 from ..values import Source
 from .common import KEY, Run, expect
