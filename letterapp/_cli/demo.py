@@ -26,6 +26,7 @@ from ..relay import SenderManager
 
 CAN_FORK = hasattr(os, "fork")
 POOL_SIZE = 2
+_EXIT_TIMEOUT = 60.0  # seconds: the server is in trouble on purpose, and the machine may be busy
 _UNBOUNDED = ("--max-events", "1000000000", "--max-bytes", "1000000000000")  # the ledger needs all
 Key = Tuple[str, int]  # who, pid
 
@@ -90,11 +91,12 @@ def demo(workers: int, events: int, base_url: str | None) -> int:
         book = Book(os.path.join(folder, "book"))
         if base_url is None:
             with _server() as url:
-                letter = Letter("demo-key", url, max_retries=10, on_error=book.error)
+                patient: Any = {"max_retries": 10, "exit_timeout": _EXIT_TIMEOUT}
+                letter = Letter("demo-key", url, on_error=book.error, **patient)
                 with Progress(book, url):
                     _run(Program(letter, book, events, settles=False), workers)
-                    with SenderManager("demo-key", url, max_retries=10) as manager:
-                        through = Letter(relay=manager.queue, max_retries=10, on_error=book.error)
+                    with SenderManager("demo-key", url, **patient) as manager:
+                        through = Letter(relay=manager.queue, on_error=book.error, **patient)
                         _run_through_a_manager(Program(through, book, events, settles=False), workers)
                 kept = _received(url)
         else:
