@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -36,6 +37,11 @@ def pytest_configure() -> None:
     # Else each worker compiles all test modules again, and each of the many processes the programs that it runs.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    # A shell has what it starts in the background ignore SIGINT, and so would all programs that the tests start.
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has one of them
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)

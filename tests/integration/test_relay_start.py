@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -198,15 +199,24 @@ def test_reading_all_output_of_a_program_does_not_wait_for_the_relay_that_it_sta
     assert '"delivered"' in said and len(said) < 2000
 
 
+def open_files(pid: int) -> set[int]:
+    """The inodes of what a process has open."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it was closed since
+            found.add(os.stat(f"/proc/{pid}/fd/{name}").st_ino)
+    return found
+
+
 @linux
 def test_a_relay_inherits_no_open_file_but_stderr(runtime: Runtime, make: Any, letter_api: Any, tmp_path: Path) -> None:
     with start(relays.start_a_relay_with_files_open, letter_api.url, tmp_path, tmp_path / "kept") as program:
         assert eventually(lambda: program.output, lambda text: "started" in text)
         relay = runtime.relay()
-        theirs = {os.stat(f"/proc/{program.pid}/fd/{name}").st_ino for name in os.listdir(f"/proc/{program.pid}/fd")}
+        theirs = open_files(program.pid)
         output = os.fstat(program._output.fileno()).st_ino  # a file, for which nothing waits
         null = os.stat(os.devnull).st_ino
-        mine = {os.stat(f"/proc/{relay.pid}/fd/{name}").st_ino for name in os.listdir(f"/proc/{relay.pid}/fd")}
+        mine = open_files(relay.pid)
         assert mine & theirs <= {output, null} and output in mine
         assert not (runtime.path / "letterapp" / "relay.log").exists()
 

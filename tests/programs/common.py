@@ -66,8 +66,11 @@ def suspend(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
     def runs(thread: str) -> bool:
-        with open(f"/proc/{pid}/task/{thread}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "T"
+        try:
+            with open(f"/proc/{pid}/task/{thread}/stat") as stat:
+                return stat.read().rpartition(")")[2].split()[0] != "T"
+        except OSError:
+            return False  # it has ended since
 
     while os.path.isdir("/proc/self/task") and any(map(runs, os.listdir(f"/proc/{pid}/task"))):
         time.sleep(0.001)

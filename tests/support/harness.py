@@ -31,17 +31,21 @@ DEADLINE = 60.0  # seconds: far above what anything here takes, so that a busy m
 QUIET = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
 
 
+def thread_states(pid: int) -> set[str]:
+    """The states of a process's threads, as Linux abbreviates them; elsewhere none."""
+    found = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            found.add(path.read_text().rpartition(")")[2].split()[0])
+        except OSError:
+            pass  # this thread has ended since
+    return found
+
+
 def suspend(pid: int) -> None:
     """Stop a process, and return when all its threads have stopped: one of them has to run to take the signal."""
     os.kill(pid, signal.SIGSTOP)
-
-    def states() -> list[str]:
-        if not os.path.isdir("/proc/self/task"):
-            return []
-        stats = [Path(f"/proc/{pid}/task/{thread}/stat").read_text() for thread in os.listdir(f"/proc/{pid}/task")]
-        return [stat.rpartition(")")[2].split()[0] for stat in stats]
-
-    assert set(eventually(states, lambda found: set(found) <= {"T"})) <= {"T"}
+    assert eventually(lambda: thread_states(pid), lambda found: found <= {"T"}) <= {"T"}
 
 
 def needs(package: str) -> pytest.MarkDecorator:

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, Sequence
 
-from harness import Program, environment, eventually, get, whose
+from harness import Program, environment, eventually, get, thread_states, whose
 
 from letterapp.testing import Hold
 from stress.ports import free_port
@@ -105,13 +105,8 @@ class Uwsgi(Program):
         # for nothing else, so where all of one that has answered sleep it is idle.
         eventually(lambda: self.process.poll() is not None or "spawned uWSGI worker 1" in self.output, bool)
         self.get()
-        assert eventually(self._sleeps, bool)
+        assert eventually(lambda: thread_states(self.pid), lambda found: found == {"S"}) == {"S"}
         return [self.pid]
-
-    def _sleeps(self) -> bool:
-        threads = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
-        states = [text.rpartition(")")[2].split()[0] for text in threads]
-        return set(states) == {"S"}
 
     def be_replaced(self, old: Sequence[int]) -> list[int]:
         """Wait until none of ``old`` is among the workers, and all are idle."""

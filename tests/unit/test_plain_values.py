@@ -129,7 +129,7 @@ def written(encoder: Encoder, properties: Any) -> Any:
 
 
 @pytest.mark.slow
-@examples(1500)
+@examples(500)
 @given(st.dictionaries(keys, values, max_size=5))
 def test_the_fast_path_and_the_copy_encode_and_refuse_the_same(properties: dict[Any, Any]) -> None:
     copied = written(Copying(MOST, None), properties)
