@@ -6,6 +6,7 @@ Each goes on until the file that it is told exists.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from http.client import HTTPConnection, HTTPException
@@ -53,6 +54,13 @@ def producer(until: str) -> None:
         app.send_task("programs.relay_tasks.work", [serial])
         time.sleep(PACE)
     print(f"{serial - 20} queued")
+
+
+def silent_api(port: str, until: str) -> None:
+    """Accept connections where a client thinks that the API is, and never answer."""
+    with socket.create_server(("127.0.0.1", int(port)), backlog=128):
+        while not os.path.exists(until):
+            time.sleep(PACE)
 
 
 def _job(serial: int) -> int:

@@ -57,6 +57,8 @@ class Site:
         self.servers["pool"] = self._run(jobs, *command_of(host_load.pool, self._until))
         self._loads.append(self._run(web, *command_of(host_load.visitors, "127.0.0.1:8000", self._until)))
         self._loads.append(self._run(tasks, *command_of(host_load.producer, self._until)))
+        # On this host it takes the client's `timeout` to find out that there is no API. The others are refused at once.
+        self._loads.append(self._run(jobs, *command_of(host_load.silent_api, self.api.port, self._until)))
         self.wait_for_more(100)
 
     def _run(self, host: Host, *command: str, **more: str) -> Program:
