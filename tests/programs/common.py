@@ -22,8 +22,11 @@ made: list[Letter] = []  # by `make`
 
 
 def make(api_key: str = "k", base_url: str = API, **options: Any) -> Letter:
-    """A client that lives until the interpreter ends, as one in a module's global does."""
-    made.append(Letter(api_key, base_url, **options))
+    """A client that lives until the interpreter ends, as one in a module's global does.
+
+    At the end it has more time than by default: a busy machine may need it.
+    """
+    made.append(Letter(api_key, base_url, **{"exit_timeout": 20.0, **options}))
     return made[-1]
 
 
