@@ -210,7 +210,7 @@ def emit_before_kill(seconds: float) -> None:
     is writing to its stream. Then that thread waits for it in vain, and nothing is logged.
     """
     pending = _pending
-    if pending is None or not (_is_current() and pending.has_lines(True)) or pending.emitting.is_here():
+    if pending is None or not (_is_current() and pending.has_lines(True)):
         return
     deadline = monotonic() + seconds
     is_over = threading.Event()

@@ -26,7 +26,8 @@ from ..relay import SenderManager
 
 CAN_FORK = hasattr(os, "fork")
 POOL_SIZE = 2
-_EXIT_TIMEOUT = 60.0  # seconds: the server is in trouble on purpose, and the machine may be busy
+# On a busy machine, a server that stalls and refuses takes longer than the default of 5 s.
+_PATIENT: dict[str, Any] = {"max_retries": 10, "exit_timeout": 60.0}
 _UNBOUNDED = ("--max-events", "1000000000", "--max-bytes", "1000000000000")  # the ledger needs all
 Key = Tuple[str, int]  # who, pid
 
@@ -91,12 +92,11 @@ def demo(workers: int, events: int, base_url: str | None) -> int:
         book = Book(os.path.join(folder, "book"))
         if base_url is None:
             with _server() as url:
-                patient: Any = {"max_retries": 10, "exit_timeout": _EXIT_TIMEOUT}
-                letter = Letter("demo-key", url, on_error=book.error, **patient)
+                letter = Letter("demo-key", url, **_PATIENT, on_error=book.error)
                 with Progress(book, url):
                     _run(Program(letter, book, events, settles=False), workers)
-                    with SenderManager("demo-key", url, **patient) as manager:
-                        through = Letter(relay=manager.queue, on_error=book.error, **patient)
+                    with SenderManager("demo-key", url, **_PATIENT) as manager:
+                        through = Letter(relay=manager.queue, **_PATIENT, on_error=book.error)
                         _run_through_a_manager(Program(through, book, events, settles=False), workers)
                 kept = _received(url)
         else:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import pytest
 from applications import installed
 from harness import Program, eventually, needs
-from job_examples import Redis, Service, arrived, copy_of, kill_caller, once, quiet_end, settings
+from job_examples import Service, arrived, copy_of, kill_caller, once, quiet_end, settings
+from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401  (a fixture)
 
 ORDERS = 20
 HELD = 7
-needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs a Redis server (redis-server)")
 CHARGED = once(*[("Order Charged", f"user_{order}", order) for order in range(ORDERS)])
 BOTH = {**CHARGED, **once(*[("Charge Started", user, order) for _, user, order in CHARGED])}
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    with Redis(tmp_path) as running:
-        yield running
+def redis(redis_server: Callable[..., RedisServer]) -> RedisServer:
+    return redis_server()
 
 
 def enqueue(cwd: Path, env: dict[str, str]) -> None:
@@ -51,10 +49,9 @@ CELERY = ["celery", "-A", "shop", "worker", "--loglevel", "INFO", "--without-gos
 
 
 @needs("celery")
-@needs("redis")
 @needs_redis
 @pytest.mark.parametrize("pool", [pytest.param("prefork", marks=pytest.mark.gate), "threads", "solo"])
-def test_celery_stopped(pool: str, letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_celery_stopped(pool: str, letter_api: Any, redis: RedisServer, tmp_path: Path) -> None:
     with Service() as service:
         env = settings(letter_api, late=True, REDIS_URL=redis.url, PAYMENTS_URL=service.url)
         command = [*CELERY, "--pool", pool, "--concurrency", "2"]
@@ -64,9 +61,8 @@ def test_celery_stopped(pool: str, letter_api: Any, redis: Redis, tmp_path: Path
 
 
 @needs("celery")
-@needs("redis")
 @needs_redis
-def test_the_smallest_application_of_celery(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_the_smallest_application_of_celery(letter_api: Any, redis: RedisServer, tmp_path: Path) -> None:
     env = settings(letter_api, REDIS_URL=redis.url)
     cwd = copy_of("celery", tmp_path)
     subprocess.run([sys.executable, "tasks.py"], env=env, cwd=cwd, check=True, timeout=60)
@@ -78,9 +74,8 @@ def test_the_smallest_application_of_celery(letter_api: Any, redis: Redis, tmp_p
 
 
 @needs("celery")
-@needs("redis")
 @needs_redis
-def test_tasks_run_without_a_service_for_payments(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_tasks_run_without_a_service_for_payments(letter_api: Any, redis: RedisServer, tmp_path: Path) -> None:
     work(
         letter_api,
         copy_of("celery", tmp_path),
@@ -92,9 +87,8 @@ def test_tasks_run_without_a_service_for_payments(letter_api: Any, redis: Redis,
 
 
 @needs("celery")
-@needs("redis")
 @needs_redis
-def test_a_task_of_celery_whose_child_is_killed(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_a_task_of_celery_whose_child_is_killed(letter_api: Any, redis: RedisServer, tmp_path: Path) -> None:
     """It runs again: the events of the first run are sent by the child's family, and count once."""
     with Service(f"/charge/{HELD}") as service:
         env = settings(letter_api, REDIS_URL=redis.url, PAYMENTS_URL=service.url)
@@ -113,7 +107,7 @@ def test_a_task_of_celery_whose_child_is_killed(letter_api: Any, redis: Redis, t
 
 @needs("rq")
 @needs_redis
-def test_a_job_of_rq_whose_process_is_killed(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_a_job_of_rq_whose_process_is_killed(letter_api: Any, redis: RedisServer, tmp_path: Path) -> None:
     with Service(f"/charge/{HELD}") as service:
         env = settings(letter_api, REDIS_URL=redis.url, PAYMENTS_URL=service.url)
         cwd = copy_of("rq", tmp_path)
@@ -137,7 +131,7 @@ def killed_once_its_event_has_arrived(api: Any, service: Service, worker: Progra
 @needs("rq")
 @needs_redis
 @pytest.mark.parametrize("flushes", [pytest.param(True, marks=pytest.mark.gate), False])
-def test_rq_stopped(flushes: bool, letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_rq_stopped(flushes: bool, letter_api: Any, redis: RedisServer, tmp_path: Path) -> None:
     """Without the job's own `flush`, its process sends when it leaves by `os._exit`."""
     with Service() as service:
         env = settings(letter_api, late=True, REDIS_URL=redis.url, PAYMENTS_URL=service.url)
@@ -159,7 +153,7 @@ def test_rq_stopped(flushes: bool, letter_api: Any, redis: Redis, tmp_path: Path
 @needs("dramatiq")
 @needs_redis
 @pytest.mark.gate
-def test_dramatiq_stopped(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_dramatiq_stopped(letter_api: Any, redis: RedisServer, tmp_path: Path) -> None:
     env = settings(letter_api, late=True, REDIS_URL=redis.url)
     command = ["dramatiq", "shop", "--processes", "2", "--threads", "2", "--verbose"]
     work(letter_api, copy_of("dramatiq", tmp_path), env, command, lambda out: out.count("Completed after") == ORDERS)
@@ -184,7 +178,7 @@ ARQ = ["arq", "shop.WorkerSettings"]
 @needs("aiohttp")
 @needs_redis
 @pytest.mark.gate
-def test_arq_stopped(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_arq_stopped(letter_api: Any, redis: RedisServer, tmp_path: Path) -> None:
     with Service() as service:
         env = settings(letter_api, late=True, REDIS_URL=redis.url, PAYMENTS_URL=service.url)
         work(letter_api, copy_of("arq", tmp_path), env, ARQ, lambda out: out.count("●") == ORDERS)
@@ -195,7 +189,9 @@ def test_arq_stopped(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
 @needs("arq")
 @needs("aiohttp")
 @needs_redis
-def test_a_job_of_arq_that_is_cancelled_by_the_end_of_its_worker(letter_api: Any, redis: Redis, tmp_path: Path) -> None:
+def test_a_job_of_arq_that_is_cancelled_by_the_end_of_its_worker(
+    letter_api: Any, redis: RedisServer, tmp_path: Path
+) -> None:
     """Arq cancels it at SIGTERM, and the next worker runs it again."""
     with Service(f"/charge/{HELD}") as service:
         env = settings(letter_api, late=True, REDIS_URL=redis.url, PAYMENTS_URL=service.url)

@@ -17,6 +17,7 @@ from typing import Any, Iterator
 import pytest
 from doctors import KEY, examine
 from harness import DEADLINE, FEW_DESCRIPTORS, Program, environment, first_is_quick
+from raw_server import RawServer
 
 from letterapp._cli import doctor_host, doctor_network
 from letterapp._cli.findings import Level, ok, within
@@ -258,33 +259,6 @@ def test_tls_at_that_port(tls_api: IngestionServer, tmp_path: Path) -> None:
 # A proxy.
 
 
-class Proxy:
-    """Answers each connection with the same bytes, or passes what comes to a port."""
-
-    def __init__(self, answer: bytes) -> None:
-        self._answer = answer
-        self.heads: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            with sock:
-                self.heads.append(sock.recv(65536))
-                sock.sendall(self._answer)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(DEADLINE)
-
-
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -296,12 +270,9 @@ class Proxy:
     ids=repr,
 )
 def test_a_proxy_that_refuses(answer: bytes, said: str, tmp_path: Path) -> None:
-    proxy = Proxy(answer)
-    try:
+    with RawServer(lambda sock: sock.sendall(answer)) as proxy:
         url = f"http://user:very-secret@127.0.0.1:{proxy.port}"
         done = examine("https://api.example.com", tmp_path, "--timeout", "20", HTTPS_PROXY=url)
-    finally:
-        proxy.close()
     assert done.code == 1 and said in done.of("connection")["text"], done.output
     assert f"127.0.0.1:{proxy.port}, from the environment" in done.of("proxy")["text"], done.output
     assert "very-secret" not in done.output and "\\u001b" not in done.output

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from harness import DEADLINE, PROGRAMS, Program, environment, eventually, get, needs, run, start, whose
 from programs import ends
+from redis_server import RedisServer, needs_redis, started_redis  # noqa: F401  (a fixture)
 from relayed import Runtime
 from senders import clear
 
@@ -67,41 +67,27 @@ def test_os_exit_does_not_send_if_disabled_or_in_a_signal_handler(letter_api: An
 
 @pytest.mark.slow
 @needs("rq")
-@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
+@needs_redis
 @pytest.mark.parametrize("worker", ["worker", "worker-pool", "SpawnWorker", "SimpleWorker"])
-def test_rqs_work_horses(worker: str, letter_api: Any, tmp_path: Path) -> None:
-    from redis import Redis
+def test_rqs_work_horses(
+    worker: str, redis_server: Callable[..., RedisServer], letter_api: Any, tmp_path: Path
+) -> None:
     from rq import Queue
 
-    port = free_port()
-    env = environment(letter_api.url)
-    flags = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    with Program(["redis-server", *flags], env, tmp_path):
-        redis = Redis(port=port)
-        assert eventually(lambda: _answers(redis), bool)
-        queue = Queue(connection=redis)
-        jobs = 4 if worker == "SpawnWorker" else 20  # each is a new interpreter there
+    server = redis_server()
+    jobs = 4 if worker == "SpawnWorker" else 20  # each is a new interpreter there
+    with server.client() as connection:
+        queue = Queue(connection=connection)
         for serial in range(jobs):
             queue.enqueue("programs.jobs.job", serial)
-        is_class = worker.endswith("Worker")
-        rq = [sys.executable, "-m", "rq.cli", "worker" if is_class else worker]
-        rq += ["--burst", "--url", f"redis://127.0.0.1:{port}"]
-        rq += ["--num-workers", "2"] if worker == "worker-pool" else []
-        rq += ["--worker-class", f"rq.worker.{worker}"] if is_class else []
-        with Program(rq, env, tmp_path) as program:
-            finished = program.finish()
-        assert finished.code == 0 and "Traceback" not in finished.output, finished
-        redis.close()
+    is_class = worker.endswith("Worker")
+    rq = [sys.executable, "-m", "rq.cli", "worker" if is_class else worker, "--burst", "--url", server.url]
+    rq += ["--num-workers", "2"] if worker == "worker-pool" else []
+    rq += ["--worker-class", f"rq.worker.{worker}"] if is_class else []
+    with Program(rq, environment(letter_api.url), tmp_path) as program:
+        finished = program.finish()
+    assert finished.code == 0 and "Traceback" not in finished.output, finished
     assert sorted(whose(letter_api).get("job", [])) == list(range(jobs)), finished
-
-
-def _answers(redis: Any) -> bool:
-    try:
-        return bool(redis.ping())
-    except OSError:
-        return False
-    except Exception as problem:
-        return "ConnectionError" not in type(problem).__name__ and bool(1 / 0)
 
 
 @pytest.mark.slow

@@ -393,7 +393,19 @@ def test_a_signal_handler_does_not_log_in_what_it_has_interrupted(letter_api: In
     assert (finished.code, finished.output) == (0, "True\n"), finished
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
+@needs_fork
+def test_a_child_does_not_log_what_its_parent_has_to_log(tmp_path: Path) -> None:
+    finished = run(logs.forked_while_another_thread_logs, "", tmp_path)
+    assert (finished.code, finished.output) == (0, "0\n0\n['first', 'second']\n"), finished
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="calls no __del__ at its end")
+def test_no_handler_is_called_while_python_clears_its_modules(tmp_path: Path) -> None:
+    finished = run(logs.logs_at_the_very_end, "", tmp_path)
+    assert (finished.code, finished.output) == (0, "invalid, True\nFalse\n"), finished
+
+
+@needs_fork
 @pytest.mark.parametrize(
     ("where", "said"),
     [
@@ -407,6 +419,33 @@ def test_a_signal_handler_does_not_log_in_what_it_has_interrupted(letter_api: In
 def test_losses_are_logged_before_a_signal_ends_the_process(where: str, said: list[str], tmp_path: Path) -> None:
     finished = run(logs.killed_by_a_signal, "", tmp_path, where)
     assert (finished.code, finished.output.splitlines()) == (-signal.SIGTERM, said), finished
+
+
+def test_a_loss_whose_events_are_unknown_is_logged_though_a_handler_tracks(make: Any, listener: Listener) -> None:
+    letter: Letter = make()
+    listener.act = lambda: letter.track("handler", "Logged")
+    letter.track("u", "E")
+    assert letter.flush(DEADLINE) and letter.flush(DEADLINE)
+    _log.note_report(LetterError("of an ended process", cause="damaged", lost=3))
+    assert _log.emit()
+    assert listener.lines(logging.WARNING) == ["3 events lost (damaged)"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs Unix")
+def test_what_a_signal_handler_raises_in_a_handler_gets_to_the_application(tmp_path: Path) -> None:
+    finished = run(logs.signal_that_raises, "", tmp_path)
+    assert (finished.code, finished.output) == (0, "of the application\n{'invalid': 1}\n"), finished
+
+
+def test_nothing_is_logged_while_another_thread_imports_logging(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.__spec__, "_initializing", True)  # as the import system does
+    _log.note("early")
+    assert not _log.emit() and listener.lines() == []
+    monkeypatch.setattr(logging.__spec__, "_initializing", False)
+    _log.note("late")
+    assert _log.emit() and listener.lines() == ["late"]
 
 
 def test_a_module_of_the_application_named_logging_is_left_alone(

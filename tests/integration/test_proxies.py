@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator
 import pytest
 import trustme
 from harness import DEADLINE, WebServer, environment, eventually
+from raw_server import RawServer
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer
@@ -258,48 +259,6 @@ def test_a_proxy_address_that_cannot_be_used_is_reported_without_its_password(
 # A proxy that follows a script.
 
 
-class Scripted:
-    """Answers each CONNECT by ``script``, which gets the socket, and keeps what the client said."""
-
-    def __init__(self, script: Callable[[socket.socket], None]) -> None:
-        self.heads: list[bytes] = []
-        self._script = script
-        self._listener = socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(8)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            with sock:
-                sock.settimeout(DEADLINE)
-                try:
-                    head = b""
-                    while b"\r\n\r\n" not in head:
-                        piece = sock.recv(4096)
-                        if not piece:
-                            break
-                        head += piece
-                    self.heads.append(head)
-                    self._script(sock)
-                except OSError:
-                    pass
-
-    def __enter__(self) -> Scripted:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(10)
-
-
 @pytest.mark.parametrize("no_proxy, bypassed", [("[::1]", True), ("::1", False)])
 def test_no_proxy_names_an_ipv6_address_in_brackets(
     no_proxy: str, bypassed: bool, make: Any, errors: list[LetterError], monkeypatch: pytest.MonkeyPatch
@@ -311,7 +270,7 @@ def test_no_proxy_names_an_ipv6_address_in_brackets(
             pytest.skip("this machine has no IPv6")
         port = listener.getsockname()[1]  # where nothing listens
         monkeypatch.setenv("NO_PROXY", no_proxy)
-        with Scripted(lambda sock: None) as proxy:
+        with RawServer(lambda sock: None) as proxy:
             monkeypatch.setenv("HTTP_PROXY", proxy.url)
             letter = make(base_url=f"http://[::1]:{port}", max_retries=0)
             assert not delivers(letter)
@@ -365,7 +324,7 @@ def tunnel_to(port: int) -> Callable[[socket.socket], None]:
 def test_the_host_header_leaves_out_the_default_port_of_https(
     tls_api: Any, make: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Scripted(tunnel_to(tls_api.port)) as scripted:
+    with RawServer(tunnel_to(tls_api.port)) as scripted:
         monkeypatch.setenv("HTTPS_PROXY", scripted.url)
         letter = make(base_url="https://localhost", ssl_context=trusting, max_retries=0)
         assert delivers(letter)
@@ -375,7 +334,7 @@ def test_the_host_header_leaves_out_the_default_port_of_https(
 
 
 def test_the_connect_request(make: Any, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Scripted(lambda sock: sock.sendall(b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n")) as scripted:
+    with RawServer(lambda sock: sock.sendall(b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n")) as scripted:
         address = scripted.url.replace("http://", f"http://{ENCODED}@")
         assert not delivers(through(address, make, trusting, monkeypatch))
         (head,) = scripted.heads
@@ -407,7 +366,7 @@ def test_a_connect_that_fails_is_reported(
     errors: list[LetterError],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with Scripted(lambda sock: sock.sendall(answer)) as scripted:
+    with RawServer(lambda sock: sock.sendall(answer)) as scripted:
         assert not delivers(through(scripted.url, make, trusting, monkeypatch))
     (error,) = errors
     assert error.cause == "undeliverable" and error.lost == 1
@@ -445,7 +404,7 @@ def test_a_request_is_bounded_by_timeout_when_the_answer_to_connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script, stop = trickling(head, piece, record)
-    with Scripted(script) as scripted:
+    with RawServer(script) as scripted:
         letter = through(scripted.url, make, trusting, monkeypatch, timeout=0.3)
         letter.track("u", "E")
         settled = letter.flush(10)

@@ -6,6 +6,8 @@ Responsible for: that nothing is lost then, and that all of them come back. Not 
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 from functools import partial
 from typing import Any, Callable
@@ -85,6 +87,35 @@ def test_redis_is_killed_and_restarted_with_its_append_only_file(
     all_arrived(letter_api, load.tracked, server, errors)
     for relay in both:
         assert "lost:" not in relay.output, relay.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--consumer", "stream-0"), id="named"),
+        pytest.param((), id="unnamed", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")),
+    ],
+)
+def test_the_only_relay_is_killed_and_started_again_under_load(
+    options: tuple[str, ...],
+    redis_server: Callable[..., RedisServer],
+    make: Any,
+    relays: Relays,
+    letter_api: Any,
+    errors: list[LetterError],
+) -> None:
+    server = redis_server()
+    with Load(make(relay=server.url)) as load:
+        for _ in range(3):
+            killed = relays.start(server.url, "--claim-after", "1000", *options)
+            load.more(500)
+            assert eventually(lambda: pending(server), bool)
+            killed.signal(signal.SIGKILL)
+            killed.process.wait()
+        last = relays.start(server.url, "--claim-after", "1000", *options)
+        load.more(500)
+    all_arrived(letter_api, load.tracked, server, errors)
+    assert "lost:" not in last.output and "given up" not in last.output, last.output
 
 
 def test_redis_is_gone_for_longer_than_a_relay_may_be_silent(

@@ -126,12 +126,12 @@ def test_when_one_of_two_is_killed_in_the_middle_of_a_batch_the_other_delivers_i
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
     letter_api.hold()
-    killed = relays.start(server.url, "--claim-after", "1")
+    killed = relays.start(server.url, "--claim-after", "1", "--consumer", "one")  # the kernel is not asked about it
     work(letter, 250)
     assert letter_api.wait_until(lambda: letter_api.requests)
     killed.signal(signal.SIGKILL)
     killed.process.wait()
-    other = relays.start(server.url, "--claim-after", "1")
+    other = relays.start(server.url, "--claim-after", "1", "--consumer", "other")
     letter_api.release()
     work(letter, 250, 250)
     assert letter_api.wait_for(500)

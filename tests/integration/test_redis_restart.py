@@ -151,6 +151,19 @@ def test_of_two_relays_with_one_name_the_later_takes_over_and_the_other_continue
     assert later.output.count("another relay") == 0 and consumers(server) == set()
 
 
+def test_of_two_relays_that_start_together_with_one_name_one_has_it(
+    server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
+) -> None:
+    both = [relays.launch(server.url, "--claim-after", "2", "--consumer", "stream-0") for _ in range(2)]
+    for relay in both:
+        assert says(relay, "reading")
+    named = eventually(lambda: sorted(name.startswith("stream-0:") for name in consumers(server)), [False, True].__eq__)
+    assert named == [False, True]
+    assert eventually(lambda: sum("another relay was started" in relay.output for relay in both), bool) == 1
+    work(letter, 100)
+    all_delivered(letter_api, server, 100)
+
+
 def test_names_of_killed_relays_do_not_pile_up(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from driven import connections
 from harness import DEADLINE, run
 from programs import reports
+from raw_server import RawServer, head_of
 
 from letterapp import LetterError
 from letterapp.testing import IngestionServer, status
@@ -176,31 +176,15 @@ class Hasty:
     def __init__(self, longest: int) -> None:
         self.kept: list[int] = []
         self._longest = longest
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so the client cannot be done before
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(16)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            with sock:
-                while self._answer(sock):
-                    pass
+    def __call__(self, sock: socket.socket) -> None:
+        while self._answer(sock):
+            pass
 
     def _answer(self, sock: socket.socket) -> bool:
-        data = b""
-        while b"\r\n\r\n" not in data:
-            piece = sock.recv(1024)
-            if not piece:
-                return False
-            data += piece
-        head, body = data.split(b"\r\n\r\n", 1)
+        head, body = head_of(sock)
+        if not head:
+            return False
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         if length > self._longest:
             sock.sendall(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
@@ -211,24 +195,18 @@ class Hasty:
         sock.sendall(KEEP_ALIVE_200)
         return True
 
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
 
 def test_a_413_from_a_server_that_does_not_read_the_rest_is_received(driven: Any, errors: list[LetterError]) -> None:
     # What stands unread in the server's buffer makes its close a reset, and the client's writing fails. The answer
     # has come before that.
-    api = Hasty(3_000_000)
-    try:
+    hasty = Hasty(3_000_000)
+    with RawServer(hasty, reads_head=False, buffer=4096) as api:  # so the client cannot be done before
         one = driven(api.url, max_batch_bytes=20_000_000, max_queue_bytes=40_000_000, timeout=DEADLINE)
         for serial in range(8):
             one.letter.track("u", "E", {"serial": serial, "text": "x" * 1_000_000})
         assert one.settle() == []
-    finally:
-        api.close()
     assert errors == []
-    assert api.kept == list(range(8))
+    assert hasty.kept == list(range(8))
 
 
 @pytest.mark.parametrize("code", [401, 402, 403, 404, 405, 407, 301, 308])

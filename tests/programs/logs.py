@@ -215,6 +215,87 @@ def signal_in_a_handler_of_the_application() -> None:
     print(warnings == ["1 event lost (invalid)"])
 
 
+def signal_that_raises() -> None:
+    """A signal handler raises while a handler of the logger runs: the application gets the exception."""
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            os.kill(os.getpid(), signal.SIGALRM)
+            threading.Event().wait(60)  # the signal is handled in here
+
+    def on_signal(*_: Any) -> None:
+        raise TimeoutError("of the application")
+
+    logging.getLogger("letterapp").addHandler(Handler())
+    letter = make(on_error=lambda error: None)
+    signal.signal(signal.SIGALRM, on_signal)
+    try:
+        letter.track("u", "E", {"bad": object()})
+    except TimeoutError as error:
+        print(error)
+    print(letter.stats()["lost"])
+
+
+def forked_while_another_thread_logs() -> None:
+    """A child knows nothing of what its parent is logging, or still has to log."""
+    import logging
+
+    from letterapp import _log
+
+    is_inside, is_over = threading.Event(), threading.Event()
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            if lines == ["first"]:
+                is_inside.set()
+                is_over.wait(60)
+
+    logging.getLogger("letterapp").setLevel(logging.DEBUG)
+    logging.getLogger("letterapp").addHandler(Handler())
+    _log.note("first")
+    thread = threading.Thread(target=_log.emit)
+    thread.start()
+    assert is_inside.wait(60)
+    _log.note("second")
+    assert _log.is_handler_running_elsewhere() and not _log.emit()
+
+    # While a thread of the parent is in a handler, and when it is not.
+    def job() -> int:
+        waits = _log.is_handler_running_elsewhere()
+        return 10 * waits + _log.emit() + len(lines) - 1
+
+    print(_status(child(job)))
+    is_over.set()
+    thread.join()
+    print(_status(child(job)))
+    assert _log.emit()
+    print(lines)
+
+
+def logs_at_the_very_end() -> None:
+    """An object tracks in its `__del__` when Python clears its modules: no handler is called then."""
+    import logging
+
+    from letterapp import _log
+
+    letter = make(on_error=lambda error: os.write(1, f"{error.cause}, {sys.is_finalizing()}\n".encode()))
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            os.write(1, f"{record.getMessage()}, {sys.is_finalizing()}\n".encode())
+
+    class Tracks:
+        def __del__(self) -> None:
+            letter.track("u", "E", {"bad": object()})
+            os.write(1, f"{_log.emit()}\n".encode())
+
+    logging.getLogger("letterapp").addHandler(Handler())
+    sys.last_value = Tracks()  # type: ignore[assignment]  # Python clears it first, while there are modules
+
+
 def killed_by_a_signal(where: str) -> None:
     """A signal of `exit_signals` comes while ``where`` goes on, and what waits is lost."""
     import logging

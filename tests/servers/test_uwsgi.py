@@ -1,9 +1,9 @@
 """uWSGI: the application's events arrive once, with and without threads, preloaded or not, however a worker ends.
 
 uWSGI forks without Python's hooks, its master stands still once the import is over, and before 2.0.27 a thread of a
-worker gets one step a request. It runs a worker's exit handlers only when that worker is between two requests, so each
-stop here waits until uWSGI itself calls the workers idle. What a stop in the middle of a request costs has its own
-test.
+worker gets one step a request. It runs a worker's exit handlers only when that worker is between two requests, so
+each stop here waits until uWSGI itself calls the workers idle. What a stop in the middle of a request costs has a
+test of its own.
 """
 
 from __future__ import annotations

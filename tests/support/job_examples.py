@@ -20,8 +20,6 @@ import psutil
 from applications import EXAMPLES, LATE_FLUSH
 from harness import ROOT, Finished, Program, environment, eventually
 
-from stress.ports import free_port
-
 BIN = Path(sys.executable).parent  # of the programs that packages install
 
 
@@ -142,14 +140,3 @@ def kill_caller(program: Program, service: Service, path: str) -> int:
     assert len(callers) == 1, (callers, program.output)
     callers[0].send_signal(signal.SIGKILL)
     return int(callers[0].pid)
-
-
-class Redis(Program):
-    """A Redis server without persistence on a free port. It answers when the constructor returns."""
-
-    def __init__(self, cwd: Path) -> None:
-        self.port = free_port()
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        super().__init__(command, dict(os.environ), cwd)
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        assert eventually(lambda: "Ready to accept connections" in self.output, bool), self.output

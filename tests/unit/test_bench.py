@@ -18,6 +18,7 @@ from stress.counting_server import Counts
 from stress.metrics import CURVES, MEASURES, METRICS, OLD, PER_ENTRY, SHAPES, SLOW_RELAYS, Samples, check_limits
 from stress.peers import FLOOR, KNOWN, ORJSON, SELF, Environments, Peer
 from stress.programs import Failure
+from stress.redis_service import RedisService
 from stress.shapes import BATCH, EVENTS, TURNS, WARM_UP, Window
 
 
@@ -246,7 +247,8 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> stream_costs.StreamCosts:
 
 
 def keys(measure: str) -> set[str]:
-    return {row.key for row in (*METRICS, *CURVES) if row.measure == measure}
+    found = {metric.key for metric in METRICS if metric.measure == measure}
+    return found | {curve.key for curve in CURVES if curve.measure == measure}
 
 
 def test_there_are_events_for_each_size_of_an_entry() -> None:
@@ -279,7 +281,7 @@ def test_each_relay_sends_one_request_after_the_other_to_a_slow_api(costs: strea
 def test_events_of_a_stream_that_do_not_arrive_are_a_failure_and_no_figure(
     costs: stream_costs.StreamCosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_costs.RedisService, "drain", lambda self: False)
+    monkeypatch.setattr(RedisService, "drain", lambda self: False)
     with pytest.raises(Failure, match=r"20,000 of 20,000 events arrived: .*reading"):
         costs.entries(10)
 

@@ -6,6 +6,8 @@ Responsible for: `_redis_server.identity` alone. Not responsible for: what a rel
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -106,6 +108,21 @@ def test_nothing_is_known_of_processes_of_another_place_nor_of_named_ones() -> N
     ]
     assert identity.ended(others) == []
     assert Identity("stream-0").ended([with_pid(identity.name, pid)]) == []
+
+
+@on_linux
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.getuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
+)
+def test_nothing_is_known_of_a_process_in_another_pid_namespace() -> None:
+    # Its process ID does not exist here either.
+    program = "from letterapp._redis_server.identity import Identity; print(Identity().name)"
+    made = subprocess.run(["unshare", "--pid", "--fork", sys.executable, "-c", program], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no PID namespace can be made: {made.stderr}")
+    there = made.stdout.strip()
+    assert there.startswith(f"{socket.gethostname()}-1-")
+    assert Identity().ended([with_pid(there, ended_process())]) == []
 
 
 @on_linux
