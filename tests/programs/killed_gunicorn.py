@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 from letterapp import Letter
 
-letter = Letter("k", os.environ["TEST_API"], flush_interval=3600, flush_at=10_000)
+letter = Letter("k", os.environ["TEST_API"], flush_interval=3600, flush_at=10_000, exit_timeout=25)
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
