@@ -5,8 +5,8 @@ of this host have ended. Not responsible for: the commands (`group`), what becom
 
     --consumer NAME    NAME:TOKEN. Tokens grow, so a process with a greater one was started later (a fencing token).
                        It takes what earlier ones have, however short a time ago they were seen.
-    otherwise          HOST-PID-PLACE-RANDOM. The place is the system's boot and the PID namespace: for a process of the
-                       same place, the kernel says whether it still exists.
+    otherwise          HOST-PID-PLACE-RANDOM. The place is the host, its boot and the PID namespace: for a process of
+                       the same place, the kernel says whether it still exists.
 
 A wrong guess does no harm: events are then sent twice, with the same message IDs.
 """
@@ -91,8 +91,10 @@ def _random(digits: int) -> str:
 def _place() -> str:
     """A text that all processes have in common whose IDs mean the same; empty if the system does not tell."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        with open("/proc/sys/kernel/random/boot_id") as file:
             boot = file.read()
-        return sha256(boot + os.readlink("/proc/self/ns/pid").encode()).hexdigest()[:8]
+        # With the host's name, because copies of a running virtual machine have the same boot.
+        place = f"{boot}{os.readlink('/proc/self/ns/pid')}{socket.gethostname()}"
+        return sha256(place.encode()).hexdigest()[:8]
     except OSError:
         return ""
