@@ -85,7 +85,6 @@ def letter_api(letter_api: IngestionServer) -> Iterator[IngestionServer]:
 @pytest.fixture
 def without_collection() -> Iterator[None]:
     """For tests of JSON that is too deep: where it is given up, a finalizer that a collection runs can only fail."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
