@@ -99,8 +99,8 @@ METRICS = (
     ),
     Metric("redis_own", "redis", "of these, sent by the processes themselves, %"),
     Metric("redis_memory", "redis", "memory of Redis per waiting event over its encoded size"),
-    Metric("redis_idle_connection", "redis_connections", "memory of Redis for a connection that is open, KB"),
-    Metric("redis_used_connection", "redis_connections", "the same, after a request with ten events, KB"),
+    Metric("redis_used_connection", "redis_connections", "memory of Redis for a connection after a request, KB"),
+    Metric("redis_idle_connection", "redis_connections", "the same, when it was idle for 10 s, KB"),
 )
 
 

@@ -21,6 +21,7 @@ from .programs import Failure
 KEY = "key"  # of every client
 STARTING = 20.0  # seconds
 DRAINING = 20.0
+IDLE = 10.0  # after 5 s the server makes the buffers of a connection smaller
 
 
 class RedisService:
@@ -89,7 +90,7 @@ class RedisService:
         return float(found["used_cpu_user"]) + float(found["used_cpu_sys"])
 
     def connection_memory(self, count: int, size: int) -> tuple[float, float]:
-        """Bytes that the server uses for a connection that is open, and for one that has just sent ``size`` bytes."""
+        """Bytes that the server uses for a connection that has just sent ``size`` bytes, and after `IDLE` seconds."""
         empty = int(self._info("memory")["used_memory"])
         with ExitStack() as opened:
             sockets = [
@@ -100,14 +101,15 @@ class RedisService:
                 STARTING,
                 "connections are not accepted",
             )
-            idle = int(self._info("memory")["used_memory"])
             for sock in sockets:
                 sock.sendall(_request("SET", "k", "x" * size))
             for sock in sockets:
                 if sock.recv(100) != b"+OK\r\n":
                     raise Failure("redis-server does not take a request")
             used = int(self._info("memory")["used_memory"])
-        return (idle - empty) / count, (used - empty) / count
+            time.sleep(IDLE)
+            idle = int(self._info("memory")["used_memory"])
+        return (used - empty) / count, (idle - empty) / count
 
     def _info(self, section: str) -> dict[str, str]:
         return dict(line.partition(":")[::2] for line in self._ask("INFO", section).splitlines())

@@ -95,8 +95,8 @@ class StreamCosts:
     def connections(self) -> Figures:
         """Memory of Redis for a connection, in KB."""
         with RedisService() as redis:
-            idle, used = redis.connection_memory(CONNECTIONS, REQUEST)
-        return {"redis_idle_connection": idle / 1024, "redis_used_connection": used / 1024}
+            used, idle = redis.connection_memory(CONNECTIONS, REQUEST)
+        return {"redis_used_connection": used / 1024, "redis_idle_connection": idle / 1024}
 
     @contextmanager
     def _running(
