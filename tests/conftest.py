@@ -46,8 +46,9 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    # Most tests wait most of the time: for servers to start, for a second that a relay lets pass, for processes to end.
-    return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    # Tests wait for two thirds of their time: for servers to start, for a second that a relay lets pass, for processes
+    # to end.
+    return 3 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -84,7 +85,6 @@ def letter_api(letter_api: IngestionServer) -> Iterator[IngestionServer]:
 @pytest.fixture
 def without_collection() -> Iterator[None]:
     """For tests of JSON that is too deep: where it is given up, a finalizer that a collection runs can only fail."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()

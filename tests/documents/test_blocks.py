@@ -66,6 +66,14 @@ def named(blocks: list[Block]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("block", blocks, ids=[block.name for block in blocks])
 
 
+def in_turn(blocks: list[Block]) -> Iterator[Any]:
+    """``-m "not slow"`` runs the first block of each page only."""
+    seen: set[Path] = set()
+    for block in blocks:
+        yield pytest.param(block, id=block.name, marks=pytest.mark.slow if block.path in seen else ())
+        seen.add(block.path)
+
+
 def same(expected: str, printed: str) -> bool:
     return doctest.OutputChecker().check_output(
         expected.strip() + "\n", printed.strip() + "\n", doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -118,7 +126,7 @@ def address_of(block: Block, api: IngestionServer, request: pytest.FixtureReques
     return api.url
 
 
-@named(PYTHON)
+@pytest.mark.parametrize("block", list(in_turn(PYTHON)))
 def test_python_runs_and_prints_what_the_page_says(
     block: Block, folder: Path, letter_api: IngestionServer, request: pytest.FixtureRequest
 ) -> None:

@@ -146,6 +146,7 @@ def test_what_is_kept_survives_sigkill(tmp_path: Path) -> None:
         assert inbox.get("/api/stats")["events"] == 2 and inbox.names() == ["Other", "Kept"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_events_arrive_loses_none_that_was_answered(tmp_path: Path) -> None:
     path = tmp_path / "kept.sqlite"
     answered = []

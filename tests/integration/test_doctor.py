@@ -63,6 +63,7 @@ def test_a_test_event_is_stored(letter_api: IngestionServer, tmp_path: Path) -> 
     assert [item["event"] for item in letter_api.events] == ["letterapp doctor"]
 
 
+@pytest.mark.slow
 def test_a_server_that_repeats_the_key(letter_api: IngestionServer, tmp_path: Path) -> None:
     for code, body in ((401, '{"error":{"message":"no key %s"}}'), (302, ""), (500, "%s")):
         text = (body % KEY if "%s" in body else body).encode()
@@ -144,6 +145,7 @@ def test_answers(number: int, letter_api: IngestionServer, tmp_path: Path) -> No
     assert done.code == int(level == "fail") and done.seconds < DEADLINE / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then", "level", "said"),
     [
@@ -231,6 +233,7 @@ def test_a_server_that_says_nothing(silent: int, tmp_path: Path) -> None:
         assert done.seconds < DEADLINE / 2
 
 
+@pytest.mark.slow
 def test_tls(tls_api: IngestionServer, ca_file: str, tmp_path: Path) -> None:
     tls_api.api_key = KEY
     good = examine(tls_api.url, tmp_path, SSL_CERT_FILE=ca_file)
@@ -279,6 +282,7 @@ def test_a_proxy_that_refuses(answer: bytes, said: str, tmp_path: Path) -> None:
     assert proxy.heads[0].startswith(b"CONNECT api.example.com:443 HTTP/1.1\r\n")
 
 
+@pytest.mark.slow
 def test_a_proxy_for_http_and_one_that_is_none(letter_api: IngestionServer, tmp_path: Path) -> None:
     letter_api.api_key = KEY
     proxy = f"http://127.0.0.1:{letter_api.port}"  # it takes the path of the whole address for a prefix
@@ -293,6 +297,7 @@ def test_a_proxy_for_http_and_one_that_is_none(letter_api: IngestionServer, tmp_
     assert examine(letter_api.url, tmp_path, HTTP_PROXY="socks5://x", NO_PROXY="127.0.0.1").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
 def test_a_time_that_is_none(seconds: str, tmp_path: Path) -> None:
     for name in (["doctor"], ["spool", "."]):

@@ -85,6 +85,7 @@ def test_no_relay_runs(runtime: Runtime, letter_api: IngestionServer, tmp_path: 
     assert nowhere.code == 1 and nowhere.of("relay")["level"] == "fail", nowhere.output
 
 
+@pytest.mark.slow
 def test_a_manager(directory: Directory, letter_api: IngestionServer, tmp_path: Path) -> None:
     arguments = ("--manager", directory.socket, "--authkey-file", directory.authkey_file)
     with directory.keep():

@@ -101,6 +101,7 @@ def test_failures_are_retried(importing: Import, letter_api: IngestionServer, tm
     assert numbers(letter_api) == list(range(250))
 
 
+@pytest.mark.slow
 def test_another_file_or_other_options_begin_anew(
     importing: Import, letter_api: IngestionServer, tmp_path: Path
 ) -> None:

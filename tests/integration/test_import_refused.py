@@ -107,6 +107,7 @@ def test_lines_without_an_end(importing: Import, letter_api: IngestionServer, tm
     assert refused(tmp_path / "rows.jsonl.refused.jsonl") == [(2, "it is longer than 4,194,304 bytes")]
 
 
+@pytest.mark.slow
 def test_a_quote_without_an_end_does_not_stop_the_import(
     importing: Import, letter_api: IngestionServer, tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_other_encodings_and_an_empty_file(importing: Import, letter_api: Ingest
     assert importing("empty.jsonl").output == "0 rows sent, 0 refused\n"
 
 
+@pytest.mark.slow
 def test_a_cut_gzip_file_stops_the_import_and_can_be_continued(
     importing: Import, letter_api: IngestionServer, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def test_traits_that_look_like_an_event(
     assert [item["type"] for item in letter_api.events] == ["identify"]
 
 
+@pytest.mark.slow
 def test_from_stdin_and_compressed(importing: Import, letter_api: IngestionServer, tmp_path: Path) -> None:
     data = "".join(json.dumps(row(number)) + "\n" for number in range(150)).encode()
     for given in (data, gzip.compress(data)):

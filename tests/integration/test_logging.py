@@ -287,6 +287,7 @@ def test_a_handler_that_raises_does_no_harm(
     assert letter_api.distinct == 3 and len(listener.records) == 3 and not errors
 
 
+@pytest.mark.slow
 def test_a_handler_that_blocks_delays_neither_calls_nor_flush_nor_close(
     letter_api: IngestionServer, make: Any, listener: Listener
 ) -> None:
@@ -374,6 +375,7 @@ def test_a_handler_may_fork(letter_api: IngestionServer, tmp_path: Path) -> None
     assert letter_api.distinct == 3 and letter_api.repeated() == {}
 
 
+@pytest.mark.slow
 @needs_fork
 def test_forks_while_another_thread_logs_do_not_deadlock(letter_api: IngestionServer, tmp_path: Path) -> None:
     finished = run(logs.forks_while_it_logs, letter_api.url, tmp_path, 30)

@@ -19,6 +19,7 @@ def test_200_clients_cost_one_descriptor_and_a_child_uses_them_all(letter_api: A
     once(letter_api, **{f"{who} {n}": 1 for who in ("parent", "child", "killed") for n in range(200)})
 
 
+@pytest.mark.slow
 def test_discarded_clients_leave_nothing(letter_api: Any, tmp_path: Path) -> None:
     runs_quietly(memory_costs.thrown_away, letter_api, tmp_path)
     assert letter_api.distinct == 22

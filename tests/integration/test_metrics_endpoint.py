@@ -205,6 +205,7 @@ def test_the_command_of_the_kubernetes_example(directory: Directory, tmp_path: P
         assert (tmp_path / "spool").is_dir()
 
 
+@pytest.mark.slow
 def test_hostile_clients_do_not_stop_events(kept: Kept, client: Letter) -> None:
     host, port = url_of(kept).rsplit("/", 1)[1].split(":")
     others = [socket.create_connection((host, int(port)), DEADLINE) for _ in range(200)]

@@ -96,6 +96,7 @@ def test_small_batches_of_several_processes_share_a_request(
     assert len(letter_api.requests) < 5
 
 
+@pytest.mark.slow
 def test_an_api_that_is_down_for_longer_than_a_client_would_try_loses_nothing(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
@@ -143,6 +144,7 @@ def test_when_one_of_two_is_killed_in_the_middle_of_a_batch_the_other_delivers_i
     assert [row["name"].decode() for row in names] == [name_of(other)]
 
 
+@pytest.mark.slow
 def test_a_relay_that_is_stopped_for_less_than_claim_after_keeps_its_entries(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_relay_that_is_stopped_for_less_than_claim_after_keeps_its_entries(
     assert letter_api.repeated() == {}
 
 
+@pytest.mark.slow
 def test_a_relay_that_is_stopped_for_longer_is_replaced_and_does_no_harm_when_it_continues(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
@@ -184,6 +187,7 @@ def test_a_relay_that_is_stopped_for_longer_is_replaced_and_does_no_harm_when_it
         assert "lost" not in relay.output and "given up" not in relay.output, relay.output
 
 
+@pytest.mark.slow
 def test_a_relay_whose_requests_are_slow_keeps_its_entries(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
@@ -207,6 +211,7 @@ def idle_of_entries(server: RedisServer) -> float:
     return float(min(row["time_since_delivered"] for row in rows)) / 1000
 
 
+@pytest.mark.slow
 def test_a_relay_that_is_ended_while_the_api_is_down_gives_its_entries_to_another_at_once(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
@@ -259,6 +264,7 @@ def test_entries_that_no_client_has_written_are_reported_and_dropped(
     assert relay.output.count("given up") == 4, relay.output
 
 
+@pytest.mark.slow
 def test_two_relays_share_the_work(server: RedisServer, letter: Letter, relays: Relays, letter_api: Any) -> None:
     letter_api.hold()
     both = [relays.start(server.url) for _ in range(2)]
@@ -282,6 +288,7 @@ def test_a_relay_with_another_key_does_not_read_the_stream(
     assert letter_api.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "serves"), [("allkeys-lru", False), ("volatile-lru", True), ("noeviction", True)])
 def test_it_does_not_start_where_redis_may_remove_the_stream(
     policy: str, serves: bool, redis_server: Callable[..., RedisServer], relays: Relays
@@ -299,6 +306,7 @@ def test_it_does_not_start_without_redis(server: RedisServer, relays: Relays) ->
     assert finished.code == 1 and "refused" in finished.output, finished
 
 
+@pytest.mark.slow
 def test_status_says_what_waits_and_who_reads(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
@@ -363,12 +371,14 @@ def test_entries_whose_reply_was_lost_are_read_again_before_new_ones(server: Red
         group.close()
 
 
+@pytest.mark.slow
 def test_the_url_is_not_followed_by_a_hang_when_nothing_waits(server: RedisServer, relays: Relays) -> None:
     relay = relays.start(server.url)
     relay.signal(signal.SIGINT)
     assert relay.finish(DEADLINE).code == 0
 
 
+@pytest.mark.slow
 def test_the_acl_recipe_of_the_documents(
     redis_server: Callable[..., RedisServer], relays: Relays, make: Any, letter_api: Any
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_killed_relay_that_is_started_again_delivers_what_it_had_at_once_and_b
     assert again.output.count("letterapp relay [") == 1, again.output  # that it reads
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_another_relay_of_this_host_takes_what_a_killed_one_had_at_once(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
@@ -110,6 +111,7 @@ def test_another_relay_of_this_host_takes_what_a_killed_one_had_at_once(
     all_delivered(letter_api, server, 100)
 
 
+@pytest.mark.slow
 def test_what_a_named_relay_had_is_not_taken_at_once_by_one_with_another_name(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
@@ -124,6 +126,7 @@ def test_what_a_named_relay_had_is_not_taken_at_once_by_one_with_another_name(
     assert name_of(other).startswith("stream-1:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stopped", [False, True])
 def test_of_two_relays_with_one_name_the_later_takes_over_and_the_other_continues_without_it(
     is_stopped: bool, server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
@@ -151,6 +154,7 @@ def test_of_two_relays_with_one_name_the_later_takes_over_and_the_other_continue
     assert later.output.count("another relay") == 0 and consumers(server) == set()
 
 
+@pytest.mark.slow
 def test_of_two_relays_that_start_together_with_one_name_one_has_it(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:
@@ -164,6 +168,7 @@ def test_of_two_relays_that_start_together_with_one_name_one_has_it(
     all_delivered(letter_api, server, 100)
 
 
+@pytest.mark.slow
 def test_names_of_killed_relays_do_not_pile_up(
     server: RedisServer, letter: Letter, relays: Relays, letter_api: Any
 ) -> None:

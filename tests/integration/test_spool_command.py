@@ -128,6 +128,7 @@ def test_names_of_events_cannot_write_to_the_terminal(spool: SpoolDir, tmp_path:
     assert done.code == 0 and "\\u001b[31mred\\n\\xdc" in done.output and "2 no event" in done.output, done
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_while_it_is_read_is_not_called_damaged(spool: SpoolDir, tmp_path: Path) -> None:
     child = os.fork()
     if not child:
@@ -192,6 +193,7 @@ def test_no_damaged_file_is_removed(spool: SpoolDir, tmp_path: Path, letter_api:
     assert done.code == 1 and "cannot be read" in done.output
 
 
+@pytest.mark.slow
 def test_a_key_that_the_api_refuses_ends_it_at_once(
     spool: SpoolDir, tmp_path: Path, letter_api: IngestionServer
 ) -> None:
@@ -205,6 +207,7 @@ def test_a_key_that_the_api_refuses_ends_it_at_once(
     assert letter_api.distinct == 2
 
 
+@pytest.mark.slow
 def test_it_gives_up_when_nothing_is_delivered(spool: SpoolDir, tmp_path: Path) -> None:
     spool.leave(event(1), key=KEY)
     done = run_command(tmp_path, spool.path, "--send", "--timeout", "0.5")

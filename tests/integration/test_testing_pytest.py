@@ -103,6 +103,7 @@ def test_no_test_sends(run: Run, letter_api: IngestionServer) -> None:
     assert "letterapp_allow_network" in output
 
 
+@pytest.mark.slow
 def test_the_setting_allows_it(run: Run, letter_api: IngestionServer) -> None:
     run(ini="letterapp_allow_network = true", test_it=EVERY_WAY)
     assert {item["event"] for item in letter_api.events} >= {"track", "program", "spawn"}

@@ -385,6 +385,7 @@ def test_any_value_is_either_valid_json_or_refused(properties: Any, data: Any) -
     assert item["userId"] == user and isinstance(item["properties"], dict)
 
 
+@pytest.mark.slow
 def test_after_any_value_the_next_event_still_arrives(make: Any, letter_api: Any) -> None:
     letter = make(flush_interval=0)
 

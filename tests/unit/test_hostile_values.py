@@ -274,6 +274,7 @@ class Changed:
         raise AttributeError(name)
 
 
+@pytest.mark.slow
 def test_properties_that_another_thread_changes_are_encoded_atomically(make: Any, letter_api: Any) -> None:
     before = sys.getswitchinterval()
     shared: dict[Any, Any] = {"fixed": 1}

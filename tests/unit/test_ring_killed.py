@@ -310,6 +310,7 @@ def interrupted(at: int) -> bool:
     return instructions >= at
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="3.12.1 traces no instructions of a frame that asks late")
 def test_an_exception_of_a_signal_handler_between_two_instructions_loses_nothing() -> None:
     assert next(at for at in count(1) if not interrupted(at)) > 500
