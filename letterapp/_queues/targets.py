@@ -205,16 +205,6 @@ class ForeignQueue:
     def is_same(self, other: Target) -> bool:
         return isinstance(other, ForeignQueue) and other.queue is self.queue
 
-    def is_kept_from_us(self) -> bool:
-        """True if there are items, though `get` found none, because another reader holds the queue's lock.
-
-        A process that is killed in `get` never releases the lock of a ``multiprocessing.Queue``.
-        """
-        try:
-            return self.has_feeder and not self.queue.empty()
-        except OSError:
-            return False
-
     def put(self, batch: Batch, urgent: bool, wait: float, patience: float) -> bool:
         if self.has_feeder:
             if _identity(self.queue) != self._pipe:

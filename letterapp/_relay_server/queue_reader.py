@@ -12,6 +12,8 @@ import os
 import threading
 import time
 from multiprocessing import AuthenticationError
+from multiprocessing import connection as mp_connection
+from multiprocessing.queues import Queue
 from queue import Empty, Full
 
 from .._delivery import shutdown
@@ -21,7 +23,7 @@ from .._queues.targets import ForeignQueue, ProxyQueue
 from .._relay import protocol
 from .._reporter import Reporter
 from .._runtime import servers
-from .._runtime.atfork import this_process
+from .._runtime.atfork import close_if_unchanged, register_inherited, this_process
 from .._runtime.clock import FOREVER, monotonic
 from .._runtime.condition import Condition
 from .._runtime.signal_errors import reraise_signal_error
@@ -73,7 +75,14 @@ class QueueReader:
         self._sender = Sender(self._settings, report=self._report, progress=self._room)
         shutdown.register(self)  # type: ignore[arg-type]  # the end of the process stops it
         self._sender.start_recovery()
-        if not servers.start_thread(self._run):
+        # Now, because its descriptor must be copied before the end of the process.
+        source: _Source | None = None
+        if isinstance(self._source, ForeignQueue):
+            try:
+                source = _Source(self._source)
+            except OSError as problem:
+                reraise_signal_error(problem)  # otherwise the queue is closed, which the thread reports
+        if not servers.start_thread(lambda: self._run(source)):
             self._sender = None
             raise LetterError("a listener needs a thread, and none can run in this process")
 
@@ -151,10 +160,9 @@ class QueueReader:
 
     # The thread.
 
-    def _run(self) -> None:
+    def _run(self, channel: _Source | None) -> None:
         wait = _FIRST_WAIT
         is_kept = False
-        channel: _Source | None = None
         try:
             while self.owner.pid == os.getpid() and not self._is_over:
                 # Read before `get`: a `get` that began before the sentinel was put, and found nothing, proves nothing
@@ -247,15 +255,28 @@ class _Source:
 
     def __init__(self, queue: ProxyQueue | ForeignQueue) -> None:
         self._connection: ManagerConnection | None = None
+        self._pipe: _Pipe | None = None
+        self._is_over = False  # nothing can come any more
         if isinstance(queue, ProxyQueue):
             self._connection = queue.connect(ANSWERING)
         else:
             self._target = queue
+            self._queue = queue.queue
+            if isinstance(queue.queue, Queue) and os.name == "posix":  # on Windows the pipe has no descriptor
+                self._pipe = _Pipe(queue.queue)
+                self._queue = self._pipe.queue
 
     def get(self, wait: float) -> Any:
         """The next item; `queue.Empty` after ``wait`` seconds without one."""
         if self._connection is None:
-            return self._target.queue.get(wait > 0, wait)
+            try:
+                return self._queue.get(wait > 0, wait)
+            except EOFError:
+                if self._pipe is None:
+                    raise
+                self._is_over = True  # every process that could put something has ended, or has closed the queue
+                time.sleep(min(wait, _LONGEST_PAUSE))
+                raise Empty from None
         # Polled, because a manager that waits for an item on behalf of a listener would lose the item if the listener
         # is killed meanwhile. A request that was sent is never abandoned, since its response is an item.
         until = monotonic() + wait
@@ -276,8 +297,16 @@ class _Source:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def is_kept_from_us(self) -> bool:
-        """True when there are items, though `get` found none."""
-        return self._connection is None and self._target.is_kept_from_us()
+        """True if there are items, though `get` found none, because another reader holds the queue's lock.
+
+        A process that is killed in `get` never releases the lock of a ``multiprocessing.Queue``.
+        """
+        try:
+            return (
+                self._connection is None and self._target.has_feeder and not self._is_over and not self._queue.empty()
+            )
+        except OSError:
+            return False
 
     def is_being_written(self) -> bool:
         """True while a thread of this process still has to write what was put into the queue here."""
@@ -286,6 +315,31 @@ class _Source:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+        if self._pipe is not None:
+            self._pipe.close_inherited()
+
+
+class _Pipe:
+    """The reading end of a ``multiprocessing.Queue``, with a descriptor that belongs to this object.
+
+    The queue's own one is closed at the end of the process, before the children are joined that still put something:
+    since Python 3.9 the queue's feeder thread does that (`Queue._feed` in CPython's ``multiprocessing/queues.py``).
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self._reader = mp_connection.Connection(os.dup(queue._reader.fileno()), writable=False)
+        self._descriptor = self._reader.fileno()
+        self._inode = os.fstat(self._descriptor).st_ino
+        self.queue = object.__new__(type(queue))  # for `get` and `empty`, with the same locks
+        self.queue.__dict__.update(queue.__dict__)
+        self.queue._reader = self._reader
+        self.queue._poll, self.queue._recv_bytes = self._reader.poll, self._reader.recv_bytes
+        register_inherited(self)
+
+    def close_inherited(self) -> None:
+        if not self._reader.closed:
+            self._reader._handle = None  # type: ignore[attr-defined]  # so that the object does not close it again
+            close_if_unchanged(self._descriptor, self._inode)
 
 
 def flush_clients_of(queue: Target, deadline: float) -> None:

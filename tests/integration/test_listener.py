@@ -82,10 +82,11 @@ def test_a_listener_ends_after_the_clients_of_its_program(first: str, letter_api
     assert len({request.connection for request in letter_api.requests}) == 1
 
 
+@pytest.mark.parametrize("when", ["the process ends", "the queue's thread has ended"])
 def test_a_listener_that_is_not_stopped_sends_the_events_of_children_that_are_joined_at_exit(
-    letter_api: Any, tmp_path: Path
+    when: str, letter_api: Any, tmp_path: Path
 ) -> None:
-    finished = run(listeners.never_stops_its_listener, letter_api.url, tmp_path)
+    finished = run(listeners.never_stops_its_listener, letter_api.url, tmp_path, when)
     assert finished.code == 0 and not finished.output, finished
     assert whose(letter_api) == {"parent": list(range(2000)), "child": list(range(20))}
     assert len(letter_api.requests) < 500  # of 2,020 events: not one each

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -119,7 +119,7 @@ def killed_with_a_spool(spool: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def never_stops_its_listener() -> None:
+def never_stops_its_listener(when: str) -> None:
     context = multiprocessing.get_context("fork")
     queue: Any = context.Queue()
     letter = make(KEY, relay=queue)
@@ -132,7 +132,14 @@ def never_stops_its_listener() -> None:
 
     context.Process(target=job).start()
     work(letter, 2000, "parent")
-    atexit.register(os.write, writer, b".")
+
+    def let_the_child_go_on() -> None:
+        if when == "the queue's thread has ended":
+            queue._thread.join(30)
+        os.write(writer, b".")
+
+    # A priority between those of the queue's end, which is 10, and of the join of the children, which is 0.
+    multiprocessing.util.Finalize(None, let_the_child_go_on, exitpriority=20 if when == "the process ends" else 5)
 
 
 def child_without_the_queue_s_descriptor() -> None:
