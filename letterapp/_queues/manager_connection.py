@@ -19,6 +19,7 @@ import time
 from multiprocessing import connection as mp_connection
 from queue import Full
 
+from .._runtime.atfork import WORK, block_forks
 from .._runtime.clock import FOREVER, monotonic
 from .._sockets.deadline_socket import DeadlineSocket, open_socket
 from ..errors import LetterError
@@ -231,7 +232,7 @@ def _open_wire(address: Address, authkey: bytes, deadline: float) -> _SocketWire
     elif address.startswith("\\\\"):
         wire = _PipeWire(mp_connection.Client(address), deadline)
     else:
-        wire = _SocketWire(DeadlineSocket(_connected_to_path(address, deadline), deadline))
+        wire = _SocketWire(_connected_to_path(address, deadline))
     try:
         mp_connection.answer_challenge(wire, authkey)  # type: ignore[arg-type]
         mp_connection.deliver_challenge(wire, authkey)  # type: ignore[arg-type]
@@ -244,14 +245,21 @@ def _open_wire(address: Address, authkey: bytes, deadline: float) -> _SocketWire
     return wire
 
 
-def _connected_to_path(path: str, deadline: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _connected_to_path(path: str, deadline: float) -> DeadlineSocket:
+    def make() -> tuple[socket.socket, DeadlineSocket]:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        return sock, DeadlineSocket(sock, deadline)
+
+    sock: socket.socket
+    line: DeadlineSocket
+    sock, line = block_forks(WORK, make)
     try:
         while True:
             sock.settimeout(max(0.001, deadline - monotonic()))
             try:
                 sock.connect(path)
-                return sock
+                sock.settimeout(0.0)
+                return line
             except BlockingIOError:  # on Linux, at once if the backlog is full, whatever the time-out
                 if monotonic() + _BACKLOG_WAIT >= deadline:
                     raise socket.timeout("timed out") from None

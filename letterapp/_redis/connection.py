@@ -47,9 +47,12 @@ class RedisConnection:
         self._asked: float | None = None  # when the request was sent that has no response yet
         try:
             # A name lookup and a TLS handshake hold locks outside of the GIL.
-            self._connection = block_forks(NETWORK, _open, location, key, patience)
+            block_forks(NETWORK, self._connect, location, key, patience)
         except Exception as problem:
             raise _translated(problem) from None
+
+    def _connect(self, location: Location, key: str, patience: float) -> None:
+        self._connection = _open(location, key, patience)
         sock = self._connection._sock
         self._detach = detaching(sock)
         self._descriptor = sock.fileno()

@@ -14,7 +14,7 @@ import _socket
 import select
 import threading
 
-from .._runtime.atfork import register_inherited
+from .._runtime.atfork import WORK, block_forks, register_inherited
 from .._runtime.clock import monotonic
 from .._runtime.signal_errors import reraise_signal_error
 from . import protocol
@@ -255,22 +255,24 @@ class RelayClient:
             return False
         self._retry.note_attempt()
         try:
-            connection = self._connected(connect(self._place(), 0, self._user))
+            connection = block_forks(WORK, self._connected)
         except OSError as problem:
             reraise_signal_error(problem)
             self._note_trouble(f"cannot be reached: {problem.strerror or problem}")
             return False
         assert connection.caller is not None
-        self._unacked.start_anew()
-        self._connection = connection
         return self._send(connection.caller.hello) and self._await_challenge(connection)
 
-    def _connected(self, sock: Any) -> Connection:
+    def _connected(self) -> Connection:
+        sock = connect(self._place(), 0, self._user)
         try:
-            return Connection(sock, self._make_caller())
+            connection = Connection(sock, self._make_caller())
+            self._unacked.start_anew()
         except BaseException:
             sock.close()
             raise
+        self._connection = connection
+        return connection
 
     def _await_challenge(self, connection: Connection) -> bool:
         """Wait for the relay's challenge, for at most `GREETING` seconds; True when it has been answered."""

@@ -85,7 +85,8 @@ def block_forks(longest: float, act: Callable[..., Any], *arguments: Any) -> Any
     """Call ``act``. A fork in another thread waits until it is done, for at most ``longest`` seconds.
 
     A child that is forked during an import keeps a partially initialised module. OpenSSL and the resolver hold locks
-    outside of the GIL, which are never released in the child.
+    outside of the GIL, which are never released in the child. A descriptor that is open and not yet registered stays
+    open in the child.
     """
     mine = object()
     try:  # includes the assignment: an entry left behind by a Ctrl-C would delay every later fork

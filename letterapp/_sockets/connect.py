@@ -14,7 +14,7 @@ import errno
 import os
 from collections import deque
 
-from .._runtime.atfork import close_if_unchanged, register_inherited
+from .._runtime.atfork import WORK, block_forks, close_if_unchanged, register_inherited
 from .._runtime.clock import monotonic
 from .._runtime.signal_errors import reraise_signal_error
 
@@ -90,14 +90,20 @@ class Race:
     # One attempt.
 
     def _start(self, family: int, kind: int, protocol: int, _: str, place: Any) -> None:
-        import socket
-
         try:
-            sock = socket.socket(family, kind, protocol)
+            attempt = block_forks(WORK, self._open, family, kind, protocol)
         except OSError as problem:  # an address family that this system does not support, or no descriptor left
             reraise_signal_error(problem)
             self._note(problem)
             return
+        number = attempt.sock.connect_ex(place)
+        if number and number not in _UNDER_WAY:
+            self._fail(attempt, number)
+
+    def _open(self, family: int, kind: int, protocol: int) -> Attempt:
+        import socket
+
+        sock = socket.socket(family, kind, protocol)
         try:
             sock.setblocking(False)
             attempt = Attempt(sock)
@@ -105,9 +111,7 @@ class Race:
             sock.close()
             raise
         self._attempts.append(attempt)
-        number = sock.connect_ex(place)
-        if number and number not in _UNDER_WAY:
-            self._fail(attempt, number)
+        return attempt
 
     def _connected_until(self, moment: float) -> socket.socket | None:
         socks = [attempt.sock for attempt in self._attempts]

@@ -19,7 +19,7 @@ import sys
 from _weakref import ref
 from struct import Struct
 
-from .._runtime.atfork import register_inherited, this_process
+from .._runtime.atfork import NETWORK, block_forks, register_inherited, this_process
 from .._runtime.signal_errors import reraise_signal_error
 
 try:
@@ -137,6 +137,17 @@ class LockedFile:
     @classmethod
     def make(cls, path: str) -> LockedFile | None:
         """A new file, for this user only; None if another process found it and locked it first."""
+        file: LockedFile | None = block_forks(NETWORK, cls._make, path)  # the file system may be on another host
+        return file
+
+    @classmethod
+    def open(cls, path: str, status: os.stat_result) -> LockedFile | None:
+        """The file at ``path``, whose `os.lstat` is ``status``; None if it is locked, or has been replaced."""
+        file: LockedFile | None = block_forks(NETWORK, cls._open, path, status)
+        return file
+
+    @classmethod
+    def _make(cls, path: str) -> LockedFile | None:
         descriptor = above_stderr(lambda: os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
         file = cls(os.fstat(descriptor))
         if not file._reserve():
@@ -149,8 +160,7 @@ class LockedFile:
         return file
 
     @classmethod
-    def open(cls, path: str, status: os.stat_result) -> LockedFile | None:
-        """The file at ``path``, whose `os.lstat` is ``status``; None if it is locked, or has been replaced."""
+    def _open(cls, path: str, status: os.stat_result) -> LockedFile | None:
         file = cls(status)
         if not file._reserve():
             return None
