@@ -66,6 +66,8 @@ def import_fails_once(module: str, error: str) -> None:
 
 
 def import_fails_in_orjson(module: str, error: str) -> None:
+    import re  # noqa: F401  # a client imports it before orjson, and it imports `enum`
+
     for name in ("orjson", "orjson.orjson", module):
         sys.modules.pop(name, None)
     FailingImport(module, ERRORS[error], once=True)

@@ -48,6 +48,8 @@ def async_with() -> None:
     import asyncio
 
     async def run() -> None:
+        # On a busy machine any step may take long, and asyncio would log that in its development mode.
+        asyncio.get_running_loop().slow_callback_duration = 60.0
         async with make(**options) as letter:
             letter.track("u", "E")
             assert await letter.aflush(60)

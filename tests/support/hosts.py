@@ -6,14 +6,15 @@ for: what runs on them.
 
 from __future__ import annotations
 
-import itertools
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 
 import pytest
 
-_numbers = itertools.count()
+_NUMBERS = 4 * 64 * 250  # of networks of four addresses
 
 
 def ip(*arguments: str) -> None:
@@ -32,6 +33,19 @@ def _can_make_hosts() -> bool:
     return True
 
 
+def _reserve() -> tuple[int, socket.socket]:
+    """A number that no other test has, here or in another process, while the socket is open. See `stress.ports`."""
+    while True:
+        reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        number = secrets.randbelow(_NUMBERS)
+        try:
+            reservation.bind(f"\0letterapp-host-{number}")
+        except OSError:
+            reservation.close()
+            continue
+        return number, reservation
+
+
 needs_hosts = pytest.mark.skipif(not _can_make_hosts(), reason="needs root, iproute2 and network namespaces")
 
 
@@ -39,13 +53,13 @@ class Host:
     """A network namespace with one link, to the test's. Nothing else can be reached over it, so not the API either."""
 
     def __init__(self) -> None:
-        self.name = f"letter{os.getpid()}x{next(_numbers)}"
-        number = (os.getpid() * 8 + next(_numbers)) % (250 * 250)
-        net = f"10.{64 + number // (250 * 4) % 64}.{number // 4 % 250}"
+        number, self._reservation = _reserve()
+        self.name = f"letter{number}"
+        net = f"10.{64 + number // (250 * 4)}.{number // 4 % 250}"
         last = number % 4 * 4
         self.gateway = f"{net}.{last + 1}"  # the test's side
         self.address = f"{net}.{last + 2}"
-        self._ours, theirs = f"la{os.getpid() % 100_000}{next(_numbers)}", f"lb{os.getpid() % 100_000}{next(_numbers)}"
+        self._ours, theirs = f"la{number}", f"lb{number}"
         ip("netns", "add", self.name)
         ip("link", "add", self._ours, "type", "veth", "peer", "name", theirs)
         ip("link", "set", theirs, "netns", self.name)
@@ -70,3 +84,4 @@ class Host:
 
     def remove(self) -> None:
         ip("netns", "del", self.name)
+        self._reservation.close()
