@@ -221,4 +221,9 @@ def _positive_seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        from ._cli.console import end_by_ctrl_c
+
+        end_by_ctrl_c()

@@ -174,7 +174,7 @@ def test_a_page_s_commands_run(blocks: list[Block], folder: Path, letter_api: In
                 (folder / block.notes["file"]).write_text(block.text)
         for block in blocks:
             if not has_programs(block.text):
-                pytest.skip("curl is not installed")
+                pytest.skip("a program that it uses is not installed")
             if "before" in block.notes:
                 subprocess.run([sys.executable, "-c", block.notes["before"]], cwd=str(folder), check=True)
             printed = shell.run(block)

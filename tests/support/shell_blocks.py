@@ -19,6 +19,7 @@ from pathlib import Path
 from blocks import Block
 from harness import DEADLINE, ROOT, Program, environment, eventually
 from packaging.requirements import Requirement
+from redis_server import RedisServer, has_redis
 
 # What no test runs, and why.
 NOT_RUN = {
@@ -28,6 +29,7 @@ NOT_RUN = {
 DIRECTORIES = ("/run/letter", "/run/secrets", "/etc/letter", "/var/lib/letter", "/var/spool/app", "/var/spool/letter")
 PROGRAM = 'from letterapp import Letter\n\nLetter().track("user_42", "Order Completed", {"amount": 99.5})\n'
 INBOX = "127.0.0.1:8025"
+REDIS = "redis://redis.internal:6379/0"
 
 
 class Shell:
@@ -123,9 +125,13 @@ class Shell:
         return folder
 
     def here(self, command: str) -> str:
-        """``command``, or a program, with the directories and the inbox of this test, which is started for it."""
+        """``command``, or a program, with the directories, inbox and Redis of this test, which are started for it."""
         if INBOX in command and self.inbox == INBOX:
             self._serve(["python", "-m", "letterapp", "inbox"], "")
+        if REDIS in command:
+            server = RedisServer()
+            self._stack.callback(server.close)
+            command = command.replace(REDIS, server.url)
         for directory in DIRECTORIES:
             if directory in command:
                 command = command.replace(directory, str(self._made(directory.replace("/", "_"))))
@@ -142,10 +148,12 @@ class Shell:
             ):  # a free port, of this machine alone
                 arguments[position + 1] = re.sub(r"^[\d.]+:\d+$", "127.0.0.1:0", arguments[position + 1])
             if word.endswith("-file") and not Path(arguments[position + 1]).exists():
-                Path(arguments[position + 1]).write_text("lt_test_local")
+                secret = Path(arguments[position + 1])
+                secret.touch(mode=0o600)  # else a relay says first that others can read it
+                secret.write_text("lt_test_local")
         program = Program([sys.executable, *arguments], self._environment(), self.folder)
         self._servers.append(self._stack.enter_context(program))
-        ready = r"http://(127\.0\.0\.1:\d+)" if "inbox" in arguments else r"\S"
+        ready = r"http://(127\.0\.0\.1:\d+)" if "inbox" in arguments else r"(?:serving at|reading) \S+"
         eventually(lambda: re.search(ready, program.output), lambda found: found or program.process.poll() is not None)
         assert program.process.poll() is None, f"{command} has ended:\n{program.output}"
         found = re.search(ready, program.output)
@@ -186,4 +194,6 @@ def _check_stress(arguments: list[str]) -> str:
 
 
 def has_programs(text: str) -> bool:
+    if f"relay --from {REDIS}" in text and not has_redis():
+        return False
     return all(shutil.which(name) for name in ("curl", "jq") if re.search(rf"\b{name} ", text))
