@@ -188,6 +188,7 @@ def interrupted_handler() -> None:
         letter.track("program", "Worked", {"serial": serial, "bad": object()})  # reported, and logged, in this thread
         serial += 1
     is_over = True
+    signal.setitimer(signal.ITIMER_REAL, 0)  # else a signal could come between the two that are printed
     print(letter.flush(), letter.stats()["waiting"])
 
 
