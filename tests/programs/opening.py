@@ -10,6 +10,7 @@ from typing import Any, Callable
 from letterapp.relay import SenderManager
 from programs.common import API, child, main, make
 
+LONG = 60.0  # seconds that a fork waits, and not 2: on a busy machine, connecting to a server takes longer
 PAUSE = 0.2  # seconds that the other thread stands still, unless it is in the way of the fork
 
 
@@ -78,15 +79,19 @@ def to_a_manager() -> None:
 
 
 def to_redis(url: str) -> None:
+    from letterapp._redis import connection
+
+    connection.NETWORK = LONG  # type: ignore[attr-defined]
     _fork_while_opening(stat.S_ISSOCK, _tracks(relay=url))
 
 
 def a_file(directory: str) -> None:
-    from letterapp._storage.file_lock import LockedFile
+    from letterapp._storage import file_lock
 
+    file_lock.NETWORK = LONG  # type: ignore[attr-defined]
     letter = make("test-key", API)  # which installs the fork hooks
-    made: list[LockedFile | None] = []
-    _fork_while_opening(stat.S_ISREG, lambda: made.append(LockedFile.make(os.path.join(directory, "file"))))
+    made: list[Any] = []
+    _fork_while_opening(stat.S_ISREG, lambda: made.append(file_lock.LockedFile.make(os.path.join(directory, "file"))))
     letter.close()
 
 
