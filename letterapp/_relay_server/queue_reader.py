@@ -23,7 +23,7 @@ from .._queues.targets import ForeignQueue, ProxyQueue
 from .._relay import protocol
 from .._reporter import Reporter
 from .._runtime import servers
-from .._runtime.atfork import close_if_unchanged, register_inherited, this_process
+from .._runtime.atfork import WORK, block_forks, close_if_unchanged, register_inherited, this_process
 from .._runtime.clock import FOREVER, monotonic
 from .._runtime.condition import Condition
 from .._runtime.signal_errors import reraise_signal_error
@@ -263,8 +263,8 @@ class _Source:
             self._target = queue
             self._queue = queue.queue
             if isinstance(queue.queue, Queue) and os.name == "posix":  # on Windows the pipe has no descriptor
-                self._pipe = _Pipe(queue.queue)
-                self._queue = self._pipe.queue
+                pipe: _Pipe = block_forks(WORK, _Pipe, queue.queue)
+                self._pipe, self._queue = pipe, pipe.queue
 
     def get(self, wait: float) -> Any:
         """The next item; `queue.Empty` after ``wait`` seconds without one."""

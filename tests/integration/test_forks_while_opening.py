@@ -33,5 +33,9 @@ def test_to_redis(redis_server: Callable[..., RedisServer], letter_api: Any, tmp
     assert "0" in finished.output.splitlines(), finished  # beside the report that no relay reads the stream
 
 
+def test_by_a_listener(letter_api: Any, tmp_path: Path) -> None:
+    assert run(opening.a_listener, letter_api.url, tmp_path).output == "0\n"
+
+
 def test_a_file_with_a_lock(letter_api: Any, tmp_path: Path) -> None:
     assert run(opening.a_file, letter_api.url, tmp_path, str(tmp_path)).output == "0\n"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import stat
 import threading
+import time
+from types import SimpleNamespace
 from typing import Any, Callable
 
-from letterapp.relay import SenderManager
+from letterapp._runtime import atfork
+from letterapp.relay import QueueListener, SenderManager
 from programs.common import API, child, main, make
 
 LONG = 60.0  # seconds that a fork waits, and not 2: on a busy machine, connecting to a server takes longer
-PAUSE = 0.2  # seconds that the other thread stands still, unless it is in the way of the fork
 
 
 def _count(is_meant: Callable[[int], bool]) -> int:
@@ -31,22 +34,27 @@ def _fork_while_opening(is_meant: Callable[[int], bool], act: Callable[[], objec
     """
     before = _count(is_meant)
     fstat = os.fstat
-    has_opened, has_forked = threading.Event(), threading.Event()
+    has_opened, is_decided = threading.Event(), threading.Event()  # the second: the fork waits, or has not waited
 
     def pausing(descriptor: int) -> os.stat_result:
         status = fstat(descriptor)
         if descriptor > 2 and is_meant(status.st_mode) and not has_opened.is_set():
             has_opened.set()
-            has_forked.wait(PAUSE)
+            is_decided.wait(30)
         return status
 
+    def waiting(seconds: float) -> None:
+        is_decided.set()
+        time.sleep(seconds)
+
     os.fstat = pausing  # type: ignore[assignment]
+    atfork.time = SimpleNamespace(sleep=waiting)  # type: ignore[assignment,attr-defined]  # which the fork hook calls
     thread = threading.Thread(target=act)
     thread.start()
     if not has_opened.wait(30):
         print("nothing was opened")
     pid = child(lambda: _count(is_meant) - before)
-    has_forked.set()
+    is_decided.set()
     print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]), flush=True)
     os.fstat = fstat
     thread.join()
@@ -83,6 +91,15 @@ def to_redis(url: str) -> None:
 
     connection.NETWORK = LONG  # type: ignore[attr-defined]
     _fork_while_opening(stat.S_ISSOCK, _tracks(relay=url))
+
+
+def a_listener() -> None:
+    queue: Any = multiprocessing.Queue()
+    letter = make("test-key", API)  # which installs the fork hooks
+    listener = QueueListener(queue, "test-key", API)
+    _fork_while_opening(stat.S_ISFIFO, listener.start)
+    listener.stop()
+    letter.close()
 
 
 def a_file(directory: str) -> None:
