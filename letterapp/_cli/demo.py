@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,11 +25,12 @@ from typing import Any, Iterator, NamedTuple, Tuple
 from .._client import Letter
 from ..errors import LetterError
 from ..relay import SenderManager
+from .console import end_by_ctrl_c
 
 CAN_FORK = hasattr(os, "fork")
 POOL_SIZE = 2
 # On a busy machine, a server that stalls and refuses takes longer than the default of 5 s.
-_PATIENT: dict[str, Any] = {"max_retries": 10, "exit_timeout": 60.0}
+_PATIENT: dict[str, Any] = {"max_retries": 10, "exit_timeout": 30.0}
 _UNBOUNDED = ("--max-events", "1000000000", "--max-bytes", "1000000000000")  # the ledger needs all
 Key = Tuple[str, int]  # who, pid
 
@@ -89,6 +92,7 @@ def demo(workers: int, events: int, base_url: str | None) -> int:
     """Run everything; return 0 if the ledger balances, otherwise 1, or 2 if an option is invalid."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
+        _end_at_ctrl_c(folder)
         book = Book(os.path.join(folder, "book"))
         if base_url is None:
             with _server() as url:
@@ -151,6 +155,24 @@ def _ask(url: str, what: str) -> Any:
 # The processes, each created as servers do it.
 
 
+def _end_at_ctrl_c(folder: str | None = None) -> None:
+    """Make Ctrl-C end this process and its forks at once, and not after `exit_timeout`: its server ends too."""
+    starter = os.getpid()
+
+    def end(*_: object) -> None:
+        if folder is not None and os.getpid() == starter:
+            shutil.rmtree(folder, ignore_errors=True)
+        end_by_ctrl_c()
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell does for a program in the background
+        signal.signal(signal.SIGINT, end)
+
+
+def _work_in_a_new_interpreter(program: Program, who: str) -> None:
+    _end_at_ctrl_c()
+    program.work(who)
+
+
 def _run(program: Program, workers: int) -> None:
     global _program
     _program = program
@@ -165,7 +187,7 @@ def _run(program: Program, workers: int) -> None:
         with ProcessPoolExecutor(POOL_SIZE, mp_context=fork) as executor:
             list(executor.map(_work, ["ProcessPoolExecutor worker"] * POOL_SIZE))
     spawned = multiprocessing.get_context("spawn").Process(
-        target=program.work, args=("spawned, client as an argument",)
+        target=_work_in_a_new_interpreter, args=(program, "spawned, client as an argument")
     )
     spawned.start()
     spawned.join()
@@ -183,7 +205,9 @@ def _run_through_a_manager(program: Program, workers: int) -> None:
             pool.map(_work, ["Pool worker, through a manager"] * POOL_SIZE, chunksize=1)
             pool.close()
             pool.join()
-    spawned = multiprocessing.get_context("spawn").Process(target=program.work, args=("spawned, through a manager",))
+    spawned = multiprocessing.get_context("spawn").Process(
+        target=_work_in_a_new_interpreter, args=(program, "spawned, through a manager")
+    )
     spawned.start()
     spawned.join()
     program.work("parent, through a manager")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import environment
+from harness import Program, environment, eventually
 
 from letterapp.testing import status
 
@@ -67,3 +68,15 @@ def test_the_demo_reports_wrong_arguments(arguments: list[str], tmp_path: Path) 
 def test_the_demo_with_a_real_api_requires_a_key(tmp_path: Path) -> None:
     done = demo(tmp_path, "--base-url", "http://127.0.0.1:9")
     assert done.returncode == 2 and "api_key is required" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_ctrl_c_ends_the_demo_and_its_processes_at_once(tmp_path: Path) -> None:
+    with Program([sys.executable, "-m", "letterapp", "demo"], environment(""), tmp_path) as program:
+        assert eventually(lambda: "processes done" in program.output, bool), program.output
+        program.signal_group(signal.SIGINT)
+        done = program.finish()
+        assert done.code == -signal.SIGINT, done
+        assert not program.left_behind(15), "clients that send may outlive the server, for 30 s"
+        assert "Traceback" not in done.output and "given up" not in done.output, done
