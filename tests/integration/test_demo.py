@@ -73,7 +73,8 @@ def test_the_demo_with_a_real_api_requires_a_key(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_ctrl_c_ends_the_demo_and_its_processes_at_once(tmp_path: Path) -> None:
-    with Program([sys.executable, "-m", "letterapp", "demo"], environment(""), tmp_path) as program:
+    command = [sys.executable, "-m", "letterapp", "demo", "--events", "4000"]  # its workers are busy for seconds
+    with Program(command, environment(""), tmp_path) as program:
         assert eventually(lambda: "processes done" in program.output, bool), program.output
         program.signal_group(signal.SIGINT)
         done = program.finish()
