@@ -10,43 +10,21 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import pytest
 from harness import DEADLINE, eventually, run, start
-from logged import fresh_log  # noqa: F401  (a fixture)
+from logged import (  # noqa: F401  (a fixture)
+    Listener,
+    fresh_log,
+    listening,
+)
 from programs import logs
 
 from letterapp import Letter, LetterError, _log
 from letterapp.testing import IngestionServer, reset, status
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-class Listener(logging.Handler):
-    """Keeps the records, and calls ``act`` for each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-        self.act: Callable[[], object] = lambda: None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-        self.act()
-
-    def lines(self, level: int = logging.DEBUG) -> list[str]:
-        return [record.getMessage() for record in self.records if record.levelno == level]
-
-
-@pytest.fixture(name="listener")
-def listening() -> Iterator[Listener]:
-    logger, handler = logging.getLogger("letterapp"), Listener()
-    logger.setLevel(logging.DEBUG)
-    logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET)
 
 
 def delivered(lines: list[str]) -> int:

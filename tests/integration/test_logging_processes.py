@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import psutil
 import pytest
 from harness import DEADLINE, WebServer, environment, eventually, needs
-from logged import fresh_log  # noqa: F401  (a fixture)
+from logged import (  # noqa: F401  (a fixture)
+    Listener,
+    fresh_log,
+    listening,
+)
 from managed import Directory, own_directory, own_manager  # noqa: F401  (fixtures)
 from relayed import Runtime, kept_relay, own_runtime, track, until_relayed  # noqa: F401  (fixtures)
 
@@ -26,47 +29,31 @@ from stress.ports import free_port
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Unix")
 
 
-@pytest.fixture(name="lines")
-def logged_lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    logger, handler = logging.getLogger("letterapp"), Handler()
-    logger.setLevel(logging.DEBUG)
-    logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET)
-
-
 def modes(lines: list[str]) -> list[str]:
     return [line for line in lines if line.startswith("mode:")]
 
 
 def test_a_relay_that_goes_and_comes_back_is_two_lines(
-    make: Callable[..., Letter], runtime: Runtime, lines: list[str]
+    make: Callable[..., Letter], runtime: Runtime, listener: Listener
 ) -> None:
     with runtime.keep() as relay:
         letter = make(relay=runtime.socket)
         track(letter, 3)
-        assert letter.flush(DEADLINE) and modes(lines) == []
+        assert letter.flush(DEADLINE) and modes(listener.texts) == []
         relay.signal(signal.SIGKILL)
         assert relay.finish().code == -signal.SIGKILL
     track(letter, 1, start=3)
     assert letter.flush(DEADLINE)
-    assert [line.split(",")[0] for line in modes(lines)] == ["mode: thread"]
+    assert [line.split(",")[0] for line in modes(listener.texts)] == ["mode: thread"]
     with runtime.keep():
         assert until_relayed(letter, 4)
         assert letter.flush(DEADLINE)
-        assert [line.split(",")[0] for line in modes(lines)] == ["mode: thread", "mode: relay"]
+        assert [line.split(",")[0] for line in modes(listener.texts)] == ["mode: thread", "mode: relay"]
         letter.close()
 
 
 def test_a_manager_that_goes_and_comes_back_is_two_lines(
-    make: Callable[..., Letter], directory: Directory, lines: list[str], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Letter], directory: Directory, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letterapp._relay.handover.FIRST_WAIT", 0.01)
     with directory.keep() as server:
@@ -75,13 +62,15 @@ def test_a_manager_that_goes_and_comes_back_is_two_lines(
         manager.connect()
         letter = make(relay=manager.queue)
         track(letter, 3)
-        assert letter.flush(DEADLINE) and modes(lines) == []
-        assert [line for line in lines if "3 events: settled by the queue's process, 0 lost" in line], lines
+        assert letter.flush(DEADLINE) and modes(listener.texts) == []
+        assert [line for line in listener.texts if "3 events: settled by the queue's process, 0 lost" in line], (
+            listener.texts
+        )
         server.signal(signal.SIGKILL)
         assert server.finish().code == -signal.SIGKILL
     track(letter, 1, start=3)
     assert letter.flush(DEADLINE)
-    assert modes(lines) == ["mode: thread, the queue cannot be used"]
+    assert modes(listener.texts) == ["mode: thread, the queue cannot be used"]
     with directory.keep():
 
         def relayed() -> str:
@@ -90,18 +79,18 @@ def test_a_manager_that_goes_and_comes_back_is_two_lines(
             return str(letter.stats()["mode"])
 
         assert eventually(relayed, lambda mode: mode == "relay") == "relay"
-        assert modes(lines)[1:] == ["mode: relay, the queue accepts batches again"]
+        assert modes(listener.texts)[1:] == ["mode: relay, the queue accepts batches again"]
 
 
 def test_the_losses_of_a_relay_are_logged_by_the_process_that_tracked(
-    make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer, kept: Any, lines: list[str]
+    make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer, kept: Any, listener: Listener
 ) -> None:
     letter = make(relay=runtime.socket)
     letter_api.plan(status(400))
     track(letter, 1)
     assert letter.flush(DEADLINE)
     assert eventually(lambda: letter.stats()["lost"], bool) == {"rejected": 1}
-    assert lines == ["1 event lost (rejected)"]
+    assert listener.texts == ["1 event lost (rejected)"]
 
 
 def test_letter_debug_in_a_relay(make: Callable[..., Letter], runtime: Runtime, letter_api: IngestionServer) -> None:

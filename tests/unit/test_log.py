@@ -3,55 +3,31 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
 from harness import DEADLINE, eventually
-from logged import fresh_log  # noqa: F401  (a fixture)
+from logged import (  # noqa: F401  (a fixture)
+    Listener,
+    fresh_log,
+    listening,
+)
 
 from letterapp import Letter, LetterError, _log
 from letterapp.testing import IngestionServer
 
-
-class Handler(logging.Handler):
-    """Keeps the texts, and the signal mask of the thread that logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.masks: list[set[int]] = []
-        self.act: Callable[[], object] = lambda: None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-        if hasattr(signal, "pthread_sigmask"):
-            self.masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
-        self.act()
-
-
-@pytest.fixture
-def handler() -> Iterator[Handler]:
-    logger, own = logging.getLogger("letterapp"), Handler()
-    logger.setLevel(logging.DEBUG)
-    logger.addHandler(own)
-    yield own
-    logger.removeHandler(own)
-    logger.setLevel(logging.NOTSET)
-
-
 # Bounds.
 
 
-def test_the_oldest_lines_are_left_out_if_too_many_wait(handler: Handler) -> None:
+def test_the_oldest_lines_are_left_out_if_too_many_wait(listener: Listener) -> None:
     for number in range(1_200):
         _log.note("line %d", number)
     assert _log.emit()
-    assert handler.lines == [f"line {number}" for number in range(700, 1_200)]
+    assert listener.texts == [f"line {number}" for number in range(700, 1_200)]
 
 
 def test_events_of_callbacks_are_remembered_up_to_a_bound() -> None:
@@ -66,22 +42,22 @@ def test_events_of_callbacks_are_remembered_up_to_a_bound() -> None:
 # What is a line.
 
 
-def test_a_report_without_a_loss_is_no_warning(handler: Handler) -> None:
+def test_a_report_without_a_loss_is_no_warning(listener: Listener) -> None:
     _log.note_report(LetterError("all events were recovered", cause="exit", lost=0))
-    assert not _log.emit(ending=True) and handler.lines == []
+    assert not _log.emit(ending=True) and listener.texts == []
 
 
 def test_a_batch_is_logged_if_a_handler_has_tracked_only_some_of_its_events(
-    letter_api: IngestionServer, make: Any, handler: Handler
+    letter_api: IngestionServer, make: Any, listener: Listener
 ) -> None:
     letter: Letter = make(flush_interval=60)
-    handler.act = lambda: letter.track("handler", "Logged")
+    listener.act = lambda: letter.track("handler", "Logged")
     expected = ["batch 1, 1 event", "batch 2, 2 events", "batch 3, 2 events"]
     for _ in expected:  # what a handler tracks is remembered from its second call on
         letter.track("u", "E")
         assert letter.flush(DEADLINE)
         assert eventually(lambda: letter.stats()["waiting"], bool) == 1  # so the line was logged
-    assert [line.split(":")[0] for line in handler.lines] == expected
+    assert [line.split(":")[0] for line in listener.texts] == expected
 
 
 # `LETTER_DEBUG`, whatever stderr is.
@@ -114,7 +90,7 @@ def test_lines_are_printed_to_an_object_of_the_application(stderr: Any, monkeypa
 
 @pytest.mark.parametrize("kind", ["none", "closed", "full"])
 def test_lines_that_cannot_be_printed_are_left_out(
-    kind: str, handler: Handler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, listener: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with (tmp_path / "closed").open("w") as closed:
         pass
@@ -123,7 +99,7 @@ def test_lines_that_cannot_be_printed_are_left_out(
         patch.setattr(sys, "stderr", {"none": None, "closed": closed, "full": Full()}[kind])
         _log.note("a line")
         assert _log.emit()
-    assert handler.lines == ["a line"]
+    assert listener.texts == ["a line"]
 
 
 # Who logs them.
@@ -131,13 +107,17 @@ def test_lines_that_cannot_be_printed_are_left_out(
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signal masks")
 def test_a_handler_runs_with_the_signal_mask_of_the_program(
-    letter_api: IngestionServer, make: Any, handler: Handler
+    letter_api: IngestionServer, make: Any, listener: Listener
 ) -> None:
-    own = set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    def mask() -> set[int]:
+        return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    masks: list[set[int]] = []
+    listener.act = lambda: masks.append(mask())
     letter: Letter = make(flush_at=1)
     letter.track("u", "E")
-    assert eventually(lambda: handler.masks, bool), "the background thread logs"
-    assert handler.masks == [own]
+    assert eventually(lambda: masks, bool), "the background thread logs"
+    assert masks == [mask()]
 
 
 def test_nothing_is_kept_where_nobody_has_imported_logging(monkeypatch: pytest.MonkeyPatch) -> None:
