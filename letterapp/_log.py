@@ -84,6 +84,10 @@ class _Pending:
     def may_emit(self) -> bool:
         return not (self.emitting.is_here() or self.emitting.has_others() or self.deferring.is_here())
 
+    def is_busy(self) -> bool:
+        """True if something is to be logged at the end of the process, or another thread is logging it."""
+        return self.has_lines(True) or self.emitting.has_others()
+
     def has_lines(self, ending: bool) -> bool:
         if self.lines or not self.lost:
             return bool(self.lines)
@@ -207,19 +211,22 @@ def emit_before_kill(seconds: float) -> None:
     """Log what waits, from a signal handler after which the process is killed; the handler waits for up to ``seconds``.
 
     In another thread: the signal may have interrupted this one in a handler of the application, which has its lock or
-    is writing to its stream. Then that thread waits for it in vain, and nothing is logged.
+    is writing to its stream. Then that thread waits for it in vain, and nothing is logged. A thread that is logging
+    already may have taken the losses, so that is waited for too.
     """
     pending = _pending
-    if pending is None or not (_is_current() and pending.has_lines(True)):
+    if pending is None or not _is_current() or pending.emitting.is_here() or not pending.is_busy():
         return
     deadline = monotonic() + seconds
     is_over = threading.Event()
 
     def run() -> None:
         try:
-            # Again, if another thread is in a handler: perhaps the sender, with the line of its last try.
-            while not emit(ending=True) and pending.has_lines(True) and monotonic() < deadline:
-                time.sleep(0.005)
+            while monotonic() < deadline:
+                emit(ending=True)
+                if not pending.is_busy():
+                    break
+                time.sleep(0.005)  # another thread is in a handler: perhaps the sender, with the line of its last try
         finally:
             is_over.set()
 

@@ -222,7 +222,7 @@ def signal_that_raises() -> None:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            os.kill(os.getpid(), signal.SIGALRM)
+            signal.raise_signal(signal.SIGALRM)
             threading.Event().wait(60)  # the signal is handled in here
 
     def on_signal(*_: Any) -> None:
@@ -310,7 +310,7 @@ def killed_by_a_signal(where: str) -> None:
         thread.join()
 
     def get_signal() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # not `os.kill`: a thread that is just being started might get it
         is_lost.wait(60)  # the signal is handled in here
 
     class Handler(logging.Handler):
@@ -319,6 +319,7 @@ def killed_by_a_signal(where: str) -> None:
                 if record.name == "application":
                     get_signal()
                 elif record.levelno == logging.WARNING:
+                    time.sleep(0.1 if where == "a handler of another thread" else 0)  # a slow handler
                     os.write(1, record.getMessage().encode() + b"\n")
                     if "invalid" in record.getMessage():
                         track_in_a_thread()
@@ -344,7 +345,7 @@ def killed_by_a_signal(where: str) -> None:
         "a handler of another thread": lambda: is_inside.wait(60),
     }
     acts.get(where, lambda: None)()
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 main(globals())
