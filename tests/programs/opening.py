@@ -17,28 +17,31 @@ from programs.common import API, child, main, make
 LONG = 60.0  # seconds that a fork waits, and not 2: on a busy machine, connecting to a server takes longer
 
 
-def _count(is_meant: Callable[[int], bool]) -> int:
+def _copies(of: os.stat_result) -> int:
+    """How many descriptors of this process lead to a file."""
     found = 0
     for name in os.listdir("/proc/self/fd"):
         try:
-            found += is_meant(os.stat(f"/proc/self/fd/{name}").st_mode)
+            found += os.path.samestat(os.stat(f"/proc/self/fd/{name}"), of)
         except OSError:
             pass  # that of the directory itself
     return found
 
 
 def _fork_while_opening(is_meant: Callable[[int], bool], act: Callable[[], object]) -> None:
-    """Call ``act`` in a thread, fork when it has opened something, and print how many of its kind the child has more.
+    """Call ``act`` in a thread, fork when it has opened a descriptor, and print how many copies of that the child has.
 
-    The library calls `os.fstat` for each descriptor that it opens, before it is registered.
+    The library calls `os.fstat` for each descriptor that it opens, before it is registered. Only copies of that one
+    count: what other modules opened, their own fork hooks may close.
     """
-    before = _count(is_meant)
     fstat = os.fstat
+    opened: list[tuple[os.stat_result, int]] = []  # the file, and how many descriptors of it there were before
     has_opened, is_decided = threading.Event(), threading.Event()  # the second: the fork waits, or has not waited
 
     def pausing(descriptor: int) -> os.stat_result:
         status = fstat(descriptor)
-        if descriptor > 2 and is_meant(status.st_mode) and not has_opened.is_set():
+        if descriptor > 2 and is_meant(status.st_mode) and not opened:
+            opened.append((status, _copies(status) - 1))
             has_opened.set()
             is_decided.wait(30)
         return status
@@ -53,7 +56,8 @@ def _fork_while_opening(is_meant: Callable[[int], bool], act: Callable[[], objec
     thread.start()
     if not has_opened.wait(30):
         print("nothing was opened")
-    pid = child(lambda: _count(is_meant) - before)
+    file, before = opened[0]
+    pid = child(lambda: _copies(file) - before)
     is_decided.set()
     print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]), flush=True)
     os.fstat = fstat
