@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     Timestamp = Union[datetime, date, str, None]
     MessageId = Union[str, UUID, None]
 
-_REQUIRED = ("type", "userId", "messageId")
+# By type: the texts that an event must have, those that it may have, and the object.
+_FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    "identify": (("userId", "timestamp", "messageId"), ("email", "timezone"), "traits"),
+    "group": (("userId", "timestamp", "messageId", "accountId"), ("name",), "traits"),
+    "track": (("userId", "timestamp", "messageId", "event"), (), "properties"),
+}
 _FRAME = len(b'{"batch":[]}')  # bytes that a request adds to a single event
 _FEW = 1000  # up to this many entries, only the length of strings needs counting in flat properties
 _NUMBERS = FLAT - {str}
@@ -180,12 +185,33 @@ class Encoder:
             return None
         try:
             copy = Copier(self._max_bytes, self._default).copy(item)
-            if type(copy) is not dict or not all(copy.get(key) and type(copy[key]) is str for key in _REQUIRED):
-                raise Unencodable("before_send must return an event with its type, userId and messageId, or None")
-            return as_bytes(copy)
+            return as_bytes(_completed(copy))
         except Unencodable as error:
             error.path = error.path.lstrip(".")
             raise
+
+
+def _completed(event: Any) -> dict[str, Any]:
+    """What ``before_send`` returned, with empty properties or traits if it has removed them.
+
+    Raises `Unencodable` for what the API would refuse. There it would be refused together with its batch, which would
+    have to be sent in parts.
+    """
+    if type(event) is not dict or type(event.get("type")) is not str or event["type"] not in _FORMS:
+        raise Unencodable("before_send must return an event, with its type, or None")
+    required, optional, fields = _FORMS[event["type"]]
+    for name in required:
+        if type(event.get(name)) is not str or not event[name]:
+            raise Unencodable(f"before_send must return an event with its {name}, a string that is not empty")
+    completed = {name: value for name, value in event.items() if value is not None or name not in optional}
+    for name in optional:
+        if type(completed.get(name, "")) is not str:
+            raise Unencodable(f"before_send must return a string as {name}, or none")
+    if completed.get(fields) is None:
+        completed[fields] = {}
+    elif type(completed[fields]) is not dict:
+        raise Unencodable(f"before_send must return a dict as {fields}")
+    return completed
 
 
 # Arguments.
