@@ -241,7 +241,7 @@ class ThisInterpreter:
 def costs(monkeypatch: pytest.MonkeyPatch) -> stream_costs.StreamCosts:
     """With few events."""
     monkeypatch.setattr(stream_costs, "EVENTS", {1: 2_000, 10: 20_000, 100: 30_000})
-    monkeypatch.setattr(stream_costs, "SLOW_EVENTS", 1_000)
+    monkeypatch.setattr(stream_costs, "SLOW_EVENTS", 2_000)
     environments: Any = ThisInterpreter()
     return stream_costs.StreamCosts(environments)
 
@@ -253,7 +253,7 @@ def keys(measure: str) -> set[str]:
 
 def test_there_are_events_for_each_size_of_an_entry() -> None:
     assert tuple(stream_costs.EVENTS) == PER_ENTRY == next(c.xs for c in CURVES if c.measure == "redis_entries")
-    assert all(events % per_entry == 0 for per_entry, events in stream_costs.EVENTS.items())
+    assert all(events % (per_entry * stream_costs.APPENDERS) == 0 for per_entry, events in stream_costs.EVENTS.items())
     assert next(c.xs for c in CURVES if c.measure == "redis_slow_api") == SLOW_RELAYS
 
 
@@ -272,8 +272,8 @@ def test_what_entries_of_a_stream_cost(costs: stream_costs.StreamCosts, measured
 def test_each_relay_sends_one_request_after_the_other_to_a_slow_api(costs: stream_costs.StreamCosts) -> None:
     (key,) = keys("redis_slow_api")
     for relays in (1, 2):
-        # Between the two moments 800 events for each relay, so eight requests and at least seven responses.
-        assert 0 < costs.slow_api(relays)[key] < relays * 800 / (7 * stream_costs.SLOW)
+        # Between the two moments 1,600 events for each relay, so 16 requests and at least 15 responses.
+        assert 0 < costs.slow_api(relays)[key] < relays * 1_600 / (15 * stream_costs.SLOW)
 
 
 @needs_redis
