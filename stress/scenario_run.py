@@ -259,7 +259,7 @@ class ScenarioRun:
                 if words[2:]:
                     reported[log.name, int(words[0])] = words[2]
         if unspecific:
-            self.notes.append(f"{unspecific} errors reached the program that name no event")
+            self.notes.append(f"{unspecific} error{'s' * (unspecific > 1)} that name no event reached the program")
             # Such as the report that a busy relay accepts no events for now: those tracked meanwhile bypass it.
             self.allows_overtaking = self.allows_overtaking or self.peer.column in (RELAY, REDIS)
         return Records(returned, reported, list(self.api.arrivals), unnamed)

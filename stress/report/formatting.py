@@ -20,7 +20,7 @@ MEANINGS = {
     "reported": "some events did not arrive, and each was reported to the program",
     "red": "events lost without a report, duplicated or out of order, or a program that hung or left something behind",
     "failed": "could not run",
-    "none": "not run",
+    "none": "not run, or not applicable to this client",
 }
 FIGURE_TITLES = {
     **{key: key for key in COUNTS},
@@ -95,7 +95,7 @@ def cell(entry: Entry | None) -> Cell:
     if entry is None:
         return Cell("none", ["not run"])
     if entry.verdict == "failed":
-        return Cell("failed", ["failed"])
+        return Cell("failed", ["failed"]) if entry.is_applicable else Cell("none", ["not applicable"])
     words = [_lost(entry)]
     for key in ("reported", *FAULTS[1:]):
         count = entry.figures[key]
@@ -222,7 +222,7 @@ def ledger_notes(ledger: Ledger) -> Iterator[str]:
     yield f"{origin_line(ledger.origin)}{seed}{seconds}; {versions}."
     found: dict[tuple[str, str], dict[str, None]] = {}  # by note and scenario: the clients
     for entry in ledger.entries.values():
-        for text in [f"could not run: {entry.failure}"] * bool(entry.failure) + entry.notes:
+        for text in entry.remarks:
             found.setdefault((text, entry.scenario), {})[entry.column] = None
     where: dict[tuple[str, str], list[str]] = {}  # by clients and note: the scenarios
     for (text, scenario), columns in found.items():

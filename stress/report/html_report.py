@@ -104,7 +104,7 @@ def _grid_cell(ledger: Ledger, scenario: str, column: str) -> GridCell:
     entry = ledger.entries.get((scenario, column))
     cell = formatting.cell(entry)
     figures = _figures(entry) if entry else []
-    remarks = [*([f"could not run: {entry.failure}"] if entry.failure else []), *entry.notes] if entry else []
+    remarks = entry.remarks if entry else []
     some = [f"{title} {value}" for title, value, _ in figures[: len(COUNTS)] if value]
     return GridCell(column, cell, "\n".join([f"{scenario}, {column}", ", ".join(some), *remarks]), figures, remarks)
 

@@ -104,6 +104,13 @@ class Entry(NamedTuple):
     failure: str | None  # why it could not run
     notes: list[str]
     verdict: str
+    is_applicable: bool = True  # False if the scenario is about something that this client does not have
+
+    @property
+    def remarks(self) -> list[str]:
+        """Why it has no result, if it has none, and the notes."""
+        why = "could not run" if self.is_applicable else "not applicable"
+        return [*([f"{why}: {self.failure}"] if self.failure else []), *self.notes]
 
 
 class Ledger(NamedTuple):
@@ -297,6 +304,7 @@ def entry(line: Any, where: str = "entry") -> Entry:
         failure,
         [str(note) for note in _field(line, "notes", list, [], where)],
         verdict if verdict in VERDICTS else _verdict(figures, failure),
+        not _field(line, "not_applicable", bool, False, where),
     )
 
 
@@ -368,7 +376,14 @@ def _field(data: dict[str, Any], key: str, kind: type, default: Any = _REQUIRED,
             raise ValueError(f"{prefix}{key!r} is missing")
         return default
     if not _is_a(value, kind):
-        names = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
+        names = {
+            dict: "an object",
+            list: "a list",
+            str: "text",
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+        }
         raise ValueError(f"{prefix}{key!r} is {_short(value)}, not {names[kind]}")
     return value
 
@@ -382,7 +397,9 @@ def _mapping(data: dict[str, Any], key: str, kind: type, default: Any = _REQUIRE
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if kind is bool or isinstance(value, bool):
+        return kind is type(value)  # for `isinstance`, True is an int
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _short(value: Any) -> str:

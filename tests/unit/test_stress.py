@@ -396,6 +396,26 @@ def test_a_report_shows_what_the_ledger_says_and_needs_nothing_else(perform: Any
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
 
+def test_a_report_tells_what_does_not_apply_from_what_failed(perform: Any, tmp_path: Path) -> None:
+    report = pytest.importorskip("stress.report")
+    entries = [
+        {
+            **perform("single", "broken:lost"),
+            "failure": why,
+            "not_applicable": fits,
+            "scenario": name,
+            "verdict": "failed",
+        }
+        for name, why, fits in [("single", "it has no relay", True), ("bursts", "it did not start", False)]
+    ]
+    file, markdown = tmp_path / "ledger.json", tmp_path / "page.md"
+    file.write_text(json.dumps(ledger(*entries)))
+    assert report.report([file], None, markdown, None, Console(quiet=True)) == 0
+    text = markdown.read_text()
+    assert "| - not applicable |" in text and "not applicable: it has no relay (single)" in text
+    assert "| ? failed |" in text and "could not run: it did not start (bursts)" in text
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"kind": "novel"}', '{"kind": "ledger"}'])
 def test_a_file_that_is_not_a_result_is_named(text: str, tmp_path: Path) -> None:
     report = pytest.importorskip("stress.report")
