@@ -30,7 +30,7 @@ class Limit(NamedTuple):
 
     def __str__(self) -> str:
         sign = "at least" if self.at_least else "at most"
-        text = f"{sign} {self.bound:g} x {self.against}" if self.against else f"{sign} {self.bound:g}"
+        text = f"{sign} {self.bound:g} x {self.against}" if self.against else f"{sign} {self.bound:,g}"
         return text if self.column == SELF else f"{self.column}: {text}"
 
     def is_met(self, value: float) -> bool:
