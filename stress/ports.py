@@ -7,6 +7,7 @@ here come from outside that range.
 
 from __future__ import annotations
 
+import atexit
 import secrets
 import socket
 import sys
@@ -51,6 +52,12 @@ def _reserve(port: int) -> bool:
     if len(_reservations) > _MAX_RESERVED:
         _reservations.popleft().close()
     return True
+
+
+@atexit.register
+def _release() -> None:
+    while _reservations:
+        _reservations.popleft().close()  # otherwise, Python warns of each
 
 
 def _outside_kernel_range() -> Sequence[int]:
